@@ -1,0 +1,485 @@
+"""The node's Flower app: one handler for every message type in `client.wire`.
+
+Each handler reads its settings, opens the node's data and store, does one step of a protocol, and
+answers through `wire.reply`. Nothing stays in memory between messages.
+"""
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, TypeVar
+
+import torch
+from flwr.app import ArrayRecord, Context, Message
+from flwr.clientapp import ClientApp
+from torch import Tensor, nn
+
+from client import wire
+from client.ascent import ascend
+from client.distillation import Matcher, condense, due, initialise, real_gradients
+from client.errors import BadSetting, EffaceError, StoreError
+from client.evaluation import evaluate
+from client.models import build
+from client.recovery import descend
+from client.seeds import generator
+from client.site import Part, Site, erased_mask, forget_mask, open_site
+from client.store import Store, SyntheticSet, without
+from client.training import local_sgd, minibatches, steps_in
+from client.wire import Common, ForgetSpec
+
+log = logging.getLogger("efface.client")
+app = ClientApp()
+S = TypeVar("S", bound=Common)
+
+
+@dataclass(frozen=True)
+class Node:
+    """What a handler works with."""
+
+    site: Site
+    store: Store
+    device: torch.device
+    settings: Common
+    arrays: ArrayRecord
+    erased: list[ForgetSpec]  # tombstones in force: the server's and the node's own
+
+    @property
+    def model_name(self) -> str:
+        return str(self.settings.model_spec)
+
+    def model(self) -> nn.Module:
+        """Return the network with the parameters that came down, on the device."""
+        network = build(self.settings.model_spec, torch.Generator())
+        state = self.arrays.to_torch_state_dict()
+        try:
+            network.load_state_dict(state)
+        except RuntimeError as error:
+            raise BadSetting(f"arrays must fit the model {self.model_name}, got {error}") from error
+        return network.to(self.device)
+
+    def draws(self, purpose: str = "") -> torch.Generator:
+        """Return the generator of this phase, round and node."""
+        s = self.settings
+        return generator(s.seed, s.phase + purpose, s.server_round, s.client)
+
+    def masks(self, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return which examples the request names and which may be trained on, as masks."""
+        forget = forget_mask(labels, self.settings.forget, self.settings.client)
+        gone = erased_mask(labels, self.erased, self.settings.client)
+        return forget & ~gone, ~forget & ~gone
+
+    def synthetic(self, *, before: int | None = None) -> SyntheticSet:
+        """Return the node's synthetic set.
+
+        Raises:
+            StoreError: If there is none for this model.
+        """
+        found = self.store.load(self.settings.lineage, model=self.model_name, before=before)
+        if found is None:
+            raise StoreError(
+                f"synthetic set of {self.settings.lineage} must exist on node "
+                f"{self.settings.client}, got none; train with distillation (scale above 0), or "
+                "choose a method that needs no synthetic data"
+            )
+        return SyntheticSet(found.images.to(self.device), found.labels.to(self.device))
+
+    def save(self, generation: int, synthetic: SyntheticSet) -> None:
+        self.store.save(self.settings.lineage, generation, synthetic, model=self.model_name)
+
+
+Metrics = dict[str, float | list[float]]
+Answer = tuple[Metrics, nn.Module | None]
+
+
+class NodeError(EffaceError):
+    """What the coordinator is told when a node fails: no path and no value of the node's own."""
+
+
+def answered(kind: type[S]) -> Callable[[Callable[[Node, S], Answer]], Callable[..., Message]]:
+    """Turn a function of a node and its settings into a Flower handler."""
+
+    def decorate(handle: Callable[[Node, S], Answer]) -> Callable[[Message, Context], Message]:
+        def handler(message: Message, context: Context) -> Message:
+            try:
+                started = time.perf_counter()
+                arrays, settings = wire.receive(message, kind)
+                node = _open(settings, arrays, context)
+                metrics, model = handle(node, settings)
+                metrics["seconds"] = time.perf_counter() - started
+                metrics["partition"] = int(context.node_config.get("partition-id", -1))
+                return wire.reply(
+                    message,
+                    metrics,
+                    num_classes=settings.model_classes,
+                    state=None if model is None else model.state_dict(),
+                    like=arrays,
+                )
+            except Exception as error:
+                log.exception("%s failed", message.metadata.message_type)
+                raise NodeError(_told(error)) from None
+
+        return handler
+
+    return decorate
+
+
+def _told(error: Exception) -> str:
+    """Return what may go up about an error: settings came from the coordinator, all else is ours."""
+    if isinstance(error, BadSetting | wire.CodeMismatch):
+        return f"{type(error).__name__}: {error}"
+    if isinstance(error, StoreError) and "must exist on node" in str(error):
+        return f"StoreError: {error}"
+    return f"{type(error).__name__}: the node's own log says why"
+
+
+def _open(settings: Common, arrays: ArrayRecord, context: Context) -> Node:
+    if torch.get_num_threads() != settings.threads:
+        torch.set_num_threads(settings.threads)
+    wanted = str(context.node_config.get("device", settings.device))
+    if wanted == "auto":
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    store = Store(store_folder(settings, context.node_config.get("store")))
+    tombstones = [
+        ForgetSpec("class", tuple(settings.erased_classes)),
+        ForgetSpec("client", (), tuple(settings.erased_clients)),
+        *store.state().tombstones.values(),
+    ]
+    # What the request names is its own business: relearning must reach below a tombstone.
+    erased = [rest for t in tombstones if (rest := without(t, settings.forget)) is not None]
+    site = open_site(settings, context.node_config)
+    return Node(site, store, torch.device(wanted), settings, arrays, erased)
+
+
+def store_folder(settings: Common, named: object) -> Path:
+    """Return the node's store: the folder its operator named, or a simulated node's own."""
+    if named:
+        return Path(str(named))
+    root = os.environ.get("EFFACE_STORE")
+    base = Path(root) if root else Path.home() / ".efface" / "clients"
+    return base / settings.population / settings.client
+
+
+# ---- handlers -----------------------------------------------------------------------------------
+
+
+@app.train("fit")
+@answered(wire.Fit)
+def fit(node: Node, settings: wire.Fit) -> Answer:
+    """Train on the retained real data; distil in situ if `scale` is above 0."""
+    _, keep = node.masks(node.site.train.labels)
+    part = node.site.train.where(keep)
+    metrics: Metrics = {
+        "num-examples": len(part),
+        "num-steps": 0,
+        "samples": 0,
+        "loss": 0.0,
+        "seconds-distill": 0.0,
+    }
+    model = node.model()
+    if not len(part):
+        return metrics, model
+    num_steps = settings.steps or steps_in(settings.epochs, len(part), settings.batch_size)
+    distiller = None
+    if settings.scale:
+        distiller = _Distiller(node, settings, keep, num_steps)
+    trained = local_sgd(
+        model,
+        node.site.pick(part, node.device),
+        minibatches(len(part), settings.batch_size, num_steps, node.draws()),
+        lr=settings.lr,
+        momentum=settings.momentum,
+        weight_decay=settings.weight_decay,
+        proximal=settings.proximal,
+        precision=settings.precision,
+        gradients=None if distiller is None else distiller.bind(model),
+    )
+    if distiller is not None:
+        started = time.perf_counter()
+        node.save(settings.server_round, distiller.matcher.synthetic)
+        metrics["seconds-distill"] = distiller.seconds + time.perf_counter() - started
+    metrics |= {"num-steps": trained.num_steps, "samples": trained.samples, "loss": trained.loss}
+    return metrics, model
+
+
+class _Distiller:
+    """Matching's place in the local loop, with its time and its share of the work."""
+
+    def __init__(self, node: Node, settings: wire.Fit, keep: Tensor, num_steps: int) -> None:
+        started = time.perf_counter()
+        self.settings = settings
+        found = node.store.load(
+            settings.lineage, model=node.model_name, before=settings.server_round
+        )
+        if found is None:
+            start = generator(settings.seed, "synthetic", 0, settings.client)
+            found = initialise(node.site, keep, settings.scale, start)
+        self.matcher = Matcher(
+            SyntheticSet(found.images.to(node.device), found.labels.to(node.device)),
+            lr=settings.image_lr,
+            momentum=settings.image_momentum,
+            num_steps=settings.image_steps,
+        )
+        self.planned = float(num_steps * min(settings.batch_size, int(keep.sum())))
+        self.spent = 0.0
+        self.seconds = time.perf_counter() - started
+
+    def bind(
+        self, model: nn.Module
+    ) -> Callable[[int, Tensor, Tensor], tuple[list[Tensor], Tensor] | None]:
+        def gradients(
+            step: int, images: Tensor, labels: Tensor
+        ) -> tuple[list[Tensor], Tensor] | None:
+            s = self.settings
+            cost = self.matcher.cost(labels)
+            if not due(
+                step, s.distill_every, s.distill_fraction, self.spent, self.planned, cost
+            ):
+                return None
+            self.spent += cost
+            batch, loss, by_class = real_gradients(model, images, labels)
+            started = time.perf_counter()
+            self.matcher.match(model, by_class)
+            self.seconds += time.perf_counter() - started
+            return batch, loss
+
+        return gradients
+
+
+@app.train("ascend")
+@answered(wire.Ascend)
+def climb(node: Node, settings: wire.Ascend) -> Answer:
+    """Raise the loss on what is to be forgotten."""
+    if settings.data == "synthetic":
+        held = node.synthetic()
+        forget, _ = node.masks(held.labels.cpu())
+        chosen = held.where(forget.to(node.device))
+        images, labels = chosen.images, chosen.labels
+    else:
+        forget, _ = node.masks(node.site.train.labels)
+        images, labels = _all(node, node.site.train.where(forget))
+    model = node.model()
+    done = ascend(
+        model,
+        images,
+        labels,
+        epochs=settings.epochs,
+        batch_size=settings.batch_size,
+        lr=settings.lr,
+        generator=node.draws(),
+        target_loss=settings.target_loss,
+        freeze_head=settings.freeze_head,
+    )
+    return {
+        "num-examples": len(labels),
+        "num-steps": done.num_steps,
+        "samples": done.samples,
+        "loss": done.loss,
+    }, model
+
+
+@app.train("descend")
+@answered(wire.Descend)
+def recover(node: Node, settings: wire.Descend) -> Answer:
+    """Train on compact data: what is retained, what comes back, or both."""
+    site_labels = node.site.train.labels
+    forget, retain = node.masks(site_labels)
+    wanted = {"retain": retain, "forget": forget, "all": forget | retain}[settings.side]
+    images, labels = [], []
+    held: tuple[Tensor, Tensor] | None = None
+    chosen = None
+    if settings.data != "original":
+        synthetic = _synthetic_for(node, settings, wanted)
+        own_forget, own_retain = node.masks(synthetic.labels.cpu())
+        own = {"retain": own_retain, "forget": own_forget, "all": own_forget | own_retain}
+        chosen = synthetic.where(own[settings.side].to(node.device))
+        images.append(chosen.images)
+        labels.append(chosen.labels)
+        if settings.side == "retain":
+            down = synthetic.where((~own_retain).to(node.device))
+            held = (down.images, down.labels)
+    if settings.data != "synthetic":
+        part = node.site.train.where(wanted)
+        if chosen is not None:
+            # The same originals in every round: a node keeps 1 + 1 % of its data at hand.
+            draw = generator(settings.seed, "augment", 0, settings.client)
+            part = _as_many(part, chosen.labels.cpu(), draw)
+        real_images, real_labels = _all(node, part)
+        images.append(real_images)
+        labels.append(real_labels)
+    all_images, all_labels = torch.cat(images), torch.cat(labels)
+    metrics: Metrics = {"num-examples": len(all_labels), "num-steps": 0, "samples": 0, "loss": 0.0}
+    model = node.model()
+    if not len(all_labels):
+        return metrics, model
+    done = descend(
+        model,
+        all_images,
+        all_labels,
+        epochs=settings.epochs,
+        batch_size=-(-len(all_labels) // settings.batches)
+        if settings.batches
+        else settings.batch_size,
+        lr=settings.lr,
+        momentum=settings.momentum,
+        generator=node.draws(),
+        held=held,
+        hold=settings.hold,
+        hold_features=settings.hold_features,
+    )
+    metrics |= {"num-steps": done.num_steps, "samples": done.samples, "loss": done.loss}
+    return metrics, model
+
+
+def _as_many(part: Part, labels: Tensor, draws: torch.Generator) -> Part:
+    """Return random examples of `part`, as many of each class as `labels` has, or all it has."""
+    rows = []
+    for label, count in zip(*labels.unique(return_counts=True), strict=True):
+        of_class = (part.labels == label).nonzero().flatten()
+        rows.append(of_class[torch.randperm(len(of_class), generator=draws)[: int(count)]])
+    index = torch.cat(rows) if rows else torch.empty(0, dtype=torch.int64)
+    return Part(part.split, part.index[index])
+
+
+def _all(node: Node, part: Part) -> tuple[Tensor, Tensor]:
+    return node.site.pick(part, node.device)(torch.arange(len(part)))
+
+
+def _synthetic_for(node: Node, settings: wire.Descend, wanted: Tensor) -> SyntheticSet:
+    """Return the node's synthetic set; for relearning, with what was destroyed drawn anew.
+
+    Classes of the `wanted` real examples that have no synthetic images left get new ones, random
+    real images as at the start of training: what a client brings back is its to use again.
+    """
+    if settings.side == "retain":
+        return node.synthetic()
+    labels = node.site.train.labels
+    found = node.store.load(settings.lineage, model=node.model_name)
+    missing = wanted if found is None else wanted & ~torch.isin(labels, found.labels.unique())
+    if found is None or bool(missing.any()):
+        draw = generator(settings.seed, "synthetic", 0, settings.client)
+        fresh = initialise(node.site, missing, settings.scale, draw)
+        found = fresh if found is None else found.joined(fresh)
+        node.save(_next_generation(node), found)
+    return SyntheticSet(found.images.to(node.device), found.labels.to(node.device))
+
+
+def _next_generation(node: Node) -> int:
+    numbers = [
+        g.number for g in node.store.generations() if g.lineage == node.settings.lineage
+    ]
+    return max(numbers, default=0) + 1
+
+
+@app.evaluate("heldout")
+@answered(wire.Heldout)
+def heldout(node: Node, settings: wire.Heldout) -> Answer:
+    """Score the model on the held-out part, or on the synthetic stand-ins of the forget data."""
+    if settings.part == "synthetic":
+        synthetic = node.synthetic()
+        labels = synthetic.labels.cpu()
+
+        def pick(batch: Tensor) -> tuple[Tensor, Tensor]:
+            rows = index[batch].to(node.device)
+            return synthetic.images[rows], synthetic.labels[rows]
+    else:
+        labels = node.site.heldout.labels
+        on_device = node.site.pick(node.site.heldout, node.device)
+
+        def pick(batch: Tensor) -> tuple[Tensor, Tensor]:
+            return on_device(index[batch])
+
+    forget = forget_mask(labels, settings.forget, settings.client)
+    chosen = {
+        "all": torch.ones_like(forget),
+        "forget": forget,
+        "retain": ~forget & ~erased_mask(labels, node.erased, settings.client),
+    }[settings.side]
+    index = chosen.nonzero().flatten()
+    scores = evaluate(node.model(), pick, len(index), settings.model_classes)
+    return {
+        "num-examples": len(index),
+        "samples": len(index),
+        "correct-per-class": [float(n) for n in scores.correct],
+        "count-per-class": [float(n) for n in scores.count],
+        "loss-per-class": [float(n) for n in scores.loss],
+    }, None
+
+
+@app.query("describe")
+@answered(wire.Describe)
+def describe(node: Node, settings: wire.Describe) -> Answer:
+    """Answer with counts: of the data, and of what the request would touch."""
+    labels = node.site.train.labels
+    forget, retain = node.masks(labels)
+    found = node.store.load(settings.lineage, model=node.model_name)
+    synthetic = torch.empty(0, dtype=torch.int64) if found is None else found.labels
+    own_forget, own_retain = node.masks(synthetic)
+    counts = torch.bincount(labels, minlength=settings.model_classes)
+    return {
+        "num-examples": len(labels),
+        "num-forget": int(forget.sum()),
+        "num-retain": int(retain.sum()),
+        "num-forget-synthetic": int(own_forget.sum()),
+        "num-retain-synthetic": int(own_retain.sum()),
+        "num-heldout": len(node.site.heldout),
+        "count-train-per-class": [float(n) for n in counts],
+    }, None
+
+
+@app.query("condense")
+@answered(wire.Condense)
+def fine_tune(node: Node, settings: wire.Condense) -> Answer:
+    """Improve the synthetic set over random initialisations."""
+    state = node.store.state()
+    done = f"condense {settings.request}"
+    synthetic = node.synthetic()
+    if done not in state.applied:
+        _, keep = node.masks(node.site.train.labels)
+        better = condense(
+            node.site,
+            keep,
+            synthetic,
+            lambda draws: build(settings.model_spec, draws).to(node.device),
+            node.draws(),
+            outer_steps=settings.outer_steps,
+            inner_steps=settings.inner_steps,
+            batch_size=settings.batch_size,
+            image_lr=settings.image_lr,
+            lr=settings.lr,
+        )
+        node.save(_next_generation(node), better)
+        node.store.settle(done, "condense", settings.forget)
+    return {"num-examples": len(synthetic), "applied": float(done in state.applied)}, None
+
+
+@app.query("settle")
+@answered(wire.Settle)
+def settle(node: Node, settings: wire.Settle) -> Answer:
+    """Make a verified request last on this node."""
+    spec = settings.forget
+    new = node.store.settle(settings.request, settings.action, spec)
+    destroyed = 0
+    if settings.destroy and settings.action == "forget":
+        if spec.level == "client" and settings.client in spec.clients:
+            destroyed = node.store.destroy()
+        elif spec.level == "class":
+            destroyed = node.store.destroy(classes=spec.classes)
+    return {
+        "num-examples": len(node.site.train),
+        "applied": float(not new),
+        "destroyed": destroyed,
+    }, None
+
+
+HANDLERS: Final[dict[str, Callable[..., Message]]] = {
+    wire.FIT: fit,
+    wire.ASCEND: climb,
+    wire.DESCEND: recover,
+    wire.HELDOUT: heldout,
+    wire.DESCRIBE: describe,
+    wire.CONDENSE: fine_tune,
+    wire.SETTLE: settle,
+}

@@ -1,0 +1,76 @@
+"""Stochastic gradient ascent on the data to forget.
+
+Wu et al., "Federated Unlearning: Guarantee the Right of Clients to Forget", 2022, as QuickDrop
+states it (Dhasade et al. 2024, Algorithm 1, line 14).
+
+Departs from the paper: can stop once the loss reaches `target_loss`, and can leave the last layer
+as it is.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from client.errors import EffaceError
+from client.training import Trained, minibatches, steps_in
+
+
+def ascend(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    epochs: int,
+    batch_size: int,
+    lr: float,
+    generator: torch.Generator,
+    target_loss: float = 0.0,
+    freeze_head: bool = False,
+) -> Trained:
+    """Raise the loss on the forget data, in place.
+
+        w <- w + lr * grad L(w; B)
+
+    Args:
+        model: Classifier from images to logits `(B, K)`.
+        images: Normalised images `(n, C, H, W)` float32, n > 0.
+        labels: `(n,)` int64.
+        epochs: Passes over the images, at most.
+        batch_size: Images a step.
+        lr: eta_theta while unlearning, positive.
+        generator: Orders the images.
+        target_loss: Stop before a step whose batch has a loss of at least this; 0 for never.
+        freeze_head: Leave `model.classifier` as it is.
+
+    Returns:
+        Steps, images and mean loss.
+
+    Raises:
+        EffaceError: If there is no image, or the loss stops being finite.
+    """
+    if not len(labels):
+        raise EffaceError("forget data must hold at least one example, got none on this node")
+    model.train()
+    head = {id(p) for p in model.classifier.parameters()} if freeze_head else set()  # type: ignore[union-attr]
+    weights = [p for p in model.parameters() if id(p) not in head]
+    losses: list[float] = []
+    samples = 0
+    for batch in minibatches(
+        len(labels), batch_size, steps_in(epochs, len(labels), batch_size), generator
+    ):
+        loss = cross_entropy(model(images[batch]), labels[batch])
+        losses.append(float(loss.detach()))
+        if not math.isfinite(losses[-1]):
+            raise EffaceError(
+                f"loss while unlearning must stay finite, got {losses[-1]} after {len(losses)} "
+                f"steps; lower the learning rate (now {lr:g})"
+            )
+        samples += len(batch)
+        if target_loss and losses[-1] >= target_loss:
+            break
+        gradients = torch.autograd.grad(loss, weights)
+        with torch.no_grad():
+            torch._foreach_add_(weights, gradients, alpha=lr)
+    return Trained(len(losses), samples, sum(losses) / len(losses))

@@ -1,0 +1,175 @@
+"""A node's own data: where it lies, what is held out, and which part a request names."""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from client import datasets
+from client.datasets import DataSet, Split
+from client.errors import DataError
+from client.partition import partition
+from client.seeds import generator
+from client.wire import Common, ForgetSpec
+
+NodeConfig = Mapping[str, bool | float | int | str]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some examples of a split: an index, so that many nodes share one copy of the images.
+
+    Attributes:
+        split: Images uint8 `(N, C, H, W)` and labels int64 `(N,)`.
+        index: Positions in `split`, int64 `(n,)`.
+    """
+
+    split: Split
+    index: Tensor
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    @property
+    def labels(self) -> Tensor:
+        return self.split.labels[self.index]
+
+    def where(self, keep: Tensor) -> "Part":
+        """Return the examples for which the boolean mask `keep` `(n,)` is true."""
+        return Part(self.split, self.index[keep])
+
+
+@dataclass(frozen=True)
+class Site:
+    """One node's data. `train` and `heldout` share no example."""
+
+    name: str
+    data: DataSet
+    train: Part
+    heldout: Part
+
+    def images(self, part: Part, chosen: Tensor | None = None) -> Tensor:
+        """Return images of `part` as normalised float32 `(b, C, H, W)`, all or the `chosen`."""
+        index = part.index if chosen is None else part.index[chosen]
+        return datasets.normalise(part.split.images[index], self.data.mean, self.data.std)
+
+    def pick(self, part: Part, device: torch.device) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+        """Return a function from positions in `part` to normalised images and labels.
+
+        The part travels to `device` once, as uint8; a batch is normalised there.
+        """
+        images, labels = part.split.images[part.index].to(device), part.labels.to(device)
+
+        def picked(batch: Tensor) -> tuple[Tensor, Tensor]:
+            chosen = batch.to(device)
+            return (
+                datasets.normalise(images[chosen], self.data.mean, self.data.std),
+                labels[chosen],
+            )
+
+        return picked
+
+
+def open_site(settings: Common, node: NodeConfig) -> Site:
+    """Return the data of the node that `settings` is addressed to.
+
+    A node whose operator names `data` uses that and nothing else. Any other node is a simulated
+    one: its share of the data set that the coordinator names, by its `partition-id`.
+
+    Raises:
+        DataError: If the data cannot be read, or do not fit the model.
+    """
+    directory = node.get("data-dir") or os.environ.get("EFFACE_DATA_DIR")
+    data_dir = Path(str(directory)) if directory else None
+    own = node.get("data")
+    data = datasets.load(str(own) if own else settings.dataset, data_dir)
+    _check_fit(data, settings)
+    if own:
+        index = torch.arange(len(data.train.labels))
+    else:
+        shares = _shares(
+            settings.dataset,
+            data_dir,
+            settings.partition,
+            settings.num_clients,
+            settings.max_samples,
+            settings.partition_seed,
+        )
+        position = int(node.get("partition-id", 0))
+        if not 0 <= position < len(shares):
+            raise DataError(f"partition-id must lie in [0, {len(shares)}), got {position}")
+        index = shares[position]
+    if own and data.validation is not None:
+        heldout = Part(data.validation, torch.arange(len(data.validation.labels)))
+        return Site(settings.client, data, Part(data.train, index), heldout)
+    order = torch.randperm(
+        len(index), generator=generator(settings.partition_seed, "holdout", 0, settings.client)
+    )
+    num_heldout = int(settings.holdout * len(index))
+    return Site(
+        settings.client,
+        data,
+        train=Part(data.train, index[order[num_heldout:]]),
+        heldout=Part(data.train, index[order[:num_heldout]]),
+    )
+
+
+@lru_cache(maxsize=8)  # one process serves many nodes on the inline and Ray engines
+def _shares(
+    dataset: str, data_dir: Path | None, spec: str, num_clients: int, max_samples: int, seed: int
+) -> tuple[Tensor, ...]:
+    """Return every simulated node's positions in the training split."""
+    train = datasets.load(dataset, data_dir).train
+    chosen = torch.arange(len(train.labels))
+    if max_samples:
+        if max_samples > len(chosen):
+            raise DataError(f"max-samples must be at most {len(chosen)}, got {max_samples}")
+        order = torch.randperm(len(chosen), generator=generator(seed, "subset", 0))
+        chosen = order[:max_samples].sort().values
+    shares = partition(
+        spec,
+        train.labels[chosen],
+        num_clients,
+        generator(seed, "partition", 0),
+        ids=None if train.ids is None else train.ids[chosen],
+    )
+    return tuple(chosen[share] for share in shares)
+
+
+def _check_fit(data: DataSet, settings: Common) -> None:
+    shape = tuple(data.train.images.shape[1:])
+    wanted = (settings.model_channels, settings.model_image_size, settings.model_image_size)
+    if shape != wanted:
+        raise DataError(f"images of {data.name} must have shape {wanted} for this model, got {shape}")
+    highest = int(data.train.labels.max()) if len(data.train.labels) else 0
+    if highest >= settings.model_classes:
+        raise DataError(
+            f"labels of {data.name} must lie in [0, {settings.model_classes}) for this model, "
+            f"got {highest}"
+        )
+
+
+def forget_mask(labels: Tensor, spec: ForgetSpec, client: str) -> Tensor:
+    """Return which examples `spec` names, as a boolean mask `(n,)`.
+
+    Args:
+        labels: Labels int64 `(n,)` of examples that `client` holds.
+        spec: What to forget.
+        client: The node's name.
+    """
+    if spec.level == "class":
+        return torch.isin(labels, torch.tensor(spec.classes, dtype=labels.dtype))
+    named = spec.level == "client" and client in spec.clients
+    return torch.full_like(labels, named, dtype=torch.bool)
+
+
+def erased_mask(labels: Tensor, erased: list[ForgetSpec], client: str) -> Tensor:
+    """Return which examples lie under any tombstone, as a boolean mask `(n,)`."""
+    mask = torch.zeros_like(labels, dtype=torch.bool)
+    for spec in erased:
+        mask |= forget_mask(labels, spec, client)
+    return mask

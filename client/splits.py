@@ -1,0 +1,196 @@
+"""Images, labels and natural ids in memory, and the rules that they keep.
+
+Shapes: N images, C channels, H rows, W columns.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from client.errors import DataError
+
+# An id column given as labels by mistake must not become a linear layer with a billion outputs.
+MAX_CLASSES = 10_000
+
+
+@dataclass(frozen=True)
+class Split:
+    """One part of a data set. The tensors may be shared: do not change them in place.
+
+    Attributes:
+        images: uint8, (N, C, H, W), C 1 or 3, H equal to W.
+        labels: int64, (N,), in [0, num_classes).
+        ids: int64, (N,): the patient or device that each image comes from; None if not known.
+    """
+
+    images: Tensor
+    labels: Tensor
+    ids: Tensor | None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A data set's parts and the normalisation that all of them share.
+
+    Attributes:
+        name: As given to `load`.
+        train: Never empty.
+        test: Empty, not None, where the source has no test part.
+        validation: None where the source has none.
+        num_classes: Labels are in [0, num_classes).
+        mean: Mean of pixels / 255, one a channel.
+        std: Standard deviation of pixels / 255, one a channel. Positive.
+    """
+
+    name: str
+    train: Split
+    test: Split
+    validation: Split | None
+    num_classes: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Return (images / 255 - mean) / std as float32, on the device of `images`.
+
+    Args:
+        images: uint8, (N, C, H, W). Not changed.
+        mean: One a channel, of pixels / 255.
+        std: One a channel, of pixels / 255. Positive.
+
+    Raises:
+        DataError: If `images` is not uint8, or has another number of channels than `mean`.
+    """
+    if images.dtype != torch.uint8:
+        raise DataError(f"images must be uint8, got {images.dtype}")
+    if not images.dim() == 4 or not images.shape[1] == len(mean) == len(std):
+        raise DataError(
+            f"images must have shape (N, {len(mean)}, H, W) for {len(mean)} means and {len(std)} "
+            f"standard deviations, got {tuple(images.shape)}"
+        )
+    means = torch.tensor(mean, device=images.device).view(-1, 1, 1)
+    stds = torch.tensor(std, device=images.device).view(-1, 1, 1)
+    # In place after the first copy: one float copy of the batch, not three.
+    return images.to(torch.float32).div_(255).sub_(means).div_(stds)
+
+
+def pixel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and standard deviation of `images` / 255, one a channel.
+
+    Args:
+        images: uint8, (N, C, H, W), not empty.
+
+    Returns:
+        Exact up to float64 rounding: taken from a count of the 256 grey values. A constant channel
+        gets one grey step (1/255) as standard deviation, so that it can be divided by.
+    """
+    values = torch.arange(256, dtype=torch.float64) / 255
+    means, stds = [], []
+    for channel in range(images.shape[1]):
+        counts = torch.bincount(images[:, channel].flatten(), minlength=256).to(torch.float64)
+        mean = (counts @ values) / counts.sum()
+        variance = (counts @ (values - mean) ** 2) / counts.sum()
+        means.append(float(mean))
+        stds.append(max(float(variance.sqrt()), 1 / 255))
+    return tuple(means), tuple(stds)
+
+
+def make_split(
+    images: "np.ndarray[Any, Any]",
+    labels: "np.ndarray[Any, Any]",
+    ids: "np.ndarray[Any, Any] | None",
+    *,
+    where: str,
+) -> Split:
+    """Return arrays as a Split, after checking every rule but the labels' upper bound.
+
+    Args:
+        images: uint8, (N, H, W) or (N, H, W, C), C 1 or 3.
+        labels: Integers, (N,) or (N, 1), not negative.
+        ids: Integers, (N,) or (N, 1), or None.
+        where: File and part, to open each message.
+
+    Raises:
+        DataError: If a rule is broken.
+    """
+    if images.dtype != np.uint8:
+        found = _describe(images)
+        raise DataError(
+            f"{where}: images must be uint8 (0 to 255), got {found}; scale and round them first"
+        )
+    if images.ndim == 3:
+        images = images[..., None]
+    if images.ndim != 4 or images.shape[3] not in (1, 3) or 0 in images.shape[1:]:
+        raise DataError(
+            f"{where}: images must have shape (N, H, W), (N, H, W, 1) or (N, H, W, 3), "
+            f"got {images.shape}"
+        )
+    if images.shape[1] != images.shape[2]:
+        raise DataError(
+            f"{where}: images must be square, got {images.shape[1]}x{images.shape[2]}; "
+            "crop, pad or resize them first"
+        )
+    return Split(
+        images=torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))),
+        labels=_column(labels, len(images), where, "labels"),
+        ids=None if ids is None else _column(ids, len(images), where, "ids", smallest=None),
+    )
+
+
+def check_labels(split: Split, num_classes: int, *, where: str, remedy: str = "") -> None:
+    """Refuse labels that are not in [0, num_classes).
+
+    Raises:
+        DataError: Names the first label that is out of range and its position.
+    """
+    if len(split) == 0:
+        return
+    wrong = (split.labels < 0) | (split.labels >= num_classes)
+    if bool(wrong.any()):
+        position = int(wrong.nonzero()[0])
+        raise DataError(
+            f"{where}: labels must be in [0, {num_classes}), got {int(split.labels[position])} "
+            f"at position {position}{remedy}"
+        )
+
+
+def empty_like(split: Split) -> Split:
+    """Return a Split of no images, with the image shape of `split`."""
+    return Split(images=split.images[:0], labels=split.labels[:0], ids=None)
+
+
+def _column(
+    values: "np.ndarray[Any, Any]",
+    length: int,
+    where: str,
+    what: str,
+    smallest: int | None = 0,
+) -> Tensor:
+    if values.ndim == 2 and values.shape[1] == 1:
+        values = values[:, 0]
+    if values.shape != (length,):
+        raise DataError(
+            f"{where}: {what} must have shape ({length},) or ({length}, 1), one an image, "
+            f"got {values.shape}"
+        )
+    if values.dtype.kind not in "iu" or values.dtype == np.uint64:
+        raise DataError(f"{where}: {what} must be integers, got {_describe(values)}")
+    if smallest is not None and length and int(values.min()) < smallest:
+        raise DataError(f"{where}: {what} must be at least {smallest}, got {int(values.min())}")
+    return torch.from_numpy(values.astype(np.int64))
+
+
+def _describe(values: "np.ndarray[Any, Any]") -> str:
+    if values.dtype.kind == "f":
+        num_nan = int(np.isnan(values).sum())
+        if num_nan:
+            return f"{values.dtype} with {num_nan} NaN values"
+    return str(values.dtype)

@@ -1,0 +1,323 @@
+"""The node's durable private store: synthetic sets, tombstones, and the requests already applied.
+
+A ClientApp may be a new process at every message and a new run starts with empty state, so what
+must last lives here, in a folder that the site's operator names. Only its owner may read it: the
+synthetic images resemble real ones closely, they are personal data.
+
+    <folder>/state.json                          tombstones and applied requests
+    <folder>/<lineage>/<generation>.safetensors  synthetic images and labels of one training round
+
+Every file is written under a temporary name, flushed and renamed. The two newest generations are
+kept, so that a training message that arrives twice starts twice from the same images.
+"""
+
+import json
+import os
+import re
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from client.errors import StoreError
+from client.wire import ForgetSpec
+
+FORMAT: Final = 1
+KEPT_GENERATIONS: Final = 2
+
+
+@dataclass(frozen=True)
+class SyntheticSet:
+    """A node's compact stand-in for its data.
+
+    Attributes:
+        images: `(n, C, H, W)` float32, normalised like the data set's images.
+        labels: `(n,)` int64 in `[0, K)`.
+    """
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def where(self, keep: Tensor) -> "SyntheticSet":
+        """Return the images for which the boolean mask `keep` `(n,)` is true."""
+        return SyntheticSet(self.images[keep], self.labels[keep])
+
+    def joined(self, other: "SyntheticSet") -> "SyntheticSet":
+        """Return this set's images followed by another's."""
+        return SyntheticSet(
+            torch.cat([self.images, other.images]), torch.cat([self.labels, other.labels])
+        )
+
+
+@dataclass
+class State:
+    """What `state.json` holds.
+
+    Attributes:
+        applied: Action by request id, for requests that this node has applied.
+        tombstones: What is forgotten, by the request that asked for it.
+    """
+
+    applied: dict[str, str] = field(default_factory=dict)
+    tombstones: dict[str, ForgetSpec] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One stored synthetic set, as `efface store ls` shows it."""
+
+    lineage: str
+    number: int
+    path: Path
+    num_bytes: int
+    counts: Mapping[int, int]  # images by class
+    model: str
+
+
+class Store:
+    """One node's store. Nothing is created before the first write."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    # -- synthetic sets --------------------------------------------------------------------------
+
+    def load(self, lineage: str, *, model: str, before: int | None = None) -> SyntheticSet | None:
+        """Return the newest synthetic set of `lineage`, or None if there is none.
+
+        Args:
+            lineage: Whose sets: the training request's id.
+            model: Description of the model the set must belong to.
+            before: Only generations below this training round.
+
+        Raises:
+            StoreError: If the file is damaged or belongs to another model.
+        """
+        numbers = [n for n in self._generations(lineage) if before is None or n < before]
+        if not numbers:
+            return None
+        path = self._path(lineage, max(numbers))
+        images, labels, found = _read(path)
+        if found != model:
+            raise StoreError(
+                f"store {self.folder} must belong to the model {model}, got {found} in {path.name}; "
+                "name another store folder for this node, or run `efface store destroy`"
+            )
+        return SyntheticSet(images, labels)
+
+    def save(self, lineage: str, generation: int, synthetic: SyntheticSet, *, model: str) -> None:
+        """Write a generation and drop those that no message can ask for again."""
+        metadata = {"format": str(FORMAT), "model": model}
+        tensors = {
+            "images": synthetic.images.detach().float().cpu().contiguous(),
+            "labels": synthetic.labels.cpu().contiguous(),
+        }
+        write_private(self._path(lineage, generation), save(tensors, metadata))
+        older = sorted(n for n in self._generations(lineage) if n < generation)
+        newer = [n for n in self._generations(lineage) if n > generation]
+        for number in [*older[: -(KEPT_GENERATIONS - 1)], *newer]:
+            self._path(lineage, number).unlink(missing_ok=True)
+
+    def destroy(self, lineage: str | None = None, classes: tuple[int, ...] | None = None) -> int:
+        """Destroy synthetic images and return how many of the newest generations' are gone.
+
+        Args:
+            lineage: Only this lineage; None for all of them.
+            classes: Only images of these classes; None for all of them.
+        """
+        lineages = [lineage] if lineage is not None else self._lineages()
+        destroyed = 0
+        for name in lineages:
+            numbers = sorted(self._generations(name))
+            for number in numbers:
+                path = self._path(name, number)
+                images, labels, model = _read(path)
+                gone = (
+                    torch.ones_like(labels, dtype=torch.bool)
+                    if classes is None
+                    else torch.isin(labels, torch.tensor(classes, dtype=labels.dtype))
+                )
+                if number == numbers[-1]:
+                    destroyed += int(gone.sum())
+                kept = SyntheticSet(images, labels).where(~gone)
+                _overwrite(path)
+                if len(kept):
+                    self.save(name, number, kept, model=model)
+            folder = self.folder / name
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+        return destroyed
+
+    def generations(self) -> list[Generation]:
+        """Return every stored set, oldest first within its lineage."""
+        found = []
+        for lineage in self._lineages():
+            for number in sorted(self._generations(lineage)):
+                path = self._path(lineage, number)
+                _, labels, model = _read(path)
+                classes, counts = labels.unique(return_counts=True)
+                by_class = dict(zip(classes.tolist(), counts.tolist(), strict=True))
+                found.append(
+                    Generation(lineage, number, path, path.stat().st_size, by_class, model)
+                )
+        return found
+
+    # -- tombstones ------------------------------------------------------------------------------
+
+    def state(self) -> State:
+        """Return tombstones and applied requests.
+
+        Raises:
+            StoreError: If `state.json` is damaged.
+        """
+        path = self.folder / "state.json"
+        if not path.exists():
+            return State()
+        try:
+            raw = json.loads(path.read_text())
+            tombstones = {
+                request: ForgetSpec(t["level"], tuple(t["classes"]), tuple(t["clients"]))
+                for request, t in raw["tombstones"].items()
+            }
+            return State(applied=dict(raw["applied"]), tombstones=tombstones)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise StoreError(
+                f"{path} must be valid JSON of this store, got {error!r}; restore it from a backup: "
+                "it records what was forgotten"
+            ) from error
+
+    def settle(self, request: str, action: str, spec: ForgetSpec) -> bool:
+        """Record that `request` was applied; return False if it had been already.
+
+        `forget` sets a tombstone, `relearn` lifts the tombstones of the same thing, and any other
+        action is only remembered.
+        """
+        state = self.state()
+        if request in state.applied:
+            return False
+        if action == "forget":
+            state.tombstones[request] = spec
+        elif action == "relearn":
+            state.tombstones = {
+                name: rest
+                for name, tombstone in state.tombstones.items()
+                if (rest := without(tombstone, spec)) is not None
+            }
+        state.applied[request] = action
+        raw = {
+            "format": FORMAT,
+            "applied": state.applied,
+            "tombstones": {
+                name: {"level": t.level, "classes": list(t.classes), "clients": list(t.clients)}
+                for name, t in state.tombstones.items()
+            },
+        }
+        write_private(self.folder / "state.json", json.dumps(raw, indent=1).encode())
+        return True
+
+    # -- for the site's operator -----------------------------------------------------------------
+
+    def verify(self) -> list[str]:
+        """Return what is wrong with the store, a line each; empty if all is well."""
+        problems = []
+        if not self.folder.is_dir():
+            return [f"store must be a folder, got {self.folder}, which does not exist"]
+        try:
+            self.state()
+        except StoreError as error:
+            problems.append(str(error))
+        for path in [self.folder, *sorted(self.folder.rglob("*"))]:
+            mode = path.stat().st_mode & 0o777
+            if mode & 0o077:
+                problems.append(f"{path} must be readable by its owner alone, got mode {mode:o}")
+            if path.suffix == ".safetensors":
+                try:
+                    images, _, _ = _read(path)
+                    if not torch.isfinite(images).all():
+                        problems.append(f"{path} must hold finite images, got NaN or infinity")
+                except StoreError as error:
+                    problems.append(str(error))
+            elif path.name.startswith(".") and path.is_file():
+                problems.append(f"{path} is left over from an interrupted write; delete it")
+        return problems
+
+    # -- paths -----------------------------------------------------------------------------------
+
+    def _lineages(self) -> list[str]:
+        if not self.folder.is_dir():
+            return []
+        return sorted(entry.name for entry in self.folder.iterdir() if entry.is_dir())
+
+    def _generations(self, lineage: str) -> list[int]:
+        folder = self.folder / lineage
+        if not folder.is_dir():
+            return []
+        return [int(path.stem) for path in folder.glob("*.safetensors") if path.stem.isdigit()]
+
+    def _path(self, lineage: str, generation: int) -> Path:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", lineage):
+            raise StoreError(f"lineage must be letters, digits, '.', '_' or '-', got {lineage!r}")
+        return self.folder / lineage / f"{generation:06d}.safetensors"
+
+
+def without(tombstone: ForgetSpec, lifted: ForgetSpec) -> ForgetSpec | None:
+    """Return what is left of a tombstone, or None if all of it is lifted."""
+    if tombstone.level != lifted.level:
+        return tombstone
+    classes = tuple(c for c in tombstone.classes if c not in lifted.classes)
+    clients = tuple(c for c in tombstone.clients if c not in lifted.clients)
+    return ForgetSpec(tombstone.level, classes, clients) if classes or clients else None
+
+
+def _read(path: Path) -> tuple[Tensor, Tensor, str]:
+    try:
+        with safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]
+            metadata: dict[str, Any] = file.metadata() or {}
+            images, labels = file.get_tensor("images"), file.get_tensor("labels")
+    except (SafetensorError, OSError) as error:
+        raise StoreError(
+            f"{path} must be a whole safetensors file, got {error}; run `efface store verify`"
+        ) from error
+    if images.ndim != 4 or labels.shape != images.shape[:1]:
+        raise StoreError(
+            f"{path} must hold images (n, C, H, W) and labels (n,), got "
+            f"{tuple(images.shape)} and {tuple(labels.shape)}"
+        )
+    return images, labels, str(metadata.get("model"))
+
+
+def write_private(path: Path, content: bytes) -> None:
+    """Write a file that its owner alone can read, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # mode 0600
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _overwrite(path: Path) -> None:
+    """Fill a file with zeros before it is unlinked.
+
+    Best effort: a journalling or copy-on-write file system may keep older blocks.
+    """
+    size = path.stat().st_size
+    with path.open("r+b") as file:
+        file.write(b"\0" * size)
+        file.flush()
+        os.fsync(file.fileno())
+    path.unlink()

@@ -1,0 +1,131 @@
+"""Local training: SGD on a node's own data.
+
+McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data",
+AISTATS 2017, https://arxiv.org/abs/1602.05629, Algorithm 1, ClientUpdate; with the proximal term
+of Li et al., "Federated Optimization in Heterogeneous Networks" (FedProx), MLSys 2020,
+https://arxiv.org/abs/1812.06127, section 3.2.
+
+Shapes: B batch, C channels, H height, W width, K classes.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+Pick = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""From positions `(B,)` to images `(B, C, H, W)` float32 and labels `(B,)`, on the device."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a local phase did.
+
+    Attributes:
+        num_steps: Optimiser steps taken.
+        samples: Images passed forward and backward, repeats counted.
+        loss: Mean loss over the steps; 0 if none was taken.
+    """
+
+    num_steps: int
+    samples: int
+    loss: float
+
+
+def minibatches(
+    num_examples: int, batch_size: int, num_steps: int, generator: torch.Generator
+) -> Iterator[Tensor]:
+    """Yield `num_steps` batches of positions, int64 `(B,)`, going through the data in epochs.
+
+    Every epoch is a new permutation; its last batch may be smaller.
+    """
+    step = 0
+    while step < num_steps:
+        for batch in torch.randperm(num_examples, generator=generator).split(batch_size):
+            if step == num_steps:
+                return
+            yield batch
+            step += 1
+
+
+def steps_in(epochs: int, num_examples: int, batch_size: int) -> int:
+    """Return the number of batches in `epochs` passes."""
+    return epochs * -(-num_examples // batch_size)
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
+    """Return the context in which the forward pass runs: bfloat16 autocast, or nothing."""
+    if precision == "bfloat16":
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+    return nullcontext()
+
+
+def proximal_gradients(
+    weights: list[nn.Parameter], centre: list[Tensor], strength: float
+) -> None:
+    """Add the gradient of `strength / 2 * ||w - centre||^2` to the weights' gradients, in place."""
+    for weight, start in zip(weights, centre, strict=True):
+        if weight.grad is not None:
+            weight.grad.add_(weight.detach() - start, alpha=strength)
+
+
+def local_sgd(
+    model: nn.Module,
+    pick: Pick,
+    batches: Iterator[Tensor],
+    *,
+    lr: float,
+    momentum: float = 0.0,
+    weight_decay: float = 0.0,
+    proximal: float = 0.0,
+    precision: str = "float32",
+    gradients: Callable[[int, Tensor, Tensor], tuple[list[Tensor], Tensor] | None] | None = None,
+) -> Trained:
+    """Train `model` in place.
+
+        w <- w - lr * (grad L(w; B) + proximal * (w - w_0))
+
+    Args:
+        model: Classifier from images `(B, C, H, W)` to logits `(B, K)`.
+        pick: The data.
+        batches: Positions of each step's batch.
+        lr: Learning rate, positive.
+        momentum: Of SGD, in [0, 1).
+        weight_decay: L2 penalty.
+        proximal: mu of FedProx; the centre is the model as it comes in.
+        precision: "float32" or "bfloat16" (autocast of the forward pass).
+        gradients: Asked at every step with its number, images and labels: a caller that has the
+            real gradient already (gradient matching) returns it with the loss, in the order of
+            `model.parameters()`; None leaves the step to this function.
+
+    Returns:
+        Steps, images and mean loss.
+    """
+    model.train()
+    weights = list(model.parameters())
+    centre = [w.detach().clone() for w in weights] if proximal else []
+    optimiser = torch.optim.SGD(weights, lr=lr, momentum=momentum, weight_decay=weight_decay)
+    losses: list[Tensor] = []
+    samples = 0
+    for step, batch in enumerate(batches):
+        images, labels = pick(batch)
+        given = gradients(step, images, labels) if gradients is not None else None
+        if given is None:
+            optimiser.zero_grad()
+            with autocast(images.device, precision):
+                loss = cross_entropy(model(images), labels)
+            loss.backward()  # type: ignore[no-untyped-call]
+        else:
+            known, loss = given
+            for weight, gradient in zip(weights, known, strict=True):
+                weight.grad = gradient
+        if proximal:
+            proximal_gradients(weights, centre, proximal)
+        optimiser.step()
+        losses.append(loss.detach())
+        samples += len(labels)
+    mean = float(torch.stack(losses).double().mean()) if losses else 0.0
+    return Trained(len(losses), samples, mean)

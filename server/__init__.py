@@ -1,0 +1,1 @@
+"""Requests, versions, verdicts and operation of a federation that trains and forgets."""

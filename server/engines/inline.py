@@ -1,0 +1,131 @@
+"""The inline engine: every client in this process, no Ray, no server.
+
+For tests, the demo, thousands of small clients, and machines without Ray. Clients of one round run
+side by side on the machine's cores, each on one thread, so that a result does not depend on how
+many cores there are.
+"""
+
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+from typing import Any, Self
+from uuid import uuid4
+
+from flwr.app import Context, Error, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.proto.node_pb2 import NodeInfo
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+
+CLIENT_APP_RAISED = 2  # Flower's code for an exception in a ClientApp
+
+
+class InlineGrid(Grid):
+    """A Grid whose nodes are calls of a ClientApp in this process."""
+
+    def __init__(
+        self,
+        client_app: ClientApp | Callable[[Message, Context], Message],
+        num_clients: int,
+        *,
+        node_config: dict[str, bool | float | int | str] | None = None,
+        workers: int | None = None,
+    ) -> None:
+        """Make `num_clients` nodes, named client-0, client-1, ...
+
+        Args:
+            client_app: What each node runs.
+            num_clients: At least 1.
+            node_config: What every node's operator would have configured.
+            workers: Clients that run at the same time; the number of cores by default.
+        """
+        self.client_app = client_app
+        self.workers = workers or os.cpu_count() or 1
+        self.contexts = {
+            node + 1: Context(
+                run_id=1,
+                node_id=node + 1,
+                node_config={
+                    **(node_config or {}),
+                    "partition-id": node,
+                    "num-partitions": num_clients,
+                },
+                state=RecordDict(),
+                run_config={},
+            )
+            for node in range(num_clients)
+        }
+        self._pool = ThreadPoolExecutor(self.workers, thread_name_prefix="client")
+        self._running: dict[str, Future[Message]] = {}
+
+    def __enter__(self) -> Self:
+        # Outside a Flower task nobody has set the identity that messages are stamped with.
+        TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def get_nodes(self) -> list[NodeInfo]:
+        """Return all nodes; they are always online."""
+        return [NodeInfo(node_id=n, name=f"client-{n - 1}") for n in self.contexts]
+
+    def get_node_ids(self) -> list[int]:
+        """Return all node ids."""
+        return list(self.contexts)
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        """Start the clients' work."""
+        identifiers = []
+        for message in messages:
+            identifier = str(uuid4())
+            message.metadata.__dict__["_message_id"] = identifier
+            self._running[identifier] = self._pool.submit(self._answer, message)
+            identifiers.append(identifier)
+        return identifiers
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        """Return what is ready; wait for the first if nothing is."""
+        wanted = [identifier for identifier in message_ids if identifier in self._running]
+        if wanted and not any(self._running[identifier].done() for identifier in wanted):
+            self._running[wanted[0]].exception()
+        ready = [identifier for identifier in wanted if self._running[identifier].done()]
+        return [self._running.pop(identifier).result() for identifier in ready]
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> list[Message]:
+        """Send and wait for all replies; a call in this process cannot be given up half-way."""
+        pending = set(self.push_messages(messages))
+        replies: list[Message] = []
+        while pending:
+            for reply in self.pull_messages(pending):
+                pending.discard(reply.metadata.reply_to_message_id)
+                replies.append(reply)
+        return replies
+
+    def _answer(self, message: Message) -> Message:
+        try:
+            return self.client_app(message, self.contexts[message.metadata.dst_node_id])
+        except Exception as error:
+            reason = f"{type(error)}:<'{error}'>"
+            return Message(Error(CLIENT_APP_RAISED, reason), reply_to=message)
+
+    # -- a Grid must have these ------------------------------------------------------------------
+
+    def set_run(self, run: Run) -> None:
+        """There is one run."""
+
+    @property
+    def run(self) -> Run:
+        return Run.create_empty(run_id=1)
+
+    def create_message(self, *args: Any, **kwargs: Any) -> Message:
+        return Message(*args, **kwargs)

@@ -1,0 +1,327 @@
+"""The federation as methods see it, over Flower's Grid: rounds that are timed, counted, resumed."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+
+from client import wire
+from client.evaluation import Scores
+from client.wire import Common, Condense, Describe, ForgetSpec, Heldout
+from server.grid import NamedGrid
+from server.journal import Journal
+from strategies.rounds import ClientLost, Failure, NothingTouched, Rounds, checked
+
+S = TypeVar("S", bound=Common)
+
+
+@dataclass
+class Cost:
+    """What a phase cost, evaluation by the server excluded.
+
+    Attributes:
+        seconds: Wall time.
+        client_seconds: Sum over the clients of the time in their handlers.
+        distill_seconds: Part of `client_seconds` spent on matching gradients.
+        rounds: Rounds completed.
+        samples: Images passed through a model by clients, repeats counted.
+        up: Bytes from clients.
+        down: Bytes to clients.
+    """
+
+    seconds: float = 0.0
+    client_seconds: float = 0.0
+    distill_seconds: float = 0.0
+    rounds: int = 0
+    samples: float = 0.0
+    up: int = 0
+    down: int = 0
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(**{key: getattr(self, key) + getattr(other, key) for key in vars(self)})
+
+
+@dataclass(frozen=True)
+class Round:
+    """A finished round, as listeners see it."""
+
+    phase: str
+    number: int  # counted through the phase, from 1
+    of: int  # rounds planned in this stretch, counted the same way
+    cost: Cost
+    loss: float
+    num_clients: int
+    failures: list[Failure] = field(default_factory=list)
+
+
+OnRound = Callable[[Round, ArrayRecord], dict[str, Any] | None]
+
+
+@dataclass
+class GridFederation:
+    """Runs a request's rounds on a grid; implements `strategies.federation.Federation`.
+
+    Attributes:
+        grid: The nodes.
+        common: Values that every message carries (see `client.wire.Common`).
+        journal: Remembers what was done, so that a stopped request goes on where it was.
+        on_round: Called after every round, outside the timing; what it returns is kept in `notes`.
+        costs: Cost by phase, read from the journal for rounds done earlier.
+        notes: What `on_round` returned, in order, resumed rounds included.
+    """
+
+    grid: NamedGrid
+    common: dict[str, Any]
+    journal: Journal
+    on_round: OnRound = lambda done, model: None
+    costs: dict[str, Cost] = field(default_factory=dict)
+    notes: list[dict[str, Any]] = field(default_factory=list)
+    _stretches: int = 0
+    _asked: int = 0
+    _rounds_of: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def forget(self) -> ForgetSpec:
+        """What the request names."""
+        c = self.common
+        return ForgetSpec(
+            c.get("forget_level", "none"),
+            tuple(c.get("forget_classes", ())),
+            tuple(c.get("forget_clients", ())),
+        )
+
+    def settings(self, kind: type[S], **values: Any) -> S:
+        """Return a message's settings: the request's own, completed by `values`."""
+        filled = {"client": "?", "phase": "?", **self.common, **values}
+        return kind(**filled).check()
+
+    def run(
+        self, phase: str, rounds: Rounds, model: ArrayRecord, *, num_rounds: int
+    ) -> ArrayRecord:
+        """Run rounds of one kind; those that the journal knows are not run again."""
+        self._stretches += 1
+        key = f"{phase}-{self._stretches}"
+        rounds.settings = replace(rounds.settings, phase=phase)
+        first = self._rounds_of.get(phase, 0)
+        self._rounds_of[phase] = first + num_rounds
+
+        def rest() -> tuple[dict[str, np.ndarray[Any, Any]], Any]:
+            nonlocal model
+            latest = self.journal.latest(key)
+            done, history = 0, []
+            if latest is not None:
+                done, arrays, history = latest
+                model = from_numpy(arrays)
+            for number in range(done + 1, num_rounds + 1):
+                model, finished = self._round(rounds, model, first + number, first + num_rounds)
+                history.append(
+                    {"cost": vars(finished.cost), "note": self.on_round(finished, model)}
+                )
+                if number < num_rounds:
+                    self.journal.save_round(key, number, to_numpy(model), history)
+            return to_numpy(model), history
+
+        arrays, history = self.journal.arrays(key, rest)
+        for entry in history:
+            self._add(phase, Cost(**entry["cost"]))
+            if entry["note"] is not None:
+                self.notes.append(entry["note"])
+        return from_numpy(arrays)
+
+    def _round(
+        self, rounds: Rounds, model: ArrayRecord, number: int, planned: int
+    ) -> tuple[ArrayRecord, Round]:
+        self.grid.take_traffic()
+        started = time.perf_counter()
+        asked = rounds.configure_train(number, model, ConfigRecord(), self.grid)
+        averaged, metrics = rounds.aggregate_train(number, self.grid.send_and_receive(asked))
+        if averaged is None or metrics is None:
+            raise NothingTouched(f"{rounds.settings.phase} must change the model, got no answer")
+        traffic = self.grid.take_traffic()
+        cost = Cost(
+            seconds=time.perf_counter() - started,
+            client_seconds=_number(metrics["client-seconds"]),
+            distill_seconds=_number(metrics["seconds-distill"]),
+            rounds=1,
+            samples=_number(metrics["samples"]),
+            up=traffic.up,
+            down=traffic.down,
+        )
+        finished = Round(
+            rounds.settings.phase,
+            number,
+            planned,
+            cost,
+            _number(metrics["loss"]),
+            int(_number(metrics["num-clients"])),
+            rounds.failures,
+        )
+        return averaged, finished
+
+    # -- questions -------------------------------------------------------------------------------
+
+    def holders(self, *, synthetic: bool) -> list[str]:
+        """Return the names of the nodes that hold data to forget.
+
+        Raises:
+            NothingTouched: If there is none.
+            ClientLost: If a node does not answer: it might hold some.
+        """
+        counts = self.describe()
+        key = "num-forget-synthetic" if synthetic else "num-forget"
+        names = sorted(name for name, metrics in counts.items() if metrics[key] > 0)
+        if not names:
+            real = sum(metrics["num-forget"] for metrics in counts.values())
+            why = (
+                f"their {int(real)} real examples have no synthetic stand-ins: train with "
+                "distillation (scale above 0), or choose another method"
+                if synthetic and real
+                else "check the request with `efface show`"
+            )
+            raise NothingTouched(f"{self.forget} must be held by at least one client, got none; {why}")
+        return names
+
+    def describe(self) -> dict[str, dict[str, Any]]:
+        """Return every node's counts by its name (see `client.app.describe`)."""
+        settings = self.settings(Describe, phase="describe")
+        return self._ask(wire.DESCRIBE, settings, ArrayRecord(), phase="describe", name="describe")
+
+    def condense(self, settings: Condense) -> None:
+        """Have every node that holds synthetic data fine-tune it."""
+        told = replace(settings, phase="condense")
+        names = [n for n, m in self.describe().items() if m["num-retain-synthetic"] > 0]
+        self._ask(wire.CONDENSE, told, ArrayRecord(), phase="recover", name="condense", names=names)
+
+    def settle(self, action: str, *, destroy: bool) -> dict[str, dict[str, Any]]:
+        """Have every node write or lift its tombstone; all must answer."""
+        settings = self.settings(wire.Settle, phase="settle", action=action, destroy=destroy)
+        return self._ask(wire.SETTLE, settings, ArrayRecord(), phase="settle", name="settle")
+
+    def forget_accuracy(self, model: ArrayRecord) -> float | None:
+        """Return the accuracy on held-out data of what is, or was earlier, to be forgotten."""
+        c = self.common
+        told = self.settings(
+            Heldout,
+            phase="guard",
+            side="forget",
+            forget_classes=sorted({*c.get("forget_classes", []), *c.get("erased_classes", [])}),
+            forget_clients=sorted({*c.get("forget_clients", []), *c.get("erased_clients", [])}),
+        )
+        return self._heldout(told, model, phase="guard").accuracy()
+
+    def heldout(
+        self, model: ArrayRecord, side: str, *, names: Sequence[str] | None = None
+    ) -> Scores:
+        """Return the scores on the clients' held-out parts."""
+        told = self.settings(Heldout, phase="evaluate", side=side)
+        return self._heldout(told, model, phase="evaluate", names=names)
+
+    def _heldout(
+        self,
+        settings: Heldout,
+        model: ArrayRecord,
+        *,
+        phase: str,
+        names: Sequence[str] | None = None,
+    ) -> Scores:
+        answers = self._ask(
+            wire.HELDOUT, settings, model, phase=phase, name=f"heldout-{phase}", names=names
+        )
+        num_classes = settings.model_classes
+        total = Scores(
+            torch.zeros(num_classes, dtype=torch.int64),
+            torch.zeros(num_classes, dtype=torch.int64),
+            torch.zeros(num_classes, dtype=torch.float64),
+        )
+        for metrics in answers.values():
+            total = total + Scores(
+                torch.tensor(metrics["correct-per-class"]).long(),
+                torch.tensor(metrics["count-per-class"]).long(),
+                torch.tensor(metrics["loss-per-class"], dtype=torch.float64),
+            )
+        return total
+
+    def _ask(
+        self,
+        message_type: str,
+        settings: Common,
+        arrays: ArrayRecord,
+        *,
+        phase: str,
+        name: str,
+        names: Sequence[str] | None = None,
+    ) -> dict[str, dict[str, Any]]:
+        """Ask nodes one question; all must answer. Answers are remembered in the journal.
+
+        Raises:
+            ClientLost: If a node fails or does not answer.
+        """
+        self._asked += 1
+        key = f"{name}-{self._asked}"
+
+        def ask() -> dict[str, Any]:
+            self.grid.take_traffic()
+            started = time.perf_counter()
+            online = {node.name: node.node_id for node in self.grid.get_nodes()}
+            wanted = sorted(online if names is None else names)
+            if absent := [n for n in wanted if n not in online]:
+                raise ClientLost(f"clients must be online for {name}: {', '.join(absent)}")
+            by_id = {online[n]: n for n in wanted}
+            messages = [
+                Message(
+                    RecordDict(
+                        {"arrays": arrays, "config": replace(settings, client=n).config()}
+                    ),
+                    dst_node_id=online[n],
+                    message_type=message_type,
+                )
+                for n in wanted
+            ]
+            answers: dict[str, dict[str, Any]] = {}
+            errors: list[str] = []
+            for reply in self.grid.send_and_receive(messages):
+                who = by_id.get(reply.metadata.src_node_id, "?")
+                if reply.has_error():
+                    errors.append(f"{who}: {reply.error.reason}")
+                else:
+                    answers[who] = checked(reply.content, who)
+            if silent := [n for n in wanted if n not in answers]:
+                raise ClientLost(
+                    f"clients must answer {name}: {', '.join(silent)} did not "
+                    f"({'; '.join(errors) or 'no answer before the deadline'})"
+                )
+            traffic = self.grid.take_traffic()
+            cost = Cost(
+                seconds=time.perf_counter() - started,
+                client_seconds=sum(float(m["seconds"]) for m in answers.values()),
+                samples=sum(float(m.get("samples", 0.0)) for m in answers.values()),
+                up=traffic.up,
+                down=traffic.down,
+            )
+            return {"answers": answers, "cost": vars(cost)}
+
+        remembered = self.journal.value(key, ask)
+        self._add(phase, Cost(**remembered["cost"]))
+        answers: dict[str, dict[str, Any]] = remembered["answers"]
+        return answers
+
+    def _add(self, phase: str, cost: Cost) -> None:
+        self.costs[phase] = self.costs.get(phase, Cost()) + cost
+
+
+def _number(value: Any) -> float:
+    return float(value)
+
+
+def to_numpy(model: ArrayRecord) -> dict[str, np.ndarray[Any, Any]]:
+    """Return the arrays of a record by name."""
+    return {name: array.numpy() for name, array in model.items()}
+
+
+def from_numpy(arrays: dict[str, np.ndarray[Any, Any]]) -> ArrayRecord:
+    """Return a record of arrays, in the order given."""
+    return ArrayRecord({name: Array(array) for name, array in arrays.items()})

@@ -1,0 +1,144 @@
+"""Flower's Grid with what a request needs: clients by name, deadlines, bytes, a fixed order."""
+
+import threading
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Final
+
+from flwr.app import Message, RecordDict
+from flwr.proto.node_pb2 import NodeInfo
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+
+from client.errors import EffaceError
+
+REMOTE_POLL_SECONDS: Final = 0.1
+LOCAL_POLL_SECONDS: Final = 0.005
+
+
+class ClientsMissing(EffaceError):
+    """Too few clients are online when the time to wait for them is over."""
+
+
+class Interrupted(EffaceError):
+    """The operator stopped the work; what was done so far is kept."""
+
+
+@dataclass
+class Traffic:
+    """Bytes of message contents since `take` was called last."""
+
+    up: int = 0
+    down: int = 0
+
+
+@dataclass
+class NamedGrid(Grid):
+    """A Grid on which every node has a name and every wait has an end.
+
+    Flower's own `send_and_receive` sleeps 3 seconds between polls on a real SuperLink and waits
+    for ever by default; this one polls every 0.1 s up to `round_timeout` seconds.
+    """
+
+    inner: Grid
+    round_timeout: float
+    poll_seconds: float = REMOTE_POLL_SECONDS
+    names: dict[int, str] = field(default_factory=dict)  # where the inner grid knows none
+    traffic: Traffic = field(default_factory=Traffic)
+    stop: threading.Event = field(default_factory=threading.Event)
+
+    def wait_for(self, num_clients: int, seconds: float) -> None:
+        """Wait until at least `num_clients` nodes are online.
+
+        Raises:
+            ClientsMissing: If they are not after `seconds`.
+        """
+        deadline = time.monotonic() + seconds
+        while len(online := sorted(n.name or str(n.node_id) for n in self.get_nodes())) < num_clients:
+            self._check_stop()
+            if time.monotonic() > deadline:
+                raise ClientsMissing(
+                    f"clients online must be at least {num_clients}, got {len(online)} after "
+                    f"{seconds:g} s ({', '.join(online) or 'none'}); start the missing nodes, or "
+                    "lower num-clients or raise join-timeout"
+                )
+            time.sleep(self.poll_seconds)
+
+    def take_traffic(self) -> Traffic:
+        """Return the bytes counted so far and start again from zero."""
+        taken, self.traffic = self.traffic, Traffic()
+        return taken
+
+    def get_nodes(self) -> list[NodeInfo]:
+        """Return the nodes online, each with its name."""
+        return [
+            NodeInfo(node_id=n.node_id, name=n.name or self.names.get(n.node_id, ""))
+            for n in self.inner.get_nodes()
+        ]
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> list[Message]:
+        """Send, wait for the replies until the deadline, and return those that came.
+
+        Returns:
+            Replies in the order in which their messages were given, so that sums do not depend on
+            who was fastest.
+        """
+        sent = list(messages)
+        self.traffic.down += sum(size(m) for m in sent)
+        pushed = list(self.inner.push_messages(sent))
+        place = {message_id: position for position, message_id in enumerate(pushed)}
+        pending = set(pushed)
+        replies: list[Message] = []
+        seconds = self.round_timeout if timeout is None else min(timeout, self.round_timeout)
+        deadline = time.monotonic() + seconds
+        while pending and time.monotonic() < deadline:
+            self._check_stop()
+            for reply in self.inner.pull_messages(pending):
+                pending.discard(reply.metadata.reply_to_message_id)
+                self.traffic.up += size(reply)
+                replies.append(reply)
+            if pending:
+                time.sleep(self.poll_seconds)
+        return sorted(replies, key=lambda m: place[m.metadata.reply_to_message_id])
+
+    def _check_stop(self) -> None:
+        if self.stop.is_set():
+            raise Interrupted("stopped by the operator")
+
+    # -- the rest is the inner grid's ------------------------------------------------------------
+
+    def set_run(self, run: Run) -> None:
+        self.inner.set_run(run)
+
+    @property
+    def run(self) -> Run:
+        return self.inner.run
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self) -> list[int]:
+        return [node.node_id for node in self.inner.get_nodes()]
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        return self.inner.push_messages(messages)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        return self.inner.pull_messages(message_ids)
+
+
+def size(message: Message) -> int:
+    """Return the bytes of a message's content; an error has none worth counting."""
+    if not message.has_content():
+        return 0
+    return sum(record.count_bytes() for record in message.content.values())

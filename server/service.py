@@ -1,0 +1,756 @@
+"""Requests from arrival to verdict: train, forget, relearn.
+
+`prepare_*` checks a request and writes it down; nothing has started when it fails. `execute` runs
+what was written down on any engine's grid, and either a new version enters the registry together
+with the request's new state, or nothing does. A stopped request goes on where it was when it is
+executed again.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from flwr.app import ArrayRecord
+
+from client import datasets, wire
+from client.datasets import DataSet
+from client.errors import BadSetting, EffaceError
+from client.models import build
+from client.seeds import generator
+from client.wire import Fit, ForgetSpec
+from server.evaluation import Judge, verdict
+from server.federation import Cost, GridFederation, Round, from_numpy, to_numpy
+from server.grid import Interrupted, NamedGrid
+from server.home import Home, write_atomic, write_json
+from server.journal import Journal
+from server.ledger import Ledger, Outcome, RequestRow, VersionRow, database_url
+from server.progress import Listener
+from server.registry import Registry, pack, unpack
+from server.report import write_report
+from server.settings import RunSettings, parse
+from strategies.methods import method
+from strategies.rounds import ClientLost, FederatedAveraging
+
+PHASES: Final = ("train", "retrain", "unlearn", "recover", "relearn")
+
+
+class AlreadyDone(EffaceError):
+    """The version has forgotten this already; nothing was changed."""
+
+
+class VerificationFailed(EffaceError):
+    """The request ran, but its result did not forget; the old version stays in service."""
+
+
+@dataclass
+class Service:
+    """The coordinator's work on one home."""
+
+    home: Home
+    ledger: Ledger
+    registry: Registry
+
+    @classmethod
+    def open(cls, home: Home) -> "Service":
+        """Open a home's ledger and registry."""
+        ledger = Ledger.open(database_url(home))
+        return cls(home, ledger, Registry(home, ledger))
+
+    # ---- arrival -------------------------------------------------------------------------------
+
+    def prepare(self, settings: RunSettings) -> RequestRow:
+        """Check a request and write it down; an interrupted one that is the same is taken up.
+
+        Raises:
+            BadSetting: If something asked for is unknown or out of range.
+            AlreadyDone: If the version has forgotten the same thing already.
+        """
+        if settings.mode == "request":
+            return self.ledger.request(settings.request)
+        if settings.mode == "train":
+            return self._prepare_train(settings)
+        return self._prepare_change(settings)
+
+    def _prepare_train(self, settings: RunSettings) -> RequestRow:
+        settings.check_training()
+        data = server_data(settings)
+        build(settings.model_spec(data), torch.Generator())
+        federation = federation_name(settings)
+        return self._write_down(
+            settings, kind="train", method="fedavg", federation=federation, forget=ForgetSpec()
+        )
+
+    def _prepare_change(self, settings: RunSettings) -> RequestRow:
+        base = self.registry.resolve(settings.version or None)
+        settings = inherited(settings, base)
+        forget = settings.forget
+        if forget.level == "none":
+            raise BadSetting(
+                "request must name classes or clients, got nothing; "
+                "try --class 9 or --client client-0"
+            )
+        chosen = method(settings.method, forget.level, settings.options)
+        spec = settings.model_spec(server_data(settings))
+        out = [c for c in forget.classes if c >= spec.num_classes]
+        if out:
+            raise BadSetting(f"class must lie in [0, {spec.num_classes}), got {out[0]}")
+        erased = self.ledger.erased(base.federation)
+        version_erased = base.card["erased"]
+        if settings.mode == "forget":
+            done = [c for c in forget.classes if c in version_erased["classes"]]
+            gone = [c for c in forget.clients if c in version_erased["clients"]]
+            if done or gone:
+                which = erased.class_requests | erased.client_requests
+                by = which.get(done[0] if done else gone[0], "an earlier request")
+                raise AlreadyDone(
+                    f"version {base.id} has forgotten "
+                    f"{ForgetSpec(forget.level, tuple(done), tuple(gone))} already ({by}); "
+                    "nothing was changed"
+                )
+            if len({*forget.classes, *version_erased["classes"]}) >= spec.num_classes - 1:
+                raise BadSetting("request must leave at least two classes, got one that does not")
+        else:
+            if not chosen.needs.relearning:
+                raise BadSetting(f"method {settings.method} must be able to relearn, got one that cannot")
+            never = [c for c in forget.classes if c not in version_erased["classes"]]
+            never_clients = [c for c in forget.clients if c not in version_erased["clients"]]
+            if never or never_clients:
+                what = ForgetSpec(forget.level, tuple(never), tuple(never_clients))
+                raise BadSetting(
+                    f"relearning must name what version {base.id} has forgotten, got {what}; "
+                    "see `efface requests`"
+                )
+        serving = self.ledger.in_service(base.federation)
+        if not settings.trial and serving is not None and serving.id != base.id:
+            raise BadSetting(
+                f"version must be the one in service ({serving.id}), got {base.id}, which may "
+                "know what was erased since; leave --version out, or add --trial to experiment"
+            )
+        if settings.forget.level == "client":
+            self._check_clients(settings)
+        return self._write_down(
+            settings,
+            kind="forget" if settings.mode == "forget" else "relearn",
+            method=settings.method,
+            federation=base.federation,
+            forget=forget,
+            base=base.id,
+        )
+
+    def _check_clients(self, settings: RunSettings) -> None:
+        if settings.engine == "superlink":
+            return  # names are the SuperLink's; an unknown one is refused when the nodes are asked
+        known = {f"client-{i}" for i in range(settings.num_clients)}
+        for name in settings.forget.clients:
+            if name not in known:
+                raise BadSetting(
+                    f"client must be one of client-0 to client-{settings.num_clients - 1}, "
+                    f"got {name!r}"
+                )
+
+    def _write_down(
+        self,
+        settings: RunSettings,
+        *,
+        kind: Any,
+        method: str,
+        federation: str,
+        forget: ForgetSpec,
+        base: str | None = None,
+    ) -> RequestRow:
+        for row in self.ledger.requests(federation, state="interrupted"):
+            same = row.kind == kind and row.base_version == base
+            if same and _essence(row.settings) == _essence(settings.plain()):
+                return row
+        return self.ledger.new_request(
+            kind=kind,
+            method=method,
+            federation=federation,
+            level=None if forget.level == "none" else forget.level,  # type: ignore[arg-type]
+            classes=forget.classes,
+            clients=forget.clients,
+            settings=settings.plain(),
+            base_version=base,
+            asked_by=settings.asked_by,
+            why=settings.why,
+        )
+
+    # ---- work ----------------------------------------------------------------------------------
+
+    def execute(self, request_id: str, grid: NamedGrid, listener: Listener) -> dict[str, Any]:
+        """Run a request that was written down and return its record.
+
+        Raises:
+            VerificationFailed: If the result did not forget.
+            EffaceError: If the request cannot be carried out; it is then `failed`.
+            KeyboardInterrupt, Interrupted: If it was stopped; it is then `interrupted`.
+        """
+        row = self.ledger.start(request_id)
+        try:
+            return _Work(self, row, grid, listener).run()
+        except (KeyboardInterrupt, SystemExit, Interrupted) as stop:
+            self.ledger.interrupt(request_id, str(stop) or "stopped by the operator")
+            raise
+        except EffaceError as error:
+            if self.ledger.request(request_id).state == "running":
+                self.ledger.fail(request_id, str(error))
+            raise
+        except BaseException as error:
+            if self.ledger.request(request_id).state == "running":
+                self.ledger.interrupt(request_id, f"{type(error).__name__}: {error}")
+            raise
+
+
+@dataclass
+class _Work:
+    """One execution of one request."""
+
+    service: Service
+    row: RequestRow
+    grid: NamedGrid
+    listener: Listener
+    settings: RunSettings = field(init=False)
+    data: DataSet | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.settings = parse(self.row.settings)
+        self.data = server_data(self.settings)
+        self.spec = self.settings.model_spec(self.data)
+        self.folder = self.service.home.runs / self.row.id
+        self.folder.mkdir(mode=0o700, exist_ok=True)
+
+    def run(self) -> dict[str, Any]:
+        """Do what the request asks for."""
+        s = self.settings
+        self.grid.wait_for(s.num_clients, s.join_timeout)
+        record = self.train() if self.row.kind == "train" else self.change()
+        self.publish(record)
+        return record
+
+    # -- training --------------------------------------------------------------------------------
+
+    def train(self) -> dict[str, Any]:
+        """Train a first version on all clients, and make their synthetic sets."""
+        s = self.settings
+        erased = self.service.ledger.erased(self.row.federation)
+        if erased.classes or erased.clients:
+            self.listener.note(
+                f"left out of training, because it was erased: {_named(erased.classes, erased.clients)}"
+            )
+        judge = Judge(self.spec, self.data, ForgetSpec(), erased.classes)
+        federation = self.federation(
+            "journal",
+            judge,
+            lineage=self.row.id,
+            forget=ForgetSpec(),
+            erased=(erased.classes, erased.clients),
+        )
+        model = self.fedavg(federation, "train", scale=s.scale)
+        scores = judge.full(model, federation)
+        record = self.record("train", federation, method="fedavg", lineage=self.row.id)
+        record["original"] = scores
+        self.fill(record, federation)
+        card = self.card(
+            lineage=self.row.id,
+            erased={"classes": list(erased.classes), "clients": list(erased.clients)},
+            scores=scores,
+            training={phase: vars(cost) for phase, cost in federation.costs.items()},
+        )
+        self.commit(record, model, card, state="in-service", parent=None)
+        return record
+
+    def fedavg(self, federation: GridFederation, phase: str, *, scale: int) -> ArrayRecord:
+        """Run the whole of federated averaging from the seed's initial weights."""
+        s = self.settings
+        initial = build(self.spec, generator(s.seed, "initial weights"))
+        rounds = FederatedAveraging(
+            federation.settings(
+                Fit,
+                steps=s.local_steps,
+                epochs=s.local_epochs,
+                batch_size=s.batch_size,
+                lr=s.lr,
+                momentum=s.momentum,
+                weight_decay=s.weight_decay,
+                proximal=s.proximal,
+                scale=scale,
+                image_lr=s.image_lr,
+                image_steps=s.image_steps,
+                image_momentum=s.image_momentum,
+                distill_every=s.distill_every,
+                distill_fraction=s.distill_fraction,
+            ),
+            fraction=s.fraction,
+            min_share=s.min_share,
+        )
+        start = ArrayRecord(initial.state_dict())
+        return federation.run(phase, rounds, start, num_rounds=s.rounds)
+
+    # -- forgetting and relearning ---------------------------------------------------------------
+
+    def change(self) -> dict[str, Any]:
+        """Forget or relearn, measure, judge, and put the result in service."""
+        s, row = self.settings, self.row
+        base = self.service.ledger.version(str(row.base_version))
+        arrays, card = self.service.registry.load(base)
+        forget = s.forget
+        earlier = _minus(card["erased"], forget)
+        judge = Judge(self.spec, self.data, forget, tuple(earlier["classes"]))
+        federation = self.federation(
+            "journal",
+            judge,
+            lineage=card["lineage"],
+            forget=forget,
+            erased=(earlier["classes"], earlier["clients"]),
+        )
+        self._check_targets(federation, forget)
+        model = from_numpy(arrays)
+        record = self.record(row.kind, federation, method=row.method, lineage=card["lineage"])
+        forgetting = row.kind == "forget"
+        record["original"] = self.scored(federation, judge, "original", model)
+        chosen = method(row.method, forget.level, s.options)
+        before = self._watch(federation, judge, record)
+        act = chosen.forget if forgetting else chosen.relearn
+        model = act(federation, model)
+        federation.on_round = before
+        record["recovered" if forgetting else "relearned"] = self.scored(
+            federation, judge, "result", model
+        )
+        if forgetting:
+            self._compare(record, judge, federation, model)
+            record["verdict"] = verdict(
+                record,
+                max_forget_accuracy=s.max_forget_accuracy,
+                max_relearning_gap=s.max_relearning_gap,
+            )
+        else:
+            root = self.service.registry.lineage(base.id)[-1]
+            record["trained"] = self._trained_scores(root, judge, federation)
+        self.fill(record, federation)
+        if forgetting and not record["verdict"]["passed"]:
+            self._refuse(record)
+        if not s.trial:
+            destroy = s.destroy or forget.level == "client"
+            federation.settle(row.kind, destroy=destroy)
+        gone = _plus(earlier, forget) if forgetting else earlier
+        new_card = self.card(
+            lineage=card["lineage"],
+            erased=gone,
+            scores=record["recovered" if forgetting else "relearned"],
+            training=card["training"],
+        )
+        state = "trial" if s.trial else "in-service"
+        self.commit(record, model, new_card, state=state, parent=base.id)
+        return record
+
+    def _check_targets(self, federation: GridFederation, forget: ForgetSpec) -> None:
+        names = sorted(node.name for node in self.grid.get_nodes())
+        for name in forget.clients:
+            if name not in names:
+                raise ClientLost(f"client must be online, got {name!r}; online: {', '.join(names)}")
+
+    def _watch(
+        self, federation: GridFederation, judge: Judge, record: dict[str, Any]
+    ) -> Callable[[Round, ArrayRecord], dict[str, Any] | None]:
+        """Keep the scores after the ascent: the last "unlearn" round before recovery begins."""
+        usual = federation.on_round
+
+        def watch(done: Round, model: ArrayRecord) -> dict[str, Any] | None:
+            note = usual(done, model) or {"phase": done.phase, "round": done.number}
+            if done.phase == "unlearn" and note.get("per_class_accuracy") is None:
+                note |= judge.quick(model)
+            return note
+
+        federation.on_round = watch
+        return usual
+
+    def _compare(
+        self, record: dict[str, Any], judge: Judge, federation: GridFederation, model: ArrayRecord
+    ) -> None:
+        s = self.settings
+        for name, arrays in (("original", None), ("recovered", model)):
+            if arrays is None:
+                arrays = from_numpy(self.service.registry.load(str(self.row.base_version))[0])
+            weights = arrays
+            record[name]["relearning_curve"] = federation.journal.value(
+                f"relearning-{name}", lambda weights=weights: judge.relearning(weights)
+            )
+        if s.compare != "retrain":
+            return
+        scores, cost, cached = self.retrained(judge, federation)
+        record["retrained"] = scores
+        federation.costs["retrain"] = cost
+        record["retrain_cached"] = cached
+
+    def retrained(
+        self, judge: Judge, federation: GridFederation
+    ) -> tuple[dict[str, Any], Cost, bool]:
+        """Return the scores and cost of a model that never saw the data; cached by its inputs."""
+        s = self.settings
+        without = {
+            key: value
+            for key, value in s.training().items()
+            if key not in ("scale", "distill-every", "distill-fraction")
+            and not key.startswith("image-")
+        }
+        inputs = {
+            "training": without,
+            "model": asdict(self.spec),
+            "forget": asdict(federation.forget),
+            "erased": [federation.common["erased_classes"], federation.common["erased_clients"]],
+            "code": wire.fingerprint(),
+        }
+        digest = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
+        path = self.service.home.cache / f"retrained-{digest}.safetensors"
+        cached = path.exists()
+        if cached:
+            arrays, note = unpack(path.read_bytes(), path)
+            cost = Cost(**note["cost"])
+            self.listener.note("retraining was found in the cache")
+        else:
+            own = self.federation(
+                "retrain",
+                judge,
+                lineage=f"{self.row.id}-retrain",
+                forget=federation.forget,
+                erased=(federation.common["erased_classes"], federation.common["erased_clients"]),
+            )
+            model = self.fedavg(own, "retrain", scale=0)
+            arrays, cost = to_numpy(model), own.costs["retrain"]
+            write_atomic(path, pack(arrays, {"cost": vars(cost), "inputs": inputs}))
+        weights = from_numpy(arrays)
+        scores = self.scored(federation, judge, "retrained", weights)
+        scores["relearning_curve"] = federation.journal.value(
+            "relearning-retrained", lambda: judge.relearning(weights)
+        )
+        return scores, cost, cached
+
+    def _trained_scores(
+        self, root: VersionRow, judge: Judge, federation: GridFederation
+    ) -> dict[str, Any]:
+        """Return the first version's scores on this request's sets: what relearning aims at."""
+        arrays, _ = self.service.registry.load(root)
+        return self.scored(federation, judge, "trained", from_numpy(arrays))
+
+    def _refuse(self, record: dict[str, Any]) -> None:
+        """Record a result that did not forget, without a version, and say so."""
+        reason = "; ".join(record["verdict"]["reasons"])
+        self.service.ledger.fail(self.row.id, f"verification failed: {reason}", outcome(record))
+        self.publish(record)
+        raise VerificationFailed(
+            f"verification of {self.row.id} failed: {reason}. Version {record['base_version']} "
+            f"stays in service; report: {record['report']}"
+        )
+
+    # -- shared ----------------------------------------------------------------------------------
+
+    def federation(
+        self,
+        journal: str,
+        judge: Judge,
+        *,
+        lineage: str,
+        forget: ForgetSpec,
+        erased: tuple[Any, Any],
+    ) -> GridFederation:
+        """Return the federation for one purpose of this request, with its own journal."""
+        s = self.settings
+        common = {
+            "fingerprint": wire.fingerprint(),
+            "request": self.row.id,
+            "lineage": lineage,
+            "seed": s.seed,
+            "dataset": s.dataset,
+            "partition": s.partition,
+            "num_clients": s.num_clients,
+            "max_samples": s.max_samples,
+            "partition_seed": s.partition_seed,
+            "holdout": s.holdout,
+            "model": self.spec.name,
+            "model_classes": self.spec.num_classes,
+            "model_channels": self.spec.channels,
+            "model_image_size": self.spec.image_size,
+            "model_width": self.spec.width,
+            "model_depth": self.spec.depth,
+            "device": s.device,
+            "threads": s.threads,
+            "precision": s.precision,
+            "forget_level": forget.level,
+            "forget_classes": list(forget.classes),
+            "forget_clients": list(forget.clients),
+            "erased_classes": list(erased[0]),
+            "erased_clients": list(erased[1]),
+        }
+        keep = Journal(self.folder / journal, {**_essence(s.plain()), "code": wire.fingerprint()})
+
+        def on_round(done: Round, model: ArrayRecord) -> dict[str, Any] | None:
+            every = s.evaluate_every
+            due = done.number == done.of or bool(every and done.number % every == 0)
+            scores = judge.quick(model) if due else None
+            self.listener.round(done, scores)
+            if not scores:
+                return None
+            return {"phase": done.phase, "round": done.number, **scores}
+
+        return GridFederation(self.grid, common, keep, on_round)
+
+    def scored(
+        self, federation: GridFederation, judge: Judge, name: str, model: ArrayRecord
+    ) -> dict[str, Any]:
+        """Return a model's full scores."""
+        return judge.full(model, federation)
+
+    def card(self, **values: Any) -> dict[str, Any]:
+        """Return what to know about a version."""
+        return {
+            "settings": self.settings.training(),
+            "model": asdict(self.spec),
+            "request": self.row.id,
+            "code": wire.fingerprint(),
+            "hardware": hardware(),
+            **values,
+        }
+
+    def record(
+        self, kind: str, federation: GridFederation, *, method: str, lineage: str
+    ) -> dict[str, Any]:
+        """Return a request's record, to be filled."""
+        s, forget = self.settings, federation.forget
+        level = forget.level
+        return {
+            "format": 1,
+            "request": self.row.id,
+            "kind": kind,
+            "method": method,
+            "engine": s.engine,
+            "seed": s.seed,
+            "created": self.row.created.isoformat(),
+            "asked_by": self.row.asked_by,
+            "why": self.row.why,
+            "forget": None
+            if level == "none"
+            else {"level": level, "classes": list(forget.classes), "clients": list(forget.clients)},
+            "erased_before": list(federation.common["erased_classes"]),
+            "model_version": None,
+            "base_version": self.row.base_version,
+            "lineage": lineage,
+            "dataset": s.dataset,
+            "partition": s.partition,
+            "model": self.spec.name,
+            "num_clients": s.num_clients,
+            "num_classes": self.spec.num_classes,
+            "settings": s.plain(),
+            "original": None,
+            "retrained": None,
+            "unlearned": None,
+            "recovered": None,
+            "relearned": None,
+            "hardware": hardware(),
+            "commit": commit(),
+            "report": str(self.service.home.reports / f"{self.row.id}.html"),
+        }
+
+    def fill(self, record: dict[str, Any], federation: GridFederation) -> None:
+        """Put costs, timeline and speed-up into a record."""
+        costs = federation.costs
+        record["seconds"] = {p: costs[p].seconds for p in PHASES if p in costs}
+        record["seconds_measuring"] = {p: c.seconds for p, c in costs.items() if p not in PHASES}
+        for key in ("rounds", "samples", "client_seconds"):
+            record[key] = {p: getattr(costs[p], key) for p in PHASES if p in costs}
+        record["bytes"] = {p: {"up": c.up, "down": c.down} for p, c in costs.items()}
+        record["timeline"] = [n for n in federation.notes if "per_class_accuracy" in n]
+        ascents = [n for n in record["timeline"] if n["phase"] == "unlearn"]
+        if record["kind"] == "forget" and ascents:
+            first = ascents[-1] if len(ascents) == 1 else _before_recovery(record["timeline"])
+            record["unlearned"] = {
+                key: first[key]
+                for key in ("forget_accuracy", "retain_accuracy", "loss", "per_class_accuracy")
+            }
+        training = costs.get("train")
+        if training is None and record["base_version"]:
+            card = self.service.ledger.version(record["base_version"]).card
+            if "train" in card["training"]:
+                training = Cost(**card["training"]["train"])
+        record["distillation"] = (
+            None
+            if training is None or not training.client_seconds
+            else {
+                "client_seconds_share": training.distill_seconds / training.client_seconds,
+                "seconds": training.distill_seconds,
+            }
+        )
+        record["speed_up"] = speed_up(record, training)
+
+    def commit(
+        self,
+        record: dict[str, Any],
+        model: ArrayRecord,
+        card: dict[str, Any],
+        *,
+        state: Any,
+        parent: str | None,
+    ) -> None:
+        """Enter the version and finish the request, in one transaction."""
+        version = self.service.registry.commit(
+            self.row.id,
+            to_numpy(model),
+            card,
+            parent=parent,
+            federation=self.row.federation,
+            state=state,
+            outcome=outcome(record),
+        )
+        record["model_version"] = version.id
+
+    def publish(self, record: dict[str, Any]) -> None:
+        """Write the record and its report, and tidy up what a resume would have needed."""
+        write_json(self.folder / "record.json", record)
+        write_report(record, Path(record["report"]))
+        for name in ("journal", "retrain"):
+            if (self.folder / name).exists():
+                _remove(self.folder / name)
+
+
+# ---- small things -------------------------------------------------------------------------------
+
+
+def outcome(record: Mapping[str, Any]) -> Outcome:
+    """Return what the ledger keeps of a record."""
+    after = record["relearned"] or record["recovered"] or record["original"]
+    return Outcome(
+        seconds=record.get("seconds", {}),
+        bytes=record.get("bytes", {}),
+        before=record["original"],
+        after=after,
+    )
+
+
+def speed_up(record: Mapping[str, Any], training: Cost | None) -> dict[str, Any] | None:
+    """Return how much shorter a request was than retraining, alone and amortised.
+
+        amortised(q) = q * T_retrain / (T_overhead + q * T_request)
+
+    T_request is unlearning plus recovery; T_overhead what distillation added to the training.
+    """
+    seconds = record["seconds"]
+    request = seconds.get("unlearn", 0.0) + seconds.get("recover", 0.0)
+    if "retrain" not in seconds or request <= 0:
+        return None
+    overhead = 0.0
+    if training is not None and training.client_seconds > 0:
+        overhead = training.seconds * training.distill_seconds / training.client_seconds
+    full = seconds["retrain"]
+    return {
+        "request": full / request,
+        "amortised": {str(q): q * full / (overhead + q * request) for q in (1, 10, 100)},
+        "overhead_seconds": overhead,
+    }
+
+
+def _before_recovery(timeline: list[dict[str, Any]]) -> dict[str, Any]:
+    chosen = next(n for n in timeline if n["phase"] == "unlearn")
+    for note in timeline:
+        if note["phase"] == "recover":
+            break
+        if note["phase"] == "unlearn":
+            chosen = note
+    return chosen
+
+
+def server_data(settings: RunSettings) -> DataSet | None:
+    """Return the coordinator's data set, or None if it has none."""
+    if settings.dataset == "none":
+        return None
+    directory = settings.data_dir or os.environ.get("EFFACE_DATA_DIR")
+    return datasets.load(settings.dataset, Path(directory) if directory else None)
+
+
+def federation_name(settings: RunSettings) -> str:
+    """Return the name under which versions and erasures of one set of clients belong together."""
+    if settings.federation:
+        return settings.federation
+    s = settings
+    subset = f", {s.max_samples} images" if s.max_samples else ""
+    return f"{s.dataset}, {s.num_clients} clients, {s.partition}{subset}, seed {s.partition_seed}"
+
+
+def inherited(settings: RunSettings, base: VersionRow) -> RunSettings:
+    """Return `settings` with everything a version was trained with taken from its card."""
+    own = {key: value for key, value in settings.plain().items() if key not in base.card["settings"]}
+    merged = parse({**own, **base.card["settings"]})
+    return replace(merged, version=base.id)
+
+
+def _essence(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that a request's result depends on."""
+    ways = (
+        "mode home request engine asked-by why round-timeout join-timeout data-dir device".split()
+    )
+    return {key: value for key, value in settings.items() if key not in ways}
+
+
+def _minus(erased: Mapping[str, Any], forget: ForgetSpec) -> dict[str, list[Any]]:
+    return {
+        "classes": [c for c in erased["classes"] if c not in forget.classes],
+        "clients": [c for c in erased["clients"] if c not in forget.clients],
+    }
+
+
+def _plus(erased: Mapping[str, Any], forget: ForgetSpec) -> dict[str, list[Any]]:
+    return {
+        "classes": sorted({*erased["classes"], *forget.classes}),
+        "clients": sorted({*erased["clients"], *forget.clients}),
+    }
+
+
+def _named(classes: tuple[int, ...], clients: tuple[str, ...]) -> str:
+    return ", ".join([f"class {c}" for c in classes] + [f"client {c}" for c in clients])
+
+
+def _remove(folder: Path) -> None:
+    import shutil
+
+    shutil.rmtree(folder)
+
+
+def hardware() -> str:
+    """Return the machine in a line: cores, processor, accelerator, torch."""
+    processor = platform.processor() or platform.machine()
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                processor = line.partition(":")[2].strip()
+                break
+    except OSError:
+        pass
+    accelerator = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{os.cpu_count()} cores, {processor}{accelerator}; torch {torch.__version__}"
+
+
+def commit() -> str | None:
+    """Return the commit of the code that runs, or None outside a checkout."""
+    try:
+        found = subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip()
+
+
+def now() -> float:
+    """Return a clock for durations."""
+    return time.perf_counter()

@@ -1,0 +1,197 @@
+"""A run's settings: the Flower run config, parsed once at start-up.
+
+The same keys are options of the `efface` command, `-c` values of `flwr run`, and the table
+`[tool.flwr.app.config]` in pyproject.toml (a test compares its defaults with these).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Final
+
+from client import datasets, partition
+from client.errors import BadSetting
+from client.models import NAMES as MODEL_NAMES
+from client.models import ModelSpec
+from client.wire import ForgetSpec, Rule, Settings, at_least, between, one_of, positive, setting
+
+_seed: Final = Rule(lambda v: 0 <= v < 2**63, "lie in [0, 2^63)")
+_share: Final = Rule(lambda v: 0 < v <= 1, "lie in (0, 1]")
+_text: Final = Rule(lambda v: len(v) <= 2000, "be at most 2000 characters")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings(Settings):
+    """Everything that a run can be told. A request on a version takes the version's own training
+    settings; what it is told about data, model and training is not read."""
+
+    mode: str = setting(one_of("train", "forget", "relearn", "request"), "train")
+    home: str = setting(_text, "")  # the server home; empty for EFFACE_HOME or ~/.efface
+    request: str = setting(_text, "")  # mode "request": the id of one that is written down already
+
+    # Data and clients
+    dataset: str = setting(_text, "digits")
+    data_dir: str = setting(_text, "")
+    partition: str = setting(_text, "dirichlet:0.5")
+    num_clients: int = setting(at_least(1), 10)
+    max_samples: int = setting(at_least(0), 0)
+    holdout: float = setting(between(0.0, 0.5), 0.1)
+    partition_seed: int = setting(_seed, 0)
+    federation: str = setting(_text, "")  # name; empty for one made from the five above
+
+    # Model; classes, channels and size are the data set's unless it is "none"
+    model: str = setting(one_of(*MODEL_NAMES), "convnet")
+    model_width: int = setting(at_least(1), 32)
+    model_depth: int = setting(between(1, 8), 3)
+    model_classes: int = setting(at_least(0), 0)
+    model_channels: int = setting(at_least(0), 0)
+    model_image_size: int = setting(at_least(0), 0)
+
+    # Training
+    rounds: int = setting(at_least(1), 30)  # K
+    local_steps: int = setting(at_least(0), 10)  # T; 0 to count in epochs
+    local_epochs: int = setting(at_least(0), 0)
+    batch_size: int = setting(at_least(1), 64)
+    lr: float = setting(positive(), 0.05)  # eta_theta
+    momentum: float = setting(between(0.0, 0.999), 0.0)
+    weight_decay: float = setting(between(0.0, 1.0), 0.0)
+    proximal: float = setting(between(0.0, 1e6), 0.0)  # mu of FedProx
+    fraction: float = setting(_share, 1.0)
+    min_share: float = setting(_share, 0.5)
+
+    # Distillation in situ
+    scale: int = setting(at_least(0), 100)  # s; 0 for none
+    image_lr: float = setting(positive(), 0.1)  # eta_S
+    image_steps: int = setting(at_least(1), 1)  # varsigma_S
+    image_momentum: float = setting(between(0.0, 0.999), 0.5)
+    distill_every: int = setting(at_least(1), 5)
+    distill_fraction: float = setting(between(0.0, 1.0), 1.0)
+
+    # Request
+    version: str = setting(_text, "")  # base; empty for the one in service
+    method: str = setting(_text, "quickdrop")
+    method_options: str = setting(_text, "")  # "unlearn-lr=0.02,recover-rounds=3"
+    forget_classes: str = setting(_text, "")  # "9" or "3,5"
+    forget_clients: str = setting(_text, "")  # "hospital-a,hospital-b"
+    compare: str = setting(one_of("none", "retrain"), "none")
+    max_forget_accuracy: float = setting(between(0.0, 100.0), 5.0)  # percent
+    max_relearning_gap: float = setting(between(0.0, 100.0), 15.0)  # points over Retrained
+    destroy: bool = setting(Rule(lambda v: True, "be given"), False)  # synthetic sets, class level
+    trial: bool = setting(Rule(lambda v: True, "be given"), False)
+    asked_by: str = setting(_text, "")
+    why: str = setting(_text, "")
+
+    # Running
+    seed: int = setting(_seed, 0)
+    device: str = setting(_text, "auto")
+    threads: int = setting(at_least(1), 1)
+    precision: str = setting(one_of("float32", "bfloat16"), "float32")
+    evaluate_every: int = setting(at_least(0), 1)  # rounds; 0 for the end of a phase only
+    round_timeout: float = setting(positive(), 600.0)  # seconds
+    join_timeout: float = setting(positive(), 60.0)  # seconds
+    engine: str = setting(one_of("inline", "ray", "superlink"), "superlink")
+
+    @property
+    def forget(self) -> ForgetSpec:
+        """What is to be forgotten or relearned.
+
+        Raises:
+            BadSetting: If both levels are named, or a class is no number.
+        """
+        classes = [part.strip() for part in self.forget_classes.split(",") if part.strip()]
+        clients = [part.strip() for part in self.forget_clients.split(",") if part.strip()]
+        if classes and clients:
+            raise BadSetting("request must name classes or clients, got both; ask in two requests")
+        if clients:
+            return ForgetSpec("client", (), tuple(dict.fromkeys(clients)))
+        if classes:
+            bad = [part for part in classes if not part.isdecimal()]
+            if bad:
+                raise BadSetting(f"class must be a number from 0 up, got {bad[0]!r}")
+            return ForgetSpec("class", tuple(dict.fromkeys(int(part) for part in classes)))
+        return ForgetSpec()
+
+    @property
+    def options(self) -> dict[str, str]:
+        """The method's options by name.
+
+        Raises:
+            BadSetting: If a part is not of the form name=value.
+        """
+        options = {}
+        for part in filter(None, (p.strip() for p in self.method_options.split(","))):
+            name, equals, value = part.partition("=")
+            if not equals:
+                raise BadSetting(f"method-options must be name=value,name=value, got {part!r}")
+            options[name.strip()] = value.strip()
+        return options
+
+    def plain(self) -> dict[str, Any]:
+        """Return all values by their kebab-case names."""
+        return {f.name.replace("_", "-"): getattr(self, f.name) for f in fields(self)}
+
+    def training(self) -> dict[str, Any]:
+        """Return what a trained model depends on, by kebab-case names."""
+        return {key: value for key, value in self.plain().items() if key in TRAINING}
+
+    def check_training(self) -> None:
+        """Check what single rules cannot see, before any work starts.
+
+        Raises:
+            BadSetting: On unknown data sets and partitions, and on nothing to do.
+        """
+        kind = self.dataset.split(":")[0]
+        known = (*datasets.NAMES, "npz", "folder", "none")
+        if kind not in known:
+            raise BadSetting(
+                f"dataset must be one of {', '.join(datasets.NAMES)}, npz:PATH, folder:PATH or "
+                f"none, got {self.dataset!r}"
+            )
+        partition.parse(self.partition)
+        if not self.local_steps and not self.local_epochs:
+            raise BadSetting("local-steps or local-epochs must be positive, got 0 and 0")
+
+    def model_spec(self, data: datasets.DataSet | None) -> ModelSpec:
+        """Return the model to build.
+
+        Args:
+            data: The coordinator's data set, or None if it has none.
+
+        Raises:
+            BadSetting: If there is none and the sizes are not given.
+        """
+        if data is None:
+            if not (self.model_classes and self.model_channels and self.model_image_size):
+                raise BadSetting(
+                    "model-classes, model-channels and model-image-size must be given when the "
+                    f"coordinator has no data, got {self.model_classes}, {self.model_channels}, "
+                    f"{self.model_image_size}"
+                )
+            sizes = (self.model_classes, self.model_channels, self.model_image_size)
+        else:
+            shape = data.train.images.shape
+            sizes = (data.num_classes, int(shape[1]), int(shape[2]))
+        return ModelSpec(
+            name=self.model,
+            num_classes=sizes[0],
+            channels=sizes[1],
+            image_size=sizes[2],
+            width=self.model_width,
+            depth=self.model_depth,
+        )
+
+
+TRAINING: Final = frozenset(
+    "dataset data-dir partition num-clients max-samples holdout partition-seed federation model "
+    "model-width model-depth model-classes model-channels model-image-size rounds local-steps "
+    "local-epochs batch-size lr momentum weight-decay proximal fraction min-share scale image-lr "
+    "image-steps image-momentum distill-every distill-fraction seed threads precision".split()
+)
+
+
+def parse(config: Mapping[str, Any]) -> RunSettings:
+    """Read a run config; unknown keys are refused.
+
+    Raises:
+        BadSetting: Naming key, rule and value.
+    """
+    return RunSettings.parse(config)

@@ -1,0 +1,1 @@
+"""Choreography seen from the server: rounds (Flower strategies) and methods (sequences of rounds)."""

@@ -1,0 +1,86 @@
+"""QuickDrop: climb the loss on synthetic forget data, then recover on the rest.
+
+Dhasade, Ding, Guo, Kermarrec, de Vos, Wu: "QuickDrop: Efficient Federated Unlearning via Synthetic
+Data Generation", Middleware 2024, https://arxiv.org/abs/2311.15603, sections 3.1 to 3.4.
+
+Departs from the paper: a recovery round after which the forgotten class is back is rolled back
+(`strategies.guard`). Relearning also passes over the retained synthetic data, because on S_f alone
+the other classes are lost when a class is brought back.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from flwr.app import ArrayRecord
+
+from client.wire import Ascend, Condense, Descend
+from strategies.federation import Federation
+from strategies.guard import guarded_recovery
+from strategies.method import Hyperparameters, Needs
+from strategies.rounds import AscentRounds, RecoveryRounds
+
+
+@dataclass(frozen=True)
+class QuickDrop(Hyperparameters):
+    """QuickDrop's protocol; the values are the paper's where it gives them."""
+
+    unlearn_rounds: int = 1
+    unlearn_epochs: int = 5  # T while unlearning, in passes over S_f
+    unlearn_lr: float = 0.02  # eta_theta while unlearning
+    recover_rounds: int = 2
+    recover_epochs: int = 10  # T while recovering, in passes over S \ S_f and its originals
+    recover_lr: float = 0.01  # eta_theta while recovering
+    finetune_steps: int = 0  # F
+    relearn_rounds: int = 2
+    relearn_epochs: int = 10
+    relearn_lr: float = 0.01
+    batch_size: int = 64
+    threshold: float = 1.0  # percent; recovery is rolled back above it, 100 for never
+
+    needs: ClassVar[Needs] = Needs(levels=frozenset({"class", "client"}), synthetic_data=True)
+
+    def forget(self, federation: Federation, model: ArrayRecord) -> ArrayRecord:
+        """Return `model` without what the request names."""
+        # 1. Unlearn: every holder of S_f climbs its loss (Algorithm 1, phase "unlearn").
+        ascent = AscentRounds(
+            federation.settings(
+                Ascend, epochs=self.unlearn_epochs, lr=self.unlearn_lr, batch_size=self.batch_size
+            ),
+            participants=federation.holders(synthetic=True),
+        )
+        model = federation.run("unlearn", ascent, model, num_rounds=self.unlearn_rounds)
+
+        # 2. Optionally improve the synthetic sets (section 3.3.2).
+        if self.finetune_steps:
+            federation.condense(federation.settings(Condense, outer_steps=self.finetune_steps))
+
+        # 3. Recover: all with data left descend on S \ S_f, mixed 1:1 with originals.
+        recovery = RecoveryRounds(
+            federation.settings(
+                Descend, epochs=self.recover_epochs, lr=self.recover_lr, batch_size=self.batch_size
+            )
+        )
+        # A client's data are like the others': they are not forgotten at zero accuracy.
+        threshold = self.threshold if federation.forget.level == "class" else 100.0
+        return guarded_recovery(
+            federation,
+            model,
+            ascent,
+            recovery,
+            num_rounds=self.recover_rounds,
+            threshold=threshold,
+        )
+
+    def relearn(self, federation: Federation, model: ArrayRecord) -> ArrayRecord:
+        """Return `model` with what the request names put back (section 3.4, step 5)."""
+        federation.holders(synthetic=False)
+        relearning = RecoveryRounds(
+            federation.settings(
+                Descend,
+                side="all",
+                epochs=self.relearn_epochs,
+                lr=self.relearn_lr,
+                batch_size=self.batch_size,
+            )
+        )
+        return federation.run("relearn", relearning, model, num_rounds=self.relearn_rounds)

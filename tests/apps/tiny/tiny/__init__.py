@@ -1,0 +1,1 @@
+"""Ask every node once and write down the answers."""
