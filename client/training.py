@@ -40,20 +40,29 @@ def minibatches(
 ) -> Iterator[Tensor]:
     """Yield `num_steps` batches of positions, int64 `(B,)`, going through the data in epochs.
 
-    Every epoch is a new permutation; its last batch may be smaller.
+    Every epoch is a new permutation; its last batch may be smaller, but never a single example
+    left over: batch norm cannot train on one, so it joins the batch before.
     """
     step = 0
     while step < num_steps:
-        for batch in torch.randperm(num_examples, generator=generator).split(batch_size):
+        order = torch.randperm(num_examples, generator=generator)
+        for number in range(_in_epoch(num_examples, batch_size)):
             if step == num_steps:
                 return
-            yield batch
+            last = number == _in_epoch(num_examples, batch_size) - 1
+            yield order[number * batch_size : None if last else (number + 1) * batch_size]
             step += 1
 
 
 def steps_in(epochs: int, num_examples: int, batch_size: int) -> int:
     """Return the number of batches in `epochs` passes."""
-    return epochs * -(-num_examples // batch_size)
+    return epochs * _in_epoch(num_examples, batch_size)
+
+
+def _in_epoch(num_examples: int, batch_size: int) -> int:
+    batches = -(-num_examples // batch_size)
+    single = num_examples % batch_size == 1 and batches > 1 and batch_size > 1
+    return batches - 1 if single else batches
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:

@@ -149,12 +149,8 @@ class Settings:
         return type(self).parse(dict(self.config()))
 
     def config(self) -> ConfigRecord:
-        """Return the settings as a ConfigRecord, keys in kebab-case.
-
-        Empty lists stay out (they are the default): Flower 1.39's `count_bytes` fails on them.
-        """
-        values = {f.name.replace("_", "-"): getattr(self, f.name) for f in fields(self)}
-        return ConfigRecord({key: value for key, value in values.items() if value != []})
+        """Return the settings as a ConfigRecord, keys in kebab-case."""
+        return ConfigRecord({f.name.replace("_", "-"): getattr(self, f.name) for f in fields(self)})
 
 
 def _checked(key: str, value: Any, kind: Any, metadata: Mapping[str, Any]) -> Any:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
-from flwr.app import Message, RecordDict
+from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
@@ -15,6 +15,7 @@ from client.errors import EffaceError
 
 REMOTE_POLL_SECONDS: Final = 0.1
 LOCAL_POLL_SECONDS: Final = 0.005
+NUMBER_BYTES: Final = 8
 
 
 class ClientsMissing(EffaceError):
@@ -141,4 +142,17 @@ def size(message: Message) -> int:
     """Return the bytes of a message's content; an error has none worth counting."""
     if not message.has_content():
         return 0
-    return sum(record.count_bytes() for record in message.content.values())
+    content = message.content
+    numbers = [*content.array_records.values(), *content.metric_records.values()]
+    settings = content.config_records.values()
+    return sum(record.count_bytes() for record in numbers) + sum(map(_config_size, settings))
+
+
+def _config_size(config: ConfigRecord) -> int:
+    """Return the bytes of keys and values: Flower 1.39's own count fails on lists of numbers."""
+    total = 0
+    for key, value in config.items():
+        parts = value if isinstance(value, list) else [value]
+        total += len(key)
+        total += sum(len(p) if isinstance(p, str | bytes) else NUMBER_BYTES for p in parts)
+    return total

@@ -72,7 +72,7 @@ class MetricsListener:
     def round(self, done: Round, scores: dict[str, Any] | None) -> None:
         self.metrics.on_round(done.phase)
         self.metrics.phase_seconds(done.phase, done.cost.seconds)
-        self.metrics.traffic(done.phase, done.cost.up, done.cost.down)
+        self.metrics.traffic(done.phase, up=done.cost.up, down=done.cost.down)
         for failure in done.failures:
             self.metrics.client_failure(_kind(failure.reason))
 

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from jinja2 import Environment, FileSystemLoader, Undefined
+from jinja2 import Environment, Undefined
 from markupsafe import Markup
 
 from client.errors import BadSetting
+from server.report_page import PAGE
 from server.plots import Curve, accuracy_over_phases, cost_bars, relearning_curves
 
 # How near to Retrained counts as "in line with" it, in percent points. One retrained model differs
@@ -119,14 +120,13 @@ def render(record: Mapping[str, Any], *, linked: bool = False) -> str:
             "write the report with the Efface that wrote the record"
         )
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
         # A key that an older record lacks reads as null does.
         undefined=Undefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("report.html.j2").render(
+    return environment.from_string(PAGE).render(
         title=_title(record),
         verdict=judge(record),
         record=record,

@@ -11,7 +11,6 @@ import json
 import os
 import platform
 import subprocess
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -692,7 +691,8 @@ def inherited(settings: RunSettings, base: VersionRow) -> RunSettings:
 def _essence(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings that a request's result depends on."""
     ways = (
-        "mode home request engine asked-by why round-timeout join-timeout data-dir device".split()
+        "mode home request engine connection client-gpus asked-by why round-timeout join-timeout "
+        "data-dir device".split()
     )
     return {key: value for key, value in settings.items() if key not in ways}
 
@@ -749,8 +749,3 @@ def commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return found.stdout.strip()
-
-
-def now() -> float:
-    """Return a clock for durations."""
-    return time.perf_counter()

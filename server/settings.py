@@ -89,6 +89,8 @@ class RunSettings(Settings):
     round_timeout: float = setting(positive(), 600.0)  # seconds
     join_timeout: float = setting(positive(), 60.0)  # seconds
     engine: str = setting(one_of("inline", "ray", "superlink"), "superlink")
+    connection: str = setting(_text, "")  # engine superlink: its name in Flower's config.toml
+    client_gpus: float = setting(between(0.0, 64.0), 0.0)  # engine ray: GPUs a client takes
 
     @property
     def forget(self) -> ForgetSpec:

@@ -25,11 +25,12 @@ class QuickDrop(Hyperparameters):
     """QuickDrop's protocol; the values are the paper's where it gives them."""
 
     unlearn_rounds: int = 1
-    unlearn_epochs: int = 5  # T while unlearning, in passes over S_f
+    unlearn_epochs: int = 3  # T while unlearning, in passes over S_f
     unlearn_lr: float = 0.02  # eta_theta while unlearning
     recover_rounds: int = 2
-    recover_epochs: int = 10  # T while recovering, in passes over S \ S_f and its originals
-    recover_lr: float = 0.01  # eta_theta while recovering
+    recover_epochs: int = 6  # T while recovering, in passes over S \ S_f and its originals
+    recover_lr: float = 0.03  # eta_theta while recovering; the paper has 0.01
+    recover_batch: int = 16
     finetune_steps: int = 0  # F
     relearn_rounds: int = 2
     relearn_epochs: int = 10
@@ -57,7 +58,10 @@ class QuickDrop(Hyperparameters):
         # 3. Recover: all with data left descend on S \ S_f, mixed 1:1 with originals.
         recovery = RecoveryRounds(
             federation.settings(
-                Descend, epochs=self.recover_epochs, lr=self.recover_lr, batch_size=self.batch_size
+                Descend,
+                epochs=self.recover_epochs,
+                lr=self.recover_lr,
+                batch_size=self.recover_batch,
             )
         )
         # A client's data are like the others': they are not forgotten at zero accuracy.

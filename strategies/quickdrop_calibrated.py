@@ -39,6 +39,7 @@ class CalibratedQuickDrop(Hyperparameters):
     recover_rounds: int = 3
     recover_batches: int = 2  # steps a round: S \ S_f and its originals in so many parts
     recover_lr: float = 0.05  # eta_theta while recovering
+    recover_last_lr: float = 0.03  # eta_theta in the last of these rounds
     hold: float = 1.0  # weight of -log(1 - p)
     hold_features: float = 1.0  # weight of the features' mean square
     relearn_rounds: int = 3

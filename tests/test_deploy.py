@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import runpy
 import shlex
 import ssl
 import stat
@@ -529,3 +530,21 @@ def test_the_commands_of_compose_run_as_plain_processes(tmp_path: Path) -> None:
     }
     assert federation.left_over() == []
     assert os.path.exists(federation.folder / "state" / "superlink" / "state.db")
+
+
+def test_every_step_in_the_guide_is_one_the_script_knows() -> None:
+    guide = (REPOSITORY / "deploy" / "DEPLOY.md").read_text()
+    script = runpy.run_path(str(DEPLOY_SCRIPT))
+
+    steps = re.findall(r"^ *(?:python \S*)?make_federation\.py (.+)$", guide, re.M)
+
+    assert len(steps) >= 6
+    for step in steps:
+        script["build_parser"]().parse_args(shlex.split(step))  # exits on an unknown one
+
+
+def test_every_file_that_the_guide_names_exists() -> None:
+    guide = (REPOSITORY / "deploy" / "DEPLOY.md").read_text()
+
+    for name in set(re.findall(r"`((?:docker|deploy)/[\w./-]+)`", guide)) - {"docker/.env"}:
+        assert (REPOSITORY / name).exists(), name

@@ -230,8 +230,8 @@ def status(run_id: int, connection: str, *, flwr_home: Path | None = None) -> Ru
 def stop(run_id: int, connection: str, *, flwr_home: Path | None = None) -> None:
     """Stop the run; a run that has already ended is left as it is.
 
-    Steps that a node has begun go on to their end there: Flower does not kill a ClientApp. The
-    next message of the run never comes.
+    Flower kills no process for it. The ServerApp ends at its next heartbeat or message (21 s later
+    was measured on flwr 1.39.0), and a step that a node has begun goes on to its end there.
 
     Raises:
         UnreachableError: If nothing answers at the connection's address.

@@ -1,0 +1,28 @@
+"""The command `efface`. Nothing heavy is imported before a command needs it."""
+
+import typer
+
+from server.cli import reading, running, site
+
+
+def _application() -> typer.Typer:
+    made = typer.Typer(
+        name="efface",
+        help="Train one model over several organisations, make it forget, and show the evidence.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    running.add_to(made)
+    reading.add_to(made)
+    site.add_to(made)
+    return made
+
+
+app = _application()
+
+
+def main() -> None:
+    """Run the command line."""
+    app(prog_name="efface")

@@ -1,0 +1,204 @@
+"""The settings as options of the command line.
+
+A table, not a look into `server.settings`: that module brings torch along, and `efface --help` must
+answer at once. A test compares every key, type and default with `RunSettings`.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from inspect import Parameter
+from typing import Annotated, Any, Final
+
+import typer
+
+DATA: Final = "Data"
+MODEL: Final = "Model"
+TRAINING: Final = "Training"
+DISTILLATION: Final = "Distillation"
+REQUEST: Final = "Request"
+RUNNING: Final = "Running"
+
+
+@dataclass(frozen=True)
+class Option:
+    """One setting on the command line.
+
+    Attributes:
+        key: Its kebab-case name; the option is `--key`.
+        default: The default of `RunSettings`; its type is the option's.
+        panel: Heading in the help.
+        help: What it does, with unit.
+    """
+
+    key: str
+    default: str | int | float | bool
+    panel: str
+    help: str
+    default_here: str | None = None  # where the command line's default is another
+
+    @property
+    def name(self) -> str:
+        """Return the parameter's name in Python."""
+        return self.key.replace("-", "_")
+
+
+OPTIONS: Final = (
+    Option(
+        "dataset",
+        "digits",
+        DATA,
+        "digits, mnist, fashion-mnist, cifar10, cifar100, svhn, npz:PATH, folder:PATH, or none "
+        "where only the clients have data.",
+    ),
+    Option("data-dir", "", DATA, "Folder of the published data sets' files; also EFFACE_DATA_DIR."),
+    Option(
+        "partition",
+        "dirichlet:0.5",
+        DATA,
+        "How simulated clients share the data: iid, dirichlet:ALPHA, bias:Q, one-class, shards:N "
+        "or natural.",
+    ),
+    Option("num-clients", 10, DATA, "Clients to simulate, or to wait for."),
+    Option("max-samples", 0, DATA, "Use so many training images only; 0 for all."),
+    Option("holdout", 0.1, DATA, "Share of a client's images kept for evaluation, 0 to 0.5."),
+    Option("partition-seed", 0, DATA, "Seed of the partition and the held-out parts."),
+    Option(
+        "federation",
+        "",
+        DATA,
+        "Name under which versions and erasures belong together; made from the data and clients "
+        "if empty.",
+    ),
+    Option(
+        "model",
+        "convnet",
+        MODEL,
+        "convnet, lenet, resnet20, 32, 44, 56, vgg11, 13, 16, 19, or resnet18.",
+    ),
+    Option("model-width", 32, MODEL, "Channels of a convnet's layers."),
+    Option("model-depth", 3, MODEL, "Blocks of a convnet, 1 to 8."),
+    Option("model-classes", 0, MODEL, "Number of classes; only with --dataset none."),
+    Option("model-channels", 0, MODEL, "1 or 3; only with --dataset none."),
+    Option("model-image-size", 0, MODEL, "Pixels along a side; only with --dataset none."),
+    Option("rounds", 30, TRAINING, "Rounds of federated averaging."),
+    Option("local-steps", 10, TRAINING, "SGD steps of a client a round; 0 to count in epochs."),
+    Option("local-epochs", 0, TRAINING, "Passes over a client's data a round, instead of steps."),
+    Option("batch-size", 64, TRAINING, "Images in a batch."),
+    Option("lr", 0.05, TRAINING, "Learning rate of the clients."),
+    Option("momentum", 0.0, TRAINING, "Momentum of the clients' SGD, 0 to 0.999."),
+    Option("weight-decay", 0.0, TRAINING, "Weight decay of the clients' SGD, 0 to 1."),
+    Option("proximal", 0.0, TRAINING, "Weight of FedProx's term; 0 for plain averaging."),
+    Option("fraction", 1.0, TRAINING, "Share of the clients drawn every round, above 0 to 1."),
+    Option(
+        "min-share", 0.5, TRAINING, "Share of the drawn clients that must answer, above 0 to 1."
+    ),
+    Option(
+        "scale",
+        100,
+        DISTILLATION,
+        "One synthetic image stands for so many real ones; 0 to make none.",
+    ),
+    Option("image-lr", 0.1, DISTILLATION, "Learning rate of the synthetic images."),
+    Option("image-steps", 1, DISTILLATION, "Steps on the images at every matching."),
+    Option("image-momentum", 0.5, DISTILLATION, "Momentum of those steps, 0 to 0.999."),
+    Option("distill-every", 5, DISTILLATION, "Match gradients at every so many SGD steps."),
+    Option(
+        "distill-fraction",
+        1.0,
+        DISTILLATION,
+        "Largest share of a client's time that matching may take, 0 to 1.",
+    ),
+    Option("version", "", REQUEST, "Version to start from; the one in service if not given."),
+    Option("method", "quickdrop", REQUEST, "Method; `efface methods` lists them."),
+    Option("compare", "none", REQUEST, "retrain: also train without the data, as the yardstick."),
+    Option(
+        "max-forget-accuracy",
+        5.0,
+        REQUEST,
+        "Highest accuracy in percent that counts as forgotten.",
+    ),
+    Option(
+        "max-relearning-gap",
+        15.0,
+        REQUEST,
+        "Most points by which the relearning curve may lie above Retrained's.",
+    ),
+    Option(
+        "destroy",
+        False,
+        REQUEST,
+        "Destroy the class's synthetic images afterwards; relearning then needs the real ones.",
+    ),
+    Option("trial", False, REQUEST, "Keep the result as a trial: nothing enters service."),
+    Option("seed", 0, RUNNING, "Seed of weights, batches and clients drawn."),
+    Option("device", "auto", RUNNING, "auto, cpu, or cuda."),
+    Option("threads", 1, RUNNING, "Threads a client; equal results need equal threads."),
+    Option("precision", "float32", RUNNING, "float32 or bfloat16."),
+    Option(
+        "evaluate-every", 1, RUNNING, "Evaluate after so many rounds; 0 for a phase's end only."
+    ),
+    Option("round-timeout", 600.0, RUNNING, "Seconds to wait for the clients of a round."),
+    Option("join-timeout", 60.0, RUNNING, "Seconds to wait for the clients at the start."),
+    Option(
+        "engine",
+        "superlink",
+        RUNNING,
+        "inline (this process), ray (simulation on Ray) or superlink (a running SuperLink).",
+        default_here="inline",
+    ),
+    Option(
+        "connection",
+        "",
+        RUNNING,
+        "Name of the SuperLink in Flower's config.toml, for --engine superlink; efface if not "
+        "given.",
+    ),
+    Option("client-gpus", 0.0, RUNNING, "GPUs a client, for --engine ray; 0.25 lets four share."),
+)
+
+# Settings that a command gives in its own words: --class, --client, --set, --by, --home, ...
+SPOKEN_OTHERWISE: Final = frozenset(
+    {
+        "mode",
+        "home",
+        "request",
+        "forget-classes",
+        "forget-clients",
+        "method-options",
+        "asked-by",
+        "why",
+    }
+)
+LEARNING: Final = (DATA, MODEL, TRAINING, DISTILLATION)
+
+
+def chosen(panels: Iterable[str], leave_out: Iterable[str] = ()) -> list[Option]:
+    """Return the options of these panels, in the table's order."""
+    wanted, unwanted = set(panels), set(leave_out)
+    return [o for o in OPTIONS if o.panel in wanted and o.key not in unwanted]
+
+
+def parameter(option: Option) -> Parameter:
+    """Return the option as a parameter that typer reads; not given is None."""
+    kind = type(option.default)
+    shown = option.default_here or option.default
+    default = "" if shown == "" or shown is False else f" Default {shown}."
+    declared = typer.Option(
+        f"--{option.key}",
+        help=option.help + default,
+        rich_help_panel=option.panel,
+        show_default=False,
+    )
+    return Parameter(
+        option.name,
+        Parameter.KEYWORD_ONLY,
+        default=None,
+        annotation=Annotated[kind | None, declared],
+    )
+
+
+def given(options: Iterable[Option], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that the command line named, by their kebab-case keys."""
+    return {
+        option.key: values[option.name] for option in options if values.get(option.name) is not None
+    }

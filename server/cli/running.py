@@ -1,0 +1,308 @@
+"""The commands that work with the clients: demo, train, forget, relearn."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from client.errors import BadSetting
+from server import display
+from server.cli import options
+from server.cli.command import FORMAT, OTHER, Answer, Call, command
+from server.cli.options import LEARNING, REQUEST, RUNNING, chosen
+
+if TYPE_CHECKING:
+    from server.metrics import Metrics
+    from server.progress import Listener
+    from server.settings import RunSettings
+
+GROUP: Final = "Train and forget"
+
+Classes = Annotated[
+    list[int] | None,
+    typer.Option(
+        "--class", "-c", help="Class to name, 0 for the first; may be repeated.", show_default=False
+    ),
+]
+Clients = Annotated[
+    list[str] | None,
+    typer.Option("--client", help="Client to name; may be repeated.", show_default=False),
+]
+MethodOptions = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="NAME=VALUE",
+        help="Hyper-parameter of the method (`efface methods`); may be repeated.",
+        show_default=False,
+        rich_help_panel=REQUEST,
+    ),
+]
+AskedBy = Annotated[
+    str,
+    typer.Option(
+        "--by", help="Who asked; kept in the ledger.", show_default=False, rich_help_panel=REQUEST
+    ),
+]
+Why = Annotated[
+    str,
+    typer.Option(
+        "--why",
+        help="Why it was asked; kept in the ledger.",
+        show_default=False,
+        rich_help_panel=REQUEST,
+    ),
+]
+MetricsPort = Annotated[
+    int | None,
+    typer.Option(
+        "--metrics-port",
+        help="Answer Prometheus on this port of this machine while the command runs; 0 for any.",
+        show_default=False,
+        rich_help_panel=OTHER,
+    ),
+]
+
+_REQUEST_OPTIONS: Final = chosen([REQUEST, RUNNING])
+# A demonstration always compares, and starts from what it has just trained.
+_DEMO_OPTIONS: Final = chosen(
+    [*LEARNING, REQUEST, RUNNING], leave_out=["version", "compare", "trial", "destroy"]
+)
+_RELEARN_OPTIONS: Final = chosen(
+    [REQUEST, RUNNING],
+    leave_out=["compare", "destroy", "max-forget-accuracy", "max-relearning-gap"],
+)
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the commands."""
+    command(
+        app,
+        "demo",
+        group=GROUP,
+        settings=_DEMO_OPTIONS,
+        epilog="Example: efface demo --class 3 --seed 1",
+    )(demo)
+    command(
+        app,
+        "train",
+        group=GROUP,
+        settings=chosen([*LEARNING, RUNNING]),
+        epilog="Example: efface train --dataset npz:scans.npz --num-clients 4 --rounds 20",
+    )(train)
+    command(
+        app,
+        "forget",
+        group=GROUP,
+        settings=_REQUEST_OPTIONS,
+        epilog="Example: efface forget --class 9 --compare retrain --by 'Data protection' "
+        "--why 'Request 2026-17'",
+    )(forget)
+    command(
+        app,
+        "relearn",
+        group=GROUP,
+        settings=_RELEARN_OPTIONS,
+        epilog="Example: efface relearn --class 9",
+    )(relearn)
+
+
+def demo(
+    call: Call,
+    values: dict[str, Any],
+    forget_class: Annotated[int, typer.Option("--class", "-c", help="Class to forget.")] = 9,
+    method_options: MethodOptions = None,
+    metrics_port: MetricsPort = None,
+) -> Answer:
+    """Train, forget a class, compare with retraining, bring the class back."""
+    from server.runner import demo as run_demo
+
+    settings = settings_for(call, values, mode="train", method_options=method_options)
+    with watched(call, metrics_port) as (listener, metrics):
+        record = run_demo(settings, listener, forget_class=forget_class)
+        count(metrics, record)
+    return Answer({"changed": True, **record}, display.result(record))
+
+
+def train(
+    call: Call,
+    values: dict[str, Any],
+    metrics_port: MetricsPort = None,
+    asked_by: AskedBy = "",
+    why: Why = "",
+) -> Answer:
+    """Train a first version over all clients and put it in service."""
+    settings = settings_for(call, values, mode="train", asked_by=asked_by, why=why)
+    return carry_out(call, settings, metrics_port)
+
+
+def forget(
+    call: Call,
+    values: dict[str, Any],
+    classes: Classes = None,
+    clients: Clients = None,
+    method_options: MethodOptions = None,
+    metrics_port: MetricsPort = None,
+    asked_by: AskedBy = "",
+    why: Why = "",
+) -> Answer:
+    """Make a version forget classes or clients, check it, and put the result in service."""
+    settings = settings_for(
+        call,
+        values,
+        mode="forget",
+        classes=classes,
+        clients=clients,
+        method_options=method_options,
+        asked_by=asked_by,
+        why=why,
+    )
+    return carry_out(call, settings, metrics_port)
+
+
+def relearn(
+    call: Call,
+    values: dict[str, Any],
+    classes: Classes = None,
+    clients: Clients = None,
+    method_options: MethodOptions = None,
+    metrics_port: MetricsPort = None,
+    asked_by: AskedBy = "",
+    why: Why = "",
+) -> Answer:
+    """Bring back classes or clients that a version has forgotten."""
+    settings = settings_for(
+        call,
+        values,
+        mode="relearn",
+        classes=classes,
+        clients=clients,
+        method_options=method_options,
+        asked_by=asked_by,
+        why=why,
+    )
+    return carry_out(call, settings, metrics_port)
+
+
+def settings_for(
+    call: Call,
+    values: dict[str, Any],
+    *,
+    mode: str,
+    classes: list[int] | None = None,
+    clients: list[str] | None = None,
+    method_options: list[str] | None = None,
+    asked_by: str = "",
+    why: str = "",
+) -> "RunSettings":
+    """Return the settings that the command line means, checked one by one.
+
+    Raises:
+        BadSetting: If one breaks its rule.
+    """
+    from server.settings import parse
+
+    here = {o.key: o.default_here for o in options.OPTIONS if o.default_here is not None}
+    told = {
+        "mode": mode,
+        "home": call.home,
+        "forget-classes": ",".join(map(str, classes or ())),
+        "forget-clients": ",".join(clients or ()),
+        "method-options": ",".join(method_options or ()),
+        "asked-by": asked_by,
+        "why": why,
+    }
+    for name in clients or ():
+        if not name.strip() or "," in name:
+            raise BadSetting(f"client must be one name without a comma, got {name!r}")
+    return parse({**here, **values, **told})
+
+
+def carry_out(call: Call, settings: "RunSettings", metrics_port: int | None) -> Answer:
+    """Run one request and return what it came to."""
+    from server.runner import run
+    from server.service import AlreadyDone
+
+    with watched(call, metrics_port) as (listener, metrics):
+        try:
+            record = run(settings, listener)
+        except AlreadyDone as done:
+            text = str(done)
+            return Answer({"format": FORMAT, "changed": False, "message": text}, [text])
+        count(metrics, record)
+    return Answer({"changed": True, **record}, display.result(record))
+
+
+@contextmanager
+def watched(call: Call, metrics_port: int | None) -> Iterator[tuple["Listener", "Metrics | None"]]:
+    """Give the listener for a run: the terminal, and Prometheus if a port was named."""
+    from server.progress import Everyone, Listener, MetricsListener
+
+    with ExitStack() as stack:
+        metrics = None
+        watchers: list[Listener] = []
+        if metrics_port is not None:
+            from server.metrics import Metrics
+
+            metrics = Metrics()
+            server = metrics.serve(metrics_port)
+            stack.callback(server.stop)
+            call.errors.print(f"metrics: http://{server.host}:{server.port}/metrics", markup=False)
+            metrics.request_state("running")
+            stack.push(_failed_state(metrics))
+            watchers.append(MetricsListener(metrics))
+        terminal = stack.enter_context(display.watching(call.errors))
+        stack.enter_context(_node_log(terminal))
+        yield Everyone([terminal, *watchers]), metrics
+
+
+class _OneLine(logging.Handler):
+    """Shows what a node in this process logs, one line each, without a traceback."""
+
+    def __init__(self, listener: "Listener") -> None:
+        super().__init__(logging.WARNING)
+        self.listener = listener
+
+    def emit(self, record: logging.LogRecord) -> None:
+        error = record.exc_info[1] if record.exc_info else None
+        reason = f": {error}" if error is not None else ""
+        self.listener.note(f"node log: {record.getMessage()}{reason}")
+
+
+@contextmanager
+def _node_log(listener: "Listener") -> Iterator[None]:
+    """Show the simulated nodes' own logs: whoever runs them here is their operator too."""
+    log, handler = logging.getLogger("efface"), _OneLine(listener)
+    passed_on = log.propagate
+    log.addHandler(handler)
+    log.propagate = False
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.propagate = passed_on
+
+
+def count(metrics: "Metrics | None", record: dict[str, Any]) -> None:
+    """Show a finished request's state and accuracies to Prometheus."""
+    if metrics is None:
+        return
+    metrics.request_state("done")
+    scores = record.get("relearned") or record.get("recovered") or record.get("original") or {}
+    for kind in ("forget", "retain"):
+        percent = scores.get(f"{kind}_accuracy")
+        if percent is not None and record.get("model_version"):
+            metrics.accuracy(record["model_version"], kind, percent)
+
+
+def _failed_state(metrics: "Metrics") -> Any:
+    """Return what an ExitStack calls at the end: it notes a request that ended in an error."""
+
+    def leave(kind: type[BaseException] | None, *_: object) -> bool:
+        if kind is not None:
+            metrics.request_state("interrupted" if kind is KeyboardInterrupt else "failed")
+        return False
+
+    return leave

@@ -1,0 +1,235 @@
+"""What a person sees in a terminal: progress while a request runs, and its result in tables."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+from rich.console import Console, RenderableType
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+if TYPE_CHECKING:  # it brings torch and Flower along
+    from server.federation import Round
+    from server.progress import Listener
+
+MODELS: Final = ("original", "retrained", "unlearned", "recovered", "relearned")
+PHASES: Final = ("train", "unlearn", "recover", "relearn", "retrain")
+NOTHING: Final = "–"
+BETWEEN: Final = "preparing and measuring"
+
+
+class PlainLines:
+    """Prints one line a round: for log files and pipes."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+
+    def round(self, done: "Round", scores: dict[str, Any] | None) -> None:
+        parts = [f"{done.phase} {done.number}/{done.of}"]
+        if scores:
+            parts.append(accuracies(scores))
+        parts.append(f"{done.cost.seconds:.1f} s")
+        self.console.print(", ".join(part for part in parts if part), markup=False)
+        for failure in done.failures:
+            self.note(f"{failure.client} did not take part: {failure.reason}")
+
+    def note(self, text: str) -> None:
+        self.console.print(text, markup=False)
+
+
+class Bars:
+    """Shows a bar a phase: round, accuracy, time left."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+        self.tasks: dict[str, TaskID] = {}
+        self.between = progress.add_task(BETWEEN, total=None, accuracy="")
+
+    def round(self, done: "Round", scores: dict[str, Any] | None) -> None:
+        if done.phase not in self.tasks:
+            self.tasks[done.phase] = self.progress.add_task(done.phase, total=done.of, accuracy="")
+        changed: dict[str, Any] = {"completed": done.number, "total": done.of}
+        if scores:
+            changed["accuracy"] = accuracies(scores)
+        self.progress.update(self.tasks[done.phase], **changed)
+        # It stands last, whatever phases there are, and counts from the latest round.
+        self.progress.remove_task(self.between)
+        self.between = self.progress.add_task(BETWEEN, total=None, accuracy="")
+        for failure in done.failures:
+            self.note(f"{failure.client} did not take part: {failure.reason}")
+
+    def note(self, text: str) -> None:
+        self.progress.console.print(text, markup=False)
+
+
+@contextmanager
+def watching(console: Console) -> Iterator["Listener"]:
+    """Give a listener that shows progress on `console`, as bars where it is a terminal."""
+    if not console.is_terminal:
+        yield PlainLines(console)
+        return
+    progress = Progress(
+        SpinnerColumn(finished_text="✓"),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[accuracy]}", style="cyan"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+    )
+    with progress:
+        bars = Bars(progress)
+        yield bars
+        progress.remove_task(bars.between)
+
+
+def accuracies(scores: Mapping[str, Any]) -> str:
+    """Return `forget 3.1 %, retain 95.0 %`, without what was not measured."""
+    named = (("forget", scores.get("forget_accuracy")), ("retain", scores.get("retain_accuracy")))
+    return ", ".join(f"{name} {value:.1f} %" for name, value in named if value is not None)
+
+
+def result(record: Mapping[str, Any]) -> list[RenderableType]:
+    """Return what is shown of a finished request: accuracies, costs, verdict, report."""
+    shown: list[RenderableType] = [headline(record), accuracy_table(record)]
+    costs = cost_table(record)
+    if costs.row_count:
+        shown.append(costs)
+    speed = speed_up_line(record)
+    if speed:
+        shown.append(speed)
+    verdict = record.get("verdict")
+    if verdict:
+        shown.append(f"Verdict: {'passed' if verdict['passed'] else 'failed'}")
+        shown += [f"  {reason}" for reason in verdict["reasons"]]
+        shown += [f"  not measured: {name}" for name in verdict["not_measured"]]
+    if record.get("report"):
+        shown.append(f"Report: {record['report']}")
+    return shown
+
+
+def headline(record: Mapping[str, Any]) -> str:
+    """Return one line: which request, what it did, and the version that came of it."""
+    what = {"train": "trained", "forget": "forgot", "relearn": "relearned", "demo": "demonstrated"}
+    done = what.get(str(record.get("kind")), str(record.get("kind")))
+    target = target_text(record.get("forget"))
+    version = record.get("model_version")
+    end = f", now version {version}" if version else ", no new version"
+    return f"{record.get('request') or 'Request'} {done}{' ' + target if target else ''}{end}"
+
+
+def target_text(forget: Mapping[str, Any] | None) -> str:
+    """Return `class 9`, `classes 3, 5` or `client client-0`; nothing is an empty text."""
+    if not forget:
+        return ""
+    for name, plural, key in (("class", "classes", "classes"), ("client", "clients", "clients")):
+        members = forget.get(key) or ()
+        if members:
+            return f"{name if len(members) == 1 else plural} {', '.join(map(str, members))}"
+    return ""
+
+
+def accuracy_table(record: Mapping[str, Any]) -> Table:
+    """Return the models' accuracies on test data; Original and Retrained come first."""
+    rows = [(name, record[name]) for name in MODELS if record.get(name)]
+    columns = ["Model"]
+    forgets = any(scores.get("forget_accuracy") is not None for _, scores in rows)
+    curves = any(scores.get("relearning_curve") for _, scores in rows)
+    columns += ["Forget %"] if forgets else []
+    columns += ["Retain %"]
+    columns += ["Relearning %"] if curves else []
+    cells = []
+    for name, scores in rows:
+        row = [name.capitalize()]
+        row += [number(scores.get("forget_accuracy"))] if forgets else []
+        row += [number(scores.get("retain_accuracy"))]
+        curve = scores.get("relearning_curve") or {}
+        row += [number(curve.get("mean"))] if curves else []
+        cells.append(row)
+    return table(columns, cells)
+
+
+def cost_table(record: Mapping[str, Any]) -> Table:
+    """Return what each phase cost: wall seconds without evaluation, rounds, samples, bytes."""
+    seconds = record.get("seconds") or {}
+    cells = []
+    for phase in PHASES:
+        if phase not in seconds:
+            continue
+        traffic = (record.get("bytes") or {}).get(phase) or {}
+        cells.append(
+            [
+                phase.capitalize(),
+                number(seconds[phase], 2),
+                _count(record, "rounds", phase),
+                _count(record, "samples", phase),
+                size(traffic.get("up")),
+                size(traffic.get("down")),
+            ]
+        )
+    return table(["Phase", "Seconds", "Rounds", "Images seen", "Up", "Down"], cells)
+
+
+def speed_up_line(record: Mapping[str, Any]) -> str:
+    """Return how much shorter the request was than retraining, or an empty text."""
+    speed = record.get("speed_up")
+    if not speed:
+        return ""
+    amortised = ", ".join(
+        f"{value:.1f} over {count}" for count, value in (speed.get("amortised") or {}).items()
+    )
+    factor = speed["request"]
+    line = (
+        f"The request was {factor:.1f} times shorter than retraining"
+        if factor >= 1
+        else f"The request took {1 / factor:.1f} times as long as retraining"
+    )
+    extra = f" (times shorter with distillation counted: {amortised} requests)"
+    return f"{line}{extra if amortised else ''}."
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, text: int = 1) -> Table:
+    """Return a plain table; columns after the first `text` hold numbers and stand right."""
+    made = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="bold")
+    for position, name in enumerate(columns):
+        made.add_column(name, justify="left" if position < text else "right", overflow="fold")
+    for row in rows:
+        made.add_row(*(_literal(cell) for cell in row))
+    return made
+
+
+def number(value: float | None, digits: int = 1) -> str:
+    """Return a number, or a dash for what was not measured."""
+    return NOTHING if value is None else f"{value:,.{digits}f}"
+
+
+def size(num_bytes: float | None) -> str:
+    """Return bytes in a readable unit, decimal prefixes."""
+    if num_bytes is None:
+        return NOTHING
+    for unit in ("B", "kB", "MB"):
+        if num_bytes < 1000:
+            return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:.1f} GB"
+
+
+def _count(record: Mapping[str, Any], key: str, phase: str) -> str:
+    return number((record.get(key) or {}).get(phase), 0)
+
+
+def _literal(cell: str) -> str:
+    from rich.markup import escape
+
+    return escape(cell)

@@ -1,0 +1,311 @@
+"""Runs a request on an engine: the one way in for the command line, Flower and scripts."""
+
+import json
+import logging
+import os
+import tempfile
+import threading
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any, Final
+
+from flwr.app import ArrayRecord, Message, RecordDict
+from flwr.serverapp import Grid
+
+from client import wire
+from client.errors import EffaceError
+from client.wire import Describe
+from server.engines import superlink
+from server.federation import Cost, Round
+from server.grid import LOCAL_POLL_SECONDS, REMOTE_POLL_SECONDS, Interrupted, NamedGrid
+from server.home import Home
+from server.ledger import RequestRow
+from server.progress import EventFile, Everyone, Listener
+from server.service import Service, VerificationFailed, server_data
+from server.settings import RunSettings, parse
+from strategies.rounds import Failure
+
+log = logging.getLogger("efface.server")
+LOCK_SECONDS: Final = 5.0  # a second process on the same home waits that long, then refuses
+SUPERLINK_DEADLINE: Final = 7 * 24 * 3600.0  # seconds; a run has its own deadlines for each round
+
+
+def open_home(path: str) -> Home:
+    """Return the server home: `path`, else EFFACE_HOME, else ~/.efface."""
+    return Home(path or None)
+
+
+def run(settings: RunSettings, listener: Listener) -> dict[str, Any]:
+    """Check a request, write it down, carry it out on its engine, and return its record.
+
+    Raises:
+        EffaceError: If it is refused (nothing has started) or fails (the old version stays).
+        KeyboardInterrupt: If it is stopped; the same call takes it up again.
+    """
+    home = open_home(settings.home)
+    with home.lock(LOCK_SECONDS):
+        service = Service.open(home)
+        service.ledger.interrupt_running("the process that ran it ended without a word")
+        row = service.prepare(settings)
+        stored = parse(row.settings)
+        if settings.engine == "inline":
+            return _inline(service, row, settings, stored, listener)
+    if settings.engine == "ray":
+        return _ray(home, row, settings, stored, listener)
+    return _superlink(home, row, settings, listener)
+
+
+def _inline(
+    service: Service,
+    row: RequestRow,
+    settings: RunSettings,
+    stored: RunSettings,
+    listener: Listener,
+) -> dict[str, Any]:
+    from client.app import app
+    from server.engines.inline import InlineGrid
+
+    node: dict[str, bool | float | int | str] = {}
+    directory = settings.data_dir or stored.data_dir
+    if directory:
+        node["data-dir"] = directory
+    os.environ["EFFACE_STORE"] = str(service.home.clients)
+    with InlineGrid(app, stored.num_clients, node_config=node) as inner:
+        grid = NamedGrid(inner, settings.round_timeout, LOCAL_POLL_SECONDS)
+        return service.execute(row.id, grid, _with_events(service.home, row, listener))
+
+
+def _ray(
+    home: Home,
+    row: RequestRow,
+    settings: RunSettings,
+    stored: RunSettings,
+    listener: Listener,
+) -> dict[str, Any]:
+    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+    from client.app import app
+    from server.engines.ray import run_on_ray
+
+    stop = threading.Event()
+    records: list[dict[str, Any]] = []
+
+    def work(grid: Grid) -> None:
+        # The lock belongs to a thread: the one that works takes it.
+        with home.lock(LOCK_SECONDS):
+            service = Service.open(home)
+            named = NamedGrid(grid, settings.round_timeout, LOCAL_POLL_SECONDS, stop=stop)
+            name_nodes(named, service, row.id)
+            records.append(
+                service.execute(row.id, named, _with_events(home, row, listener))
+            )
+
+    environment = {"EFFACE_STORE": str(home.clients)}
+    directory = settings.data_dir or stored.data_dir or os.environ.get("EFFACE_DATA_DIR", "")
+    if directory:
+        environment["EFFACE_DATA_DIR"] = str(Path(directory).resolve())
+    run_on_ray(
+        app,
+        work,
+        num_clients=stored.num_clients,
+        environment=environment,
+        cpus=stored.threads,
+        gpus=settings.client_gpus,
+        stop=stop,
+    )
+    return records[0]
+
+
+def _superlink(
+    home: Home, row: RequestRow, settings: RunSettings, listener: Listener
+) -> dict[str, Any]:
+    connection = settings.connection or "efface"
+    events = home.runs / row.id / "events.jsonl"
+    seen = _Tail(events, listener)
+    superlink.check_connection(connection)
+    with tempfile.TemporaryDirectory() as folder:
+        # The defaults travel in the bundle: -c may set only keys that are in it.
+        app = superlink.stage_app(Path(folder) / "app", defaults())
+        told = {
+            "mode": "request",
+            "home": str(home.path.resolve()),
+            "request": row.id,
+            "round-timeout": settings.round_timeout,
+            "join-timeout": settings.join_timeout,
+        }
+        run_id = superlink.submit(app, connection, told)
+    try:
+        superlink.wait(run_id, connection, on_poll=seen.read, deadline=SUPERLINK_DEADLINE)
+    except KeyboardInterrupt:
+        superlink.stop(run_id, connection)
+        raise
+    except superlink.RunFailedError as error:
+        seen.read()
+        raise _why(home, row.id, error) from error
+    seen.read()
+    record = home.runs / row.id / "record.json"
+    found: dict[str, Any] = json.loads(record.read_text())
+    return found
+
+
+def _why(home: Home, request: str, error: EffaceError) -> EffaceError:
+    """Return the reason that the ledger has for a failed run, else Flower's own."""
+    with home.lock(LOCK_SECONDS):
+        ledger = Service.open(home).ledger
+        ledger.interrupt_running("its Flower run ended without a word")
+        reason = ledger.request(request).reason
+    if ledger.request(request).state == "failed" and reason:
+        kind = VerificationFailed if reason.startswith("verification failed") else EffaceError
+        return kind(reason)
+    return error
+
+
+def serve(grid: Grid, config: dict[str, Any]) -> dict[str, Any]:
+    """Carry out a run inside a ServerApp: what `flwr run` starts.
+
+    Args:
+        grid: Flower's.
+        config: The run config.
+    """
+    settings = parse(config)
+    home = open_home(settings.home)
+    with home.lock(LOCK_SECONDS):
+        service = Service.open(home)
+        service.ledger.interrupt_running("the process that ran it ended without a word")
+        row = service.prepare(settings)
+        named = NamedGrid(grid, settings.round_timeout, REMOTE_POLL_SECONDS)
+        expected = parse(row.settings).num_clients
+        named.wait_for(expected, settings.join_timeout)
+        name_nodes(named, service, row.id)
+        return service.execute(row.id, named, _with_events(home, row, LogListener()))
+
+
+def name_nodes(grid: NamedGrid, service: Service, request: str) -> None:
+    """Give nodes a name where the platform has none: simulated ones by their partition.
+
+    A node that is neither named nor simulated is called by its number.
+    """
+    if all(node.name for node in grid.get_nodes()):
+        return
+    row = service.ledger.request(request)
+    settings = parse(row.settings)
+    grid.wait_for(settings.num_clients, settings.join_timeout)
+    spec = settings.model_spec(server_data(settings))
+    told = Describe(
+        client="?",
+        fingerprint=wire.fingerprint(),
+        request=request,
+        lineage=request,
+        phase="names",
+        seed=settings.seed,
+        dataset=settings.dataset,
+        partition=settings.partition,
+        num_clients=settings.num_clients,
+        max_samples=settings.max_samples,
+        partition_seed=settings.partition_seed,
+        model=spec.name,
+        model_classes=spec.num_classes,
+        model_channels=spec.channels,
+        model_image_size=spec.image_size,
+        model_width=spec.width,
+        model_depth=spec.depth,
+        threads=settings.threads,
+    ).check()
+    content = RecordDict({"arrays": ArrayRecord(), "config": told.config()})
+    unnamed = [node.node_id for node in grid.get_nodes() if not node.name]
+    messages = [Message(content, dst_node_id=n, message_type=wire.DESCRIBE) for n in unnamed]
+    for reply in grid.send_and_receive(messages):
+        node = reply.metadata.src_node_id
+        if reply.has_error():
+            raise EffaceError(f"node {node} must answer, got {reply.error.reason}")
+        position = int(reply.content.metric_records["metrics"]["partition"])  # type: ignore[arg-type]
+        grid.names[node] = f"client-{position}" if position >= 0 else f"node-{node}"
+    grid.take_traffic()
+
+
+def demo(settings: RunSettings, listener: Listener, *, forget_class: int) -> dict[str, Any]:
+    """Train, forget a class and compare with retraining, relearn it; return one merged record."""
+    trained = run(replace(settings, mode="train"), listener)
+    request = replace(
+        settings, forget_classes=str(forget_class), version=trained["model_version"]
+    )
+    forgotten = run(replace(request, mode="forget", compare="retrain"), listener)
+    relearned = run(
+        replace(request, mode="relearn", version=forgotten["model_version"]), listener
+    )
+    merged = {**forgotten, "kind": "demo"}
+    for key in ("seconds", "rounds", "samples", "client_seconds", "bytes"):
+        merged[key] = {**trained[key], **forgotten[key], **relearned[key]}
+    merged["timeline"] = trained["timeline"] + forgotten["timeline"] + relearned["timeline"]
+    merged["relearned"] = relearned["relearned"]
+    merged["trained_version"] = trained["model_version"]
+    merged["relearned_version"] = relearned["model_version"]
+    from server.home import write_json
+    from server.report import write_report
+
+    home = open_home(settings.home)
+    merged["report"] = str(home.reports / f"{forgotten['request']}-demo.html")
+    write_report(merged, Path(merged["report"]))
+    write_json(home.runs / forgotten["request"] / "demo.json", merged)
+    return merged
+
+
+def defaults() -> dict[str, str | int | float | bool]:
+    """Return the run config's defaults by kebab-case name."""
+    return {f.name.replace("_", "-"): f.default for f in fields(RunSettings)}  # type: ignore[misc]
+
+
+def _with_events(home: Home, row: RequestRow, listener: Listener) -> Listener:
+    folder = home.runs / row.id
+    folder.mkdir(mode=0o700, exist_ok=True)
+    return Everyone([EventFile(folder / "events.jsonl"), listener])
+
+
+class LogListener:
+    """Writes to Flower's run log."""
+
+    def round(self, done: Round, scores: dict[str, Any] | None) -> None:
+        log.info("%s round %d/%d: %.2f s", done.phase, done.number, done.of, done.cost.seconds)
+
+    def note(self, text: str) -> None:
+        log.info("%s", text)
+
+
+class _Tail:
+    """Reads the events that another process appends, and passes them on."""
+
+    def __init__(self, path: Path, listener: Listener) -> None:
+        self.path, self.listener = path, listener
+        self.position = path.stat().st_size if path.exists() else 0
+
+    def read(self) -> None:
+        """Pass on what is new."""
+        if not self.path.exists():
+            return
+        with self.path.open() as file:
+            file.seek(self.position)
+            for line in file:
+                if not line.endswith("\n"):
+                    break
+                self.position += len(line.encode())
+                self._pass_on(json.loads(line))
+
+    def _pass_on(self, event: dict[str, Any]) -> None:
+        if event["event"] == "note":
+            self.listener.note(event["text"])
+            return
+        failures = [
+            Failure(*text.split(": ", 1)) for text in event["failures"] if ": " in text
+        ]
+        done = Round(
+            event["phase"],
+            event["number"],
+            event["of"],
+            Cost(seconds=event["seconds"], rounds=1),
+            event["loss"],
+            event["clients"],
+            failures,
+        )
+        self.listener.round(done, event["scores"])
+
+
+__all__ = ["Interrupted", "demo", "open_home", "run", "serve"]
