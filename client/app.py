@@ -378,36 +378,23 @@ def _next_generation(node: Node) -> int:
 @app.evaluate("heldout")
 @answered(wire.Heldout)
 def heldout(node: Node, settings: wire.Heldout) -> Answer:
-    """Score the model on the held-out part, or on the synthetic stand-ins of the forget data."""
-    if settings.part == "synthetic":
-        synthetic = node.synthetic()
-        labels = synthetic.labels.cpu()
+    """Score the model on the held-out part: what the request names, and what is retained.
 
-        def pick(batch: Tensor) -> tuple[Tensor, Tensor]:
-            rows = index[batch].to(node.device)
-            return synthetic.images[rows], synthetic.labels[rows]
-    else:
-        labels = node.site.heldout.labels
-        on_device = node.site.pick(node.site.heldout, node.device)
-
-        def pick(batch: Tensor) -> tuple[Tensor, Tensor]:
-            return on_device(index[batch])
-
-    forget = forget_mask(labels, settings.forget, settings.client)
-    chosen = {
-        "all": torch.ones_like(forget),
-        "forget": forget,
-        "retain": ~forget & ~erased_mask(labels, node.erased, settings.client),
-    }[settings.side]
-    index = chosen.nonzero().flatten()
-    scores = evaluate(node.model(), pick, len(index), settings.model_classes)
-    return {
-        "num-examples": len(index),
-        "samples": len(index),
-        "correct-per-class": [float(n) for n in scores.correct],
-        "count-per-class": [float(n) for n in scores.count],
-        "loss-per-class": [float(n) for n in scores.loss],
-    }, None
+    One message for both: on a real node every message is a new process.
+    """
+    part = node.site.heldout
+    forget = forget_mask(part.labels, settings.forget, settings.client)
+    retain = ~forget & ~erased_mask(part.labels, node.erased, settings.client)
+    model = node.model()
+    metrics: Metrics = {"num-examples": len(part), "samples": int((forget | retain).sum())}
+    for side, mask in (("forget", forget), ("retain", retain)):
+        chosen = part.where(mask)
+        pick = node.site.pick(chosen, node.device)
+        scores = evaluate(model, pick, len(chosen), settings.model_classes)
+        metrics[f"{side}-correct-per-class"] = [float(n) for n in scores.correct]
+        metrics[f"{side}-count-per-class"] = [float(n) for n in scores.count]
+        metrics[f"{side}-loss-per-class"] = [float(n) for n in scores.loss]
+    return metrics, None
 
 
 @app.query("describe")

@@ -50,9 +50,12 @@ METRICS: Final[Mapping[str, str]] = MappingProxyType(
         "num-retain": "scalar",
         "num-retain-synthetic": "scalar",
         "num-heldout": "scalar",
-        "correct-per-class": "per-class",
-        "count-per-class": "per-class",
-        "loss-per-class": "per-class",  # summed over the class's examples
+        "retain-correct-per-class": "per-class",
+        "retain-count-per-class": "per-class",
+        "retain-loss-per-class": "per-class",  # summed over the class's examples
+        "forget-correct-per-class": "per-class",
+        "forget-count-per-class": "per-class",
+        "forget-loss-per-class": "per-class",
         "count-train-per-class": "per-class",
         "applied": "scalar",  # 1 if the request had been applied already
         "destroyed": "scalar",  # synthetic images destroyed
@@ -307,10 +310,7 @@ class Descend(Common):
 
 @dataclass(frozen=True, kw_only=True)
 class Heldout(Common):
-    """Evaluation on the held-out part, or on the node's forget data."""
-
-    part: str = setting(one_of("heldout", "synthetic"), "heldout")
-    side: str = setting(one_of("all", "forget", "retain"), "all")
+    """Evaluation on the held-out part: what the request names, and what is retained."""
 
 
 @dataclass(frozen=True, kw_only=True)

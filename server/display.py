@@ -121,9 +121,14 @@ def result(record: Mapping[str, Any]) -> list[RenderableType]:
 
 def headline(record: Mapping[str, Any]) -> str:
     """Return one line: which request, what it did, and the version that came of it."""
-    what = {"train": "trained", "forget": "forgot", "relearn": "relearned", "demo": "demonstrated"}
-    done = what.get(str(record.get("kind")), str(record.get("kind")))
     target = target_text(record.get("forget"))
+    if record.get("kind") == "demo":
+        return (
+            f"Trained {record.get('trained_version')}, forgot {target} in "
+            f"{record.get('model_version')}, relearned it in {record.get('relearned_version')}"
+        )
+    what = {"train": "trained", "forget": "forgot", "relearn": "relearned"}
+    done = what.get(str(record.get("kind")), str(record.get("kind")))
     version = record.get("model_version")
     end = f", now version {version}" if version else ", no new version"
     return f"{record.get('request') or 'Request'} {done}{' ' + target if target else ''}{end}"

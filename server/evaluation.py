@@ -73,24 +73,15 @@ class Judge:
         Classes are judged on the coordinator's test part, clients on their own held-out part.
         Where the coordinator has no data, everything is held-out data.
         """
-        nodes = {n.name for n in federation.grid.get_nodes()}
-        forget_heldout = None
-        if self.forget.level == "client":
-            targets = [name for name in self.forget.clients if name in nodes]
-            others = sorted(nodes - set(targets))
-            kept = federation.heldout(arrays, "retain", names=others)
-            forget_heldout = federation.heldout(arrays, "forget", names=targets).accuracy()
-        else:
-            kept = federation.heldout(arrays, "retain")
-            if self.forget.level == "class":
-                forget_heldout = federation.heldout(arrays, "forget").accuracy()
-        heldout = {"forget_accuracy": forget_heldout, "retain_accuracy": kept.accuracy()}
+        sides = federation.heldout(arrays)
+        heldout = {
+            "forget_accuracy": sides.forget.accuracy(),
+            "retain_accuracy": sides.retain.accuracy(),
+        }
         scores = self.test(arrays)
-        numbers = self._numbers(scores if scores is not None else kept)
-        if scores is None:
-            numbers["forget_accuracy"] = forget_heldout
+        numbers = self._numbers(scores if scores is not None else sides.forget + sides.retain)
         if self.forget.level == "client":
-            numbers["forget_accuracy"] = forget_heldout
+            numbers["forget_accuracy"] = heldout["forget_accuracy"]
         return {**numbers, "heldout": heldout, "relearning_curve": None}
 
     def relearning(self, arrays: ArrayRecord) -> dict[str, Any] | None:

@@ -58,6 +58,14 @@ class Round:
     failures: list[Failure] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class Sides:
+    """Scores on what a request names, and on what is retained."""
+
+    forget: Scores
+    retain: Scores
+
+
 OnRound = Callable[[Round, ArrayRecord], dict[str, Any] | None]
 
 
@@ -207,43 +215,18 @@ class GridFederation:
         told = self.settings(
             Heldout,
             phase="guard",
-            side="forget",
             forget_classes=sorted({*c.get("forget_classes", []), *c.get("erased_classes", [])}),
             forget_clients=sorted({*c.get("forget_clients", []), *c.get("erased_clients", [])}),
         )
-        return self._heldout(told, model, phase="guard").accuracy()
+        return self._heldout(told, model, phase="guard").forget.accuracy()
 
-    def heldout(
-        self, model: ArrayRecord, side: str, *, names: Sequence[str] | None = None
-    ) -> Scores:
+    def heldout(self, model: ArrayRecord) -> Sides:
         """Return the scores on the clients' held-out parts."""
-        told = self.settings(Heldout, phase="evaluate", side=side)
-        return self._heldout(told, model, phase="evaluate", names=names)
+        return self._heldout(self.settings(Heldout, phase="evaluate"), model, phase="evaluate")
 
-    def _heldout(
-        self,
-        settings: Heldout,
-        model: ArrayRecord,
-        *,
-        phase: str,
-        names: Sequence[str] | None = None,
-    ) -> Scores:
-        answers = self._ask(
-            wire.HELDOUT, settings, model, phase=phase, name=f"heldout-{phase}", names=names
-        )
-        num_classes = settings.model_classes
-        total = Scores(
-            torch.zeros(num_classes, dtype=torch.int64),
-            torch.zeros(num_classes, dtype=torch.int64),
-            torch.zeros(num_classes, dtype=torch.float64),
-        )
-        for metrics in answers.values():
-            total = total + Scores(
-                torch.tensor(metrics["correct-per-class"]).long(),
-                torch.tensor(metrics["count-per-class"]).long(),
-                torch.tensor(metrics["loss-per-class"], dtype=torch.float64),
-            )
-        return total
+    def _heldout(self, settings: Heldout, model: ArrayRecord, *, phase: str) -> Sides:
+        answers = self._ask(wire.HELDOUT, settings, model, phase=phase, name=f"heldout-{phase}")
+        return Sides(*(_total(answers, side) for side in ("forget", "retain")))
 
     def _ask(
         self,
@@ -311,6 +294,15 @@ class GridFederation:
 
     def _add(self, phase: str, cost: Cost) -> None:
         self.costs[phase] = self.costs.get(phase, Cost()) + cost
+
+
+def _total(answers: dict[str, dict[str, Any]], side: str) -> Scores:
+    """Return the sum of the nodes' scores on one side."""
+    sums = [
+        torch.tensor([m[f"{side}-{what}-per-class"] for m in answers.values()]).double().sum(dim=0)
+        for what in ("correct", "count", "loss")
+    ]
+    return Scores(sums[0].long(), sums[1].long(), sums[2])
 
 
 def _number(value: Any) -> float:

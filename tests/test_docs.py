@@ -1,0 +1,188 @@
+"""What the project says about itself is true: help, README, JSON contract, defaults."""
+
+import json
+import re
+import tomllib
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+import typer.main
+from typer.testing import CliRunner
+
+from server.cli import app
+from server.cli.options import OPTIONS, SPOKEN_OTHERWISE
+from server.settings import RunSettings
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+JSON = (ROOT / "docs" / "json.md").read_text()
+
+
+def commands() -> Iterator[tuple[str, click.Command]]:
+    """Yield every command by its full name, groups left out."""
+    root = typer.main.get_command(app)
+    assert isinstance(root, click.Group)
+    for name, command in root.commands.items():
+        if isinstance(command, click.Group):
+            yield from ((f"{name} {inner}", one) for inner, one in command.commands.items())
+        else:
+            yield name, command
+
+
+COMMANDS = dict(commands())
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_and_option_has_help(name: str) -> None:
+    command = COMMANDS[name]
+
+    assert command.help
+    silent = [p.name for p in command.params if p.name != "help" and not getattr(p, "help", None)]
+    assert silent == []
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_takes_json_and_home(name: str) -> None:
+    assert {"--json", "--home"} <= {o for p in COMMANDS[name].params for o in p.opts}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_readme_names_every_command(name: str) -> None:
+    assert f"efface {name}" in README
+
+
+def test_the_files_that_the_readme_links_to_exist() -> None:
+    links = re.findall(r"\]\((?!https?:|#)([^)#]+)", README)
+
+    assert links
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_options_are_the_settings_with_their_defaults() -> None:
+    by_key = {option.key: option.default for option in OPTIONS}
+    settings = {f.name.replace("_", "-"): f.default for f in fields(RunSettings)}
+
+    expected = {key: v for key, v in settings.items() if key not in SPOKEN_OTHERWISE}
+    assert by_key == expected
+    assert {key: type(v) for key, v in by_key.items()} == {
+        key: type(v) for key, v in expected.items()
+    }
+    assert set(settings) >= SPOKEN_OTHERWISE
+
+
+def test_the_flower_app_has_the_settings_defaults() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+    assert project["tool"]["flwr"]["app"]["config"] == RunSettings().plain()
+
+
+# ---- docs/json.md -------------------------------------------------------------------------------
+
+
+def rows(heading: str) -> list[tuple[set[str], str]]:
+    """Return a section's table: the keys of each row, and its last cell."""
+    section = JSON.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    cells = [line.strip("| ").split(" | ") for line in section.splitlines() if "|" in line]
+    return [(set(re.findall(r"`(\w+)`", row[0])), row[-1]) for row in cells[2:]]
+
+
+def documented(heading: str) -> set[str]:
+    return set().union(*(keys for keys, _ in rows(heading)))
+
+
+@pytest.fixture(scope="module")
+def documents(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Run every command once, on a home that a demonstration has filled."""
+    home = tmp_path_factory.mktemp("documents") / "home"
+    patch = pytest.MonkeyPatch()
+    patch.setenv("EFFACE_HOME", str(home))
+    patch.setenv("EFFACE_STORE", "")  # undone together with what a run puts there
+    patch.delenv("EFFACE_DATA_DIR", raising=False)
+    tiny = (
+        "--num-clients 2 --partition iid --rounds 1 --local-steps 4 --scale 10 --distill-every 2 "
+        "--model-width 8 --model-depth 1"
+    )
+
+    def run(command: str) -> Any:
+        done = CliRunner().invoke(app, [*command.split(), "--json"])
+        assert done.stdout, done.output
+        return json.loads(done.stdout)
+
+    found = {"demo": run(f"demo {tiny} --max-forget-accuracy 100 --max-relearning-gap 100")}
+    store = next((home / "clients").rglob("client-0"))
+    for name, command in {
+        "error": "forget --class 99",
+        "requests": "requests",
+        "show request": "show r0002",
+        "show version": "show v0002",
+        "models": "models",
+        "report": "report r0002",
+        "methods": "methods",
+        "evaluate": "evaluate v0001 --relearning 9",
+        "store ls": f"store ls {store}",
+        "store verify": f"store verify {store}",
+        "store destroy": f"store destroy {store} --dry-run",
+        "store report": f"store report {store}",
+        "data list": "data list",
+    }.items():
+        found[name] = run(command)
+    for number, kind in enumerate(("train", "forget", "relearn"), start=1):
+        record = json.loads((home / "runs" / f"r000{number}" / "record.json").read_text())
+        found[kind] = record | {"changed": True}
+    patch.undo()
+    return found
+
+
+@pytest.mark.parametrize("kind", ["train", "forget", "relearn", "demo"])
+def test_the_record_holds_the_documented_keys(documents: dict[str, Any], kind: str) -> None:
+    table = rows("`efface train`, `forget`, `relearn`, `demo`")
+
+    promised = set().union(
+        *(keys for keys, who in table if who == "all" or re.search(rf"\b{kind}\b", who))
+    )
+    assert set(documents[kind]) == promised
+
+
+SECTIONS = {
+    "Errors": "error",
+    "`efface requests`": "requests",
+    "`efface show` of a request": "show request",
+    "`efface show` of a version": "show version",
+    "`efface models`": "models",
+    "`efface report`": "report",
+    "`efface methods`": "methods",
+    "`efface evaluate`": "evaluate",
+    "`efface store ls`": "store ls",
+    "`efface store verify`": "store verify",
+    "`efface store destroy`": "store destroy",
+    "`efface store report`": "store report",
+    "`efface data list`": "data list",
+}
+
+
+@pytest.mark.parametrize("heading", SECTIONS)
+def test_a_document_holds_the_documented_keys(documents: dict[str, Any], heading: str) -> None:
+    assert set(documents[SECTIONS[heading]]) == documented(heading)
+
+
+@pytest.mark.parametrize(
+    ("heading", "key", "name"),
+    [
+        ("`efface show` of a request", "request", "show request"),
+        ("`efface show` of a version", "version", "show version"),
+        ("`efface show` of a version", "lineage", "show version"),
+        ("`efface methods`", "methods", "methods"),
+        ("`efface store ls`", "generations", "store ls"),
+    ],
+)
+def test_the_parts_of_a_document_hold_the_documented_keys(
+    documents: dict[str, Any], heading: str, key: str, name: str
+) -> None:
+    words = next(text for keys, text in rows(heading) if keys == {key})
+    part = documents[name][key]
+
+    assert set(part[0] if isinstance(part, list) else part) == set(re.findall(r"`(\w+)`", words))
