@@ -116,12 +116,7 @@ class Store:
 
     def save(self, lineage: str, generation: int, synthetic: SyntheticSet, *, model: str) -> None:
         """Write a generation and drop those that no message can ask for again."""
-        metadata = {"format": str(FORMAT), "model": model}
-        tensors = {
-            "images": synthetic.images.detach().float().cpu().contiguous(),
-            "labels": synthetic.labels.cpu().contiguous(),
-        }
-        write_private(self._path(lineage, generation), save(tensors, metadata))
+        _write(self._path(lineage, generation), synthetic, model)
         older = sorted(n for n in self._generations(lineage) if n < generation)
         newer = [n for n in self._generations(lineage) if n > generation]
         for number in [*older[: -(KEPT_GENERATIONS - 1)], *newer]:
@@ -151,7 +146,8 @@ class Store:
                 kept = SyntheticSet(images, labels).where(~gone)
                 _overwrite(path)
                 if len(kept):
-                    self.save(name, number, kept, model=model)
+                    # Not `save`: it would drop the newer generations.
+                    _write(path, kept, model)
             folder = self.folder / name
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
@@ -295,9 +291,20 @@ def _read(path: Path) -> tuple[Tensor, Tensor, str]:
     return images, labels, str(metadata.get("model"))
 
 
+def _write(path: Path, synthetic: SyntheticSet, model: str) -> None:
+    tensors = {
+        "images": synthetic.images.detach().float().cpu().contiguous(),
+        "labels": synthetic.labels.cpu().contiguous(),
+    }
+    write_private(path, save(tensors, {"format": str(FORMAT), "model": model}))
+
+
 def write_private(path: Path, content: bytes) -> None:
     """Write a file that its owner alone can read, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    # `parents=True` would give the folders above the last one the process's default mode.
+    for folder in reversed([path.parent, *path.parent.parents]):
+        if not folder.exists():
+            folder.mkdir(mode=0o700, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # mode 0600
     try:
         with os.fdopen(handle, "wb") as file:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, Final
 from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
-    MofNCompleteColumn,
     Progress,
     SpinnerColumn,
     TaskID,
@@ -52,23 +51,28 @@ class Bars:
     def __init__(self, progress: Progress) -> None:
         self.progress = progress
         self.tasks: dict[str, TaskID] = {}
-        self.between = progress.add_task(BETWEEN, total=None, accuracy="")
+        self.between = self._add(BETWEEN, total=None)
 
     def round(self, done: "Round", scores: dict[str, Any] | None) -> None:
         if done.phase not in self.tasks:
-            self.tasks[done.phase] = self.progress.add_task(done.phase, total=done.of, accuracy="")
+            self.tasks[done.phase] = self._add(done.phase, total=done.of)
         changed: dict[str, Any] = {"completed": done.number, "total": done.of}
+        changed["rounds"] = f"round {done.number}/{done.of}"
+        changed["left"] = "left" if done.number < done.of else ""
         if scores:
             changed["accuracy"] = accuracies(scores)
         self.progress.update(self.tasks[done.phase], **changed)
         # It stands last, whatever phases there are, and counts from the latest round.
         self.progress.remove_task(self.between)
-        self.between = self.progress.add_task(BETWEEN, total=None, accuracy="")
+        self.between = self._add(BETWEEN, total=None)
         for failure in done.failures:
             self.note(f"{failure.client} did not take part: {failure.reason}")
 
     def note(self, text: str) -> None:
         self.progress.console.print(text, markup=False)
+
+    def _add(self, name: str, *, total: int | None) -> TaskID:
+        return self.progress.add_task(name, total=total, rounds="", accuracy="", left="")
 
 
 @contextmanager
@@ -81,10 +85,10 @@ def watching(console: Console) -> Iterator["Listener"]:
         SpinnerColumn(finished_text="✓"),
         TextColumn("{task.description}"),
         BarColumn(),
-        MofNCompleteColumn(),
+        TextColumn("{task.fields[rounds]}"),
         TextColumn("{task.fields[accuracy]}", style="cyan"),
         TimeElapsedColumn(),
-        TextColumn("left"),
+        TextColumn("{task.fields[left]}"),
         TimeRemainingColumn(),
         console=console,
     )

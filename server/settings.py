@@ -183,7 +183,7 @@ class RunSettings(Settings):
 
 
 TRAINING: Final = frozenset(
-    "dataset data-dir partition num-clients max-samples holdout partition-seed federation model "
+    "dataset partition num-clients max-samples holdout partition-seed federation model "
     "model-width model-depth model-classes model-channels model-image-size rounds local-steps "
     "local-epochs batch-size lr momentum weight-decay proximal fraction min-share scale image-lr "
     "image-steps image-momentum distill-every distill-fraction seed threads precision".split()

@@ -15,7 +15,7 @@ Departs from the paper:
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -28,6 +28,7 @@ from strategies.method import Hyperparameters, Needs
 from strategies.rounds import AscentRounds, RecoveryRounds
 
 HEAD = ("classifier.weight", "classifier.bias")
+WHOLE = 10**9  # a batch size that takes everything
 
 
 @dataclass(frozen=True)
@@ -59,12 +60,12 @@ class CalibratedQuickDrop(Hyperparameters):
         told = federation.settings(
             Ascend,
             epochs=self.unlearn_steps,
-            batch_size=10**9,
+            batch_size=WHOLE,
             lr=self.unlearn_lr,
-            target_loss=math.log(told.model_classes),
             freeze_head=True,
         )
-        ascent = AscentRounds(told, participants=holders)
+        unseen = replace(told, target_loss=math.log(told.model_classes))
+        ascent = AscentRounds(unseen, participants=holders)
         model = federation.run("unlearn", ascent, model, num_rounds=1)
 
         # 2. Take the classes' own directions out of the last layer.
