@@ -129,7 +129,7 @@ def answered(kind: type[S]) -> Callable[[Callable[[Node, S], Answer]], Callable[
 
 
 def _told(error: Exception) -> str:
-    """Return what may go up about an error: settings came from the coordinator, all else is ours."""
+    """Return what may go up about an error: what came from the coordinator, nothing of our own."""
     if isinstance(error, BadSetting | wire.CodeMismatch):
         return f"{type(error).__name__}: {error}"
     if isinstance(error, StoreError) and "must exist on node" in str(error):
@@ -236,9 +236,7 @@ class _Distiller:
         ) -> tuple[list[Tensor], Tensor] | None:
             s = self.settings
             cost = self.matcher.cost(labels)
-            if not due(
-                step, s.distill_every, s.distill_fraction, self.spent, self.planned, cost
-            ):
+            if not due(step, s.distill_every, s.distill_fraction, self.spent, self.planned, cost):
                 return None
             self.spent += cost
             batch, loss, by_class = real_gradients(model, images, labels)
@@ -369,9 +367,7 @@ def _synthetic_for(node: Node, settings: wire.Descend, wanted: Tensor) -> Synthe
 
 
 def _next_generation(node: Node) -> int:
-    numbers = [
-        g.number for g in node.store.generations() if g.lineage == node.settings.lineage
-    ]
+    numbers = [g.number for g in node.store.generations() if g.lineage == node.settings.lineage]
     return max(numbers, default=0) + 1
 
 

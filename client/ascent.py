@@ -56,7 +56,7 @@ def ascend(
     head = {id(p) for p in model.classifier.parameters()} if freeze_head else set()  # type: ignore[union-attr]
     weights = [p for p in model.parameters() if id(p) not in head]
     losses: list[float] = []
-    samples = 0
+    samples = num_steps = 0
     for batch in minibatches(
         len(labels), batch_size, steps_in(epochs, len(labels), batch_size), generator
     ):
@@ -72,5 +72,6 @@ def ascend(
             break
         gradients = torch.autograd.grad(loss, weights)
         with torch.no_grad():
-            torch._foreach_add_(weights, gradients, alpha=lr)
-    return Trained(len(losses), samples, sum(losses) / len(losses))
+            torch._foreach_add_(list[Tensor](weights), gradients, alpha=lr)
+        num_steps += 1
+    return Trained(num_steps, samples, sum(losses) / len(losses))

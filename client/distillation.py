@@ -96,7 +96,7 @@ def weight_gradient(layer: nn.Conv2d | nn.Linear, inputs: Tensor, outputs: Tenso
     """
     if isinstance(layer, nn.Linear):
         return outputs.flatten(0, -2).t() @ inputs.flatten(0, -2)
-    return conv2d_weight(  # type: ignore[no-untyped-call, no-any-return]
+    return conv2d_weight(  # type: ignore[no-any-return]
         inputs,
         layer.weight.shape,
         outputs,
@@ -311,6 +311,8 @@ def condense(
             matcher.match(model, real)
             loss = cross_entropy(model(images), labels)
             with torch.no_grad():
-                for weight, gradient in zip(weights, torch.autograd.grad(loss, weights), strict=True):
-                    weight -= lr * gradient
+                for weight, gradient in zip(
+                    weights, torch.autograd.grad(loss, weights), strict=True
+                ):
+                    weight.sub_(gradient, alpha=lr)
     return SyntheticSet(images, labels)

@@ -144,7 +144,9 @@ def _check_fit(data: DataSet, settings: Common) -> None:
     shape = tuple(data.train.images.shape[1:])
     wanted = (settings.model_channels, settings.model_image_size, settings.model_image_size)
     if shape != wanted:
-        raise DataError(f"images of {data.name} must have shape {wanted} for this model, got {shape}")
+        raise DataError(
+            f"images of {data.name} must have shape {wanted} for this model, got {shape}"
+        )
     highest = int(data.train.labels.max()) if len(data.train.labels) else 0
     if highest >= settings.model_classes:
         raise DataError(

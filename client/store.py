@@ -109,7 +109,8 @@ class Store:
         images, labels, found = _read(path)
         if found != model:
             raise StoreError(
-                f"store {self.folder} must belong to the model {model}, got {found} in {path.name}; "
+                f"store {self.folder} must belong to the model {model}, got {found} "
+                f"in {path.name}; "
                 "name another store folder for this node, or run `efface store destroy`"
             )
         return SyntheticSet(images, labels)
@@ -187,8 +188,8 @@ class Store:
             return State(applied=dict(raw["applied"]), tombstones=tombstones)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise StoreError(
-                f"{path} must be valid JSON of this store, got {error!r}; restore it from a backup: "
-                "it records what was forgotten"
+                f"{path} must be valid JSON of this store, got {error!r}; restore it from a "
+                "backup: it records what was forgotten"
             ) from error
 
     def settle(self, request: str, action: str, spec: ForgetSpec) -> bool:
@@ -276,7 +277,7 @@ def without(tombstone: ForgetSpec, lifted: ForgetSpec) -> ForgetSpec | None:
 
 def _read(path: Path) -> tuple[Tensor, Tensor, str]:
     try:
-        with safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]
+        with safe_open(path, framework="pt") as file:
             metadata: dict[str, Any] = file.metadata() or {}
             images, labels = file.get_tensor("images"), file.get_tensor("labels")
     except (SafetensorError, OSError) as error:

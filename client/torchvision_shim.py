@@ -46,8 +46,8 @@ def _declare_missing_operators() -> object:
     import torch
 
     # A fragment, not a definition: the namespace may already be defined by someone else.
-    library = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
+    library = torch.library.Library("torchvision", "FRAGMENT")
     for name, schema in _SCHEMAS.items():
         if not hasattr(torch.ops.torchvision, name):
-            library.define(schema)  # type: ignore[no-untyped-call]
+            library.define(schema)
     return library

@@ -72,9 +72,7 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[obj
     return nullcontext()
 
 
-def proximal_gradients(
-    weights: list[nn.Parameter], centre: list[Tensor], strength: float
-) -> None:
+def proximal_gradients(weights: list[nn.Parameter], centre: list[Tensor], strength: float) -> None:
     """Add the gradient of `strength / 2 * ||w - centre||^2` to the weights' gradients, in place."""
     for weight, start in zip(weights, centre, strict=True):
         if weight.grad is not None:
@@ -126,7 +124,7 @@ def local_sgd(
             optimiser.zero_grad()
             with autocast(images.device, precision):
                 loss = cross_entropy(model(images), labels)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
         else:
             known, loss = given
             for weight, gradient in zip(weights, known, strict=True):

@@ -138,7 +138,9 @@ class Settings:
         known = {f.name.replace("_", "-"): f for f in fields(cls)}
         for key in config:
             if key not in known:
-                raise BadSetting(f"setting must be known to this node, got {key!r}; see client/wire.py")
+                raise BadSetting(
+                    f"setting must be known to this node, got {key!r}; see client/wire.py"
+                )
         values: dict[str, Any] = {}
         for key, spec in known.items():
             if key in config:
@@ -220,7 +222,9 @@ class Common(Settings):
     model_width: int = setting(at_least(1), 128)
     model_depth: int = setting(between(1, 8), 3)
 
-    device: str = setting(Rule(lambda v: v.split(":")[0] in ("auto", "cpu", "cuda"), "be auto, cpu or cuda"), "auto")
+    device: str = setting(
+        Rule(lambda v: v.split(":")[0] in ("auto", "cpu", "cuda"), "be auto, cpu or cuda"), "auto"
+    )
     threads: int = setting(at_least(1), 1)
     precision: str = setting(one_of("float32", "bfloat16"), "float32")
 
@@ -232,9 +236,7 @@ class Common(Settings):
 
     @property
     def forget(self) -> ForgetSpec:
-        return ForgetSpec(
-            self.forget_level, tuple(self.forget_classes), tuple(self.forget_clients)
-        )
+        return ForgetSpec(self.forget_level, tuple(self.forget_classes), tuple(self.forget_clients))
 
     @property
     def population(self) -> str:

@@ -56,9 +56,7 @@ class Judge:
         if self.data is None or not len(self.data.test.labels):
             return None
         pick = _picker(self.data, self.data.test)
-        return evaluate(
-            self.model(arrays), pick, len(self.data.test.labels), self.spec.num_classes
-        )
+        return evaluate(self.model(arrays), pick, len(self.data.test.labels), self.spec.num_classes)
 
     def quick(self, arrays: ArrayRecord) -> dict[str, Any]:
         """Return what is shown after every round, from the coordinator's test part alone."""
@@ -130,9 +128,7 @@ class Judge:
             "forget_accuracy": scores.accuracy(named) if named else None,
             "retain_accuracy": scores.accuracy(self.retained),
             "loss": scores.mean_loss(),
-            "per_class_accuracy": [
-                scores.accuracy([c]) for c in range(self.spec.num_classes)
-            ],
+            "per_class_accuracy": [scores.accuracy([c]) for c in range(self.spec.num_classes)],
         }
 
 

@@ -120,7 +120,8 @@ class GridFederation:
         def rest() -> tuple[dict[str, np.ndarray[Any, Any]], Any]:
             nonlocal model
             latest = self.journal.latest(key)
-            done, history = 0, []
+            done = 0
+            history: list[dict[str, Any]] = []
             if latest is not None:
                 done, arrays, history = latest
                 model = from_numpy(arrays)
@@ -190,7 +191,9 @@ class GridFederation:
                 if synthetic and real
                 else "check the request with `efface show`"
             )
-            raise NothingTouched(f"{self.forget} must be held by at least one client, got none; {why}")
+            raise NothingTouched(
+                f"{self.forget} must be held by at least one client, got none; {why}"
+            )
         return names
 
     def describe(self) -> dict[str, dict[str, Any]]:
@@ -256,9 +259,7 @@ class GridFederation:
             by_id = {online[n]: n for n in wanted}
             messages = [
                 Message(
-                    RecordDict(
-                        {"arrays": arrays, "config": replace(settings, client=n).config()}
-                    ),
+                    RecordDict({"arrays": arrays, "config": replace(settings, client=n).config()}),
                     dst_node_id=online[n],
                     message_type=message_type,
                 )

@@ -56,7 +56,9 @@ class NamedGrid(Grid):
             ClientsMissing: If they are not after `seconds`.
         """
         deadline = time.monotonic() + seconds
-        while len(online := sorted(n.name or str(n.node_id) for n in self.get_nodes())) < num_clients:
+        while (
+            len(online := sorted(n.name or str(n.node_id) for n in self.get_nodes())) < num_clients
+        ):
             self._check_stop()
             if time.monotonic() > deadline:
                 raise ClientsMissing(
@@ -143,9 +145,11 @@ def size(message: Message) -> int:
     if not message.has_content():
         return 0
     content = message.content
-    numbers = [*content.array_records.values(), *content.metric_records.values()]
-    settings = content.config_records.values()
-    return sum(record.count_bytes() for record in numbers) + sum(map(_config_size, settings))
+    return (
+        sum(record.count_bytes() for record in content.array_records.values())
+        + sum(record.count_bytes() for record in content.metric_records.values())
+        + sum(map(_config_size, content.config_records.values()))
+    )
 
 
 def _config_size(config: ConfigRecord) -> int:

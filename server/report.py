@@ -17,8 +17,8 @@ from jinja2 import Environment, Undefined
 from markupsafe import Markup
 
 from client.errors import BadSetting
-from server.report_page import PAGE
 from server.plots import Curve, accuracy_over_phases, cost_bars, relearning_curves
+from server.report_page import PAGE
 
 # How near to Retrained counts as "in line with" it, in percent points. One retrained model differs
 # from the next by about as much; the page states these figures beside each judgement.

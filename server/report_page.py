@@ -5,7 +5,7 @@ In a Python file, because a Flower app bundle carries no other kind of template.
 
 # ruff: noqa: E501
 
-PAGE = r'''{% macro show(table, corner, caption) %}
+PAGE = r"""{% macro show(table, corner, caption) %}
 <div class="scroll" tabindex="0" role="region" aria-label="{{ caption }}">
 <table>
 <caption>{{ caption }}</caption>
@@ -254,4 +254,4 @@ footer { margin-top: 3rem; padding-top: .8rem; border-top: 1px solid var(--rule)
 <footer>A dash ({{ "–" }}) means not measured. {% if linked %}All numbers, for machines: <a href="record.json">record.json</a>. {% endif %}This page holds no training data, no synthetic data and nothing that is loaded from elsewhere.</footer>
 </body>
 </html>
-'''
+"""

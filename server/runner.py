@@ -18,14 +18,16 @@ from client.wire import Describe
 from server.engines import superlink
 from server.federation import Cost, Round
 from server.grid import LOCAL_POLL_SECONDS, REMOTE_POLL_SECONDS, Interrupted, NamedGrid
-from server.home import Home
+from server.home import Home, write_json
 from server.ledger import RequestRow
 from server.progress import EventFile, Everyone, Listener
+from server.report import write_report
 from server.service import Service, VerificationFailed, server_data
 from server.settings import RunSettings, parse
 from strategies.rounds import Failure
 
 log = logging.getLogger("efface.server")
+DEMO_OPTIONS: Final = "unlearn-lr=0.05,unlearn-epochs=6,relearn-lr=0.1,relearn-rounds=3"
 LOCK_SECONDS: Final = 5.0  # a second process on the same home waits that long, then refuses
 SUPERLINK_DEADLINE: Final = 7 * 24 * 3600.0  # seconds; a run has its own deadlines for each round
 
@@ -95,9 +97,7 @@ def _ray(
             service = Service.open(home)
             named = NamedGrid(grid, settings.round_timeout, LOCAL_POLL_SECONDS, stop=stop)
             name_nodes(named, service, row.id)
-            records.append(
-                service.execute(row.id, named, _with_events(home, row, listener))
-            )
+            records.append(service.execute(row.id, named, _with_events(home, row, listener)))
 
     environment = {"EFFACE_STORE": str(home.clients)}
     directory = settings.data_dir or stored.data_dir or os.environ.get("EFFACE_DATA_DIR", "")
@@ -125,7 +125,7 @@ def _superlink(
     with tempfile.TemporaryDirectory() as folder:
         # The defaults travel in the bundle: -c may set only keys that are in it.
         app = superlink.stage_app(Path(folder) / "app", defaults())
-        told = {
+        told: dict[str, superlink.Scalar] = {
             "mode": "request",
             "home": str(home.path.resolve()),
             "request": row.id,
@@ -223,15 +223,17 @@ def name_nodes(grid: NamedGrid, service: Service, request: str) -> None:
 
 
 def demo(settings: RunSettings, listener: Listener, *, forget_class: int) -> dict[str, Any]:
-    """Train, forget a class and compare with retraining, relearn it; return one merged record."""
+    """Train, forget a class and compare with retraining, relearn it; return one merged record.
+
+    Without options of its own, QuickDrop climbs further than by default: the demo's tiny images
+    and model need it to forget as deeply as Retrained.
+    """
+    if settings.method == "quickdrop" and not settings.method_options:
+        settings = replace(settings, method_options=DEMO_OPTIONS)
     trained = run(replace(settings, mode="train"), listener)
-    request = replace(
-        settings, forget_classes=str(forget_class), version=trained["model_version"]
-    )
+    request = replace(settings, forget_classes=str(forget_class), version=trained["model_version"])
     forgotten = run(replace(request, mode="forget", compare="retrain"), listener)
-    relearned = run(
-        replace(request, mode="relearn", version=forgotten["model_version"]), listener
-    )
+    relearned = run(replace(request, mode="relearn", version=forgotten["model_version"]), listener)
     merged = {**forgotten, "kind": "demo"}
     for key in ("seconds", "rounds", "samples", "client_seconds", "bytes"):
         merged[key] = {**trained[key], **forgotten[key], **relearned[key]}
@@ -239,9 +241,6 @@ def demo(settings: RunSettings, listener: Listener, *, forget_class: int) -> dic
     merged["relearned"] = relearned["relearned"]
     merged["trained_version"] = trained["model_version"]
     merged["relearned_version"] = relearned["model_version"]
-    from server.home import write_json
-    from server.report import write_report
-
     home = open_home(settings.home)
     merged["report"] = str(home.reports / f"{forgotten['request']}-demo.html")
     write_report(merged, Path(merged["report"]))
@@ -293,9 +292,7 @@ class _Tail:
         if event["event"] == "note":
             self.listener.note(event["text"])
             return
-        failures = [
-            Failure(*text.split(": ", 1)) for text in event["failures"] if ": " in text
-        ]
+        failures = [Failure(*text.split(": ", 1)) for text in event["failures"] if ": " in text]
         done = Round(
             event["phase"],
             event["number"],

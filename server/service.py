@@ -6,6 +6,7 @@ with the request's new state, or nothing does. A stopped request goes on where i
 executed again.
 """
 
+import functools
 import hashlib
 import json
 import os
@@ -107,8 +108,11 @@ class Service:
             done = [c for c in forget.classes if c in version_erased["classes"]]
             gone = [c for c in forget.clients if c in version_erased["clients"]]
             if done or gone:
-                which = erased.class_requests | erased.client_requests
-                by = which.get(done[0] if done else gone[0], "an earlier request")
+                by = (
+                    erased.class_requests.get(done[0], "an earlier request")
+                    if done
+                    else erased.client_requests.get(gone[0], "an earlier request")
+                )
                 raise AlreadyDone(
                     f"version {base.id} has forgotten "
                     f"{ForgetSpec(forget.level, tuple(done), tuple(gone))} already ({by}); "
@@ -118,7 +122,9 @@ class Service:
                 raise BadSetting("request must leave at least two classes, got one that does not")
         else:
             if not chosen.needs.relearning:
-                raise BadSetting(f"method {settings.method} must be able to relearn, got one that cannot")
+                raise BadSetting(
+                    f"method {settings.method} must be able to relearn, got one that cannot"
+                )
             never = [c for c in forget.classes if c not in version_erased["classes"]]
             never_clients = [c for c in forget.clients if c not in version_erased["clients"]]
             if never or never_clients:
@@ -242,7 +248,8 @@ class _Work:
         erased = self.service.ledger.erased(self.row.federation)
         if erased.classes or erased.clients:
             self.listener.note(
-                f"left out of training, because it was erased: {_named(erased.classes, erased.clients)}"
+                "left out of training, because it was erased: "
+                + _named(erased.classes, erased.clients)
             )
         judge = Judge(self.spec, self.data, ForgetSpec(), erased.classes)
         federation = self.federation(
@@ -375,12 +382,11 @@ class _Work:
         self, record: dict[str, Any], judge: Judge, federation: GridFederation, model: ArrayRecord
     ) -> None:
         s = self.settings
-        for name, arrays in (("original", None), ("recovered", model)):
-            if arrays is None:
-                arrays = from_numpy(self.service.registry.load(str(self.row.base_version))[0])
-            weights = arrays
+        base = self.service.registry.load(str(self.row.base_version))[0]
+        for name, weights in (("original", from_numpy(base)), ("recovered", model)):
+            measure = functools.partial(judge.relearning, weights)
             record[name]["relearning_curve"] = federation.journal.value(
-                f"relearning-{name}", lambda weights=weights: judge.relearning(weights)
+                f"relearning-{name}", measure
             )
         if s.compare != "retrain":
             return
@@ -511,6 +517,7 @@ class _Work:
         """Return what to know about a version."""
         return {
             "settings": self.settings.training(),
+            "data_dir": self.settings.data_dir,
             "model": asdict(self.spec),
             "request": self.row.id,
             "code": wire.fingerprint(),
@@ -683,17 +690,31 @@ def federation_name(settings: RunSettings) -> str:
 
 def inherited(settings: RunSettings, base: VersionRow) -> RunSettings:
     """Return `settings` with everything a version was trained with taken from its card."""
-    own = {key: value for key, value in settings.plain().items() if key not in base.card["settings"]}
+    own = {
+        key: value for key, value in settings.plain().items() if key not in base.card["settings"]
+    }
     merged = parse({**own, **base.card["settings"]})
-    return replace(merged, version=base.id)
+    # Data files may have moved since; where they were is only the default.
+    data_dir = settings.data_dir or base.card["data_dir"]
+    return replace(merged, version=base.id, data_dir=data_dir)
 
 
 def _essence(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings that a request's result depends on."""
-    ways = (
-        "mode home request engine connection client-gpus asked-by why round-timeout join-timeout "
-        "data-dir device".split()
-    )
+    ways = [
+        "mode",
+        "home",
+        "request",
+        "engine",
+        "connection",
+        "client-gpus",
+        "asked-by",
+        "why",
+        "round-timeout",
+        "join-timeout",
+        "data-dir",
+        "device",
+    ]
     return {key: value for key, value in settings.items() if key not in ways}
 
 

@@ -41,17 +41,17 @@ class RunSettings(Settings):
     # Model; classes, channels and size are the data set's unless it is "none"
     model: str = setting(one_of(*MODEL_NAMES), "convnet")
     model_width: int = setting(at_least(1), 32)
-    model_depth: int = setting(between(1, 8), 3)
+    model_depth: int = setting(between(1, 8), 2)
     model_classes: int = setting(at_least(0), 0)
     model_channels: int = setting(at_least(0), 0)
     model_image_size: int = setting(at_least(0), 0)
 
     # Training
-    rounds: int = setting(at_least(1), 30)  # K
+    rounds: int = setting(at_least(1), 20)  # K
     local_steps: int = setting(at_least(0), 10)  # T; 0 to count in epochs
     local_epochs: int = setting(at_least(0), 0)
     batch_size: int = setting(at_least(1), 64)
-    lr: float = setting(positive(), 0.05)  # eta_theta
+    lr: float = setting(positive(), 0.2)  # eta_theta
     momentum: float = setting(between(0.0, 0.999), 0.0)
     weight_decay: float = setting(between(0.0, 1.0), 0.0)
     proximal: float = setting(between(0.0, 1e6), 0.0)  # mu of FedProx
@@ -59,7 +59,7 @@ class RunSettings(Settings):
     min_share: float = setting(_share, 0.5)
 
     # Distillation in situ
-    scale: int = setting(at_least(0), 100)  # s; 0 for none
+    scale: int = setting(at_least(0), 10)  # s; 0 for none
     image_lr: float = setting(positive(), 0.1)  # eta_S
     image_steps: int = setting(at_least(1), 1)  # varsigma_S
     image_momentum: float = setting(between(0.0, 0.999), 0.5)
@@ -182,11 +182,42 @@ class RunSettings(Settings):
         )
 
 
+# What a trained model depends on, and so what its version's card keeps.
 TRAINING: Final = frozenset(
-    "dataset partition num-clients max-samples holdout partition-seed federation model "
-    "model-width model-depth model-classes model-channels model-image-size rounds local-steps "
-    "local-epochs batch-size lr momentum weight-decay proximal fraction min-share scale image-lr "
-    "image-steps image-momentum distill-every distill-fraction seed threads precision".split()
+    {
+        "dataset",
+        "partition",
+        "num-clients",
+        "max-samples",
+        "holdout",
+        "partition-seed",
+        "federation",
+        "model",
+        "model-width",
+        "model-depth",
+        "model-classes",
+        "model-channels",
+        "model-image-size",
+        "rounds",
+        "local-steps",
+        "local-epochs",
+        "batch-size",
+        "lr",
+        "momentum",
+        "weight-decay",
+        "proximal",
+        "fraction",
+        "min-share",
+        "scale",
+        "image-lr",
+        "image-steps",
+        "image-momentum",
+        "distill-every",
+        "distill-fraction",
+        "seed",
+        "threads",
+        "precision",
+    }
 )
 
 

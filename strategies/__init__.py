@@ -1,1 +1,1 @@
-"""Choreography seen from the server: rounds (Flower strategies) and methods (sequences of rounds)."""
+"""Choreography seen from the server: rounds (Flower strategies), and methods made of them."""

@@ -31,4 +31,4 @@ def method(name: str, level: str, options: dict[str, str] | None = None) -> Meth
             f"{', '.join(able) or 'none'}"
         )
     ready: Hyperparameters = chosen()
-    return chosen.with_values(ready, options or {})  # type: ignore[arg-type, return-value]
+    return chosen.with_values(ready, options or {})  # type: ignore[return-value]

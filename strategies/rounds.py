@@ -139,17 +139,19 @@ class Rounds(FedAvg):
         self.failures = []
         by_name: dict[str, tuple[RecordDict, dict[str, Any]]] = {}
         for message in replies:
-            name = self._asked.get(message.metadata.src_node_id)
+            name = self._asked.get(message.metadata.src_node_id, "?")
             if message.has_error():
-                self.failures.append(Failure(name or "?", message.error.reason))
-            elif name is not None:
+                self.failures.append(Failure(name, message.error.reason))
+            elif name != "?":
                 by_name[name] = (message.content, checked(message.content, name))
         told = {failure.client for failure in self.failures}
         silent = [n for n in self._asked.values() if n not in by_name and n not in told]
         self.failures += [
             Failure(name, "no answer before the deadline") for name in silent if "?" not in told
         ]
-        needed = len(self._asked) if self.takes_all else math.ceil(self.min_share * len(self._asked))
+        needed = (
+            len(self._asked) if self.takes_all else math.ceil(self.min_share * len(self._asked))
+        )
         if len(by_name) < max(1, needed):
             reasons = "; ".join(f"{f.client}: {f.reason}" for f in self.failures) or "none online"
             raise ClientLost(

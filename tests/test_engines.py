@@ -22,7 +22,11 @@ JOB: dict[str, Any] = {
     "scale": 20,
     "partition": "iid",
 }
-FORGET = {"forget_classes": "3", "max_forget_accuracy": 100.0, "method_options": "threshold=100,recover-rounds=1"}
+FORGET = {
+    "forget_classes": "3",
+    "max_forget_accuracy": 100.0,
+    "method_options": "threshold=100,recover-rounds=1",
+}
 
 
 class Silent:

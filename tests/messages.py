@@ -1,0 +1,56 @@
+"""What the tests send to nodes: settings of a tiny job on digits, its model, its messages."""
+
+from typing import Any
+
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+
+from client import wire
+from client.models import Classifier, ModelSpec, build
+from client.wire import Common
+
+NUM_CLIENTS = 3
+SPEC = ModelSpec("convnet", num_classes=10, channels=1, image_size=8, width=8, depth=2)
+
+
+def values(**more: Any) -> dict[str, Any]:
+    """Return what every message of the job carries, as settings' field names."""
+    return {
+        "client": "client-0",
+        "fingerprint": wire.fingerprint(),
+        "request": "r0001",
+        "lineage": "r0001",
+        "phase": "test",
+        "seed": 0,
+        "dataset": "digits",
+        "num_clients": NUM_CLIENTS,
+        "max_samples": 300,
+        "model": SPEC.name,
+        "model_classes": SPEC.num_classes,
+        "model_channels": SPEC.channels,
+        "model_image_size": SPEC.image_size,
+        "model_width": SPEC.width,
+        "model_depth": SPEC.depth,
+        "device": "cpu",
+        **more,
+    }
+
+
+def told(kind: type[Common], **more: Any) -> Any:
+    """Return checked settings of a kind."""
+    return kind(**values(**more)).check()
+
+
+def network(seed: int = 0) -> Classifier:
+    return build(SPEC, torch.Generator().manual_seed(seed))
+
+
+def weights(seed: int = 0) -> ArrayRecord:
+    return ArrayRecord(network(seed).state_dict())
+
+
+def message(
+    message_type: str, config: ConfigRecord, arrays: ArrayRecord | None = None, *, node: int = 1
+) -> Message:
+    content = RecordDict({"arrays": ArrayRecord() if arrays is None else arrays, "config": config})
+    return Message(content, dst_node_id=node, message_type=message_type)

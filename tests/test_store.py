@@ -1,0 +1,337 @@
+"""The node's store: private, crash-safe, and with nothing left of what was destroyed."""
+
+import json
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from client.errors import StoreError
+from client.store import Store, SyntheticSet, without
+from client.wire import ForgetSpec
+
+MODEL = "a model"
+CLASS_3 = ForgetSpec("class", (3,))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store")
+
+
+def images_of(*labels: int, value: float = 1.0) -> SyntheticSet:
+    """Return a set whose images all hold `value + label`, easily found in a file's bytes."""
+    found = torch.tensor(labels)
+    images = (found + value)[:, None, None, None].expand(len(labels), 1, 4, 4).clone()
+    return SyntheticSet(images, found)
+
+
+def save(store: Store, generation: int, synthetic: SyntheticSet, lineage: str = "r0001") -> None:
+    store.save(lineage, generation, synthetic, model=MODEL)
+
+
+def load(store: Store, before: int | None = None) -> SyntheticSet:
+    found = store.load("r0001", model=MODEL, before=before)
+    assert found is not None
+    return found
+
+
+def files(store: Store) -> list[Path]:
+    return sorted(path for path in store.folder.rglob("*") if path.is_file())
+
+
+def numbers(store: Store) -> list[int]:
+    return [generation.number for generation in store.generations()]
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+# ---- sets ---------------------------------------------------------------------------------------
+
+
+def test_a_set_comes_back_bit_for_bit(store: Store) -> None:
+    saved = SyntheticSet(torch.randn(5, 1, 4, 4), torch.tensor([0, 0, 1, 3, 3]))
+    save(store, 1, saved)
+    assert torch.equal(load(store).images, saved.images)
+    assert torch.equal(load(store).labels, saved.labels)
+
+
+def test_nothing_is_created_by_looking(store: Store) -> None:
+    assert store.load("r0001", model=MODEL) is None
+    assert store.generations() == []
+    assert store.state().tombstones == {}
+    assert store.destroy() == 0
+    assert not store.folder.exists()
+    assert "does not exist" in store.verify()[0]
+
+
+def test_only_the_owner_can_read(store: Store, tmp_path: Path) -> None:
+    former = os.umask(0o000)
+    try:
+        save(store, 1, images_of(0))
+        store.settle("r0002", "forget", CLASS_3)
+    finally:
+        os.umask(former)
+    assert [mode(path) for path in files(store)] == [0o600, 0o600]
+    assert mode(store.folder) == mode(store.folder / "r0001") == 0o700
+    assert store.verify() == []
+    (store.folder / "state.json").chmod(0o644)
+    assert "must be readable by its owner alone, got mode 644" in store.verify()[0]
+
+
+def test_the_two_newest_generations_are_kept(store: Store) -> None:
+    for generation in range(1, 6):
+        save(store, generation, images_of(0, value=generation))
+    assert numbers(store) == [4, 5]
+    # Clients are drawn: a node's rounds may lie apart.
+    save(store, 9, images_of(0))
+    assert numbers(store) == [5, 9]
+
+
+def test_a_message_that_arrives_twice_starts_twice_from_the_same_images(store: Store) -> None:
+    save(store, 1, images_of(0, value=10.0))
+    starts = []
+    for _ in range(2):
+        start = load(store, before=2)
+        starts.append(start.images.clone())
+        save(store, 2, SyntheticSet(start.images + 1, start.labels))
+    assert torch.equal(*starts)
+    assert float(load(store).images.mean()) == 11.0
+    assert store.load("r0001", model=MODEL, before=1) is None
+
+
+def test_a_round_that_is_done_again_drops_what_came_after_it(store: Store) -> None:
+    for generation in (4, 5):
+        save(store, generation, images_of(0))
+    save(store, 4, images_of(1))
+    assert numbers(store) == [4]
+
+
+def test_a_set_of_another_model_is_refused_and_kept(store: Store) -> None:
+    save(store, 1, images_of(0))
+    with pytest.raises(
+        StoreError, match="must belong to the model another, got a model.*efface store destroy"
+    ):
+        store.load("r0001", model="another")
+    assert numbers(store) == [1]
+
+
+@pytest.mark.parametrize("length", [0, 4, 60, -1])
+def test_a_damaged_file_is_named(store: Store, length: int) -> None:
+    save(store, 1, images_of(0, 1))
+    (path,) = files(store)
+    path.write_bytes(path.read_bytes()[:length])
+    with pytest.raises(StoreError, match=f"{path.name} must be a whole safetensors file"):
+        load(store)
+    assert any(path.name in line for line in store.verify())
+
+
+def test_a_file_of_the_wrong_shape_is_named(store: Store) -> None:
+    save(store, 1, SyntheticSet(torch.zeros(2, 4, 4), torch.tensor([0, 1])))
+    with pytest.raises(StoreError, match=r"must hold images \(n, C, H, W\).*got \(2, 4, 4\)"):
+        load(store)
+
+
+def test_images_that_are_not_numbers_are_found(store: Store) -> None:
+    broken = images_of(0, 1)
+    broken.images[1, 0, 2, 2] = torch.nan
+    save(store, 1, broken)
+    (problem,) = store.verify()
+    assert "must hold finite images, got NaN" in problem
+
+
+@pytest.mark.parametrize("lineage", ["../out", "", "/etc", "a/b", ".hidden"])
+def test_a_lineage_that_is_no_name_is_refused(store: Store, lineage: str, tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="lineage must be letters, digits"):
+        save(store, 1, images_of(0), lineage=lineage)
+    assert list(tmp_path.iterdir()) == []
+
+
+# ---- crashes ------------------------------------------------------------------------------------
+
+
+class Killed(BaseException):
+    """Stands for the process's end."""
+
+
+def die(*_: Any, **__: Any) -> None:
+    raise Killed
+
+
+def test_a_kill_before_the_rename_leaves_the_former_set(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(store, 1, images_of(0, value=10.0))
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", die)
+        with pytest.raises(Killed):
+            save(store, 1, images_of(0, value=20.0))
+        with pytest.raises(Killed):
+            save(store, 2, images_of(0, value=20.0))
+    assert numbers(store) == [1]
+    assert float(load(store).images.mean()) == 10.0
+    assert store.verify() == []
+
+
+def test_a_kill_before_the_rename_leaves_the_former_state(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.settle("r0002", "forget", CLASS_3)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", die)
+        with pytest.raises(Killed):
+            store.settle("r0003", "relearn", CLASS_3)
+    assert store.state().tombstones == {"r0002": CLASS_3}
+    assert store.settle("r0003", "relearn", CLASS_3)
+
+
+def test_what_a_kill_left_behind_is_told_and_destroyed(store: Store) -> None:
+    # A power cut cannot clean up: the temporary file holds images.
+    save(store, 1, images_of(0, 1))
+    left = store.folder / "r0001" / ".000002.safetensors.abc"
+    left.write_bytes(files(store)[0].read_bytes())
+    left.chmod(0o600)
+    assert any("left over from an interrupted write" in line for line in store.verify())
+    store.destroy()
+    assert files(store) == []
+
+
+@pytest.mark.parametrize("where", ["replace", "fsync"])
+def test_a_kill_while_destroying_loses_nothing_else(
+    store: Store, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    save(store, 1, images_of(0, 3))
+    with monkeypatch.context() as patched:
+        patched.setattr(os, where, die)
+        with pytest.raises(Killed):
+            store.destroy(classes=(3,))
+    assert 0 in load(store).labels.tolist()
+    store.destroy(classes=(3,))
+    assert load(store).labels.tolist() == [0]
+
+
+# ---- tombstones ---------------------------------------------------------------------------------
+
+
+def test_a_tombstone_is_set_once_and_lifted(store: Store) -> None:
+    assert store.settle("r0002", "forget", CLASS_3)
+    assert not store.settle("r0002", "forget", CLASS_3)
+    assert store.state().tombstones == {"r0002": CLASS_3}
+    assert store.settle("r0003", "relearn", CLASS_3)
+    assert store.state().tombstones == {}
+    # The first request arrives once more, late: it must not come back to life.
+    assert not store.settle("r0002", "forget", CLASS_3)
+    assert store.state().tombstones == {}
+    assert store.state().applied == {"r0002": "forget", "r0003": "relearn"}
+
+
+def test_a_part_of_a_tombstone_is_lifted(store: Store) -> None:
+    store.settle("r0002", "forget", ForgetSpec("class", (3, 5)))
+    store.settle("r0003", "forget", ForgetSpec("client", (), ("a",)))
+    store.settle("r0004", "relearn", CLASS_3)
+    assert store.state().tombstones == {
+        "r0002": ForgetSpec("class", (5,)),
+        "r0003": ForgetSpec("client", (), ("a",)),
+    }
+
+
+def test_what_is_left_of_a_tombstone() -> None:
+    both = ForgetSpec("client", (), ("a", "b"))
+    assert without(both, ForgetSpec("client", (), ("b", "c"))) == ForgetSpec("client", (), ("a",))
+    assert without(both, both) is None
+    assert without(both, CLASS_3) == both
+
+
+def test_other_actions_are_only_remembered(store: Store) -> None:
+    assert store.settle("condense r0002", "condense", CLASS_3)
+    assert not store.settle("condense r0002", "condense", CLASS_3)
+    assert store.state().tombstones == {}
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: text[: len(text) // 2],
+        lambda text: "[]",
+        lambda text: json.dumps({"applied": {}}),
+        lambda text: text.replace('"level"', '"depth"'),
+    ],
+)
+def test_a_damaged_state_is_an_error_never_an_empty_one(
+    store: Store, damage: Callable[[str], str]
+) -> None:
+    store.settle("r0002", "forget", CLASS_3)
+    path = store.folder / "state.json"
+    path.write_text(damage(path.read_text()))
+    with pytest.raises(StoreError, match="it records what was forgotten"):
+        store.state()
+    with pytest.raises(StoreError):
+        store.settle("r0003", "forget", CLASS_3)
+    assert any("state.json" in line for line in store.verify())
+
+
+# ---- destroying ---------------------------------------------------------------------------------
+
+
+def test_a_destroyed_class_is_gone_from_every_generation_and_the_others_stay(store: Store) -> None:
+    save(store, 1, images_of(0, 3, 3, value=100.0))
+    save(store, 2, images_of(0, 3, 3, 5, value=100.0))
+    needle = torch.full((4,), 103.0).numpy().tobytes()
+    assert all(needle in path.read_bytes() for path in files(store))
+
+    assert store.destroy(classes=(3,)) == 2  # of the newest generation
+
+    assert numbers(store) == [1, 2]
+    assert load(store, before=2).labels.tolist() == [0]
+    assert load(store).labels.tolist() == [0, 5]
+    assert not any(needle in path.read_bytes() for path in files(store))
+    assert store.verify() == []
+    assert store.destroy(classes=(3,)) == 0
+
+
+def test_destroying_all_leaves_no_set_and_keeps_the_tombstones(store: Store) -> None:
+    for lineage in ("r0001", "r0007"):
+        for generation in (1, 2):
+            save(store, generation, images_of(0, 3), lineage=lineage)
+    store.settle("r0002", "forget", CLASS_3)
+    assert store.destroy() == 4
+    assert [path.name for path in files(store)] == ["state.json"]
+    assert [path.name for path in store.folder.iterdir()] == ["state.json"]
+    assert store.state().tombstones == {"r0002": CLASS_3}
+
+
+def test_one_lineage_is_destroyed_and_the_other_stays(store: Store) -> None:
+    save(store, 1, images_of(0), lineage="r0001")
+    save(store, 1, images_of(0), lineage="r0007")
+    assert store.destroy("r0001") == 1
+    assert [generation.lineage for generation in store.generations()] == ["r0007"]
+
+
+def test_a_damaged_file_is_destroyed_too(store: Store) -> None:
+    save(store, 1, images_of(0, 3))
+    (path,) = files(store)
+    path.write_bytes(path.read_bytes()[:-1])
+    store.destroy()
+    assert files(store) == []
+
+
+def test_blocks_are_overwritten_before_a_file_goes(store: Store, tmp_path: Path) -> None:
+    save(store, 1, images_of(3, value=100.0))
+    twin = tmp_path / "twin"  # a second name of the same blocks outlives the first
+    twin.hardlink_to(files(store)[0])
+    store.destroy(classes=(3,))
+    assert set(twin.read_bytes()) == {0}
+
+
+def test_the_listing_counts_images_by_class(store: Store) -> None:
+    save(store, 4, images_of(0, 3, 3))
+    (listed,) = store.generations()
+    assert (listed.lineage, listed.number, listed.model) == ("r0001", 4, MODEL)
+    assert dict(listed.counts) == {0: 1, 3: 2}
+    assert listed.num_bytes == listed.path.stat().st_size
