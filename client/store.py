@@ -18,7 +18,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -129,26 +129,20 @@ class Store:
         Args:
             lineage: Only this lineage; None for all of them.
             classes: Only images of these classes; None for all of them.
+
+        Raises:
+            StoreError: If `classes` are named and a file is damaged: nobody can say what it holds.
         """
         lineages = [lineage] if lineage is not None else self._lineages()
         destroyed = 0
         for name in lineages:
             numbers = sorted(self._generations(name))
             for number in numbers:
-                path = self._path(name, number)
-                images, labels, model = _read(path)
-                gone = (
-                    torch.ones_like(labels, dtype=torch.bool)
-                    if classes is None
-                    else torch.isin(labels, torch.tensor(classes, dtype=labels.dtype))
-                )
+                gone = _destroy(self._path(name, number), classes)
                 if number == numbers[-1]:
-                    destroyed += int(gone.sum())
-                kept = SyntheticSet(images, labels).where(~gone)
-                _overwrite(path)
-                if len(kept):
-                    # Not `save`: it would drop the newer generations.
-                    _write(path, kept, model)
+                    destroyed += gone
+            for left in (self.folder / name).glob(".*.safetensors.*"):
+                _overwrite(left)  # an interrupted write: nobody can say whose images it holds
             folder = self.folder / name
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
@@ -318,14 +312,42 @@ def write_private(path: Path, content: bytes) -> None:
         raise
 
 
+def _destroy(path: Path, classes: tuple[int, ...] | None) -> int:
+    """Take images of `classes` (None for all) out of a file and return how many there were."""
+    if classes is None:
+        try:
+            count = len(_read(path)[1])
+        except StoreError:
+            count = 0  # a damaged file holds images too: it goes all the same
+        _overwrite(path)
+        return count
+    images, labels, model = _read(path)
+    gone = torch.isin(labels, torch.tensor(classes, dtype=labels.dtype))
+    if not gone.any():
+        return 0
+    if gone.all():
+        _overwrite(path)
+        return len(labels)
+    # The new file takes the name before the old blocks are zeroed: a crash between the two must
+    # not lose the other classes.
+    with path.open("r+b") as former:
+        _write(path, SyntheticSet(images, labels).where(~gone), model)
+        _zero(former)
+    return int(gone.sum())
+
+
 def _overwrite(path: Path) -> None:
-    """Fill a file with zeros before it is unlinked.
+    """Fill a file with zeros and unlink it.
 
     Best effort: a journalling or copy-on-write file system may keep older blocks.
     """
-    size = path.stat().st_size
     with path.open("r+b") as file:
-        file.write(b"\0" * size)
-        file.flush()
-        os.fsync(file.fileno())
+        _zero(file)
     path.unlink()
+
+
+def _zero(file: BinaryIO) -> None:
+    size = os.fstat(file.fileno()).st_size
+    file.write(b"\0" * size)
+    file.flush()
+    os.fsync(file.fileno())

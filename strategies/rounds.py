@@ -138,16 +138,23 @@ class Rounds(FedAvg):
     ) -> list[tuple[RecordDict, dict[str, Any]]]:
         self.failures = []
         by_name: dict[str, tuple[RecordDict, dict[str, Any]]] = {}
+        unnamed: list[str] = []
         for message in replies:
-            name = self._asked.get(message.metadata.src_node_id, "?")
+            name = self._asked.get(message.metadata.src_node_id)
             if message.has_error():
-                self.failures.append(Failure(name, message.error.reason))
-            elif name != "?":
+                reason = message.error.reason or "no reason given"
+                if name is None:  # the SuperLink answers for a node that it has lost
+                    unnamed.append(reason)
+                else:
+                    self.failures.append(Failure(name, reason))
+            elif name is not None:
                 by_name[name] = (message.content, checked(message.content, name))
         told = {failure.client for failure in self.failures}
-        silent = [n for n in self._asked.values() if n not in by_name and n not in told]
+        silence = "; ".join(unnamed) or "no answer before the deadline"
         self.failures += [
-            Failure(name, "no answer before the deadline") for name in silent if "?" not in told
+            Failure(name, silence)
+            for name in self._asked.values()
+            if name not in by_name and name not in told
         ]
         needed = (
             len(self._asked) if self.takes_all else math.ceil(self.min_share * len(self._asked))
