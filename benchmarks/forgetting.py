@@ -90,6 +90,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--parts", nargs="+", default=["class", "client", "row"])
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--work", type=Path, help="keep trained versions here, to add parts later")
     asked = parser.parse_args()
     folder = Path(__file__).parent / "results" / asked.recipe
     folder.mkdir(parents=True, exist_ok=True)
@@ -109,8 +110,9 @@ def one_seed(
     missing = [part for part in asked.parts if part not in found]
     if not missing:
         return
-    with tempfile.TemporaryDirectory() as folder:
-        trained = Path(folder) / "trained"
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        trained = (asked.work or folder) / f"{asked.recipe}-{seed}"
         common = {
             **RECIPES[asked.recipe],
             "home": str(trained),
@@ -124,17 +126,21 @@ def one_seed(
             "max_relearning_gap": 100.0,
         }
         listener: Listener = Lines()
-        print(f"seed {seed}: train", flush=True)
-        record = run(RunSettings(mode="train", **common).check(), listener)
-        found["train"] = slim(record)
+        if not (trained / "train.json").exists():
+            print(f"seed {seed}: train", flush=True)
+            record = run(RunSettings(mode="train", **common).check(), listener)
+            (trained / "train.json").write_text(json.dumps(slim(record)))
+        found["train"] = json.loads((trained / "train.json").read_text())
         found["hardware"], found["commit"] = hardware(), commit()
         for part in missing:
             print(f"seed {seed}: {part}", flush=True)
-            home = Path(folder) / part
+            home = folder / part
             shutil.copytree(trained, home)
             found[part] = PARTS[part]({**common, "home": str(home)}, listener)
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
             found["peak_bytes"] = max(found.get("peak_bytes", 0), peak * 1024)
+            for cached in (home / "cache").glob("retrained-*"):
+                shutil.copy2(cached, trained / "cache")
             keep(found)
 
 
@@ -151,9 +157,8 @@ def client_level(common: dict[str, Any], listener: Listener) -> dict[str, Any]:
 def compared(common: dict[str, Any], listener: Listener, target: dict[str, Any]) -> dict[str, Any]:
     done: dict[str, Any] = {}
     base = Path(common["home"])
-    # The first request also retrains; its cached result serves the second.
+    # This trial also retrains; its cached result serves both methods.
     first = run_request({**common, "method": METHODS[0], **target}, listener, trial=True)
-    shutil.rmtree(base / "runs", ignore_errors=True)
     for name in METHODS:
         home = base.with_name(f"{base.name}-{name}")
         shutil.copytree(base, home)

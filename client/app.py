@@ -170,8 +170,10 @@ def store_folder(settings: Common, named: object) -> Path:
 @app.train("fit")
 @answered(wire.Fit)
 def fit(node: Node, settings: wire.Fit) -> Answer:
-    """Train on the retained real data; distil in situ if `scale` is above 0."""
-    _, keep = node.masks(node.site.train.labels)
+    """Train on the node's real data; distil in situ if `scale` is above 0."""
+    forget, keep = node.masks(node.site.train.labels)
+    if settings.side == "all":
+        keep = keep | forget
     part = node.site.train.where(keep)
     metrics: Metrics = {
         "num-examples": len(part),

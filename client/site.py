@@ -11,7 +11,7 @@ from torch import Tensor
 
 from client import datasets
 from client.datasets import DataSet, Split
-from client.errors import DataError
+from client.errors import BadSetting, DataError
 from client.partition import partition
 from client.seeds import generator
 from client.wire import Common, ForgetSpec
@@ -86,7 +86,7 @@ def open_site(settings: Common, node: NodeConfig) -> Site:
     directory = node.get("data-dir") or os.environ.get("EFFACE_DATA_DIR")
     data_dir = Path(str(directory)) if directory else None
     own = node.get("data")
-    data = datasets.load(str(own) if own else settings.dataset, data_dir)
+    data = _own_data(str(own), data_dir) if own else datasets.load(settings.dataset, data_dir)
     _check_fit(data, settings)
     if own:
         index = torch.arange(len(data.train.labels))
@@ -116,6 +116,14 @@ def open_site(settings: Common, node: NodeConfig) -> Site:
         train=Part(data.train, index[order[num_heldout:]]),
         heldout=Part(data.train, index[order[:num_heldout]]),
     )
+
+
+def _own_data(name: str, data_dir: Path | None) -> DataSet:
+    """Return the operator's data. What is wrong with its name is a path that must not go up."""
+    try:
+        return datasets.load(name, data_dir)
+    except BadSetting as error:
+        raise DataError(str(error)) from error
 
 
 @lru_cache(maxsize=8)  # one process serves many nodes on the inline and Ray engines

@@ -264,8 +264,9 @@ class Common(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class Fit(Common):
-    """Local training on the retained real data; `scale` > 0 also distils in situ."""
+    """Local training on the node's real data; `scale` > 0 also distils in situ."""
 
+    side: str = setting(one_of("retain", "all"), "retain")  # all: with what is relearned
     steps: int = setting(at_least(0), 0)  # T; 0 to count in epochs
     epochs: int = setting(at_least(0), 0)
     batch_size: int = setting(at_least(1), 64)
@@ -408,8 +409,8 @@ def reply(
         numbers = value if isinstance(value, list) else [value]
         if kind == "per-class" and len(numbers) != num_classes:
             raise EffaceError(f"metric {name} must hold {num_classes} numbers, got {len(numbers)}")
-        if not all(math.isfinite(number) for number in numbers):
-            raise EffaceError(f"metric {name} must be finite, got {value}")
+        if not all(isinstance(n, int | float) and math.isfinite(n) for n in numbers):
+            raise EffaceError(f"metric {name} must be a finite number, got {value!r}")
     arrays = ArrayRecord()
     if state is not None:
         arrays = _parameters(state, like if like is not None else ArrayRecord())
@@ -427,6 +428,8 @@ def _parameters(state: Mapping[str, Tensor], like: ArrayRecord) -> ArrayRecord:
             raise EffaceError(
                 f"array {name} must have shape {tuple(like[name].shape)}, got {tuple(tensor.shape)}"
             )
+        if tensor.dtype != getattr(torch, like[name].dtype, None):
+            raise EffaceError(f"array {name} must be {like[name].dtype}, got {tensor.dtype}")
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise EffaceError(
                 f"array {name} must be finite, got NaN or infinity; lower the learning rate"

@@ -1,6 +1,10 @@
 """The coordinator's judgement of a version: accuracies, and how fast it relearns."""
 
+import functools
+import operator
+import os
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -55,8 +59,26 @@ class Judge:
         """Return the scores on the coordinator's test part."""
         if self.data is None or not len(self.data.test.labels):
             return None
-        pick = _picker(self.data, self.data.test)
-        return evaluate(self.model(arrays), pick, len(self.data.test.labels), self.spec.num_classes)
+        return self._scores(self.model(arrays), self.data.test)
+
+    def _scores(self, model: nn.Module, split: Split, index: Tensor | None = None) -> Scores:
+        """Score a model on some examples, the machine's cores side by side.
+
+        Each core takes a stretch on one thread: torch's own threads wait for one another at every
+        layer, and for ever when the machine is busy.
+        """
+        pick = _picker(self.data, split, index)
+        positions = torch.arange(len(split.labels) if index is None else len(index))
+        stretches = [part for part in positions.chunk(os.cpu_count() or 1) if len(part)]
+
+        def score(part: Tensor) -> Scores:
+            torch.set_num_threads(1)
+            return evaluate(model, lambda b: pick(part[b]), len(part), self.spec.num_classes)
+
+        model.eval()
+        with ThreadPoolExecutor(max(1, len(stretches))) as pool:
+            parts = list(pool.map(score, stretches))
+        return functools.reduce(operator.add, parts)
 
     def quick(self, arrays: ArrayRecord) -> dict[str, Any]:
         """Return what is shown after every round, from the coordinator's test part alone."""
@@ -102,10 +124,9 @@ class Judge:
         measured = forgotten[num_forget:]
 
         def forget_accuracy(model: nn.Module) -> float:
-            pick = _picker(self.data, test, measured)
-            scores = evaluate(model, pick, len(measured), self.spec.num_classes)
-            return scores.accuracy() or 0.0
+            return self._scores(model, test, measured).accuracy() or 0.0
 
+        torch.set_num_threads(1)
         curve = relearning_curve(
             self.model(arrays),
             _picker(self.data, test, chosen),

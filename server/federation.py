@@ -201,6 +201,10 @@ class GridFederation:
         settings = self.settings(Describe, phase="describe")
         return self._ask(wire.DESCRIBE, settings, ArrayRecord(), phase="describe", name="describe")
 
+    def class_counts(self) -> dict[str, list[float]]:
+        """Return every node's number of training examples by class, whatever is forgotten."""
+        return {name: m["count-train-per-class"] for name, m in self.describe().items()}
+
     def condense(self, settings: Condense) -> None:
         """Have every node that holds synthetic data fine-tune it."""
         told = replace(settings, phase="condense")

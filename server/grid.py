@@ -67,6 +67,21 @@ class NamedGrid(Grid):
                     "lower num-clients or raise join-timeout"
                 )
             time.sleep(self.poll_seconds)
+        self.check_names()
+
+    def check_names(self) -> None:
+        """Refuse two nodes of one name: Flower lets them register, and requests go by name.
+
+        Raises:
+            ClientsMissing: Naming them.
+        """
+        names = [node.name for node in self.get_nodes() if node.name]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ClientsMissing(
+                f"client names must be unique, got two nodes called {', '.join(twice)}; "
+                "unregister one of them"
+            )
 
     def take_traffic(self) -> Traffic:
         """Return the bytes counted so far and start again from zero."""

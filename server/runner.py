@@ -28,7 +28,9 @@ from strategies.rounds import Failure
 
 log = logging.getLogger("efface.server")
 DEMO_OPTIONS: Final = "unlearn-lr=0.05,unlearn-epochs=6,relearn-lr=0.1,relearn-rounds=3"
-LOCK_SECONDS: Final = 5.0  # a second process on the same home waits that long, then refuses
+# A second process on the same home waits that long, then refuses: longer than a ServerApp that was
+# stopped lives on (21 s, until its next heartbeat).
+LOCK_SECONDS: Final = 30.0
 SUPERLINK_DEADLINE: Final = 7 * 24 * 3600.0  # seconds; a run has its own deadlines for each round
 
 

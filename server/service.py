@@ -35,7 +35,7 @@ from server.ledger import Ledger, Outcome, RequestRow, VersionRow, database_url
 from server.progress import Listener
 from server.registry import Registry, pack, unpack
 from server.report import write_report
-from server.settings import RunSettings, parse
+from server.settings import TRAINING, RunSettings, parse
 from strategies.methods import method
 from strategies.rounds import ClientLost, FederatedAveraging
 
@@ -48,6 +48,10 @@ class AlreadyDone(EffaceError):
 
 class VerificationFailed(EffaceError):
     """The request ran, but its result did not forget; the old version stays in service."""
+
+
+class Unsettled(ClientLost):
+    """Some nodes have made the request last and others not: it must go on, not begin anew."""
 
 
 @dataclass
@@ -196,12 +200,12 @@ class Service:
         Raises:
             VerificationFailed: If the result did not forget.
             EffaceError: If the request cannot be carried out; it is then `failed`.
-            KeyboardInterrupt, Interrupted: If it was stopped; it is then `interrupted`.
+            KeyboardInterrupt, Interrupted, Unsettled: If it was stopped; it is then `interrupted`.
         """
         row = self.ledger.start(request_id)
         try:
             return _Work(self, row, grid, listener).run()
-        except (KeyboardInterrupt, SystemExit, Interrupted) as stop:
+        except (KeyboardInterrupt, SystemExit, Interrupted, Unsettled) as stop:
             self.ledger.interrupt(request_id, str(stop) or "stopped by the operator")
             raise
         except EffaceError as error:
@@ -345,7 +349,12 @@ class _Work:
             self._refuse(record)
         if not s.trial:
             destroy = s.destroy or forget.level == "client"
-            federation.settle(row.kind, destroy=destroy)
+            try:
+                federation.settle(row.kind, destroy=destroy)
+            except ClientLost as error:
+                # Synthetic sets may be destroyed already: a new request would find nothing to climb
+                # on, while this one has its result.
+                raise Unsettled(f"{error}; the same command goes on from here") from error
         gone = _plus(earlier, forget) if forgetting else earlier
         new_card = self.card(
             lineage=card["lineage"],
@@ -539,6 +548,7 @@ class _Work:
             "engine": s.engine,
             "seed": s.seed,
             "created": self.row.created.isoformat(),
+            "command": command(s, kind),
             "asked_by": self.row.asked_by,
             "why": self.row.why,
             "forget": None
@@ -740,6 +750,20 @@ def _remove(folder: Path) -> None:
     import shutil
 
     shutil.rmtree(folder)
+
+
+def command(settings: RunSettings, kind: str) -> str:
+    """Return the command line that asks for the same again: every setting that is not a default."""
+    said = ["efface", kind]
+    given, usual = settings.plain(), RunSettings().plain()
+    own = ("mode", "home", "request", "version", "asked-by", "why")
+    for key, value in given.items():
+        if value == usual[key] or key in own or (kind != "train" and key in TRAINING):
+            continue
+        name = {"forget-classes": "class", "forget-clients": "client", "method-options": "set"}
+        for part in str(value).split(",") if key in name else [value]:
+            said.append(f"--{name.get(key, key)}" + ("" if value is True else f" {part}"))
+    return " ".join(said)
 
 
 def hardware() -> str:

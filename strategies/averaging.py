@@ -36,6 +36,6 @@ def weighted_average(models: Sequence[ArrayRecord], weights: Sequence[float]) ->
         for array, weight in zip(arrays, weights, strict=True):
             mean += array.astype(np.float64) * (weight / total)
         if np.issubdtype(arrays[0].dtype, np.integer):
-            mean = np.rint(mean)
+            np.rint(mean, out=mean)  # in place: of a 0-d array it would return a scalar
         average[name] = Array(mean.astype(arrays[0].dtype))
     return average

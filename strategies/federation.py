@@ -30,6 +30,9 @@ class Federation(Protocol):
             NothingTouched: If there is none.
         """
 
+    def class_counts(self) -> dict[str, list[float]]:
+        """Return every node's number of training examples by class, whatever is forgotten."""
+
     def run(
         self, phase: str, rounds: Rounds, model: ArrayRecord, *, num_rounds: int
     ) -> ArrayRecord:

@@ -9,23 +9,26 @@ Departs from the paper:
    the last layer as it is. A fixed budget undershoots on one model and destroys the next.
 2. The coordinator gives the forgotten classes' rows of the last layer the mean of the other rows:
    a model that never saw a class has no direction for it, and a few steps bring back what was only
-   turned away.
-3. Recovery takes few, small steps at a larger rate, and holders keep the forgotten images down by
-   two bounded terms (`client.recovery.known`), so that the class does not creep back.
+   turned away. At client level these are the classes of which the client holds most examples.
+3. At class level, recovery takes few, small steps at a larger rate, and holders keep the forgotten
+   images down by two bounded terms (`client.recovery.known`), so that the class does not creep back.
+4. At client level, the others recover in ordinary rounds on their real data: how much of a class
+   Retrained knows from their few examples of it cannot be read from synthetic stand-ins.
+5. Relearning takes ordinary rounds on real data, too: the client or class is there again.
 """
 
 import math
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from flwr.app import Array, ArrayRecord
 
-from client.wire import Ascend, Descend
+from client.wire import Ascend, Descend, Fit
 from strategies.federation import Federation
 from strategies.guard import guarded_recovery
 from strategies.method import Hyperparameters, Needs
-from strategies.rounds import AscentRounds, RecoveryRounds
+from strategies.rounds import AscentRounds, FederatedAveraging, RecoveryRounds
 
 HEAD = ("classifier.weight", "classifier.bias")
 WHOLE = 10**9  # a batch size that takes everything
@@ -43,9 +46,12 @@ class CalibratedQuickDrop(Hyperparameters):
     recover_last_lr: float = 0.03  # eta_theta in the last of these rounds
     hold: float = 1.0  # weight of -log(1 - p)
     hold_features: float = 1.0  # weight of the features' mean square
-    relearn_rounds: int = 3
-    relearn_epochs: int = 5
-    relearn_lr: float = 0.05
+    owned_share: float = 0.5  # a client owns a class if it holds more than this share of it
+    full_rounds: int = 5  # ordinary rounds: recovery at client level
+    relearn_holder_rounds: int = 2  # ordinary rounds of the holders alone
+    relearn_rounds: int = 3  # ordinary rounds of all
+    full_steps: int = 10  # T of an ordinary round
+    full_lr: float = 0.05  # eta_theta of an ordinary round
     batch_size: int = 64
     threshold: float = 1.0  # percent; recovery is rolled back above it, 100 for never
 
@@ -53,9 +59,6 @@ class CalibratedQuickDrop(Hyperparameters):
 
     def forget(self, federation: Federation, model: ArrayRecord) -> ArrayRecord:
         """Return `model` without what the request names."""
-        holders = federation.holders(synthetic=True)
-        classes = federation.forget.classes
-
         # 1. Climb: each holder until its S_f looks like data never seen.
         told = federation.settings(
             Ascend,
@@ -65,45 +68,70 @@ class CalibratedQuickDrop(Hyperparameters):
             freeze_head=True,
         )
         unseen = replace(told, target_loss=math.log(told.model_classes))
-        ascent = AscentRounds(unseen, participants=holders)
+        ascent = AscentRounds(unseen, participants=federation.holders(synthetic=True))
         model = federation.run("unlearn", ascent, model, num_rounds=1)
 
         # 2. Take the classes' own directions out of the last layer.
-        model = without_directions(model, classes)
+        forget = federation.forget
+        gone = forget.classes
+        if forget.level == "client":
+            gone = owned(federation.class_counts(), forget.clients, self.owned_share)
+        model = without_directions(model, gone)
 
-        # 3. Recover on S \ S_f and as many originals; holders hold the forgotten images down.
-        recovery = RecoveryRounds(
-            federation.settings(
-                Descend,
-                epochs=1,
-                batches=self.recover_batches,
-                lr=self.recover_lr,
-                hold=self.hold,
-                hold_features=self.hold_features,
+        # 3. Recover: the others on their real data, or ...
+        if forget.level == "client":
+            rounds = self._ordinary(federation)
+            return federation.run("recover", rounds, model, num_rounds=self.full_rounds)
+
+        # ... all on S \ S_f and as many originals; holders hold the forgotten images down.
+        kept = federation.settings(
+            Descend,
+            epochs=1,
+            batches=self.recover_batches,
+            lr=self.recover_lr,
+            hold=self.hold,
+            hold_features=self.hold_features,
+        )
+        last = replace(kept, lr=self.recover_last_lr)
+        recoveries = [RecoveryRounds(kept)] * (self.recover_rounds - 1) + [RecoveryRounds(last)]
+        for recovery in recoveries:
+            model = guarded_recovery(
+                federation, model, ascent, recovery, num_rounds=1, threshold=self.threshold
             )
-        )
-        return guarded_recovery(
-            federation,
-            model,
-            ascent,
-            recovery,
-            num_rounds=self.recover_rounds,
-            threshold=self.threshold if classes else 100.0,
-        )
+        return model
 
     def relearn(self, federation: Federation, model: ArrayRecord) -> ArrayRecord:
         """Return `model` with what the request names put back."""
-        federation.holders(synthetic=False)
-        relearning = RecoveryRounds(
-            federation.settings(
-                Descend,
-                side="all",
-                epochs=self.relearn_epochs,
-                lr=self.relearn_lr,
-                batch_size=self.batch_size,
-            )
+        # 1. The holders alone bring it back: among all nodes' updates theirs would be diluted.
+        holders = federation.holders(synthetic=False)
+        rounds = self._ordinary(federation, holders, side="all")
+        model = federation.run("relearn", rounds, model, num_rounds=self.relearn_holder_rounds)
+        # 2. All nodes settle.
+        rounds = self._ordinary(federation, side="all")
+        return federation.run("relearn", rounds, model, num_rounds=self.relearn_rounds)
+
+    def _ordinary(
+        self, federation: Federation, participants: list[str] | None = None, **more: Any
+    ) -> FederatedAveraging:
+        told = federation.settings(
+            Fit, steps=self.full_steps, lr=self.full_lr, batch_size=self.batch_size, **more
         )
-        return federation.run("relearn", relearning, model, num_rounds=self.relearn_rounds)
+        return FederatedAveraging(told, participants=participants)
+
+
+def owned(
+    counts: dict[str, list[float]], clients: tuple[str, ...], share: float
+) -> tuple[int, ...]:
+    """Return the classes of which `clients` together hold more than `share` of all examples.
+
+    Args:
+        counts: Examples by class, for every node by name.
+        clients: Some of the nodes.
+        share: In [0, 1].
+    """
+    total = np.sum(list(counts.values()), axis=0)
+    theirs = np.sum([counts[name] for name in clients], axis=0)
+    return tuple(int(c) for c in np.flatnonzero(theirs > share * total))
 
 
 def without_directions(model: ArrayRecord, classes: tuple[int, ...]) -> ArrayRecord:
@@ -111,14 +139,14 @@ def without_directions(model: ArrayRecord, classes: tuple[int, ...]) -> ArrayRec
 
     Args:
         model: Holds `classifier.weight` `(K, F)` and `classifier.bias` `(K,)`; not changed.
-        classes: Rows to replace; none gives an equal model.
+        classes: Rows to replace; none, or all, gives an equal model.
     """
-    if not classes:
+    others = [k for k in range(len(model[HEAD[0]].numpy())) if k not in classes]
+    if not classes or not others:
         return model
     changed = ArrayRecord(dict(model.items()))
     for name in HEAD:
         rows = model[name].numpy().copy()
-        others = [k for k in range(len(rows)) if k not in classes]
         rows[list(classes)] = rows[others].mean(axis=0, dtype=np.float64).astype(rows.dtype)
         changed[name] = Array(rows)
     return changed

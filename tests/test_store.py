@@ -116,7 +116,7 @@ def test_a_round_that_is_done_again_drops_what_came_after_it(store: Store) -> No
 def test_a_set_of_another_model_is_refused_and_kept(store: Store) -> None:
     save(store, 1, images_of(0))
     with pytest.raises(
-        StoreError, match="must belong to the model another, got a model.*efface store destroy"
+        StoreError, match=r"must belong to the model another, got a model.*efface store destroy"
     ):
         store.load("r0001", model="another")
     assert numbers(store) == [1]

@@ -1,0 +1,85 @@
+"""Recovery that is watched: rounds are rolled back, the holders climb again, or it gives up."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord
+
+from client import wire
+from strategies.guard import MAX_ROLLBACKS, CreptBack, guarded_recovery
+from strategies.rounds import AscentRounds, RecoveryRounds
+from tests.messages import told
+
+
+def model(value: float) -> ArrayRecord:
+    return ArrayRecord({"w": Array(np.array([value]))})
+
+
+def value(of: ArrayRecord) -> float:
+    return float(of["w"].numpy()[0])
+
+
+class Fake:
+    """A federation whose model is one number: recovery adds 1, an ascent takes 10 away.
+
+    `accuracies` are what it measures, one after another.
+    """
+
+    def __init__(self, accuracies: list[float | None]) -> None:
+        self.accuracies = accuracies
+        self.done: list[tuple[str, float]] = []
+        self.measured: list[float] = []
+
+    def run(self, phase: str, rounds: Any, of: ArrayRecord, *, num_rounds: int) -> ArrayRecord:
+        assert num_rounds == 1
+        assert isinstance(rounds, AscentRounds if phase == "unlearn" else RecoveryRounds)
+        self.done.append((phase, value(of)))
+        return model(value(of) + (1 if phase == "recover" else -10))
+
+    def forget_accuracy(self, of: ArrayRecord) -> float | None:
+        self.measured.append(value(of))
+        return self.accuracies.pop(0)
+
+
+def recover(fake: Any, *, num_rounds: int, threshold: float = 1.0) -> float:
+    ascent = AscentRounds(told(wire.Ascend, lr=0.1))
+    recovery = RecoveryRounds(told(wire.Descend, lr=0.1))
+    found = guarded_recovery(
+        fake, model(0), ascent, recovery, num_rounds=num_rounds, threshold=threshold
+    )
+    return value(found)
+
+
+def test_rounds_that_hold_count() -> None:
+    fake = Fake([0.0, 1.0])  # at the threshold is still accepted
+    assert recover(fake, num_rounds=2) == 2
+    assert fake.done == [("recover", 0), ("recover", 1)]
+    assert fake.measured == [1, 2]
+
+
+def test_a_round_that_lets_it_creep_back_is_rolled_back_and_tried_again_after_a_climb() -> None:
+    fake = Fake([0.0, 7.0, 0.5])
+    # 0 -> 1 holds; 1 -> 2 crept back: from 1 climb to -9, then -9 -> -8 holds.
+    assert recover(fake, num_rounds=2) == -8
+    assert fake.done == [("recover", 0), ("recover", 1), ("unlearn", 1), ("recover", -9)]
+
+
+def test_it_gives_up_after_too_many_rollbacks_and_says_what_to_change() -> None:
+    fake = Fake([12.5] * 9)
+    with pytest.raises(
+        CreptBack, match=r"at most 1 %, got 12\.5 % after 3 rollbacks; climb longer \(unlearn-epo"
+    ):
+        recover(fake, num_rounds=1)
+    phases = [phase for phase, _ in fake.done]
+    assert phases == ["recover", "unlearn"] * MAX_ROLLBACKS + ["recover"]
+
+
+def test_without_held_out_forget_data_nothing_is_rolled_back() -> None:
+    assert recover(Fake([None, None]), num_rounds=2) == 2
+
+
+def test_a_threshold_of_100_switches_the_guard_off() -> None:
+    fake = Fake([])
+    assert recover(fake, num_rounds=3, threshold=100.0) == 3
+    assert fake.measured == []

@@ -1,0 +1,527 @@
+"""Requests from end to end on digits: stopped, failed, repeated, one after another."""
+
+import hashlib
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import Context, Message
+from safetensors.numpy import load_file
+
+from client import wire
+from client.app import app
+from client.errors import EffaceError
+from client.store import Store
+from client.wire import ForgetSpec
+from server.engines.inline import InlineGrid
+from server.federation import Round
+from server.grid import NamedGrid
+from server.home import Home
+from server.registry import unpack
+from server.runner import run
+from server.service import AlreadyDone, Service, Unsettled, VerificationFailed
+from server.settings import RunSettings
+from strategies.guard import CreptBack
+from strategies.rounds import ClientLost, NothingTouched
+
+JOB: dict[str, Any] = {
+    "num_clients": 3,
+    "partition": "iid",
+    "model_width": 8,
+    "model_depth": 2,
+    "rounds": 2,
+    "local_steps": 10,
+    "batch_size": 32,
+    "lr": 0.1,
+    "scale": 20,
+    "max_relearning_gap": 100.0,  # two rounds make no model whose curve says much
+    "engine": "inline",
+    "device": "cpu",
+}
+NODES = ["client-0", "client-1", "client-2"]
+SHORT = "recover-epochs=2,threshold=100"
+NO_EFFECT = "unlearn-lr=1e-9,recover-lr=1e-9,recover-epochs=1"
+
+
+@pytest.fixture(autouse=True)
+def _surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Set and then removed, so that what a run puts there is undone as well.
+    for name in ("EFFACE_HOME", "EFFACE_STORE", "EFFACE_DATA_DIR", "EFFACE_DATABASE_URL"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+
+
+class Watching:
+    """Remembers what it is told; presses Ctrl-C at a phase's round."""
+
+    def __init__(self, stop_at: tuple[str, int] | None = None) -> None:
+        self.stop_at = stop_at
+        self.rounds: list[Round] = []
+        self.notes: list[str] = []
+
+    def round(self, done: Round, scores: dict[str, Any] | None) -> None:
+        if (done.phase, done.number) == self.stop_at:
+            raise KeyboardInterrupt
+        self.rounds.append(done)
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    @property
+    def phases(self) -> list[tuple[str, int]]:
+        return [(done.phase, done.number) for done in self.rounds]
+
+
+def settings(home: Path, mode: str, **more: Any) -> RunSettings:
+    return RunSettings(**{"mode": mode, "home": str(home), **JOB, **more}).check()
+
+
+def ask(home: Path, mode: str, listener: Watching | None = None, **more: Any) -> dict[str, Any]:
+    return run(settings(home, mode, **more), listener or Watching())
+
+
+def forget(home: Path, listener: Watching | None = None, **more: Any) -> dict[str, Any]:
+    told = {"method_options": SHORT, "max_forget_accuracy": 30.0, **more}
+    if "forget_clients" not in told:
+        told.setdefault("forget_classes", "3")
+    return ask(home, "forget", listener, **told)
+
+
+def relearn(home: Path, listener: Watching | None = None, **more: Any) -> dict[str, Any]:
+    told = {"method_options": "relearn-lr=0.1", **more}
+    if "forget_clients" not in told:
+        told.setdefault("forget_classes", "3")
+    return ask(home, "relearn", listener, **told)
+
+
+def ask_with(
+    home: Path,
+    client: Callable[[Message, Context], Message],
+    told: RunSettings,
+    monkeypatch: pytest.MonkeyPatch,
+    listener: Watching | None = None,
+) -> dict[str, Any]:
+    """Run a request on clients of the test's own making."""
+    service = Service.open(Home(home))
+    monkeypatch.setenv("EFFACE_STORE", str(service.home.clients))
+    row = service.prepare(told)
+    with InlineGrid(client, JOB["num_clients"]) as inner:
+        return service.execute(row.id, NamedGrid(inner, 60.0, 0.005), listener or Watching())
+
+
+def failing(
+    message_type: str, names: list[str], server_round: int | None = None
+) -> Callable[[Message, Context], Message]:
+    """Return clients of which some fail at one kind of message."""
+
+    def client(message: Message, context: Context) -> Message:
+        config = message.content.config_records["config"]
+        if (
+            message.metadata.message_type == message_type
+            and config["client"] in names
+            and server_round in (None, config["server-round"])
+        ):
+            raise RuntimeError("out of memory")
+        return app(message, context)
+
+    return client
+
+
+@pytest.fixture(scope="module")
+def trained_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("trained") / "home"
+    ask(home, "train")
+    return home
+
+
+@pytest.fixture(scope="module")
+def compared_home(trained_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """v0002 has forgotten class 3 and was compared with retraining, without a stop."""
+    home = tmp_path_factory.mktemp("compared") / "home"
+    shutil.copytree(trained_home, home)
+    forget(home, compare="retrain")
+    return home
+
+
+@pytest.fixture
+def trained(trained_home: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(trained_home, tmp_path / "home"))
+
+
+@pytest.fixture
+def forgotten(compared_home: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(compared_home, tmp_path / "home"))
+
+
+# ---- what a home holds --------------------------------------------------------------------------
+
+
+def requests(home: Path) -> list[tuple[str, str]]:
+    return [(row.id, row.state) for row in Service.open(Home(home)).ledger.requests()]
+
+
+def versions(home: Path) -> list[tuple[str, str]]:
+    return [(row.id, row.state) for row in Service.open(Home(home)).ledger.versions()]
+
+
+def weights(home: Path, version: str) -> dict[str, np.ndarray]:
+    return Service.open(Home(home)).registry.load(version)[0]
+
+
+def retrained(home: Path) -> dict[str, np.ndarray]:
+    (path,) = Home(home).cache.glob("retrained-*.safetensors")
+    return unpack(path.read_bytes(), path)[0]
+
+
+def card(home: Path, version: str) -> dict[str, Any]:
+    return Service.open(Home(home)).registry.load(version)[1]
+
+
+def stores(home: Path) -> dict[str, Store]:
+    return {name: Store(next((home / "clients").rglob(name))) for name in NODES}
+
+
+def tombstones(home: Path) -> list[dict[str, ForgetSpec]]:
+    return [store.state().tombstones for store in stores(home).values()]
+
+
+def digests(home: Path) -> dict[str, str]:
+    """Return a checksum of every node's sets, by place in the home.
+
+    Of the tensors: the library writes a file's two metadata in any order.
+    """
+    return {
+        str(path.relative_to(home)): hashlib.sha256(
+            b"".join(tensor.tobytes() for _, tensor in sorted(load_file(path).items()))
+        ).hexdigest()
+        for path in (home / "clients").rglob("*.safetensors")
+    }
+
+
+def assert_equal(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> None:
+    assert list(one) == list(other)
+    assert all(np.array_equal(one[name], other[name]) for name in one)
+
+
+# ---- stopped and taken up again -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_training_that_was_stopped_ends_with_the_same_weights_and_the_same_sets(
+    trained_home: Path, tmp_path: Path, number: int
+) -> None:
+    home = tmp_path / "home"
+    with pytest.raises(KeyboardInterrupt):
+        ask(home, "train", Watching(("train", number)))
+    assert requests(home) == [("r0001", "interrupted")]
+    assert versions(home) == []
+
+    again = Watching()
+    ask(home, "train", again)
+
+    assert again.phases == [("train", n) for n in range(number, 3)]  # the rest, and no more
+    assert requests(home) == [("r0001", "done")]
+    assert_equal(weights(home, "v0001"), weights(trained_home, "v0001"))
+    assert digests(home) == digests(trained_home)
+
+
+@pytest.mark.parametrize(
+    ("phase", "number"), [("unlearn", 1), ("recover", 1), ("recover", 2), ("retrain", 2)]
+)
+def test_forgetting_that_was_stopped_keeps_the_version_and_ends_with_the_same_weights(
+    trained: Path, compared_home: Path, phase: str, number: int
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        forget(trained, Watching((phase, number)), compare="retrain")
+    assert requests(trained) == [("r0001", "done"), ("r0002", "interrupted")]
+    assert versions(trained) == [("v0001", "in-service")]
+    assert tombstones(trained) == [{}] * 3
+
+    again = Watching()
+    record = forget(trained, again, compare="retrain")
+
+    assert again.phases[0] == (phase, number)
+    assert (record["request"], record["model_version"]) == ("r0002", "v0002")
+    assert requests(trained)[1] == ("r0002", "done")
+    assert versions(trained) == [("v0001", "superseded"), ("v0002", "in-service")]
+    assert_equal(weights(trained, "v0002"), weights(compared_home, "v0002"))
+    assert_equal(retrained(trained), retrained(compared_home))
+    assert tombstones(trained) == [{"r0002": ForgetSpec("class", (3,))}] * 3
+    # Costs of rounds done before the stop are in the record too.
+    assert record["rounds"] == {"retrain": 2, "unlearn": 1, "recover": 2}
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_relearning_that_was_stopped_keeps_the_version_and_ends_with_the_same_weights(
+    forgotten: Path, tmp_path: Path, number: int
+) -> None:
+    whole = Path(shutil.copytree(forgotten, tmp_path / "whole"))
+    relearn(whole)
+    with pytest.raises(KeyboardInterrupt):
+        relearn(forgotten, Watching(("relearn", number)))
+    assert requests(forgotten)[2] == ("r0003", "interrupted")
+    assert versions(forgotten) == [("v0001", "superseded"), ("v0002", "in-service")]
+    assert tombstones(forgotten) == [{"r0002": ForgetSpec("class", (3,))}] * 3
+
+    relearn(forgotten)
+
+    assert requests(forgotten)[2] == ("r0003", "done")
+    assert_equal(weights(forgotten, "v0003"), weights(whole, "v0003"))
+    assert digests(forgotten) == digests(whole)
+
+
+def test_a_stop_between_the_tombstones_and_the_version_is_made_good(
+    trained: Path, compared_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The last moment: every node has settled, the version is not written yet.
+    def stop(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("server.registry.Registry.commit", stop)
+        with pytest.raises(KeyboardInterrupt):
+            forget(trained)
+    assert versions(trained) == [("v0001", "in-service")]
+    assert tombstones(trained) == [{"r0002": ForgetSpec("class", (3,))}] * 3
+
+    forget(trained)
+
+    assert_equal(weights(trained, "v0002"), weights(compared_home, "v0002"))
+    assert tombstones(trained) == [{"r0002": ForgetSpec("class", (3,))}] * 3
+
+
+# ---- clients that fail --------------------------------------------------------------------------
+
+
+def test_a_client_that_fails_in_a_training_round_is_tolerated_and_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watching = Watching()
+    client = failing(wire.FIT, ["client-1"], server_round=1)
+    home = tmp_path / "home"
+    ask_with(home, client, settings(home, "train"), monkeypatch, watching)
+    first, second = watching.rounds
+    assert [failure.client for failure in first.failures] == ["client-1"]
+    assert "out of memory" in first.failures[0].reason
+    assert (first.num_clients, second.num_clients, second.failures) == (2, 3, [])
+    assert versions(home) == [("v0001", "in-service")]
+
+
+def test_too_many_failures_fail_the_training_without_a_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "home"
+    client = failing(wire.FIT, ["client-1", "client-2"])
+    with pytest.raises(ClientLost, match="must have 2 answers of 3 clients, got 1"):
+        ask_with(home, client, settings(home, "train"), monkeypatch)
+    assert requests(home) == [("r0001", "failed")]
+    assert versions(home) == []
+
+
+@pytest.mark.parametrize(
+    ("message_type", "reason"),
+    [
+        (wire.DESCRIBE, "clients must answer describe: client-1 did not"),
+        (wire.ASCEND, "round 1 of unlearn must have 3 answers of 3 clients, got 2"),
+        (wire.HELDOUT, "clients must answer heldout-evaluate: client-1 did not"),
+    ],
+)
+def test_a_holder_that_fails_fails_the_request_and_the_version_stays(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, message_type: str, reason: str
+) -> None:
+    told = settings(
+        trained, "forget", forget_classes="3", method_options=SHORT, max_forget_accuracy=30.0
+    )
+    before = weights(trained, "v0001")
+    with pytest.raises(ClientLost, match=reason):
+        ask_with(trained, failing(message_type, ["client-1"]), told, monkeypatch)
+    assert requests(trained) == [("r0001", "done"), ("r0002", "failed")]
+    assert versions(trained) == [("v0001", "in-service")]
+    assert_equal(weights(trained, "v0001"), before)
+    failed = Service.open(Home(trained)).ledger.request("r0002")
+    assert reason in str(failed.reason)
+
+    # The operator asks again when the client is well, and all is done.
+    forget(trained)
+    assert versions(trained) == [("v0001", "superseded"), ("v0002", "in-service")]
+    assert all(ForgetSpec("class", (3,)) in found.values() for found in tombstones(trained))
+
+
+def test_a_client_that_does_not_settle_leaves_a_request_that_goes_on(
+    trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # client-1's synthetic set is destroyed already: a new request could not climb on it.
+    told = settings(trained, "forget", forget_clients="client-1", method_options=SHORT)
+    with pytest.raises(Unsettled, match=r"settle: client-2 did not .*the same command goes on"):
+        ask_with(trained, failing(wire.SETTLE, ["client-2"]), told, monkeypatch)
+    assert requests(trained)[1] == ("r0002", "interrupted")
+    assert versions(trained) == [("v0001", "in-service")]
+
+    watching = Watching()
+    ask(trained, "forget", watching, forget_clients="client-1", method_options=SHORT)
+
+    assert watching.rounds == []  # no round is run again
+    assert requests(trained)[1] == ("r0002", "done")
+    assert versions(trained) == [("v0001", "superseded"), ("v0002", "in-service")]
+    assert tombstones(trained) == [{"r0002": ForgetSpec("client", (), ("client-1",))}] * 3
+
+
+def test_one_lost_client_does_not_stop_recovery(
+    trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = settings(
+        trained, "forget", forget_classes="3", method_options=SHORT, max_forget_accuracy=30.0
+    )
+    record = ask_with(
+        trained, failing(wire.DESCEND, ["client-1"], server_round=1), told, monkeypatch
+    )
+    assert record["model_version"] == "v0002"
+
+
+# ---- twice, and one after another ---------------------------------------------------------------
+
+
+def test_forgetting_twice_says_so_and_changes_nothing(forgotten: Path) -> None:
+    before = requests(forgotten), versions(forgotten), tombstones(forgotten), digests(forgotten)
+    with pytest.raises(
+        AlreadyDone, match=r"version v0002 has forgotten class 3 already \(r0002\); nothing was ch"
+    ):
+        forget(forgotten)
+    after = requests(forgotten), versions(forgotten), tombstones(forgotten), digests(forgotten)
+    assert after == before
+
+
+def test_a_second_request_keeps_the_first_class_out(forgotten: Path) -> None:
+    record = forget(forgotten, forget_classes="5")
+
+    assert card(forgotten, "v0003")["erased"] == {"classes": [3, 5], "clients": []}
+    per_class = record["recovered"]["per_class_accuracy"]
+    assert per_class[3] <= 5
+    assert per_class[5] <= 30
+    # Neither counts as retained: the mean is over the other eight.
+    others = [per_class[c] for c in range(10) if c not in (3, 5)]
+    assert min(others) <= record["recovered"]["retain_accuracy"] <= max(others)
+    both = {"r0002": ForgetSpec("class", (3,)), "r0003": ForgetSpec("class", (5,))}
+    assert tombstones(forgotten) == [both] * 3
+
+
+def test_a_new_training_leaves_out_what_was_erased(forgotten: Path) -> None:
+    watching = Watching()
+    record = ask(forgotten, "train", watching)
+    assert watching.notes == ["left out of training, because it was erased: class 3"]
+    assert record["original"]["per_class_accuracy"][3] <= 5
+    for store in stores(forgotten).values():
+        ours = [g for g in store.generations() if g.lineage == record["lineage"]]
+        assert ours
+        assert all(3 not in generation.counts for generation in ours)
+
+
+def test_relearning_lifts_the_tombstone_and_brings_the_class_back(forgotten: Path) -> None:
+    before = card(forgotten, "v0002")["scores"]["forget_accuracy"]
+    record = relearn(forgotten, method_options="relearn-lr=0.1,relearn-rounds=4")
+    assert record["relearned"]["forget_accuracy"] >= before + 30
+    assert tombstones(forgotten) == [{}] * 3
+    assert card(forgotten, "v0003")["erased"] == {"classes": [], "clients": []}
+    # And it can be forgotten once more.
+    forget(forgotten)
+    assert tombstones(forgotten) == [{"r0004": ForgetSpec("class", (3,))}] * 3
+
+
+def test_relearning_what_was_not_forgotten_is_refused(forgotten: Path) -> None:
+    with pytest.raises(
+        EffaceError, match="must name what version v0002 has forgotten, got class 5"
+    ):
+        relearn(forgotten, forget_classes="5")
+    assert len(requests(forgotten)) == 2
+
+
+# ---- verdicts -----------------------------------------------------------------------------------
+
+
+def test_a_result_that_did_not_forget_gets_no_version(trained: Path) -> None:
+    with pytest.raises(VerificationFailed, match=r"above 5.0 %.*v0001 stays in service"):
+        forget(trained, method_options=NO_EFFECT + ",threshold=100", max_forget_accuracy=5.0)
+    assert requests(trained) == [("r0001", "done"), ("r0002", "failed")]
+    assert versions(trained) == [("v0001", "in-service")]
+    assert tombstones(trained) == [{}] * 3
+    assert (Home(trained).reports / "r0002.html").exists()
+
+
+def test_a_class_that_creeps_back_whatever_is_tried_fails_the_request(trained: Path) -> None:
+    with pytest.raises(CreptBack, match="after 3 rollbacks"):
+        forget(trained, method_options=NO_EFFECT)
+    assert requests(trained)[1] == ("r0002", "failed")
+    assert versions(trained) == [("v0001", "in-service")]
+    assert tombstones(trained) == [{}] * 3
+
+
+def test_retraining_is_done_once_for_the_same_inputs(forgotten: Path) -> None:
+    # As in the request before, from the version before it.
+    watching = Watching()
+    again = forget(forgotten, watching, compare="retrain", version="v0001", trial=True)
+    assert again["retrain_cached"] is True
+    assert not any(phase == "retrain" for phase, _ in watching.phases)
+    assert "retraining was found in the cache" in watching.notes
+    assert again["seconds"]["retrain"] > 0
+    # Another class is another retraining.
+    other = forget(forgotten, forget_classes="5", compare="retrain", trial=True)
+    assert other["retrain_cached"] is False
+    # A trial leaves everything as it was.
+    assert versions(forgotten)[1] == ("v0002", "in-service")
+    assert tombstones(forgotten) == [{"r0002": ForgetSpec("class", (3,))}] * 3
+
+
+# ---- synthetic sets -----------------------------------------------------------------------------
+
+
+def test_a_forgotten_clients_synthetic_set_is_destroyed_and_only_that(trained: Path) -> None:
+    before = digests(trained)
+    record = forget(trained, forget_clients="client-1")
+    left = digests(trained)
+    assert left == {place: sha for place, sha in before.items() if "/client-1/" not in place}
+    assert len(left) < len(before)
+    assert record["recovered"]["forget_accuracy"] is not None  # on its held-out data
+    spec = ForgetSpec("client", (), ("client-1",))
+    assert tombstones(trained) == [{"r0002": spec}] * 3
+    assert card(trained, "v0002")["erased"] == {"classes": [], "clients": ["client-1"]}
+
+    relearn(trained, forget_clients="client-1")
+    assert tombstones(trained) == [{}] * 3
+    assert stores(trained)["client-1"].generations()
+
+
+def test_a_forgotten_class_is_destroyed_on_request_and_drawn_anew_to_relearn(
+    trained: Path,
+) -> None:
+    forget(trained, destroy=True)
+    for store in stores(trained).values():
+        assert all(3 not in generation.counts for generation in store.generations())
+        assert store.generations()
+    relearn(trained)
+    for store in stores(trained).values():
+        assert 3 in store.generations()[-1].counts
+
+
+def test_without_synthetic_sets_the_error_says_how_to_get_them(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    ask(home, "train", scale=0, rounds=1)
+    with pytest.raises(NothingTouched, match="train with distillation"):
+        forget(home)
+    assert versions(home) == [("v0001", "in-service")]
+
+
+def test_a_store_of_another_model_is_an_error_and_nothing_is_lost(trained: Path) -> None:
+    for store in stores(trained).values():
+        newest = store.generations()[-1]
+        found = store.load(newest.lineage, model=newest.model)
+        assert found is not None
+        store.save(newest.lineage, newest.number, found, model="another")
+    before = digests(trained)
+    with pytest.raises(ClientLost, match=r"clients must answer describe: client-0, .*StoreError"):
+        forget(trained)
+    assert digests(trained) == before
+    assert requests(trained)[1] == ("r0002", "failed")
+    assert versions(trained) == [("v0001", "in-service")]

@@ -1,0 +1,466 @@
+"""The wire: every handler is called, and nothing but what is declared goes up."""
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from torch import nn
+
+from client import wire
+from client.app import HANDLERS, Node, answered, app
+from client.errors import BadSetting, EffaceError
+from client.store import Store
+from client.wire import Common
+from server.engines.inline import InlineGrid
+from tests.messages import NUM_CLIENTS, message, network, told, values, weights
+
+DIRECTORIES = ("EFFACE_STORE", "EFFACE_DATA_DIR", "EFFACE_HOME")
+CLASS_3 = {"forget_level": "class", "forget_classes": [3]}
+
+# Enough of every kind's settings to make the handler do its work.
+WORK: dict[str, dict[str, Any]] = {
+    wire.FIT: {"steps": 2, "batch_size": 32, "lr": 0.1, "scale": 10, "server_round": 1},
+    wire.ASCEND: {"lr": 0.02, **CLASS_3},
+    wire.DESCEND: {"lr": 0.02, "hold": 1.0, "hold_features": 1.0, **CLASS_3},
+    wire.HELDOUT: {"holdout": 0.2, **CLASS_3},
+    wire.DESCRIBE: CLASS_3,
+    wire.CONDENSE: {"outer_steps": 1, "inner_steps": 1, "batch_size": 16},
+    wire.SETTLE: {"action": "forget", "destroy": True, **CLASS_3},
+}
+TRAINS = {wire.FIT, wire.ASCEND, wire.DESCEND}
+
+
+@pytest.fixture(autouse=True)
+def _store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in DIRECTORIES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("EFFACE_STORE", str(tmp_path / "private"))
+
+
+def open_grid(**node: Any) -> InlineGrid:
+    return InlineGrid(app, NUM_CLIENTS, node_config=node, workers=1)
+
+
+@pytest.fixture
+def grid() -> Iterator[InlineGrid]:
+    with open_grid() as made:
+        yield made
+
+
+def config_of(message_type: str, **more: Any) -> ConfigRecord:
+    kind = wire.SETTINGS[message_type]
+    config: ConfigRecord = told(kind, **{**WORK[message_type], **more}).config()
+    return config
+
+
+def ask(grid: InlineGrid, message_type: str, config: ConfigRecord | None = None) -> Message:
+    config = config_of(message_type) if config is None else config
+    (reply,) = grid.send_and_receive([message(message_type, config, weights())])
+    return reply
+
+
+def train(grid: InlineGrid) -> None:
+    """Give node 1 a synthetic set."""
+    assert not ask(grid, wire.FIT).has_error()
+
+
+def store_file(tmp_path: Path) -> Path:
+    return next((tmp_path / "private").rglob("*.safetensors"))
+
+
+# ---- what goes up -------------------------------------------------------------------------------
+
+
+def test_every_message_has_a_handler_settings_and_a_case_here() -> None:
+    assert set(HANDLERS) == set(wire.SETTINGS) == set(WORK)
+
+
+@pytest.mark.parametrize("message_type", sorted(WORK))
+def test_a_reply_holds_one_array_record_one_metric_record_and_nothing_undeclared(
+    grid: InlineGrid, message_type: str, tmp_path: Path
+) -> None:
+    train(grid)
+    reply = ask(grid, message_type)
+
+    assert not reply.has_error(), reply
+    content = reply.content
+    assert (len(content), len(content.array_records), len(content.metric_records)) == (2, 1, 1)
+    (arrays,), (metrics,) = content.array_records.values(), content.metric_records.values()
+
+    # Parameters of the model that came down, or nothing; an image is 8x8, no parameter is.
+    sent = weights()
+    assert list(arrays) == (list(sent) if message_type in TRAINS else [])
+    for name, array in arrays.items():
+        assert (array.shape, array.dtype) == (sent[name].shape, sent[name].dtype)
+        assert tuple(array.shape[-2:]) != (8, 8)
+        assert np.isfinite(array.numpy()).all()
+
+    # Declared numbers, and lists only where they have one entry a class: a list of labels or of
+    # losses would have one an example.
+    for name, value in metrics.items():
+        per_class = wire.METRICS[name] == "per-class"
+        assert isinstance(value, list) == per_class
+        assert not per_class or len(value) == 10  # type: ignore[arg-type]
+    assert metrics["code"] == wire.code_number(wire.fingerprint())
+    assert metrics["partition"] == 0
+    assert metrics["seconds"] > 0  # type: ignore[operator]
+    assert str(tmp_path) not in repr(content)
+
+
+def test_handlers_do_their_work(grid: InlineGrid) -> None:
+    # 300 images over 3 nodes, a tenth held out: 90 to train on.
+    fit = ask(grid, wire.FIT).content.metric_records["metrics"]
+    assert (fit["num-examples"], fit["num-steps"], fit["samples"]) == (90, 2, 64)
+    counts = ask(grid, wire.DESCRIBE, config_of(wire.DESCRIBE)).content.metric_records["metrics"]
+    assert (counts["num-examples"], counts["num-heldout"]) == (90, 10)
+    per_class = [int(n) for n in counts["count-train-per-class"]]  # type: ignore[union-attr]
+    assert (counts["num-forget"], counts["num-retain"]) == (per_class[3], 90 - per_class[3])
+    # ceil(|D^c| / 10) images a class.
+    assert counts["num-forget-synthetic"] == -(-per_class[3] // 10)
+    ascent = ask(grid, wire.ASCEND).content.metric_records["metrics"]
+    assert ascent["num-examples"] == counts["num-forget-synthetic"]
+    descent = ask(grid, wire.DESCEND).content.metric_records["metrics"]
+    assert descent["num-examples"] == 2 * counts["num-retain-synthetic"]  # type: ignore[operator]
+    settled = ask(grid, wire.SETTLE).content.metric_records["metrics"]
+    assert (settled["applied"], settled["destroyed"]) == (0, counts["num-forget-synthetic"])
+    again = ask(grid, wire.SETTLE).content.metric_records["metrics"]
+    assert (again["applied"], again["destroyed"]) == (1, 0)
+    left = ask(grid, wire.DESCRIBE).content.metric_records["metrics"]
+    assert left["num-forget-synthetic"] == 0
+
+
+def test_a_node_without_anything_to_forget_answers(grid: InlineGrid) -> None:
+    train(grid)
+    nobody = {"forget_level": "client", "forget_classes": [], "forget_clients": ["client-2"]}
+    for message_type in (wire.DESCRIBE, wire.HELDOUT, wire.DESCEND, wire.SETTLE):
+        assert not ask(grid, message_type, config_of(message_type, **nobody)).has_error()
+
+
+@pytest.mark.parametrize("message_type", [wire.FIT, wire.DESCEND])
+def test_a_node_that_lost_all_its_data_weighs_nothing(grid: InlineGrid, message_type: str) -> None:
+    train(grid)
+    gone = {"forget_level": "client", "forget_classes": [], "forget_clients": ["client-0"]}
+    reply = ask(grid, message_type, config_of(message_type, **gone))
+    assert reply.content.metric_records["metrics"]["num-examples"] == 0
+
+
+# ---- errors say nothing of the node's own -------------------------------------------------------
+
+
+def no_data_file(folder: Path) -> dict[str, Any]:
+    return {"data": f"npz:{folder}/patients.npz"}
+
+
+def data_without_its_kind(folder: Path) -> dict[str, Any]:
+    return {"data": f"{folder}/patients.npz"}
+
+
+def damaged_data(folder: Path) -> dict[str, Any]:
+    (folder / "patients.npz").write_bytes(b"PK\x03\x04 not an archive")
+    return no_data_file(folder)
+
+
+def store_is_a_file(folder: Path) -> dict[str, Any]:
+    (folder / "patients").write_text("in the way")
+    return {"store": str(folder / "patients" / "store")}
+
+
+def damaged_state(folder: Path) -> dict[str, Any]:
+    (folder / "store").mkdir()
+    (folder / "store" / "state.json").write_text("{")
+    return {"store": str(folder / "store")}
+
+
+def no_such_device(folder: Path) -> dict[str, Any]:
+    return {"device": f"{folder}/patients"}
+
+
+FAILURES = [
+    no_data_file,
+    data_without_its_kind,
+    damaged_data,
+    store_is_a_file,
+    damaged_state,
+    no_such_device,
+]
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+@pytest.mark.parametrize("message_type", sorted(WORK))
+def test_an_error_reply_holds_no_path(
+    tmp_path: Path, message_type: str, failure: Callable[[Path], dict[str, Any]]
+) -> None:
+    with open_grid(**failure(tmp_path)) as grid:
+        reply = ask(grid, message_type)
+    if not reply.has_error():
+        # A store in the wrong place hurts only those who read or write a set.
+        assert failure is store_is_a_file
+        return
+    reason = reply.error.reason
+    assert str(tmp_path) not in reason
+    assert tmp_path.name not in reason
+    assert "patients" not in reason
+    assert "/" not in reason.replace("client/wire.py", "")
+    assert "Error" in reason  # its kind is told
+
+
+@pytest.mark.parametrize(
+    "message_type", [wire.FIT, wire.ASCEND, wire.DESCEND, wire.DESCRIBE, wire.CONDENSE]
+)
+@pytest.mark.parametrize("damage", ["truncated", "of another model"])
+def test_a_bad_synthetic_set_is_an_error_without_its_path(
+    grid: InlineGrid, tmp_path: Path, message_type: str, damage: str
+) -> None:
+    train(grid)
+    path = store_file(tmp_path)
+    more: dict[str, Any] = {}
+    if damage == "truncated":
+        path.write_bytes(path.read_bytes()[:-1])
+    else:
+        found = Store(path.parent.parent).load("r0001", model=str(told(Common).model_spec))
+        assert found is not None
+        Store(path.parent.parent).save("r0001", 1, found, model="another")
+    if message_type == wire.FIT:
+        more = {"server_round": 2}
+    reply = ask(grid, message_type, config_of(message_type, **more))
+    assert "StoreError" in reply.error.reason
+    assert "/" not in reply.error.reason
+    assert path.exists()
+
+
+def test_a_model_that_diverges_is_an_error_that_names_the_remedy_here_only(
+    grid: InlineGrid, caplog: pytest.LogCaptureFixture
+) -> None:
+    reply = ask(grid, wire.FIT, config_of(wire.FIT, lr=1e30, scale=0, steps=3))
+    assert "the node's own log says why" in reply.error.reason
+    assert "must be" in caplog.text
+    assert "finite" in caplog.text
+
+
+# ---- a handler that would tell more -------------------------------------------------------------
+
+
+def answer_with(
+    metrics: dict[str, Any], state: dict[str, torch.Tensor] | None = None
+) -> Callable[[], Message]:
+    config = config_of(wire.DESCRIBE)
+    asked = message(wire.DESCRIBE, config, weights())
+    return lambda: wire.reply(asked, metrics, num_classes=10, state=state, like=weights())
+
+
+@pytest.mark.parametrize(
+    ("metrics", "rule"),
+    [
+        ({"images": [0.0] * 10}, "declared metrics only, got 'images'"),
+        ({"labels": [3.0, 3.0, 1.0]}, "declared metrics only, got 'labels'"),
+        ({"path": "/data/patients"}, "declared metrics only, got 'path'"),
+        ({"loss": [0.5, 0.25]}, "metric loss must be scalar, got list"),
+        ({"loss": "/data/patients"}, "metric loss must be a finite number"),
+        ({"loss": float("nan")}, "metric loss must be a finite number, got nan"),
+        ({"count-train-per-class": 3.0}, "must be per-class, got float"),
+        ({"count-train-per-class": [3.0] * 64}, "must hold 10 numbers, got 64"),
+        ({"count-train-per-class": [*[3.0] * 9, float("inf")]}, "must be a finite number"),
+    ],
+)
+def test_an_undeclared_metric_is_refused(metrics: dict[str, Any], rule: str) -> None:
+    with pytest.raises(EffaceError, match=re.escape(rule)):
+        answer_with(metrics)()
+
+
+def changed_state(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
+    return {**network().state_dict(), name: tensor}
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "rule"),
+    [
+        ("images", torch.zeros(5, 1, 8, 8), "no others, got ['images']"),
+        ("classifier.weight", torch.zeros(5, 1, 8, 8), "must have shape (10, "),
+        ("classifier.bias", torch.full((10,), torch.nan), "must be finite, got NaN"),
+        ("classifier.bias", torch.zeros(10, dtype=torch.int64), "must be float32, got torch.int64"),
+    ],
+)
+def test_an_array_that_is_no_parameter_is_refused(
+    name: str, tensor: torch.Tensor, rule: str
+) -> None:
+    with pytest.raises(EffaceError, match=re.escape(rule)):
+        answer_with({}, changed_state(name, tensor))()
+
+
+def test_a_parameter_left_out_is_refused() -> None:
+    state = dict(list(network().state_dict().items())[1:])
+    with pytest.raises(EffaceError, match="parameters that came down and no others"):
+        answer_with({}, state)()
+
+
+def test_a_handler_cannot_get_an_image_past_the_reply() -> None:
+    @answered(wire.Describe)
+    def leak(node: Node, settings: wire.Describe) -> tuple[dict[str, Any], nn.Module]:
+        model = network()
+        model.register_buffer("seen", node.site.images(node.site.train))
+        return {"num-examples": 1}, model
+
+    asked = message(wire.DESCRIBE, config_of(wire.DESCRIBE), weights())
+    context = Context(1, 1, {"partition-id": 0}, RecordDict(), {})
+    with pytest.raises(EffaceError, match="the node's own log says why"):
+        leak(asked, context)
+
+
+# ---- what comes down ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", wire.SETTINGS.values(), ids=lambda kind: kind.__name__)
+def test_settings_survive_the_wire(kind: type[Common]) -> None:
+    sent = told(kind, **WORK[next(m for m, k in wire.SETTINGS.items() if k is kind)])
+    assert kind.parse(sent.config()) == sent
+
+
+@pytest.mark.parametrize("message_type", sorted(WORK))
+def test_an_unknown_setting_is_refused_by_every_handler(
+    grid: InlineGrid, message_type: str
+) -> None:
+    config = config_of(message_type)
+    config["learning-rate"] = 0.1
+    reason = ask(grid, message_type, config).error.reason
+    assert "BadSetting: setting must be known to this node, got 'learning-rate'" in reason
+
+
+@pytest.mark.parametrize("message_type", sorted(WORK))
+def test_a_missing_setting_is_refused_by_every_handler(grid: InlineGrid, message_type: str) -> None:
+    kind = wire.SETTINGS[message_type]
+    required = [
+        f.name.replace("_", "-")
+        for f in fields(kind)
+        if f.default is MISSING and f.default_factory is MISSING
+    ]
+    assert "seed" in required
+    for key in required:
+        config = config_of(message_type)
+        del config[key]
+        reason = ask(grid, message_type, config).error.reason
+        assert f"BadSetting: {key} must be given, got nothing" in reason
+
+
+@pytest.mark.parametrize("kind", wire.SETTINGS.values(), ids=lambda kind: kind.__name__)
+def test_a_value_of_the_wrong_type_is_refused_whatever_the_key(kind: type[Common]) -> None:
+    message_type = next(m for m, k in wire.SETTINGS.items() if k is kind)
+    for field in fields(kind):
+        key = field.name.replace("_", "-")
+        wrong: Any = b"0"
+        with pytest.raises(BadSetting, match=rf"^{key} must be \w+, got b'0'$"):
+            kind.parse({**config_of(message_type), key: wrong})
+
+
+def test_a_whole_number_is_a_number_but_not_the_other_way_round() -> None:
+    assert wire.Fit.parse({**config_of(wire.FIT), "lr": 1}).lr == 1.0
+    for key, value in (("steps", 2.0), ("steps", True), ("destroy", 1)):
+        message_type = wire.SETTLE if key == "destroy" else wire.FIT
+        with pytest.raises(BadSetting, match=f"{key} must be"):
+            wire.SETTINGS[message_type].parse({**config_of(message_type), key: value})
+
+
+@pytest.mark.parametrize(
+    ("message_type", "key", "value", "rule"),
+    [
+        (wire.FIT, "lr", 0.0, "be positive"),
+        (wire.FIT, "lr", float("nan"), "be finite"),
+        (wire.FIT, "lr", float("inf"), "be finite"),
+        (wire.FIT, "steps", -1, "be at least 0"),
+        (wire.FIT, "epochs", -1, "be at least 0"),
+        (wire.FIT, "batch-size", 0, "be at least 1"),
+        (wire.FIT, "momentum", 1.0, "lie in [0, 0.999]"),
+        (wire.FIT, "weight-decay", -0.1, "lie in [0, 1]"),
+        (wire.FIT, "proximal", -1.0, "lie in [0, 1e+06]"),
+        (wire.FIT, "scale", -1, "be at least 0"),
+        (wire.FIT, "image-lr", -0.1, "be positive"),
+        (wire.FIT, "image-steps", 0, "be at least 1"),
+        (wire.FIT, "image-momentum", 1.5, "lie in [0, 0.999]"),
+        (wire.FIT, "distill-every", 0, "be at least 1"),
+        (wire.FIT, "distill-fraction", 1.5, "lie in [0, 1]"),
+        (wire.FIT, "side", "forget", "be one of retain, all"),
+        (wire.FIT, "holdout", 0.6, "lie in [0, 0.5]"),
+        (wire.FIT, "seed", -1, "lie in [0, 2^63)"),
+        (wire.FIT, "num-clients", 0, "be at least 1"),
+        (wire.FIT, "max-samples", -1, "be at least 0"),
+        (wire.FIT, "model", "transformer", "be one of convnet"),
+        (wire.FIT, "model-classes", 1, "be at least 2"),
+        (wire.FIT, "model-channels", 2, "be 1 or 3"),
+        (wire.FIT, "model-image-size", 7, "be at least 8"),
+        (wire.FIT, "model-depth", 9, "lie in [1, 8]"),
+        (wire.FIT, "device", "tpu", "be auto, cpu or cuda"),
+        (wire.FIT, "threads", 0, "be at least 1"),
+        (wire.FIT, "precision", "float16", "be one of float32, bfloat16"),
+        (wire.FIT, "client", "", "be a text of 1 to 200 characters"),
+        (wire.FIT, "phase", "x" * 201, "be a text of 1 to 200 characters"),
+        (wire.FIT, "fingerprint", "abc", "be a SHA-256 in hexadecimal"),
+        (wire.FIT, "forget-level", "sample", "be one of none, class, client"),
+        (wire.FIT, "forget-classes", [-1], "be a list of class numbers from 0 up"),
+        (wire.FIT, "erased-classes", ["3"], "be a list of class numbers from 0 up"),
+        (wire.FIT, "forget-clients", [""], "be a list of client names"),
+        (wire.FIT, "erased-clients", [3], "be a list of client names"),
+        (wire.ASCEND, "data", "all", "be one of synthetic, original"),
+        (wire.ASCEND, "scale", 0, "be at least 1"),
+        (wire.ASCEND, "epochs", 0, "be at least 1"),
+        (wire.ASCEND, "target-loss", -1.0, "lie in [0, 1e+06]"),
+        (wire.DESCEND, "data", "real", "be one of synthetic, synthetic+original, original"),
+        (wire.DESCEND, "side", "both", "be one of retain, forget, all"),
+        (wire.DESCEND, "batches", -1, "be at least 0"),
+        (wire.DESCEND, "hold", -1.0, "lie in [0, 1000]"),
+        (wire.DESCEND, "hold-features", 1001.0, "lie in [0, 1000]"),
+        (wire.CONDENSE, "outer-steps", 0, "be at least 1"),
+        (wire.CONDENSE, "inner-steps", 0, "be at least 1"),
+        (wire.SETTLE, "action", "abort", "be one of forget, relearn"),
+    ],
+)
+def test_a_value_out_of_range_is_refused_with_key_rule_and_value(
+    grid: InlineGrid, message_type: str, key: str, value: Any, rule: str
+) -> None:
+    config = ConfigRecord({**config_of(message_type), key: value})
+    reason = ask(grid, message_type, config).error.reason
+    assert f"BadSetting: {key} must {rule}" in reason
+    assert f"got {value!r}" in reason or "finite" in rule
+
+
+def test_settings_are_checked_where_they_are_made_too() -> None:
+    with pytest.raises(BadSetting, match=r"lr must be positive, got -1\.0"):
+        told(wire.Ascend, lr=-1.0)
+
+
+@pytest.mark.parametrize("message_type", sorted(WORK))
+def test_other_code_is_refused_by_every_handler(grid: InlineGrid, message_type: str) -> None:
+    reason = ask(grid, message_type, config_of(message_type, fingerprint="0" * 64)).error.reason
+    assert "CodeMismatch: fingerprint must be " + wire.fingerprint()[:12] in reason
+    assert "got 000000000000; install the same release" in reason
+
+
+def test_weights_of_another_model_are_refused(grid: InlineGrid) -> None:
+    reason = ask(grid, wire.FIT, config_of(wire.FIT, model_width=9)).error.reason
+    assert "BadSetting: arrays must fit the model" in reason
+
+
+def test_a_message_of_another_form_is_refused(grid: InlineGrid) -> None:
+    odd = message(wire.DESCRIBE, config_of(wire.DESCRIBE))
+    odd.content["more"] = ArrayRecord()
+    (reply,) = grid.send_and_receive([odd])
+    assert "message must hold 'arrays' and 'config', got ['arrays', 'config', 'more']" in (
+        reply.error.reason
+    )
+
+
+def test_the_fingerprint_covers_every_source_of_the_client() -> None:
+    assert re.fullmatch("[0-9a-f]{64}", wire.fingerprint())
+    assert wire.code_number("ffffffffffff" + "0" * 52) == 2**48 - 1
+    # A double, as MetricRecord has it, holds 48 bits exactly.
+    assert float(2**48 - 1) == 2**48 - 1
+
+
+def test_the_population_names_the_simulated_clients_data() -> None:
+    base = wire.Common(**values())
+    assert base.population == wire.Common(**values(seed=5)).population
+    assert base.population != wire.Common(**values(partition="shards:2")).population
