@@ -22,6 +22,7 @@ from client.ascent import ascend
 from client.distillation import Matcher, condense, due, initialise, real_gradients
 from client.errors import BadSetting, EffaceError, StoreError
 from client.evaluation import evaluate
+from client.memory import keep_freed_memory
 from client.models import build
 from client.recovery import descend
 from client.seeds import generator
@@ -138,6 +139,7 @@ def _told(error: Exception) -> str:
 
 
 def _open(settings: Common, arrays: ArrayRecord, context: Context) -> Node:
+    keep_freed_memory()
     if torch.get_num_threads() != settings.threads:
         torch.set_num_threads(settings.threads)
     wanted = str(context.node_config.get("device", settings.device))

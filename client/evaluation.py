@@ -48,7 +48,7 @@ def evaluate(
     num_examples: int,
     num_classes: int,
     *,
-    batch_size: int = 500,
+    batch_size: int = 100,
 ) -> Scores:
     """Return the model's scores on the examples `0 .. num_examples - 1` of `pick`.
 
@@ -57,7 +57,7 @@ def evaluate(
         pick: From positions to images and labels.
         num_examples: Zero gives zero counts.
         num_classes: K.
-        batch_size: Images a pass.
+        batch_size: Images a pass; larger ones only cost memory on a CPU.
     """
     was_training = model.training
     model.eval()

@@ -10,8 +10,8 @@ Departs from the paper:
 2. The coordinator gives the forgotten classes' rows of the last layer the mean of the other rows:
    a model that never saw a class has no direction for it, and a few steps bring back what was only
    turned away. At client level these are the classes of which the client holds most examples.
-3. At class level, recovery takes few, small steps at a larger rate, and holders keep the forgotten
-   images down by two bounded terms (`client.recovery.known`), so that the class does not creep back.
+3. At class level, recovery takes few steps at a larger rate, and holders keep the forgotten images
+   down by two bounded terms (`client.recovery.known`), so that the class does not creep back.
 4. At client level, the others recover in ordinary rounds on their real data: how much of a class
    Retrained knows from their few examples of it cannot be read from synthetic stand-ins.
 5. Relearning takes ordinary rounds on real data, too: the client or class is there again.
@@ -45,7 +45,7 @@ class CalibratedQuickDrop(Hyperparameters):
     recover_lr: float = 0.05  # eta_theta while recovering
     recover_last_lr: float = 0.03  # eta_theta in the last of these rounds
     hold: float = 1.0  # weight of -log(1 - p)
-    hold_features: float = 1.0  # weight of the features' mean square
+    hold_features: float = 2.0  # weight of the features' mean square
     owned_share: float = 0.5  # a client owns a class if it holds more than this share of it
     full_rounds: int = 5  # ordinary rounds: recovery at client level
     relearn_holder_rounds: int = 2  # ordinary rounds of the holders alone
