@@ -4,8 +4,8 @@ Dhasade, Ding, Guo, Kermarrec, de Vos, Wu: "QuickDrop: Efficient Federated Unlea
 Data Generation", Middleware 2024, https://arxiv.org/abs/2311.15603, sections 3.1 to 3.4.
 
 Departs from the paper: a recovery round after which the forgotten class is back is rolled back
-(`strategies.guard`). Relearning also passes over the retained synthetic data, because on S_f alone
-the other classes are lost when a class is brought back.
+(`strategies.guard`). Relearning passes over the holders' whole synthetic sets and their originals,
+because on S_f alone the other classes are lost, and ends with rounds of all nodes.
 """
 
 from dataclasses import dataclass
@@ -32,9 +32,10 @@ class QuickDrop(Hyperparameters):
     recover_lr: float = 0.03  # eta_theta while recovering; the paper has 0.01
     recover_batch: int = 16
     finetune_steps: int = 0  # F
-    relearn_rounds: int = 2
+    relearn_holder_rounds: int = 4  # of the holders alone
+    relearn_rounds: int = 2  # of all
     relearn_epochs: int = 10
-    relearn_lr: float = 0.01
+    relearn_lr: float = 0.05
     batch_size: int = 64
     threshold: float = 1.0  # percent; recovery is rolled back above it, 100 for never
 
@@ -77,14 +78,16 @@ class QuickDrop(Hyperparameters):
 
     def relearn(self, federation: Federation, model: ArrayRecord) -> ArrayRecord:
         """Return `model` with what the request names put back (section 3.4, step 5)."""
-        federation.holders(synthetic=False)
-        relearning = RecoveryRounds(
-            federation.settings(
-                Descend,
-                side="all",
-                epochs=self.relearn_epochs,
-                lr=self.relearn_lr,
-                batch_size=self.batch_size,
-            )
+        told = federation.settings(
+            Descend,
+            side="all",
+            epochs=self.relearn_epochs,
+            lr=self.relearn_lr,
+            batch_size=self.batch_size,
         )
-        return federation.run("relearn", relearning, model, num_rounds=self.relearn_rounds)
+        # 1. The holders alone bring it back: among all nodes' updates theirs would be diluted.
+        alone = RecoveryRounds(told, participants=federation.holders(synthetic=False))
+        model = federation.run("relearn", alone, model, num_rounds=self.relearn_holder_rounds)
+        # 2. All nodes settle.
+        together = RecoveryRounds(told)
+        return federation.run("relearn", together, model, num_rounds=self.relearn_rounds)

@@ -48,8 +48,8 @@ class CalibratedQuickDrop(Hyperparameters):
     hold_features: float = 2.0  # weight of the features' mean square
     owned_share: float = 0.5  # a client owns a class if it holds more than this share of it
     full_rounds: int = 5  # ordinary rounds: recovery at client level
-    relearn_holder_rounds: int = 2  # ordinary rounds of the holders alone
-    relearn_rounds: int = 3  # ordinary rounds of all
+    relearn_holder_rounds: int = 4  # ordinary rounds of the holders alone
+    relearn_rounds: int = 2  # ordinary rounds of all
     full_steps: int = 10  # T of an ordinary round
     full_lr: float = 0.05  # eta_theta of an ordinary round
     batch_size: int = 64
