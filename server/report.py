@@ -461,8 +461,12 @@ def _relearning_table(record: Mapping[str, Any]) -> Table | None:
 
 def _cost_table(record: Mapping[str, Any]) -> Table | None:
     measures = ("seconds", "client_seconds", "rounds", "samples", "bytes")
-    seen = {phase for measure in measures for phase in record.get(measure) or {}}
-    phases = [p for p in _PHASES if p in seen] + sorted(seen.difference(_PHASES))
+    # Measuring has wall times of its own; elsewhere a record holds it beside the phases.
+    measured = record.get("seconds_measuring") or {}
+    told = {**record, "seconds": {**measured, **(record.get("seconds") or {})}}
+    seen = {phase for measure in measures for phase in told.get(measure) or {}}
+    phases = [phase for phase in _PHASES if phase in seen]
+    others = sorted(seen.difference(_PHASES))
     if not phases:
         return None
     formats: Sequence[tuple[str, Callable[[float | None], str]]] = (
@@ -475,10 +479,10 @@ def _cost_table(record: Mapping[str, Any]) -> Table | None:
     def cells(of: Sequence[str]) -> list[str]:
         texts = []
         for measure, show in formats:
-            known = [(record.get(measure) or {}).get(phase) for phase in of]
+            known = [(told.get(measure) or {}).get(phase) for phase in of]
             texts.append(show(_sum(known)))
         for direction in ("up", "down"):
-            sizes = [_of((record.get("bytes") or {}).get(phase), direction) for phase in of]
+            sizes = [_of((told.get("bytes") or {}).get(phase), direction) for phase in of]
             texts.append(_size(_sum(sizes)))
         return texts
 
@@ -486,6 +490,8 @@ def _cost_table(record: Mapping[str, Any]) -> Table | None:
     request = [phase for phase in phases if phase not in _NOT_OF_THE_REQUEST]
     if len(request) > 1:
         rows.append((f"request ({' + '.join(request)})", cells(request), "total"))
+    if others:
+        rows.append(("asking and measuring", cells(others), ""))
     headings = ["wall time", "client time", "rounds", "samples", "bytes up", "bytes down"]
     return Table([], headings, rows)
 
@@ -507,7 +513,7 @@ def _speed_up(record: Mapping[str, Any]) -> Mapping[str, Any] | None:
         "table": Table([], ["times shorter"], rows),
         "retrain": _seconds(seconds.get("retrain")),
         "request": _seconds(request),
-        "overhead": _seconds(_of(record.get("distillation"), "seconds")),
+        "overhead": _seconds(_of(speed_up, "overhead_seconds")),
     }
 
 
@@ -535,8 +541,8 @@ def _provenance(record: Mapping[str, Any]) -> list[tuple[str, str]]:
         split.append(_clients(record))
     rows = [
         ("Request", record.get("request")),
-        ("Asked by", record.get("requested_by")),
-        ("Reason", record.get("reason")),
+        ("Asked by", record.get("asked_by")),
+        ("Why", record.get("why")),
         ("Kind", record.get("kind")),
         ("Method", record.get("method")),
         ("Versions", lineage),
@@ -550,7 +556,7 @@ def _provenance(record: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("Commit", record.get("commit")),
         ("Command", record.get("command")),
     ]
-    optional = {"Asked by", "Reason"}
+    optional = {"Asked by", "Why"}
     return [
         (name, "not recorded" if value in (None, "") else str(value))
         for name, value in rows

@@ -201,7 +201,7 @@ footer { margin-top: 3rem; padding-top: .8rem; border-top: 1px solid var(--rule)
 <figcaption>Wall time of each phase without evaluation, on one linear scale.</figcaption>
 </figure>
 {% endif %}
-{{ show(costs, "Phase", "Wall time excludes evaluation; client time is summed over clients; samples are counted each time they are touched") }}
+{{ show(costs, "Phase", "Wall time excludes evaluation; client time is summed over clients; samples are counted each time they are touched; asking and measuring: counts asked of the clients, their held-out data, the guard") }}
 {% if speed_up %}
 <h3>Speed-up over retraining</h3>
 <div class="narrow">{{ show(speed_up.table, "Against retraining", "Wall time of retraining divided by wall time of forgetting") }}</div>

@@ -89,6 +89,7 @@ def record(**changes: Any) -> dict[str, Any]:
         "speed_up": {
             "request": 83.9,
             "amortised": {"1": 73 / 15.87, "10": 730 / 23.7, "100": 7300 / 102},
+            "overhead_seconds": 15.0,
         },
         "timeline": timeline(),
         "hardware": "2 cores, AMD EPYC; torch 2.13.0",
@@ -280,6 +281,16 @@ def test_costs_stand_in_their_cells_with_the_request_added_up() -> None:
     assert total == ["0.87 s", "0.75 s", "3", "2,240", "7.2 MB", "7.6 MB"]
 
 
+def test_measuring_is_one_row_with_its_own_wall_time() -> None:
+    document = record()
+    document["seconds_measuring"] = {"describe": 0.5, "evaluate": 1.5}
+    document["bytes"] |= {"describe": {"up": 100, "down": 200}, "evaluate": {"up": 300, "down": 0}}
+    rows = page_of(document).rows("Phase")
+
+    assert rows["asking and measuring"] == ["2.00 s", "–", "–", "–", "400 B", "200 B"]
+    assert rows["request (unlearn + recover)"][0] == "0.87 s"
+
+
 def test_the_speed_up_comes_with_its_denominator() -> None:
     page = page_of(record())
     rows = page.rows("Against retraining")
@@ -319,7 +330,7 @@ def test_heldout_accuracy_stands_in_a_table_of_its_own() -> None:
 
 
 def test_provenance_holds_what_is_needed_to_run_it_again() -> None:
-    page = page_of(record(requested_by="DPO", reason="consent withdrawn"))
+    page = page_of(record(asked_by="DPO", why="consent withdrawn"))
 
     for text in (
         "v0001 → v0002", "r0002", "inline", "mnist, 10 classes", "dirichlet:0.1, 10 clients",
