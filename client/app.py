@@ -280,7 +280,7 @@ def climb(node: Node, settings: wire.Ascend) -> Answer:
         "num-examples": len(labels),
         "num-steps": done.num_steps,
         "samples": done.samples,
-        "loss": done.loss,
+        "loss": done.loss if len(labels) > 1 else 0.0,  # one example's loss stays here
     }, model
 
 
@@ -291,6 +291,8 @@ def recover(node: Node, settings: wire.Descend) -> Answer:
     site_labels = node.site.train.labels
     forget, retain = node.masks(site_labels)
     wanted = {"retain": retain, "forget": forget, "all": forget | retain}[settings.side]
+    if not bool(wanted.any()):
+        return {"num-examples": 0, "num-steps": 0, "samples": 0, "loss": 0.0}, None
     images, labels = [], []
     held: tuple[Tensor, Tensor] | None = None
     chosen = None
@@ -352,22 +354,30 @@ def _all(node: Node, part: Part) -> tuple[Tensor, Tensor]:
 
 
 def _synthetic_for(node: Node, settings: wire.Descend, wanted: Tensor) -> SyntheticSet:
-    """Return the node's synthetic set; for relearning, with what was destroyed drawn anew.
-
-    Classes of the `wanted` real examples that have no synthetic images left get new ones, random
-    real images as at the start of training: what a client brings back is its to use again.
-    """
+    """Return the node's synthetic set; for relearning, with what was destroyed drawn anew."""
     if settings.side == "retain":
         return node.synthetic()
+    found = _redrawn(node, wanted)
+    return SyntheticSet(found.images.to(node.device), found.labels.to(node.device))
+
+
+def _redrawn(node: Node, wanted: Tensor) -> SyntheticSet:
+    """Return the stored synthetic set, completed where `wanted` classes have no images left.
+
+    They get new ones, random real images as at the start of training: what a client brings back is
+    its to use again.
+    """
+    s = node.settings
     labels = node.site.train.labels
-    found = node.store.load(settings.lineage, model=node.model_name)
+    found = node.store.load(s.lineage, model=node.model_name)
     missing = wanted if found is None else wanted & ~torch.isin(labels, found.labels.unique())
     if found is None or bool(missing.any()):
-        draw = generator(settings.seed, "synthetic", 0, settings.client)
-        fresh = initialise(node.site, missing, settings.scale, draw)
+        draw = generator(s.seed, "synthetic", 0, s.client)
+        fresh = initialise(node.site, missing, max(1, s.scale), draw)
         found = fresh if found is None else found.joined(fresh)
-        node.save(_next_generation(node), found)
-    return SyntheticSet(found.images.to(node.device), found.labels.to(node.device))
+        if len(found):
+            node.save(_next_generation(node), found)
+    return found
 
 
 def _next_generation(node: Node) -> int:
@@ -393,7 +403,9 @@ def heldout(node: Node, settings: wire.Heldout) -> Answer:
         scores = evaluate(model, pick, len(chosen), settings.model_classes)
         metrics[f"{side}-correct-per-class"] = [float(n) for n in scores.correct]
         metrics[f"{side}-count-per-class"] = [float(n) for n in scores.count]
-        metrics[f"{side}-loss-per-class"] = [float(n) for n in scores.loss]
+        # The loss of a class with one example would be that example's.
+        shown = scores.loss.where(scores.count > 1, 0.0)
+        metrics[f"{side}-loss-per-class"] = [float(n) for n in shown]
     return metrics, None
 
 
@@ -456,6 +468,11 @@ def settle(node: Node, settings: wire.Settle) -> Answer:
             destroyed = node.store.destroy()
         elif spec.level == "class":
             destroyed = node.store.destroy(classes=spec.classes)
+    if settings.action == "relearn" and settings.scale:
+        # The next request to forget it must find its synthetic stand-ins again.
+        forget, _ = node.masks(node.site.train.labels)
+        if bool(forget.any()):
+            _redrawn(node, forget)
     return {
         "num-examples": len(node.site.train),
         "applied": float(not new),

@@ -306,8 +306,9 @@ def condense(
                     continue
                 batch = next(minibatches(len(rows[label]), batch_size, 1, generator))
                 picked = rows[label][batch]
-                of_class = torch.full((len(picked),), label)
-                real[label] = real_gradients(model, site.images(part, picked), of_class)[2][label]
+                batch_images = site.images(part, picked).to(images.device)
+                of_class = torch.full((len(picked),), label, device=images.device)
+                real[label] = real_gradients(model, batch_images, of_class)[2][label]
             matcher.match(model, real)
             loss = cross_entropy(model(images), labels)
             with torch.no_grad():

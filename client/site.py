@@ -86,6 +86,11 @@ def open_site(settings: Common, node: NodeConfig) -> Site:
     directory = node.get("data-dir") or os.environ.get("EFFACE_DATA_DIR")
     data_dir = Path(str(directory)) if directory else None
     own = node.get("data")
+    if not own and "partition-id" not in node:
+        raise DataError(
+            "node config must name data, or a partition-id for a simulated node, got neither; "
+            "start the SuperNode with --node-config 'data=\"npz:/path\"'"
+        )
     data = _own_data(str(own), data_dir) if own else datasets.load(settings.dataset, data_dir)
     _check_fit(data, settings)
     if own:

@@ -208,6 +208,7 @@ class Common(Settings):
     server_round: int = setting(at_least(0), 0)
     seed: int = setting(Rule(lambda v: 0 <= v < 2**63, "lie in [0, 2^63)"))
 
+    federation: str = setting(Rule(lambda v: len(v) <= 200, "be at most 200 characters"), "")
     dataset: str = setting(text())  # ignored by a node that names its own data
     partition: str = setting(text(), "iid")
     num_clients: int = setting(at_least(1))
@@ -228,6 +229,8 @@ class Common(Settings):
     threads: int = setting(at_least(1), 1)
     precision: str = setting(one_of("float32", "bfloat16"), "float32")
 
+    scale: int = setting(at_least(0), 0)  # s: one synthetic image for so many; 0 for none
+
     forget_level: str = setting(one_of(*LEVELS), "none")
     forget_classes: list[int] = setting(_classes, [])
     forget_clients: list[str] = setting(_clients, [])
@@ -247,6 +250,7 @@ class Common(Settings):
             self.num_clients,
             self.max_samples,
             self.partition_seed,
+            self.federation,
         )
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
 
@@ -274,7 +278,6 @@ class Fit(Common):
     momentum: float = setting(between(0.0, 0.999), 0.0)
     weight_decay: float = setting(between(0.0, 1.0), 0.0)
     proximal: float = setting(between(0.0, 1e6), 0.0)  # mu of FedProx
-    scale: int = setting(at_least(0), 0)  # s; 0 for no distillation
     image_lr: float = setting(positive(), 0.1)  # eta_S
     image_steps: int = setting(at_least(1), 1)  # varsigma_S
     image_momentum: float = setting(between(0.0, 0.999), 0.5)
@@ -287,7 +290,6 @@ class Ascend(Common):
     """Stochastic gradient ascent on the node's forget data."""
 
     data: str = setting(one_of("synthetic", "original"), "synthetic")
-    scale: int = setting(at_least(1), 100)
     epochs: int = setting(at_least(1), 1)
     batch_size: int = setting(at_least(1), 64)
     lr: float = setting(positive())
@@ -301,7 +303,6 @@ class Descend(Common):
 
     data: str = setting(one_of("synthetic", "synthetic+original", "original"), "synthetic+original")
     side: str = setting(one_of("retain", "forget", "all"), "retain")
-    scale: int = setting(at_least(1), 100)
     epochs: int = setting(at_least(1), 1)
     batch_size: int = setting(at_least(1), 64)
     batches: int = setting(at_least(0), 0)  # an epoch in so many batches; 0 for batch_size images
@@ -320,14 +321,11 @@ class Heldout(Common):
 class Describe(Common):
     """Counts of the node's data, and of what the request would touch."""
 
-    scale: int = setting(at_least(0), 0)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Condense(Common):
     """Fine-tune the synthetic set over random initialisations (Zhao et al. 2021)."""
 
-    scale: int = setting(at_least(1), 100)
     outer_steps: int = setting(at_least(1))  # F
     inner_steps: int = setting(at_least(1), 50)
     batch_size: int = setting(at_least(1), 256)

@@ -210,6 +210,11 @@ def verdict(
         )
     else:
         unknown.append("forget accuracy against Retrained (--compare retrain)")
+    for label in record["erased_before"]:
+        back = result["per_class_accuracy"][label]
+        if back is not None and back > max_forget_accuracy:
+            passed = False
+            reasons.append(f"class {label}, erased earlier, is back at {back:.1f} %")
     mine, theirs = _curve_mean(result), _curve_mean(retrained)
     if mine is None or theirs is None:
         unknown.append("relearning curve against Retrained (--compare retrain)")

@@ -217,7 +217,10 @@ class GridFederation:
         return self._ask(wire.SETTLE, settings, ArrayRecord(), phase="settle", name="settle")
 
     def forget_accuracy(self, model: ArrayRecord) -> float | None:
-        """Return the accuracy on held-out data of what is, or was earlier, to be forgotten."""
+        """Return the accuracy on held-out data of what is, or was earlier, to be forgotten.
+
+        Of several classes, the one that is known best counts.
+        """
         c = self.common
         told = self.settings(
             Heldout,
@@ -225,7 +228,11 @@ class GridFederation:
             forget_classes=sorted({*c.get("forget_classes", []), *c.get("erased_classes", [])}),
             forget_clients=sorted({*c.get("forget_clients", []), *c.get("erased_clients", [])}),
         )
-        return self._heldout(told, model, phase="guard").forget.accuracy()
+        forgotten = self._heldout(told, model, phase="guard").forget
+        if self.forget.level == "client":
+            return forgotten.accuracy()
+        each = [forgotten.accuracy([c]) for c in told.forget_classes]
+        return max((accuracy for accuracy in each if accuracy is not None), default=None)
 
     def heldout(self, model: ArrayRecord) -> Sides:
         """Return the scores on the clients' held-out parts."""

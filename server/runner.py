@@ -5,6 +5,7 @@ import logging
 import os
 import tempfile
 import threading
+import time
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Final
@@ -232,10 +233,19 @@ def demo(settings: RunSettings, listener: Listener, *, forget_class: int) -> dic
     """
     if settings.method == "quickdrop" and not settings.method_options:
         settings = replace(settings, method_options=DEMO_OPTIONS)
-    trained = run(replace(settings, mode="train"), listener)
-    request = replace(settings, forget_classes=str(forget_class), version=trained["model_version"])
-    forgotten = run(replace(request, mode="forget", compare="retrain"), listener)
-    relearned = run(replace(request, mode="relearn", version=forgotten["model_version"]), listener)
+    # A federation of its own: what other requests in this home erased must not stay out of it.
+    home = open_home(settings.home)
+    name = _stopped_demo(home) or f"demo {time.strftime('%Y-%m-%d %H:%M:%S')}"
+    settings = replace(settings, federation=name)
+
+    def step(mode: str, **values: Any) -> dict[str, Any]:
+        done = _finished(home, name, mode)
+        return done or run(replace(settings, mode=mode, **values), listener)
+
+    trained = step("train")
+    target = {"forget_classes": str(forget_class)}
+    forgotten = step("forget", compare="retrain", version=trained["model_version"], **target)
+    relearned = step("relearn", version=forgotten["model_version"], **target)
     merged = {**forgotten, "kind": "demo"}
     for key in ("seconds", "rounds", "samples", "client_seconds", "bytes"):
         merged[key] = {**trained[key], **forgotten[key], **relearned[key]}
@@ -243,11 +253,28 @@ def demo(settings: RunSettings, listener: Listener, *, forget_class: int) -> dic
     merged["relearned"] = relearned["relearned"]
     merged["trained_version"] = trained["model_version"]
     merged["relearned_version"] = relearned["model_version"]
-    home = open_home(settings.home)
     merged["report"] = str(home.reports / f"{forgotten['request']}-demo.html")
     write_report(merged, Path(merged["report"]))
     write_json(home.runs / forgotten["request"] / "demo.json", merged)
     return merged
+
+
+def _stopped_demo(home: Home) -> str | None:
+    """Return the federation of a demo that was stopped half-way, to go on with it."""
+    for row in reversed(Service.open(home).ledger.requests()):
+        if row.federation.startswith("demo "):
+            return None if row.kind == "relearn" and row.state == "done" else row.federation
+    return None
+
+
+def _finished(home: Home, federation: str, kind: str) -> dict[str, Any] | None:
+    """Return the record of a step that a stopped demo had finished."""
+    for row in Service.open(home).ledger.requests(federation, state="done"):
+        path = home.runs / row.id / "record.json"
+        if row.kind == kind and path.exists():
+            found: dict[str, Any] = json.loads(path.read_text())
+            return found
+    return None
 
 
 def defaults() -> dict[str, str | int | float | bool]:

@@ -86,6 +86,11 @@ class Service:
     def _prepare_train(self, settings: RunSettings) -> RequestRow:
         settings.check_training()
         data = server_data(settings)
+        if data is None and not settings.holdout:
+            raise BadSetting(
+                "holdout must be positive when the coordinator has no data, got 0: nothing could "
+                "be measured"
+            )
         build(settings.model_spec(data), torch.Generator())
         federation = federation_name(settings)
         return self._write_down(
@@ -111,6 +116,13 @@ class Service:
         if settings.mode == "forget":
             done = [c for c in forget.classes if c in version_erased["classes"]]
             gone = [c for c in forget.clients if c in version_erased["clients"]]
+            rest = len(forget.classes) + len(forget.clients) - len(done) - len(gone)
+            if (done or gone) and rest:
+                raise BadSetting(
+                    f"request must name only what version {base.id} knows, got "
+                    f"{ForgetSpec(forget.level, tuple(done), tuple(gone))}, which is forgotten "
+                    "already; leave that out"
+                )
             if done or gone:
                 by = (
                     erased.class_requests.get(done[0], "an earlier request")
@@ -259,17 +271,17 @@ class _Work:
         federation = self.federation(
             "journal",
             judge,
-            lineage=self.row.id,
+            lineage=token(self.row),
             forget=ForgetSpec(),
             erased=(erased.classes, erased.clients),
         )
         model = self.fedavg(federation, "train", scale=s.scale)
         scores = judge.full(model, federation)
-        record = self.record("train", federation, method="fedavg", lineage=self.row.id)
+        record = self.record("train", federation, method="fedavg", lineage=token(self.row))
         record["original"] = scores
         self.fill(record, federation)
         card = self.card(
-            lineage=self.row.id,
+            lineage=token(self.row),
             erased={"classes": list(erased.classes), "clients": list(erased.clients)},
             scores=scores,
             training={phase: vars(cost) for phase, cost in federation.costs.items()},
@@ -421,6 +433,9 @@ class _Work:
             "forget": asdict(federation.forget),
             "erased": [federation.common["erased_classes"], federation.common["erased_clients"]],
             "code": wire.fingerprint(),
+            # Two federations may share every setting, and a site's data may change.
+            "federation": self.row.federation,
+            "data": federation.class_counts(),
         }
         digest = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
         path = self.service.home.cache / f"retrained-{digest}.safetensors"
@@ -433,7 +448,7 @@ class _Work:
             own = self.federation(
                 "retrain",
                 judge,
-                lineage=f"{self.row.id}-retrain",
+                lineage=f"{token(self.row)}-retrain",
                 forget=federation.forget,
                 erased=(federation.common["erased_classes"], federation.common["erased_clients"]),
             )
@@ -479,15 +494,17 @@ class _Work:
         s = self.settings
         common = {
             "fingerprint": wire.fingerprint(),
-            "request": self.row.id,
+            "request": token(self.row),
             "lineage": lineage,
             "seed": s.seed,
+            "federation": s.federation,
             "dataset": s.dataset,
             "partition": s.partition,
             "num_clients": s.num_clients,
             "max_samples": s.max_samples,
             "partition_seed": s.partition_seed,
             "holdout": s.holdout,
+            "scale": s.scale,
             "model": self.spec.name,
             "model_classes": self.spec.num_classes,
             "model_channels": self.spec.channels,
@@ -764,6 +781,11 @@ def command(settings: RunSettings, kind: str) -> str:
         for part in str(value).split(",") if key in name else [value]:
             said.append(f"--{name.get(key, key)}" + ("" if value is True else f" {part}"))
     return " ".join(said)
+
+
+def token(row: RequestRow) -> str:
+    """Return a request's name for the nodes: unique even when a coordinator starts a new home."""
+    return f"{row.id}-{row.created:%Y%m%dT%H%M%S%f}"
 
 
 def hardware() -> str:

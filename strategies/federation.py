@@ -48,7 +48,8 @@ class Federation(Protocol):
     def forget_accuracy(self, model: ArrayRecord) -> float | None:
         """Return the model's accuracy in percent on the holders' held-out forget data.
 
-        What earlier requests erased counts too. None if nothing of it was held out.
+        What earlier requests erased counts too; of several classes the one known best. None if
+        nothing of it was held out.
         """
 
     def condense(self, settings: Condense) -> None:

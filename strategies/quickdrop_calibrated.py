@@ -114,7 +114,12 @@ class CalibratedQuickDrop(Hyperparameters):
         self, federation: Federation, participants: list[str] | None = None, **more: Any
     ) -> FederatedAveraging:
         told = federation.settings(
-            Fit, steps=self.full_steps, lr=self.full_lr, batch_size=self.batch_size, **more
+            Fit,
+            steps=self.full_steps,
+            lr=self.full_lr,
+            batch_size=self.batch_size,
+            scale=0,  # the synthetic sets are made in the first training only
+            **more,
         )
         return FederatedAveraging(told, participants=participants)
 

@@ -1,7 +1,7 @@
 """The kinds of round, each a Flower `Strategy`: who takes part, what they are told, what is kept.
 
 They work in any Flower app whose nodes run `client.app`:
-`AscentRounds(settings, holders=["hospital-a"]).start(grid, arrays, num_rounds=1)`.
+`AscentRounds(settings, participants=["hospital-a"]).start(grid, arrays, num_rounds=1)`.
 """
 
 import math
