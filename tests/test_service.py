@@ -185,7 +185,11 @@ def stores(home: Path) -> dict[str, Store]:
 
 
 def tombstones(home: Path) -> list[dict[str, ForgetSpec]]:
-    return [store.state().tombstones for store in stores(home).values()]
+    """Return every node's tombstones by the request's id; nodes know it with its time behind."""
+    return [
+        {name.partition("-")[0]: spec for name, spec in store.state().tombstones.items()}
+        for store in stores(home).values()
+    ]
 
 
 def digests(home: Path) -> dict[str, str]:
@@ -194,7 +198,7 @@ def digests(home: Path) -> dict[str, str]:
     Of the tensors: the library writes a file's two metadata in any order.
     """
     return {
-        str(path.relative_to(home)): hashlib.sha256(
+        str(path.relative_to(home)).replace(path.parent.name, "lineage"): hashlib.sha256(
             b"".join(tensor.tobytes() for _, tensor in sorted(load_file(path).items()))
         ).hexdigest()
         for path in (home / "clients").rglob("*.safetensors")
