@@ -176,8 +176,6 @@ def serve(grid: Grid, config: dict[str, Any]) -> dict[str, Any]:
         service.ledger.interrupt_running("the process that ran it ended without a word")
         row = service.prepare(settings)
         named = NamedGrid(grid, settings.round_timeout, REMOTE_POLL_SECONDS)
-        expected = parse(row.settings).num_clients
-        named.wait_for(expected, settings.join_timeout)
         name_nodes(named, service, row.id)
         return service.execute(row.id, named, _with_events(home, row, LogListener()))
 
@@ -187,11 +185,10 @@ def name_nodes(grid: NamedGrid, service: Service, request: str) -> None:
 
     A node that is neither named nor simulated is called by its number.
     """
+    settings = parse(service.ledger.request(request).settings)
+    grid.wait_for(settings.num_clients, settings.join_timeout)
     if all(node.name for node in grid.get_nodes()):
         return
-    row = service.ledger.request(request)
-    settings = parse(row.settings)
-    grid.wait_for(settings.num_clients, settings.join_timeout)
     spec = settings.model_spec(server_data(settings))
     told = Describe(
         client="?",

@@ -9,12 +9,13 @@ Departs from the paper:
    the last layer as it is. A fixed budget undershoots on one model and destroys the next.
 2. The coordinator gives the forgotten classes' rows of the last layer the mean of the other rows:
    a model that never saw a class has no direction for it, and a few steps bring back what was only
-   turned away. At client level these are the classes of which the client holds most examples.
-3. At class level, recovery takes few steps at a larger rate, and holders keep the forgotten images
+   turned away.
+3. Recovery takes few steps at a larger rate, and holders keep the forgotten images
    down by two bounded terms (`client.recovery.known`), so that the class does not creep back.
-4. At client level, the others recover in ordinary rounds on their real data: how much of a class
-   Retrained knows from their few examples of it cannot be read from synthetic stand-ins.
-5. Relearning takes ordinary rounds on real data, too: the client or class is there again.
+4. Relearning takes ordinary rounds on real data: the class or client is there again.
+
+At client level it is QuickDrop with a deeper ascent: a client's data are not unknown to Retrained,
+which has seen the others' examples of the same classes, so 1 to 3 would go too far.
 """
 
 import math
@@ -28,6 +29,7 @@ from client.wire import Ascend, Descend, Fit
 from strategies.federation import Federation
 from strategies.guard import guarded_recovery
 from strategies.method import Hyperparameters, Needs
+from strategies.quickdrop import QuickDrop
 from strategies.rounds import AscentRounds, FederatedAveraging, RecoveryRounds
 
 HEAD = ("classifier.weight", "classifier.bias")
@@ -46,8 +48,7 @@ class CalibratedQuickDrop(Hyperparameters):
     recover_last_lr: float = 0.03  # eta_theta in the last of these rounds
     hold: float = 1.0  # weight of -log(1 - p)
     hold_features: float = 2.0  # weight of the features' mean square
-    owned_share: float = 0.5  # a client owns a class if it holds more than this share of it
-    full_rounds: int = 5  # ordinary rounds: recovery at client level
+    client_epochs: int = 5  # unlearn_epochs of QuickDrop at client level
     relearn_holder_rounds: int = 4  # ordinary rounds of the holders alone
     relearn_rounds: int = 2  # ordinary rounds of all
     full_steps: int = 10  # T of an ordinary round
@@ -59,6 +60,9 @@ class CalibratedQuickDrop(Hyperparameters):
 
     def forget(self, federation: Federation, model: ArrayRecord) -> ArrayRecord:
         """Return `model` without what the request names."""
+        if federation.forget.level == "client":
+            return QuickDrop(unlearn_epochs=self.client_epochs).forget(federation, model)
+
         # 1. Climb: each holder until its S_f looks like data never seen.
         told = federation.settings(
             Ascend,
@@ -72,18 +76,9 @@ class CalibratedQuickDrop(Hyperparameters):
         model = federation.run("unlearn", ascent, model, num_rounds=1)
 
         # 2. Take the classes' own directions out of the last layer.
-        forget = federation.forget
-        gone = forget.classes
-        if forget.level == "client":
-            gone = owned(federation.class_counts(), forget.clients, self.owned_share)
-        model = without_directions(model, gone)
+        model = without_directions(model, federation.forget.classes)
 
-        # 3. Recover: the others on their real data, or ...
-        if forget.level == "client":
-            rounds = self._ordinary(federation)
-            return federation.run("recover", rounds, model, num_rounds=self.full_rounds)
-
-        # ... all on S \ S_f and as many originals; holders hold the forgotten images down.
+        # 3. Recover on S \ S_f and as many originals; holders hold the forgotten images down.
         kept = federation.settings(
             Descend,
             epochs=1,
@@ -122,21 +117,6 @@ class CalibratedQuickDrop(Hyperparameters):
             **more,
         )
         return FederatedAveraging(told, participants=participants)
-
-
-def owned(
-    counts: dict[str, list[float]], clients: tuple[str, ...], share: float
-) -> tuple[int, ...]:
-    """Return the classes of which `clients` together hold more than `share` of all examples.
-
-    Args:
-        counts: Examples by class, for every node by name.
-        clients: Some of the nodes.
-        share: In [0, 1].
-    """
-    total = np.sum(list(counts.values()), axis=0)
-    theirs = np.sum([counts[name] for name in clients], axis=0)
-    return tuple(int(c) for c in np.flatnonzero(theirs > share * total))
 
 
 def without_directions(model: ArrayRecord, classes: tuple[int, ...]) -> ArrayRecord:
