@@ -202,7 +202,7 @@ PARTS: dict[str, Callable[[dict[str, Any], Listener], dict[str, Any]]] = {
 
 def slim(record: dict[str, Any]) -> dict[str, Any]:
     """Return a record without what no table shows."""
-    dropped = ("timeline", "settings", "report", "bytes_by_round")
+    dropped = ("timeline", "settings", "report", "command")
     return {key: value for key, value in record.items() if key not in dropped}
 
 
