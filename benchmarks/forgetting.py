@@ -24,7 +24,7 @@ from server.service import commit, hardware
 from server.settings import RunSettings
 
 RECIPES: dict[str, dict[str, Any]] = {
-    # The CPU recipe: 10,000 images, 10 clients, alpha 0.1, width 32, 30 rounds of 10 steps.
+    # A CPU's size: 10,000 images, 10 clients, alpha 0.1, width 32, 30 rounds of 10 steps.
     "mnist": {
         "dataset": "mnist",
         "max_samples": 10_000,
