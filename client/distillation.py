@@ -16,7 +16,7 @@ Shapes: B batch, n synthetic images, C channels, H height, W width, K classes, L
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, cast
 
 import torch
 from torch import Tensor, nn
@@ -72,8 +72,7 @@ def record(model: nn.Module) -> Iterator[Tape]:
     tape = Tape([], [], [])
 
     def keep(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        assert isinstance(layer, nn.Conv2d | nn.Linear)
-        tape.layers.append(layer)
+        tape.layers.append(cast(nn.Conv2d | nn.Linear, layer))
         tape.inputs.append(inputs[0])
         tape.outputs.append(output)
 

@@ -337,15 +337,13 @@ class _Work:
         model = from_numpy(arrays)
         record = self.record(row.kind, federation, method=row.method, lineage=card["lineage"])
         forgetting = row.kind == "forget"
-        record["original"] = self.scored(federation, judge, "original", model)
+        record["original"] = judge.full(model, federation)
         chosen = method(row.method, forget.level, s.options)
-        before = self._watch(federation, judge, record)
+        usual = self._score_ascents(federation, judge)
         act = chosen.forget if forgetting else chosen.relearn
         model = act(federation, model)
-        federation.on_round = before
-        record["recovered" if forgetting else "relearned"] = self.scored(
-            federation, judge, "result", model
-        )
+        federation.on_round = usual
+        record["recovered" if forgetting else "relearned"] = judge.full(model, federation)
         if forgetting:
             self._compare(record, judge, federation, model)
             record["verdict"] = verdict(
@@ -384,10 +382,10 @@ class _Work:
             if name not in names:
                 raise ClientLost(f"client must be online, got {name!r}; online: {', '.join(names)}")
 
-    def _watch(
-        self, federation: GridFederation, judge: Judge, record: dict[str, Any]
+    def _score_ascents(
+        self, federation: GridFederation, judge: Judge
     ) -> Callable[[Round, ArrayRecord], dict[str, Any] | None]:
-        """Keep the scores after the ascent: the last "unlearn" round before recovery begins."""
+        """Score every round of ascent, `evaluate_every` or not; return the listener before."""
         usual = federation.on_round
 
         def watch(done: Round, model: ArrayRecord) -> dict[str, Any] | None:
@@ -456,7 +454,7 @@ class _Work:
             arrays, cost = to_numpy(model), own.costs["retrain"]
             write_atomic(path, pack(arrays, {"cost": vars(cost), "inputs": inputs}))
         weights = from_numpy(arrays)
-        scores = self.scored(federation, judge, "retrained", weights)
+        scores = judge.full(weights, federation)
         scores["relearning_curve"] = federation.journal.value(
             "relearning-retrained", lambda: judge.relearning(weights)
         )
@@ -467,7 +465,7 @@ class _Work:
     ) -> dict[str, Any]:
         """Return the first version's scores on this request's sets: what relearning aims at."""
         arrays, _ = self.service.registry.load(root)
-        return self.scored(federation, judge, "trained", from_numpy(arrays))
+        return judge.full(from_numpy(arrays), federation)
 
     def _refuse(self, record: dict[str, Any]) -> None:
         """Record a result that did not forget, without a version, and say so."""
@@ -532,12 +530,6 @@ class _Work:
             return {"phase": done.phase, "round": done.number, **scores}
 
         return GridFederation(self.grid, common, keep, on_round)
-
-    def scored(
-        self, federation: GridFederation, judge: Judge, name: str, model: ArrayRecord
-    ) -> dict[str, Any]:
-        """Return a model's full scores."""
-        return judge.full(model, federation)
 
     def card(self, **values: Any) -> dict[str, Any]:
         """Return what to know about a version."""

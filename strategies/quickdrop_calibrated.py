@@ -1,15 +1,15 @@
 """QuickDrop, calibrated: climb to the depth of data never seen, and hold it there.
 
 A variant of Dhasade et al. 2024 (see `strategies.quickdrop`): the same synthetic data, the same
-messages. What the original leaves to a tuned rate and number of steps is found with the holders,
-and what a relearning curve shows to be hidden only is removed.
+messages. What the original leaves to a tuned rate and number of steps is found with the holders.
 
 Departs from the paper:
 1. Every holder climbs until its own loss on S_f is that of a class never seen, ln K, and leaves
    the last layer as it is. A fixed budget undershoots on one model and destroys the next.
 2. The coordinator gives the forgotten classes' rows of the last layer the mean of the other rows:
    a model that never saw a class has no direction for it, and a few steps bring back what was only
-   turned away.
+   turned away. The curve falls by this step alone, so that it says little about the features
+   behind (see benchmarks/RESULTS.md).
 3. Recovery takes few steps at a larger rate, and holders keep the forgotten images
    down by two bounded terms (`client.recovery.known`), so that the class does not creep back.
 4. Relearning takes ordinary rounds on real data: the class or client is there again.
