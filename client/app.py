@@ -23,7 +23,7 @@ from client.distillation import Matcher, condense, due, initialise, real_gradien
 from client.errors import BadSetting, EffaceError, StoreError
 from client.evaluation import evaluate
 from client.memory import keep_freed_memory
-from client.models import build
+from client.models import build, loaded
 from client.recovery import descend
 from client.seeds import generator
 from client.site import Part, Site, erased_mask, forget_mask, open_site
@@ -53,12 +53,7 @@ class Node:
 
     def model(self) -> nn.Module:
         """Return the network with the parameters that came down, on the device."""
-        network = build(self.settings.model_spec, torch.Generator())
-        state = self.arrays.to_torch_state_dict()
-        try:
-            network.load_state_dict(state)
-        except RuntimeError as error:
-            raise BadSetting(f"arrays must fit the model {self.model_name}, got {error}") from error
+        network = loaded(self.settings.model_spec, self.arrays.to_torch_state_dict())
         if self.device.type == "cuda":  # where convolutions are faster that way
             return network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
         return network.to(self.device)

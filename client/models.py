@@ -6,8 +6,10 @@ pools are modules, one for each place, so that hooks can watch them.
 Shapes: B images, C channels, H rows, W columns, F features, K classes.
 """
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import cast
 
 import torch
@@ -79,14 +81,41 @@ def build(spec: ModelSpec, generator: torch.Generator) -> Classifier:
     Raises:
         BadSetting: If the name is unknown or a size out of range.
     """
-    _check(spec)
-    with torch.device("meta"):
-        model = _BUILDERS[spec.name](spec)
+    model = copy.deepcopy(_layout(spec))
     model.to_empty(device="cpu")
     he = spec.name not in ("convnet", "lenet")
     for module in model.modules():
         _initialise(module, generator, he=he)
     return model
+
+
+def loaded(spec: ModelSpec, state: Mapping[str, Tensor]) -> Classifier:
+    """Return a model in training mode that holds the tensors of `state` themselves, not copies.
+
+    Args:
+        spec: Name and sizes.
+        state: Parameters and buffers by name, all of them, on the CPU.
+
+    Raises:
+        BadSetting: If the spec is wrong, or names, shapes or dtypes are not the model's.
+    """
+    model = copy.deepcopy(_layout(spec))
+    for name, wanted in model.state_dict().items():
+        if name in state and state[name].dtype != wanted.dtype:
+            raise BadSetting(f"array {name} must be {wanted.dtype}, got {state[name].dtype}")
+    try:
+        model.load_state_dict(state, assign=True)
+    except RuntimeError as error:
+        raise BadSetting(f"arrays must fit the model {spec}, got {error}") from error
+    return model
+
+
+@lru_cache(maxsize=16)  # a node builds the same model for every message
+def _layout(spec: ModelSpec) -> Classifier:
+    """Return the model without memory for its tensors; to be copied, never changed."""
+    _check(spec)
+    with torch.device("meta"):
+        return _BUILDERS[spec.name](spec)
 
 
 def convnet(spec: ModelSpec) -> Classifier:

@@ -33,8 +33,9 @@ def weighted_average(models: Sequence[ArrayRecord], weights: Sequence[float]) ->
         if len({(a.shape, a.dtype.str) for a in arrays}) != 1:
             raise ValueError(f"tensor {name} must have one shape and dtype in all models")
         mean = np.zeros(arrays[0].shape, dtype=np.float64)
+        part = np.empty_like(mean)
         for array, weight in zip(arrays, weights, strict=True):
-            mean += array.astype(np.float64) * (weight / total)
+            mean += np.multiply(array, weight / total, out=part, dtype=np.float64)
         if np.issubdtype(arrays[0].dtype, np.integer):
             np.rint(mean, out=mean)  # in place: of a 0-d array it would return a scalar
         average[name] = Array(mean.astype(arrays[0].dtype))
