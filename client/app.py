@@ -23,7 +23,7 @@ from client.distillation import Matcher, condense, due, initialise, real_gradien
 from client.errors import BadSetting, EffaceError, StoreError
 from client.evaluation import evaluate
 from client.memory import keep_freed_memory
-from client.models import build, loaded
+from client.models import Classifier, build, loaded
 from client.recovery import descend
 from client.seeds import generator
 from client.site import Part, Site, erased_mask, forget_mask, open_site
@@ -51,7 +51,7 @@ class Node:
     def model_name(self) -> str:
         return str(self.settings.model_spec)
 
-    def model(self) -> nn.Module:
+    def model(self) -> Classifier:
         """Return the network with the parameters that came down, on the device."""
         network = loaded(self.settings.model_spec, self.arrays.to_torch_state_dict())
         if self.device.type == "cuda":  # where convolutions are faster that way
@@ -270,6 +270,7 @@ def climb(node: Node, settings: wire.Ascend) -> Answer:
         generator=node.draws(),
         target_loss=settings.target_loss,
         freeze_head=settings.freeze_head,
+        freeze_stem=settings.freeze_stem,
     )
     return {
         "num-examples": len(labels),
@@ -329,6 +330,7 @@ def recover(node: Node, settings: wire.Descend) -> Answer:
         held=held,
         hold=settings.hold,
         hold_features=settings.hold_features,
+        freeze_stem=settings.freeze_stem,
     )
     metrics |= {"num-steps": done.num_steps, "samples": done.samples, "loss": done.loss}
     return metrics, model

@@ -3,22 +3,23 @@
 Wu et al., "Federated Unlearning: Guarantee the Right of Clients to Forget", 2022, as QuickDrop
 states it (Dhasade et al. 2024, Algorithm 1, line 14).
 
-Departs from the paper: can stop once the loss reaches `target_loss`, and can leave the last layer
-as it is.
+Departs from the paper: can stop once the loss reaches `target_loss`, and can leave the last layer,
+or the first, as it is.
 """
 
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from client.errors import EffaceError
+from client.models import Classifier
 from client.training import Trained, minibatches, steps_in
 
 
 def ascend(
-    model: nn.Module,
+    model: Classifier,
     images: Tensor,
     labels: Tensor,
     *,
@@ -28,6 +29,7 @@ def ascend(
     generator: torch.Generator,
     target_loss: float = 0.0,
     freeze_head: bool = False,
+    freeze_stem: bool = False,
 ) -> Trained:
     """Raise the loss on the forget data, in place.
 
@@ -43,6 +45,7 @@ def ascend(
         generator: Orders the images.
         target_loss: Stop before a step whose batch has a loss of at least this; 0 for never.
         freeze_head: Leave `model.classifier` as it is.
+        freeze_stem: Leave `model.stem()` as it is.
 
     Returns:
         Steps, images and mean loss.
@@ -53,8 +56,10 @@ def ascend(
     if not len(labels):
         raise EffaceError("forget data must hold at least one example, got none on this node")
     model.train()
-    head = {id(p) for p in model.classifier.parameters()} if freeze_head else set()  # type: ignore[union-attr]
-    weights = [p for p in model.parameters() if id(p) not in head]
+    frozen = [*model.classifier.parameters()] if freeze_head else []
+    frozen += model.stem() if freeze_stem else []
+    left = {id(p) for p in frozen}
+    weights = [p for p in model.parameters() if id(p) not in left]
     losses: list[float] = []
     samples = num_steps = 0
     for batch in minibatches(

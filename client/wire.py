@@ -295,6 +295,7 @@ class Ascend(Common):
     lr: float = setting(positive())
     target_loss: float = setting(between(0.0, 1e6), 0.0)  # stop there; 0 for all the epochs
     freeze_head: bool = setting(ANY, False)  # climb in all layers but the last
+    freeze_stem: bool = setting(ANY, False)  # and, or, in all but the first
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -310,6 +311,7 @@ class Descend(Common):
     momentum: float = setting(between(0.0, 0.999), 0.0)
     hold: float = setting(between(0.0, 1e3), 0.0)  # weight of the bounded hold-down term
     hold_features: float = setting(between(0.0, 1e3), 0.0)
+    freeze_stem: bool = setting(ANY, False)  # descend in all layers but the first
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,8 @@ Departs from the paper:
    behind (see benchmarks/RESULTS.md).
 3. Recovery takes few steps at a larger rate, and holders keep the forgotten images
    down by two bounded terms (`client.recovery.known`), so that the class does not creep back.
-4. Relearning takes ordinary rounds on real data: the class or client is there again.
+4. The first layer stays as it is throughout: its edges serve every class, and are what costs most.
+5. Relearning takes ordinary rounds on real data: the class or client is there again.
 
 At client level it is QuickDrop with a deeper ascent: a client's data are not unknown to Retrained,
 which has seen the others' examples of the same classes, so 1 to 3 would go too far.
@@ -70,6 +71,7 @@ class CalibratedQuickDrop(Hyperparameters):
             batch_size=WHOLE,
             lr=self.unlearn_lr,
             freeze_head=True,
+            freeze_stem=True,
         )
         unseen = replace(told, target_loss=math.log(told.model_classes))
         ascent = AscentRounds(unseen, participants=federation.holders(synthetic=True))
@@ -86,6 +88,7 @@ class CalibratedQuickDrop(Hyperparameters):
             lr=self.recover_lr,
             hold=self.hold,
             hold_features=self.hold_features,
+            freeze_stem=True,
         )
         last = replace(kept, lr=self.recover_last_lr)
         recoveries = [RecoveryRounds(kept)] * (self.recover_rounds - 1) + [RecoveryRounds(last)]

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from client.ascent import ascend
 from client.errors import EffaceError
+from client.models import Classifier, ModelSpec, build
 from client.training import Trained
 
 ONE = torch.tensor([[1.0, 0.0]]), torch.tensor([0])
@@ -112,3 +113,21 @@ def test_the_same_generator_gives_the_same_climb() -> None:
         climb(each, (images, labels), generator=torch.Generator().manual_seed(1), epochs=2)
     assert torch.equal(once.classifier.weight, again.classifier.weight)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("freeze_stem", [True, False])
+def test_a_frozen_stem_stays_bit_for_bit(freeze_stem: bool) -> None:
+    model = convnet_of_two_classes()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+
+    images = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    climb(model, (images, torch.tensor([0, 1])), lr=0.1, freeze_stem=freeze_stem)
+
+    changed = {k for k, value in model.state_dict().items() if not torch.equal(value, before[k])}
+    assert ("body.0.weight" in changed) != freeze_stem
+    assert "body.4.weight" in changed
+
+
+def convnet_of_two_classes() -> Classifier:
+    spec = ModelSpec("convnet", num_classes=2, channels=1, image_size=8, width=4, depth=2)
+    return build(spec, torch.Generator().manual_seed(0))

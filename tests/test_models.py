@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from client.errors import BadSetting
-from client.models import NAMES, ModelSpec, build
+from client.models import NAMES, ModelSpec, build, loaded
 from client.torchvision_shim import import_torchvision
 
 
@@ -165,3 +165,59 @@ def test_the_start_follows_torchs_default_distribution():
 def test_a_bad_model_is_refused(changes, message):
     with pytest.raises(BadSetting, match=message):
         build(spec_of(changes.pop("name", "convnet"), **changes), seeded())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_loaded_model_is_the_model_whose_state_it_was_given(name):
+    images = torch.randn(4, 1, 8, 8, generator=seeded())
+    original = build(spec_of(name), seeded())
+    state = {key: tensor.clone() for key, tensor in original.state_dict().items()}
+
+    model = loaded(spec_of(name), state)
+
+    assert torch.equal(model(images), original(images))
+    assert all(tensor is not None and tensor.requires_grad for tensor in model.parameters())
+    assert model.state_dict()["classifier.bias"].data_ptr() == state["classifier.bias"].data_ptr()
+
+
+def test_loaded_models_share_nothing_with_one_another():
+    state = build(spec_of("resnet20"), seeded()).state_dict()
+    copies = [{key: tensor.clone() for key, tensor in state.items()} for _ in range(2)]
+    first, second = (loaded(spec_of("resnet20"), copy) for copy in copies)
+    seen = []
+
+    first.body[3].relu1.register_forward_hook(lambda *_: seen.append(1))
+    first.eval()
+    with torch.no_grad():
+        first.body[3].conv1.weight.zero_()
+    second(torch.randn(2, 1, 8, 8, generator=seeded()))
+
+    assert seen == []
+    assert second.training
+    assert all(torch.equal(second.state_dict()[key], copies[1][key]) for key in ("body.0.weight",))
+    assert bool(second.body[3].conv1.weight.any())
+
+
+@pytest.mark.parametrize("change", ["name", "shape", "dtype"])
+def test_arrays_that_do_not_fit_are_refused(change):
+    state = dict(build(spec_of("convnet"), seeded()).state_dict())
+    bias = state.pop("classifier.bias")
+    state |= {
+        "name": {"classifier.offset": bias},
+        "shape": {"classifier.bias": bias[:3]},
+        "dtype": {"classifier.bias": bias.double()},
+    }[change]
+    with pytest.raises(BadSetting, match="must"):
+        loaded(spec_of("convnet"), state)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_stem_is_the_first_convolution_and_its_norm(name):
+    model = build(spec_of(name), seeded())
+    names = {id(p): key for key, p in model.named_parameters()}
+    stem = [names[id(p)].split(".", 1)[1] for p in model.stem()]
+    assert stem == {
+        "convnet": ["0.weight", "0.bias", "1.weight", "1.bias"],
+        "lenet": ["0.weight", "0.bias"],
+        "resnet18": ["conv1.weight", "bn1.weight", "bn1.bias"],
+    }.get(name, ["0.weight", "1.weight", "1.bias"])

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from client.models import ModelSpec, build
 from client.recovery import descend, known
 
 NOTHING = torch.zeros(1, 3)
@@ -140,3 +141,26 @@ def test_held_images_lose_their_class_and_the_others_keep_theirs() -> None:
     with torch.no_grad():
         assert int(model.classifier(held[0]).argmax(1)[0]) == 0
         assert int(model.classifier(images).argmax(1)[0]) == 0
+
+
+@pytest.mark.parametrize("freeze_stem", [True, False])
+def test_a_frozen_stem_stays_bit_for_bit(freeze_stem: bool) -> None:
+    spec = ModelSpec("convnet", num_classes=2, channels=1, image_size=8, width=4, depth=2)
+    model = build(spec, torch.Generator().manual_seed(0))
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    images = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+
+    descend(
+        model,
+        images,
+        torch.tensor([0, 1, 0, 1]),
+        epochs=1,
+        batch_size=2,
+        lr=0.1,
+        generator=torch.Generator().manual_seed(2),
+        freeze_stem=freeze_stem,
+    )
+
+    changed = {k for k, value in model.state_dict().items() if not torch.equal(value, before[k])}
+    assert ("body.0.weight" in changed) != freeze_stem
+    assert "body.4.weight" in changed
