@@ -259,6 +259,11 @@ def climb(node: Node, settings: wire.Ascend) -> Answer:
     else:
         forget, _ = node.masks(node.site.train.labels)
         images, labels = _all(node, node.site.train.where(forget))
+    if settings.target_losses and len(settings.target_losses) != settings.model_classes:
+        raise BadSetting(
+            f"target-losses must hold {settings.model_classes} numbers or none, got "
+            f"{len(settings.target_losses)}"
+        )
     model = node.model()
     done = ascend(
         model,
@@ -268,7 +273,7 @@ def climb(node: Node, settings: wire.Ascend) -> Answer:
         batch_size=settings.batch_size,
         lr=settings.lr,
         generator=node.draws(),
-        target_loss=settings.target_loss,
+        target_losses=settings.target_losses,
         freeze_head=settings.freeze_head,
         freeze_stem=settings.freeze_stem,
     )

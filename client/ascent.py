@@ -3,11 +3,12 @@
 Wu et al., "Federated Unlearning: Guarantee the Right of Clients to Forget", 2022, as QuickDrop
 states it (Dhasade et al. 2024, Algorithm 1, line 14).
 
-Departs from the paper: can stop once the loss reaches `target_loss`, and can leave the last layer,
+Departs from the paper: can stop at a given loss of each class, and can leave the last layer,
 or the first, as it is.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -27,7 +28,7 @@ def ascend(
     batch_size: int,
     lr: float,
     generator: torch.Generator,
-    target_loss: float = 0.0,
+    target_losses: Sequence[float] = (),
     freeze_head: bool = False,
     freeze_stem: bool = False,
 ) -> Trained:
@@ -43,7 +44,9 @@ def ascend(
         batch_size: Images a step.
         lr: eta_theta while unlearning, positive.
         generator: Orders the images.
-        target_loss: Stop before a step whose batch has a loss of at least this; 0 for never.
+        target_losses: Depth of every class, K numbers: a class takes no part in a step whose batch
+            has a mean loss of at least this on it, and the climb stops when none is left. Empty to
+            climb with all classes to the end.
         freeze_head: Leave `model.classifier` as it is.
         freeze_stem: Leave `model.stem()` as it is.
 
@@ -60,12 +63,15 @@ def ascend(
     frozen += model.stem() if freeze_stem else []
     left = {id(p) for p in frozen}
     weights = [p for p in model.parameters() if id(p) not in left]
+    depths = torch.tensor(target_losses, device=images.device) if target_losses else None
     losses: list[float] = []
     samples = num_steps = 0
     for batch in minibatches(
         len(labels), batch_size, steps_in(epochs, len(labels), batch_size), generator
     ):
-        loss = cross_entropy(model(images[batch]), labels[batch])
+        chosen = labels[batch]
+        each = cross_entropy(model(images[batch]), chosen, reduction="none")
+        loss = each.mean()
         losses.append(float(loss.detach()))
         if not math.isfinite(losses[-1]):
             raise EffaceError(
@@ -73,10 +79,20 @@ def ascend(
                 f"steps; lower the learning rate (now {lr:g})"
             )
         samples += len(batch)
-        if target_loss and losses[-1] >= target_loss:
-            break
+        if depths is not None:
+            climbing = _below(each, chosen, depths)
+            if not bool(climbing.any()):
+                break
+            loss = each[climbing].mean()
         gradients = torch.autograd.grad(loss, weights)
         with torch.no_grad():
             torch._foreach_add_(list[Tensor](weights), gradients, alpha=lr)
         num_steps += 1
     return Trained(num_steps, samples, sum(losses) / len(losses))
+
+
+def _below(losses: Tensor, labels: Tensor, depths: Tensor) -> Tensor:
+    """Return a mask `(n,)` of the examples whose class has a mean loss below its depth."""
+    sums = torch.zeros_like(depths).index_add_(0, labels, losses.detach().to(depths.dtype))
+    counts = torch.bincount(labels, minlength=len(depths))
+    return (sums < depths * counts)[labels]

@@ -196,6 +196,11 @@ _classes: Final = Rule(
 _clients: Final = Rule(lambda v: all(type(c) is str and c for c in v), "be a list of client names")
 
 
+_losses: Final = Rule(
+    lambda v: all(type(x) is float and 0 <= x <= 1e6 for x in v), "be a list of losses from 0 up"
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Common(Settings):
     """What every message carries: who, which run, which model and data, what is to be forgotten."""
@@ -293,7 +298,7 @@ class Ascend(Common):
     epochs: int = setting(at_least(1), 1)
     batch_size: int = setting(at_least(1), 64)
     lr: float = setting(positive())
-    target_loss: float = setting(between(0.0, 1e6), 0.0)  # stop there; 0 for all the epochs
+    target_losses: list[float] = setting(_losses, [])  # a class's depth; none for all the epochs
     freeze_head: bool = setting(ANY, False)  # climb in all layers but the last
     freeze_stem: bool = setting(ANY, False)  # and, or, in all but the first
 

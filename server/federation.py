@@ -14,6 +14,7 @@ from client.evaluation import Scores
 from client.wire import Common, Condense, Describe, ForgetSpec, Heldout
 from server.grid import NamedGrid
 from server.journal import Journal
+from strategies.federation import Accuracies
 from strategies.rounds import ClientLost, Failure, NothingTouched, Rounds, checked
 
 S = TypeVar("S", bound=Common)
@@ -101,6 +102,11 @@ class GridFederation:
             tuple(c.get("forget_classes", ())),
             tuple(c.get("forget_clients", ())),
         )
+
+    @property
+    def erased_clients(self) -> tuple[str, ...]:
+        """Clients that earlier requests removed."""
+        return tuple(self.common.get("erased_clients", ()))
 
     def settings(self, kind: type[S], **values: Any) -> S:
         """Return a message's settings: the request's own, completed by `values`."""
@@ -216,11 +222,8 @@ class GridFederation:
         settings = self.settings(wire.Settle, phase="settle", action=action, destroy=destroy)
         return self._ask(wire.SETTLE, settings, ArrayRecord(), phase="settle", name="settle")
 
-    def forget_accuracy(self, model: ArrayRecord) -> float | None:
-        """Return the accuracy on held-out data of what is, or was earlier, to be forgotten.
-
-        Of several classes, the one that is known best counts.
-        """
+    def accuracies(self, model: ArrayRecord) -> Accuracies:
+        """Return the accuracies on the nodes' held-out data (see the protocol)."""
         c = self.common
         told = self.settings(
             Heldout,
@@ -228,11 +231,12 @@ class GridFederation:
             forget_classes=sorted({*c.get("forget_classes", []), *c.get("erased_classes", [])}),
             forget_clients=sorted({*c.get("forget_clients", []), *c.get("erased_clients", [])}),
         )
-        forgotten = self._heldout(told, model, phase="guard").forget
+        found = self._heldout(told, model, phase="guard")
         if self.forget.level == "client":
-            return forgotten.accuracy()
-        each = [forgotten.accuracy([c]) for c in told.forget_classes]
-        return max((accuracy for accuracy in each if accuracy is not None), default=None)
+            return Accuracies(found.forget.accuracy(), found.retain.accuracy())
+        each = [found.forget.accuracy([c]) for c in told.forget_classes]
+        known = max((accuracy for accuracy in each if accuracy is not None), default=None)
+        return Accuracies(known, found.retain.accuracy())
 
     def heldout(self, model: ArrayRecord) -> Sides:
         """Return the scores on the clients' held-out parts."""

@@ -1,5 +1,6 @@
 """What a method sees of the federation. `server.federation` implements it over Flower's Grid."""
 
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from flwr.app import ArrayRecord
@@ -10,12 +11,30 @@ from strategies.rounds import Rounds
 S = TypeVar("S", bound=Common)
 
 
+@dataclass(frozen=True)
+class Accuracies:
+    """Accuracies in percent on held-out data; None where nothing was held out.
+
+    Attributes:
+        forget: On what is to be forgotten, or was by an earlier request; of several classes the one
+            known best.
+        retain: On all the rest.
+    """
+
+    forget: float | None
+    retain: float | None
+
+
 class Federation(Protocol):
     """The nodes, and what can be done with them on behalf of one request."""
 
     @property
     def forget(self) -> ForgetSpec:
         """What the request names."""
+
+    @property
+    def erased_clients(self) -> tuple[str, ...]:
+        """Clients that earlier requests removed; their data are in the model no more."""
 
     def settings(self, kind: type[S], **values: Any) -> S:
         """Return a message's settings: the request's own, completed by `values`."""
@@ -45,12 +64,8 @@ class Federation(Protocol):
             num_rounds: At least 1.
         """
 
-    def forget_accuracy(self, model: ArrayRecord) -> float | None:
-        """Return the model's accuracy in percent on the holders' held-out forget data.
-
-        What earlier requests erased counts too; of several classes the one known best. None if
-        nothing of it was held out.
-        """
+    def accuracies(self, model: ArrayRecord) -> Accuracies:
+        """Return the model's accuracies on the nodes' held-out data."""
 
     def condense(self, settings: Condense) -> None:
         """Have every node that holds synthetic data fine-tune it (dataset condensation)."""

@@ -15,7 +15,7 @@ from flwr.app import ArrayRecord
 
 from client.wire import Ascend, Condense, Descend
 from strategies.federation import Federation
-from strategies.guard import guarded_recovery
+from strategies.guard import guarded_recovery, retained
 from strategies.method import Hyperparameters, Needs
 from strategies.rounds import AscentRounds, RecoveryRounds
 
@@ -38,11 +38,14 @@ class QuickDrop(Hyperparameters):
     relearn_lr: float = 0.05
     batch_size: int = 64
     threshold: float = 1.0  # percent; recovery is rolled back above it, 100 for never
+    tolerance: float = 3.0  # points of retain accuracy that recovery may leave missing
 
     needs: ClassVar[Needs] = Needs(levels=frozenset({"class", "client"}), synthetic_data=True)
 
     def forget(self, federation: Federation, model: ArrayRecord) -> ArrayRecord:
         """Return `model` without what the request names."""
+        wanted = retained(federation, model, self.tolerance)
+
         # 1. Unlearn: every holder of S_f climbs its loss (Algorithm 1, phase "unlearn").
         ascent = AscentRounds(
             federation.settings(
@@ -74,6 +77,7 @@ class QuickDrop(Hyperparameters):
             recovery,
             num_rounds=self.recover_rounds,
             threshold=threshold,
+            wanted=wanted,
         )
 
     def relearn(self, federation: Federation, model: ArrayRecord) -> ArrayRecord:

@@ -68,15 +68,35 @@ def test_the_loss_rises_with_every_step(model: Linear) -> None:
     assert losses[0] < losses[-1]
 
 
-def test_the_climb_stops_at_the_target_loss(model: Linear) -> None:
+def test_the_climb_stops_at_the_classs_depth(model: Linear) -> None:
     # ln 2 = 0.693 before the first step, ln(1 + e^2) = 2.13 after it: the second is not taken.
-    done = climb(model, ONE, epochs=9, target_loss=2.0)
+    done = climb(model, ONE, epochs=9, target_losses=[2.0, 0.0])
     torch.testing.assert_close(model.classifier.bias.data, torch.tensor([-0.5, 0.5]))
     assert (done.num_steps, done.samples) == (1, 2)  # the second image pass measured only
     # From here on nothing moves any more.
     before = model.classifier.weight.data.clone()
-    assert climb(model, ONE, target_loss=2.0).num_steps == 0
+    assert climb(model, ONE, target_losses=[2.0, 0.0]).num_steps == 0
     assert torch.equal(model.classifier.weight.data, before)
+
+
+def test_every_class_climbs_to_its_own_depth(model: Linear) -> None:
+    two = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 1])
+    # Both losses are ln 2 = 0.693: class 1 is there already, class 0 climbs as if it were alone.
+    done = climb(model, two, target_losses=[0.8, 0.5])
+    torch.testing.assert_close(
+        model.classifier.weight.data, torch.tensor([[-0.5, 0.0], [0.5, 0.0]])
+    )
+    assert (done.num_steps, done.samples) == (1, 2)
+    assert done.loss == pytest.approx(math.log(2))  # of the whole batch
+
+
+def test_a_classs_depth_is_compared_with_its_mean_loss(model: Linear) -> None:
+    with torch.no_grad():
+        model.classifier.weight.copy_(torch.tensor([[3.0, 0.0], [0.0, 3.0]]))
+    # Class 0: losses ln(1 + e^-3) = 0.049 and ln(1 + e^3) = 3.049, mean 1.549.
+    data = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 0])
+    assert climb(model, data, target_losses=[1.5, 0.0]).num_steps == 0
+    assert climb(model, data, target_losses=[1.6, 0.0]).num_steps == 1
 
 
 def test_a_frozen_head_stays_and_the_body_climbs(model: Linear) -> None:

@@ -7,7 +7,15 @@ import pytest
 from flwr.app import Array, ArrayRecord
 
 from client import wire
-from strategies.guard import MAX_ROLLBACKS, CreptBack, guarded_recovery
+from client.wire import ForgetSpec
+from strategies.federation import Accuracies
+from strategies.guard import (
+    MAX_MORE_ROUNDS,
+    MAX_ROLLBACKS,
+    CreptBack,
+    guarded_recovery,
+    retained,
+)
 from strategies.rounds import AscentRounds, RecoveryRounds
 from tests.messages import told
 
@@ -23,11 +31,15 @@ def value(of: ArrayRecord) -> float:
 class Fake:
     """A federation whose model is one number: recovery adds 1, an ascent takes 10 away.
 
-    `accuracies` are what it measures, one after another.
+    `forgotten` and `retained` are the accuracies it measures, one after another.
     """
 
-    def __init__(self, accuracies: list[float | None]) -> None:
-        self.accuracies = accuracies
+    def __init__(
+        self, forgotten: list[float | None], retained: list[float | None] | None = None
+    ) -> None:
+        self.forgotten = forgotten
+        self.retained = retained or []
+        self.forget = ForgetSpec("class", (3,))
         self.done: list[tuple[str, float]] = []
         self.measured: list[float] = []
 
@@ -37,16 +49,19 @@ class Fake:
         self.done.append((phase, value(of)))
         return model(value(of) + (1 if phase == "recover" else -10))
 
-    def forget_accuracy(self, of: ArrayRecord) -> float | None:
+    def accuracies(self, of: ArrayRecord) -> Accuracies:
         self.measured.append(value(of))
-        return self.accuracies.pop(0)
+        retain = self.retained.pop(0) if self.retained else None
+        return Accuracies(self.forgotten.pop(0), retain)
 
 
-def recover(fake: Any, *, num_rounds: int, threshold: float = 1.0) -> float:
+def recover(
+    fake: Any, *, num_rounds: int, threshold: float = 1.0, wanted: float | None = None
+) -> float:
     ascent = AscentRounds(told(wire.Ascend, lr=0.1))
     recovery = RecoveryRounds(told(wire.Descend, lr=0.1))
     found = guarded_recovery(
-        fake, model(0), ascent, recovery, num_rounds=num_rounds, threshold=threshold
+        fake, model(0), ascent, recovery, num_rounds=num_rounds, threshold=threshold, wanted=wanted
     )
     return value(found)
 
@@ -83,3 +98,28 @@ def test_a_threshold_of_100_switches_the_guard_off() -> None:
     fake = Fake([])
     assert recover(fake, num_rounds=3, threshold=100.0) == 3
     assert fake.measured == []
+
+
+def test_recovery_goes_on_until_the_rest_is_back() -> None:
+    fake = Fake([0.0] * 9, [60.0, 80.0, 91.0, 95.0])
+    assert recover(fake, num_rounds=1, wanted=90.0) == 3
+
+
+def test_recovery_does_not_go_on_for_ever() -> None:
+    fake = Fake([0.0] * 99, [60.0] * 99)
+    assert recover(fake, num_rounds=2, wanted=90.0) == 2 + MAX_MORE_ROUNDS
+
+
+def test_a_round_more_that_lets_it_creep_back_is_left_out() -> None:
+    fake = Fake([0.0, 0.0, 7.0], [60.0] * 9)
+    # Rounds 1 and 2 hold; the third brings the forgotten back: the model before it is the answer.
+    assert recover(fake, num_rounds=1, wanted=90.0) == 2
+    assert [phase for phase, _ in fake.done] == ["recover"] * 3
+
+
+def test_what_recovery_aims_at_is_the_accuracy_before_less_the_tolerance() -> None:
+    fake: Any = Fake([None, None], [95.0, None])
+    assert retained(fake, model(0), 3.0) == 92.0
+    assert retained(fake, model(0), 3.0) is None  # nothing was held out
+    fake.forget = ForgetSpec("client", (), ("client-0",))
+    assert retained(fake, model(0), 3.0) is None  # recovery is not watched at client level

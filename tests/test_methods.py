@@ -11,9 +11,10 @@ from flwr.app import Array, ArrayRecord
 from client import wire
 from client.errors import BadSetting
 from client.wire import Ascend, Condense, Descend, ForgetSpec
+from strategies.federation import Accuracies
 from strategies.methods import METHODS, method
 from strategies.quickdrop import QuickDrop
-from strategies.quickdrop_calibrated import CalibratedQuickDrop, without_directions
+from strategies.quickdrop_calibrated import CalibratedQuickDrop, shares, without_directions
 from strategies.retraining import train
 from strategies.rounds import FederatedAveraging, NothingTouched
 from tests.messages import told, values
@@ -42,6 +43,8 @@ class Recording:
 
     forget: ForgetSpec = field(default_factory=lambda: ForgetSpec("class", (3,)))
     accuracy: float | None = 0.0
+    retain: float | None = 99.0
+    erased_clients: tuple[str, ...] = ()
     nobody: bool = False
     steps: list[Step] = field(default_factory=list)
 
@@ -65,9 +68,18 @@ class Recording:
         self.steps.append(Step(phase, rounds.settings, rounds.participants, num_rounds, model))
         return model
 
-    def forget_accuracy(self, model: ArrayRecord) -> float | None:
+    def class_counts(self) -> dict[str, list[float]]:
+        # Of class 0 client-0 has all, of class 1 three quarters, of class 2 a half.
+        rest = [1.0] * 7
+        return {
+            "client-0": [8.0, 6.0, 2.0, *[0.0] * 7],
+            "client-1": [0.0, 2.0, 1.0, *rest],
+            "client-2": [0.0, 0.0, 1.0, *rest],
+        }
+
+    def accuracies(self, model: ArrayRecord) -> Accuracies:
         self.steps.append(Step("measure", model=model))
-        return self.accuracy
+        return Accuracies(self.accuracy, self.retain)
 
     def condense(self, settings: Condense) -> None:
         self.steps.append(Step("condense", settings))
@@ -87,13 +99,14 @@ def test_quickdrop_climbs_once_with_the_holders_then_recovers_with_all() -> None
     federation = Recording()
     QuickDrop().forget(federation, MODEL)  # type: ignore[arg-type]
 
-    assert federation.phases == ["holders", "unlearn", "recover", "measure", "recover", "measure"]
+    recovered = ["recover", "measure"] * 2
+    assert federation.phases == ["measure", "holders", "unlearn", *recovered]
     assert federation.first("holders").settings is True  # counted by their synthetic data
     ascent = federation.first("unlearn")
     assert isinstance(ascent.settings, Ascend)
     assert (ascent.participants, ascent.num_rounds) == (["client-0", "client-2"], 1)
     assert (ascent.settings.data, ascent.settings.lr) == ("synthetic", 0.02)
-    assert (ascent.settings.target_loss, ascent.settings.freeze_head) == (0.0, False)
+    assert (ascent.settings.target_losses, ascent.settings.freeze_head) == ([], False)
     recovery = federation.first("recover")
     assert isinstance(recovery.settings, Descend)
     assert recovery.participants is None  # everybody with data left
@@ -105,7 +118,7 @@ def test_the_synthetic_sets_are_fine_tuned_between_the_two_if_asked_for() -> Non
     federation = Recording()
     chosen = replace(QuickDrop(), finetune_steps=2, recover_rounds=1)
     chosen.forget(federation, MODEL)  # type: ignore[arg-type]
-    assert federation.phases == ["holders", "unlearn", "condense", "recover", "measure"]
+    assert federation.phases[1:] == ["holders", "unlearn", "condense", "recover", "measure"]
     assert federation.first("condense").settings.outer_steps == 2
 
 
@@ -122,7 +135,7 @@ def test_what_nobody_holds_is_an_error_before_any_round(name: str) -> None:
     for act in (method(name, "class").forget, method(name, "class").relearn):
         with pytest.raises(NothingTouched):
             act(federation, MODEL)
-    assert federation.steps == []
+    assert {"unlearn", "recover", "relearn"}.isdisjoint(federation.phases)
 
 
 @pytest.mark.parametrize("name", sorted(METHODS))
@@ -143,8 +156,9 @@ def test_the_calibrated_ascent_aims_at_the_loss_of_a_class_never_seen() -> None:
     federation = Recording()
     CalibratedQuickDrop().forget(federation, MODEL)  # type: ignore[arg-type]
     told_ = federation.first("unlearn").settings
-    assert told_.target_loss == pytest.approx(math.log(10))  # a uniform guess over 10 classes
-    assert told_.freeze_head
+    never_seen = math.log(10)  # a uniform guess over 10 classes
+    assert told_.target_losses == pytest.approx([0, 0, 0, never_seen, 0, 0, 0, 0, 0, 0])
+    assert (told_.freeze_head, told_.freeze_stem) == (True, True)
     recovery = federation.first("recover")
     assert recovery.settings.hold > 0
     assert recovery.settings.hold_features > 0
@@ -152,8 +166,29 @@ def test_the_calibrated_ascent_aims_at_the_loss_of_a_class_never_seen() -> None:
     assert recovery.model["classifier.bias"].numpy()[3] != 3.0
 
 
+def test_a_clients_classes_go_as_far_as_it_alone_knew_them() -> None:
+    federation = Recording(ForgetSpec("client", (), ("client-0",)))
+    CalibratedQuickDrop().forget(federation, MODEL)  # type: ignore[arg-type]
+    assert federation.phases == ["holders", "unlearn", "recover"]
+    aims = federation.first("unlearn").settings.target_losses
+    assert aims == pytest.approx([math.log(10) * s for s in (1.0, 0.75, 0.5, *[0.0] * 7)])
+    assert federation.first("recover").settings.hold == 0.0
+    # The rows stay with weights 0, 1/4, 1/2 and seven times 1: their mean bias is
+    # (1 * 0.25 + 2 * 0.5 + 3 + ... + 9) / 7.75 = 43.25 / 7.75.
+    mean = 43.25 / 7.75
+    bias = federation.first("recover").model["classifier.bias"].numpy().tolist()
+    assert bias[:3] == pytest.approx([mean, 0.25 * 1 + 0.75 * mean, 0.5 * 2 + 0.5 * mean])
+    assert bias[3:] == list(range(3, 10))
+
+
+def test_what_erased_clients_had_is_nobodys() -> None:
+    federation = Recording(ForgetSpec("client", (), ("client-0",)), erased_clients=("client-1",))
+    # Without client-1, client-0 has 6 of 6 of class 1, and 2 of 3 of class 2.
+    assert shares(federation)[:3].tolist() == pytest.approx([1.0, 1.0, 2 / 3])  # type: ignore[arg-type]
+
+
 def test_a_classs_row_becomes_the_mean_of_the_others() -> None:
-    found = without_directions(MODEL, (3,))
+    found = without_directions(MODEL, np.eye(10)[3])
     # Bias 0..9 without 3: (45 - 3) / 9. Weights 2k and 2k + 1: twice that, and one more.
     mean = 42 / 9
     bias, weight = found["classifier.bias"].numpy(), found["classifier.weight"].numpy()
@@ -168,12 +203,12 @@ def test_a_classs_row_becomes_the_mean_of_the_others() -> None:
 
 
 def test_several_classes_get_the_mean_of_those_that_stay() -> None:
-    found = without_directions(MODEL, (8, 9))["classifier.bias"].numpy()
+    found = without_directions(MODEL, np.eye(10)[[8, 9]].sum(0))["classifier.bias"].numpy()
     assert found.tolist() == pytest.approx([*range(8), 3.5, 3.5])  # (0 + ... + 7) / 8
 
 
 def test_no_class_leaves_the_last_layer() -> None:
-    found = without_directions(MODEL, ())
+    found = without_directions(MODEL, np.zeros(10))
     assert all(np.array_equal(found[name].numpy(), MODEL[name].numpy()) for name in MODEL)
 
 
