@@ -42,7 +42,7 @@ def guarded_recovery(
         ascent: How the holders climb.
         recovery: How the nodes recover.
         num_rounds: Recovery rounds that must hold.
-        threshold: Forget accuracy in percent that is still accepted; 100 switches the guard off.
+        threshold: Forget accuracy in percent that is still accepted; 100 accepts any.
         wanted: Retain accuracy in percent until which at most `MAX_MORE_ROUNDS` rounds more are
             run; None for none.
 
@@ -53,7 +53,7 @@ def guarded_recovery(
     back = False
     while completed < num_rounds or (completed < num_rounds + MAX_MORE_ROUNDS and not back):
         candidate = federation.run("recover", recovery, model, num_rounds=1)
-        if threshold >= 100:
+        if threshold >= 100 and wanted is None:  # nothing to watch
             model, completed, back = candidate, completed + 1, True
             continue
         found = federation.accuracies(candidate)
@@ -76,11 +76,6 @@ def guarded_recovery(
 
 
 def retained(federation: Federation, model: ArrayRecord, tolerance: float) -> float | None:
-    """Return the retain accuracy to recover: that of `model` less `tolerance` points.
-
-    None at client level, where recovery is not watched.
-    """
-    if federation.forget.level == "client":
-        return None
+    """Return the retain accuracy to recover: that of `model` less `tolerance` points."""
     accuracy = federation.accuracies(model).retain
     return None if accuracy is None else accuracy - tolerance

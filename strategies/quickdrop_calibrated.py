@@ -92,9 +92,15 @@ class CalibratedQuickDrop(Hyperparameters):
             Descend, epochs=1, lr=self.client_recover_lr, freeze_stem=True
         )
         if not one_class:  # a client's data are like the others': there is nothing to hold down
-            gentle = replace(descent, batches=self.client_recover_batches)
-            rounds = self.client_recover_rounds
-            return federation.run("recover", RecoveryRounds(gentle), model, num_rounds=rounds)
+            return guarded_recovery(
+                federation,
+                model,
+                ascent,
+                RecoveryRounds(replace(descent, batches=self.client_recover_batches)),
+                num_rounds=self.client_recover_rounds,
+                threshold=100.0,
+                wanted=wanted,
+            )
         held = replace(
             descent,
             batches=self.recover_batches,

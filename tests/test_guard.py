@@ -7,7 +7,6 @@ import pytest
 from flwr.app import Array, ArrayRecord
 
 from client import wire
-from client.wire import ForgetSpec
 from strategies.federation import Accuracies
 from strategies.guard import (
     MAX_MORE_ROUNDS,
@@ -39,7 +38,6 @@ class Fake:
     ) -> None:
         self.forgotten = forgotten
         self.retained = retained or []
-        self.forget = ForgetSpec("class", (3,))
         self.done: list[tuple[str, float]] = []
         self.measured: list[float] = []
 
@@ -121,5 +119,3 @@ def test_what_recovery_aims_at_is_the_accuracy_before_less_the_tolerance() -> No
     fake: Any = Fake([None, None], [95.0, None])
     assert retained(fake, model(0), 3.0) == 92.0
     assert retained(fake, model(0), 3.0) is None  # nothing was held out
-    fake.forget = ForgetSpec("client", (), ("client-0",))
-    assert retained(fake, model(0), 3.0) is None  # recovery is not watched at client level
