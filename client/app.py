@@ -7,7 +7,7 @@ answers through `wire.reply`. Nothing stays in memory between messages.
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeVar
@@ -19,16 +19,36 @@ from torch import Tensor, nn
 
 from client import wire
 from client.ascent import ascend
+from client.channels import (
+    checked,
+    freeze,
+    from_text,
+    layout,
+    scatter,
+    take,
+    train_only,
+)
 from client.distillation import Matcher, condense, due, initialise, real_gradients
 from client.errors import BadSetting, EffaceError, StoreError
 from client.evaluation import evaluate
 from client.memory import keep_freed_memory
 from client.models import Classifier, build, loaded
+from client.perturbation import wrong_labels
 from client.recovery import descend
+from client.scoring import ablation, class_activations
 from client.seeds import generator
-from client.site import Part, Site, erased_mask, forget_mask, open_site
+from client.site import (
+    NODE_CONFIG,
+    SIMULATED_STORES,
+    NodeConfig,
+    Part,
+    Site,
+    erased_mask,
+    forget_mask,
+    open_site,
+)
 from client.store import Store, SyntheticSet, without
-from client.training import local_sgd, minibatches, steps_in
+from client.training import Trained, local_sgd, minibatches, steps_in
 from client.wire import Common, ForgetSpec
 
 log = logging.getLogger("efface.client")
@@ -49,11 +69,17 @@ class Node:
 
     @property
     def model_name(self) -> str:
-        return str(self.settings.model_spec)
+        return str(self.settings.model_spec.base)  # synthetic sets outlive a pruning
 
     def model(self) -> Classifier:
-        """Return the network with the parameters that came down, on the device."""
-        network = loaded(self.settings.model_spec, self.arrays.to_torch_state_dict())
+        """Return the network with the parameters that came down, on the device.
+
+        Its pruned channels stay zero whatever it is trained on.
+        """
+        spec = self.settings.model_spec
+        network = loaded(spec, self.arrays.to_torch_state_dict())
+        if spec.pruned and not spec.compact:
+            freeze(network, from_text(spec.pruned))
         if self.device.type == "cuda":  # where convolutions are faster that way
             return network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
         return network.to(self.device)
@@ -89,7 +115,28 @@ class Node:
 
 
 Metrics = dict[str, float | list[float]]
-Answer = tuple[Metrics, nn.Module | None]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Arrays that are not the model that came down: channel scores, slices of channels.
+
+    Attributes:
+        state: Arrays by name.
+        like: Their agreed names, shapes and dtypes, from the model's layout and the settings alone.
+    """
+
+    state: dict[str, Tensor]
+    like: dict[str, wire.Form]
+
+
+Answer = tuple[Metrics, nn.Module | Scores | None]
+
+
+def _state(answer: nn.Module | Scores | None) -> Mapping[str, Tensor] | None:
+    if answer is None:
+        return None
+    return answer.state if isinstance(answer, Scores) else answer.state_dict()
 
 
 class NodeError(EffaceError):
@@ -105,15 +152,15 @@ def answered(kind: type[S]) -> Callable[[Callable[[Node, S], Answer]], Callable[
                 started = time.perf_counter()
                 arrays, settings = wire.receive(message, kind)
                 node = _open(settings, arrays, context)
-                metrics, model = handle(node, settings)
+                metrics, answer = handle(node, settings)
                 metrics["seconds"] = time.perf_counter() - started
                 metrics["partition"] = int(context.node_config.get("partition-id", -1))
                 return wire.reply(
                     message,
                     metrics,
                     num_classes=settings.model_classes,
-                    state=None if model is None else model.state_dict(),
-                    like=arrays,
+                    state=_state(answer),
+                    like=answer.like if isinstance(answer, Scores) else wire.forms(arrays),
                 )
             except Exception as error:
                 log.exception("%s failed", message.metadata.message_type)
@@ -140,7 +187,7 @@ def _open(settings: Common, arrays: ArrayRecord, context: Context) -> Node:
     wanted = str(context.node_config.get("device", settings.device))
     if wanted == "auto":
         wanted = "cuda" if torch.cuda.is_available() else "cpu"
-    store = Store(store_folder(settings, context.node_config.get("store")))
+    store = Store(store_folder(settings, context.node_config))
     tombstones = [
         ForgetSpec("class", tuple(settings.erased_classes)),
         ForgetSpec("client", (), tuple(settings.erased_clients)),
@@ -152,16 +199,40 @@ def _open(settings: Common, arrays: ArrayRecord, context: Context) -> Node:
     return Node(site, store, torch.device(wanted), settings, arrays, erased)
 
 
-def store_folder(settings: Common, named: object) -> Path:
-    """Return the node's store: the folder its operator named, or a simulated node's own."""
-    if named:
-        return Path(str(named))
-    root = os.environ.get("EFFACE_STORE")
+def store_folder(settings: Common, node: NodeConfig) -> Path:
+    """Return the node's store: the folder its operator named, or a simulated node's own.
+
+    Raises:
+        StoreError: If the operator named data and no store. What the coordinator tells must not
+            choose where a real node looks for its tombstones.
+    """
+    if node.get("store"):
+        return Path(str(node["store"]))
+    if node.get("data"):
+        raise StoreError(
+            "node config must name store beside data, got none; name a folder that outlives "
+            f"restarts: {NODE_CONFIG}"
+        )
+    root = os.environ.get(SIMULATED_STORES)
     base = Path(root) if root else Path.home() / ".efface" / "clients"
     return base / settings.population / settings.client
 
 
 # ---- handlers -----------------------------------------------------------------------------------
+
+
+def _worked(num_examples: int, done: Trained | None = None) -> Metrics:
+    """Return what goes up of a local phase on `num_examples` examples; None if it had none."""
+    done = done or Trained(0, 0, 0.0)
+    # Each epoch goes through all examples, so that these are the distinct ones.
+    distinct = min(done.samples, num_examples)
+    loss = wire.shown_loss(torch.tensor(done.loss, dtype=torch.float64), distinct)
+    return {
+        "num-examples": num_examples,
+        "num-steps": done.num_steps,
+        "samples": done.samples,
+        "loss": float(loss),
+    }
 
 
 @app.train("fit")
@@ -172,16 +243,9 @@ def fit(node: Node, settings: wire.Fit) -> Answer:
     if settings.side == "all":
         keep = keep | forget
     part = node.site.train.where(keep)
-    metrics: Metrics = {
-        "num-examples": len(part),
-        "num-steps": 0,
-        "samples": 0,
-        "loss": 0.0,
-        "seconds-distill": 0.0,
-    }
     model = node.model()
     if not len(part):
-        return metrics, model
+        return {**_worked(0), "seconds-distill": 0.0}, model
     num_steps = settings.steps or steps_in(settings.epochs, len(part), settings.batch_size)
     distiller = None
     if settings.scale:
@@ -197,12 +261,12 @@ def fit(node: Node, settings: wire.Fit) -> Answer:
         precision=settings.precision,
         gradients=None if distiller is None else distiller.bind(model),
     )
+    seconds = 0.0
     if distiller is not None:
         started = time.perf_counter()
         node.save(settings.server_round, distiller.matcher.synthetic)
-        metrics["seconds-distill"] = distiller.seconds + time.perf_counter() - started
-    metrics |= {"num-steps": trained.num_steps, "samples": trained.samples, "loss": trained.loss}
-    return metrics, model
+        seconds = distiller.seconds + time.perf_counter() - started
+    return {**_worked(len(part), trained), "seconds-distill": seconds}, model
 
 
 class _Distiller:
@@ -277,12 +341,7 @@ def climb(node: Node, settings: wire.Ascend) -> Answer:
         freeze_head=settings.freeze_head,
         freeze_stem=settings.freeze_stem,
     )
-    return {
-        "num-examples": len(labels),
-        "num-steps": done.num_steps,
-        "samples": done.samples,
-        "loss": done.loss if len(labels) > 1 else 0.0,  # one example's loss stays here
-    }, model
+    return _worked(len(labels), done), model
 
 
 @app.train("descend")
@@ -293,7 +352,7 @@ def recover(node: Node, settings: wire.Descend) -> Answer:
     forget, retain = node.masks(site_labels)
     wanted = {"retain": retain, "forget": forget, "all": forget | retain}[settings.side]
     if not bool(wanted.any()):
-        return {"num-examples": 0, "num-steps": 0, "samples": 0, "loss": 0.0}, None
+        return _worked(0), None
     images, labels = [], []
     held: tuple[Tensor, Tensor] | None = None
     chosen = None
@@ -317,10 +376,9 @@ def recover(node: Node, settings: wire.Descend) -> Answer:
         images.append(real_images)
         labels.append(real_labels)
     all_images, all_labels = torch.cat(images), torch.cat(labels)
-    metrics: Metrics = {"num-examples": len(all_labels), "num-steps": 0, "samples": 0, "loss": 0.0}
     model = node.model()
     if not len(all_labels):
-        return metrics, model
+        return _worked(0), model
     done = descend(
         model,
         all_images,
@@ -337,8 +395,7 @@ def recover(node: Node, settings: wire.Descend) -> Answer:
         hold_features=settings.hold_features,
         freeze_stem=settings.freeze_stem,
     )
-    metrics |= {"num-steps": done.num_steps, "samples": done.samples, "loss": done.loss}
-    return metrics, model
+    return _worked(len(all_labels), done), model
 
 
 def _as_many(part: Part, labels: Tensor, draws: torch.Generator) -> Part:
@@ -387,6 +444,111 @@ def _next_generation(node: Node) -> int:
     return max(numbers, default=0) + 1
 
 
+@app.train("representation")
+@answered(wire.Representation)
+def represent(node: Node, settings: wire.Representation) -> Answer:
+    """Sum every convolution channel's activation by class, over the data that may be used."""
+    # What is to be forgotten is looked at once more: its channels are what is searched.
+    forget, keep = node.masks(node.site.train.labels)
+    part = node.site.train.where(forget | keep)
+    if settings.samples_per_class:
+        part = _at_most(part, settings.samples_per_class, node.draws())
+    sums, counts = class_activations(
+        node.model(),
+        node.site.pick(part, node.device),
+        part.labels,
+        settings.model_classes,
+        batch_size=settings.batch_size,
+    )
+    return {
+        "num-examples": len(part),
+        "samples": len(part),
+        "count-per-class": [float(n) for n in counts],
+    }, Scores(
+        sums,
+        {
+            layer.name: wire.Form((settings.model_classes, layer.num_channels), "float64")
+            for layer in layout(node.model())
+            if layer.convolution
+        },
+    )
+
+
+def _at_most(part: Part, num_examples: int, draws: torch.Generator) -> Part:
+    """Return random examples of `part`, at most so many of each class."""
+    order = torch.randperm(len(part), generator=draws)
+    rows = [order[part.labels[order] == label][:num_examples] for label in part.labels.unique()]
+    return Part(part.split, part.index[torch.cat(rows).sort().values]) if rows else part
+
+
+@app.train("ablation")
+@answered(wire.Ablation)
+def ablate(node: Node, settings: wire.Ablation) -> Answer:
+    """Measure what zeroing each channel does to the accuracy on what is to be forgotten."""
+    forget, _ = node.masks(node.site.train.labels)
+    part = node.site.train.where(forget)
+    if len(part) > settings.max_examples:
+        order = torch.randperm(len(part), generator=node.draws())[: settings.max_examples]
+        part = Part(part.split, part.index[order.sort().values])
+    model = node.model()
+    like = {
+        f"{kind}/{layer.name}": wire.Form((layer.num_channels,), "float64")
+        for layer in layout(model)[:-1]  # the last one's channels are the classes
+        for kind in ("accuracy", "loss")
+    }
+    if not len(part):
+        nothing = {
+            name: torch.zeros(form.shape, dtype=torch.float64) for name, form in like.items()
+        }
+        return {"num-examples": 0, "samples": 0}, Scores(nothing, like)
+    effects = ablation(model, *_all(node, part))
+    state = {f"accuracy/{name}": effect for name, effect in effects.accuracy.items()}
+    state |= {f"loss/{n}": wire.shown_loss(e, len(part)) for n, e in effects.loss.items()}
+    return {"num-examples": len(part), "samples": len(part)}, Scores(state, like)
+
+
+@app.train("channels")
+@answered(wire.FitChannels)
+def fit_channels(node: Node, settings: wire.FitChannels) -> Answer:
+    """Train some channels: on what is retained, and on what is to be forgotten with wrong labels.
+
+    The first message of a request brings the whole model, which the node keeps; the next ones bring
+    the channels' slices only.
+    """
+    layers = layout(build(settings.model_spec, torch.Generator()))
+    channels = checked(from_text(settings.channels), layers)
+    sent: dict[str, Tensor] = dict(node.arrays.to_torch_state_dict())
+    if settings.whole:
+        whole = sent
+        model = loaded(settings.model_spec, whole)  # refuses what does not fit
+        node.store.keep_base(settings.request, whole)
+    else:
+        whole = scatter(node.store.base(settings.request), sent, layers, channels)
+        model = loaded(settings.model_spec, whole)
+    expected = wire.forms(take(whole, layers, channels))
+    model = model.to(node.device)
+    train_only(model, layers, channels)
+    forget, keep = node.masks(node.site.train.labels)
+    part = node.site.train.where(forget | keep)
+    trained = None
+    if len(part):
+        wrong = wrong_labels(
+            part.labels, forget[forget | keep], settings.model_classes, node.draws(" labels")
+        )
+        pick = node.site.pick(part, node.device)
+        relabelled = wrong.to(node.device)
+        num_steps = settings.steps or steps_in(settings.epochs, len(part), settings.batch_size)
+        trained = local_sgd(
+            model,
+            lambda batch: (pick(batch)[0], relabelled[batch.to(node.device)]),
+            minibatches(len(part), settings.batch_size, num_steps, node.draws()),
+            lr=settings.lr,
+            momentum=settings.momentum,
+            precision=settings.precision,
+        )
+    return _worked(len(part), trained), Scores(take(model.state_dict(), layers, channels), expected)
+
+
 @app.evaluate("heldout")
 @answered(wire.Heldout)
 def heldout(node: Node, settings: wire.Heldout) -> Answer:
@@ -405,8 +567,7 @@ def heldout(node: Node, settings: wire.Heldout) -> Answer:
         scores = evaluate(model, pick, len(chosen), settings.model_classes)
         metrics[f"{side}-correct-per-class"] = [float(n) for n in scores.correct]
         metrics[f"{side}-count-per-class"] = [float(n) for n in scores.count]
-        # The loss of a class with one example would be that example's.
-        shown = scores.loss.where(scores.count > 1, 0.0)
+        shown = wire.shown_loss(scores.loss, scores.count)
         metrics[f"{side}-loss-per-class"] = [float(n) for n in shown]
     return metrics, None
 
@@ -464,6 +625,7 @@ def settle(node: Node, settings: wire.Settle) -> Answer:
     """Make a verified request last on this node."""
     spec = settings.forget
     new = node.store.settle(settings.request, settings.action, spec)
+    node.store.drop_bases()
     destroyed = 0
     if settings.destroy and settings.action == "forget":
         if spec.level == "client" and settings.client in spec.clients:
@@ -490,4 +652,7 @@ HANDLERS: Final[dict[str, Callable[..., Message]]] = {
     wire.DESCRIBE: describe,
     wire.CONDENSE: fine_tune,
     wire.SETTLE: settle,
+    wire.REPRESENTATION: represent,
+    wire.ABLATION: ablate,
+    wire.FIT_CHANNELS: fit_channels,
 }

@@ -48,7 +48,7 @@ def ascend(
             has a mean loss of at least this on it, and the climb stops when none is left. Empty to
             climb with all classes to the end.
         freeze_head: Leave `model.classifier` as it is.
-        freeze_stem: Leave `model.stem()` as it is.
+        freeze_stem: Leave `model.stem()` as it is, running statistics included.
 
     Returns:
         Steps, images and mean loss.
@@ -59,10 +59,11 @@ def ascend(
     if not len(labels):
         raise EffaceError("forget data must hold at least one example, got none on this node")
     model.train()
-    frozen = [*model.classifier.parameters()] if freeze_head else []
-    frozen += model.stem() if freeze_stem else []
-    left = {id(p) for p in frozen}
-    weights = [p for p in model.parameters() if id(p) not in left]
+    if freeze_head:
+        model.classifier.requires_grad_(False)
+    if freeze_stem:
+        model.freeze_stem()
+    weights = [p for p in model.parameters() if p.requires_grad]
     depths = torch.tensor(target_losses, device=images.device) if target_losses else None
     losses: list[float] = []
     samples = num_steps = 0

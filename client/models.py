@@ -7,8 +7,8 @@ Shapes: B images, C channels, H rows, W columns, F features, K classes.
 """
 
 import copy
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import TypeVar, cast
 
@@ -35,6 +35,10 @@ class ModelSpec:
         image_size: Rows, equal to columns; at least 8.
         width: Filters of each convolution. ConvNet only; the other models have their paper's.
         depth: Blocks. ConvNet only.
+        pruned: Channels that are 0 for good, in the text form of `client.channels`.
+        compact: Whether those channels are left out: the same outputs from a smaller model.
+
+    The last two are no part of its text, which names the model that they were pruned from.
     """
 
     name: str
@@ -43,6 +47,13 @@ class ModelSpec:
     image_size: int = 32
     width: int = 128
     depth: int = 3
+    pruned: tuple[str, ...] = field(default=(), repr=False)
+    compact: bool = field(default=False, repr=False)
+
+    @property
+    def base(self) -> "ModelSpec":
+        """Return the model before anything was pruned."""
+        return replace(self, pruned=(), compact=False)
 
 
 class Classifier(nn.Module):
@@ -63,16 +74,25 @@ class Classifier(nn.Module):
         """Return the input of the last linear layer, (B, F)."""
         return cast(Tensor, self.body(images))
 
-    def stem(self) -> list[nn.Parameter]:
-        """Return the parameters of the first convolution and the norm behind it."""
-        found: list[nn.Parameter] = []
+    def stem(self) -> list[nn.Module]:
+        """Return the first convolution and the norm behind it.
+
+        Nothing of a body with a single convolution: its stem would be all of it.
+        """
+        found: list[nn.Module] = []
         convolutions = 0
         for module in self.body.modules():
             convolutions += isinstance(module, nn.Conv2d)
             if convolutions == 2:
-                break
-            found += module.parameters(recurse=False)
-        return found
+                return found
+            if any(True for _ in module.parameters(recurse=False)):
+                found.append(module)
+        return []
+
+    def freeze_stem(self) -> None:
+        """Keep the stem as it is in training: its parameters and its norm's running statistics."""
+        for module in self.stem():
+            module.requires_grad_(False).eval()
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits, (B, K)."""
@@ -137,7 +157,14 @@ def _layout(spec: ModelSpec) -> Classifier:
     """Return the model without memory for its tensors; to be copied, never changed."""
     _check(spec)
     with torch.device("meta"):
-        return _BUILDERS[spec.name](spec)
+        model = _BUILDERS[spec.name](spec)
+    if spec.pruned:
+        from client import channels  # which builds on this file
+
+        pruned = channels.prunable(channels.from_text(spec.pruned), channels.layout(model))
+        if spec.compact:
+            channels.shrink_(model, pruned)
+    return model
 
 
 def convnet(spec: ModelSpec) -> Classifier:
@@ -220,6 +247,33 @@ class ResidualBlock(nn.Module):
             shortcut = functional.pad(shortcut, (0, 0, 0, 0, before, self.num_new - before))
         residual = self.norm2(self.conv2(self.relu1(self.norm1(self.conv1(maps)))))
         return cast(Tensor, self.relu2(residual + shortcut))
+
+
+class Spread(nn.Module):
+    """Writes the channels that a compact model kept at their places, among zeros.
+
+    Args:
+        num_channels: Of the model at full size.
+        kept: Channels of the input, in ascending order.
+    """
+
+    positions: Tensor
+
+    def __init__(self, num_channels: int, kept: Sequence[int]) -> None:
+        super().__init__()
+        self.num_channels = num_channels
+        self.kept = tuple(kept)
+        self.register_buffer("positions", None, persistent=False)
+        self.reset_positions()
+
+    def reset_positions(self) -> None:
+        """Fill in the positions, on the CPU, where a layout without memory has them too."""
+        self.positions = torch.tensor(self.kept, device="cpu")
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Return (B, num_channels, H, W) for (B, kept, H, W)."""
+        zeros = maps.new_zeros(len(maps), self.num_channels, *maps.shape[2:])
+        return zeros.index_copy(1, self.positions, maps)
 
 
 def cifar_resnet(spec: ModelSpec) -> Classifier:
@@ -339,5 +393,7 @@ def _initialise(module: nn.Module, generator: torch.Generator, *, he: bool) -> N
             module.bias.uniform_(-bound, bound, generator=generator)
     elif isinstance(module, (nn.BatchNorm2d, nn.GroupNorm)):
         module.reset_parameters()  # constants: nothing is drawn
+    elif isinstance(module, Spread):
+        module.reset_positions()
     elif any(True for _ in module.parameters(recurse=False)):
         raise TypeError(f"every layer type must be initialised here, got {type(module).__name__}")

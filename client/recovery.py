@@ -8,8 +8,10 @@ images down while the rest is recovered, so that they do not creep back; `freeze
 first layer, whose edges and blobs serve any class, as it is.
 """
 
+from collections.abc import Sequence
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from client.models import Classifier
@@ -73,15 +75,15 @@ def descend(
             `batch_size` of them.
         hold: Weight of the bounded output term.
         hold_features: Weight of the feature term.
-        freeze_stem: Leave `model.stem()` as it is: almost half of a step's time on small images.
+        freeze_stem: Leave the model's stem as it is: almost half of a step's time on small images.
 
     Returns:
         Steps, images (held ones included) and mean loss on `images`.
     """
     model.train()
     if freeze_stem:
-        for weight in model.stem():
-            weight.requires_grad_(False)
+        model.freeze_stem()
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d) and m.training]
     weights = [p for p in model.parameters() if p.requires_grad]
     optimiser = torch.optim.SGD(weights, lr=lr, momentum=momentum)
     num_steps = steps_in(epochs, len(labels), batch_size)
@@ -95,12 +97,11 @@ def descend(
     samples = 0
     for batch in minibatches(len(labels), batch_size, num_steps, generator):
         size = len(batch)
-        inputs = images[batch]
         if held is not None and chosen is not None:
-            # One pass for both: every model's features of an image are its own.
             rows = next(chosen)
-            inputs = torch.cat([inputs, held[0][rows]])
-        features = model.features(inputs)
+            features = _features(model, images[batch], held[0][rows], norms)
+        else:
+            features = model.features(images[batch])
         logits = model.classifier(features)
         loss = cross_entropy(logits[:size], labels[batch])
         losses.append(loss.detach())
@@ -112,9 +113,35 @@ def descend(
                 outputs=hold,
                 on_features=hold_features,
             )
-        samples += len(inputs)
+        samples += len(features)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
     mean = float(torch.stack(losses).double().mean()) if losses else 0.0
     return Trained(len(losses), samples, mean)
+
+
+def _features(
+    model: Classifier, images: Tensor, held: Tensor, norms: Sequence[nn.Module]
+) -> Tensor:
+    """Return the features of `images`, then those of `held`, which leaves the former unchanged.
+
+    Without BatchNorm an image's features are its own, and one pass does for both. BatchNorm in
+    training mixes what shares a batch, so that there the held images pass by themselves and under
+    the running statistics: as the model is judged, and without a trace in these.
+
+    Args:
+        model: In training mode.
+        images: `(n, C, H, W)`.
+        held: `(m, C, H, W)`.
+        norms: The model's BatchNorms in training mode.
+    """
+    if not norms:
+        return model.features(torch.cat([images, held]))
+    features = model.features(images)
+    for norm in norms:
+        norm.eval()
+    apart = model.features(held)
+    for norm in norms:
+        norm.train()
+    return torch.cat([features, apart])

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -17,6 +18,12 @@ from client.seeds import generator
 from client.wire import Common, ForgetSpec
 
 NodeConfig = Mapping[str, bool | float | int | str]
+
+SIMULATED_STORES: Final = "EFFACE_STORE"
+"""Environment variable that our engines set for the nodes they simulate, and nobody else: the
+folder of those nodes' stores."""
+
+NODE_CONFIG: Final = '--node-config \'data="npz:/path" store="/path"\''
 
 
 @dataclass(frozen=True)
@@ -77,10 +84,12 @@ class Site:
 def open_site(settings: Common, node: NodeConfig) -> Site:
     """Return the data of the node that `settings` is addressed to.
 
-    A node whose operator names `data` uses that and nothing else. Any other node is a simulated
-    one: its share of the data set that the coordinator names, by its `partition-id`.
+    A node whose operator names `data` uses that and nothing else. Any other node takes its share,
+    by its `partition-id`, of the data set that the coordinator names: a published one, or, where
+    our own engines simulate the node, any file.
 
     Raises:
+        BadSetting: If the coordinator names a file that this node must not open.
         DataError: If the data cannot be read, or do not fit the model.
     """
     directory = node.get("data-dir") or os.environ.get("EFFACE_DATA_DIR")
@@ -89,7 +98,12 @@ def open_site(settings: Common, node: NodeConfig) -> Site:
     if not own and "partition-id" not in node:
         raise DataError(
             "node config must name data, or a partition-id for a simulated node, got neither; "
-            "start the SuperNode with --node-config 'data=\"npz:/path\"'"
+            f"start the SuperNode with {NODE_CONFIG}"
+        )
+    if not own and not os.environ.get(SIMULATED_STORES) and settings.dataset not in datasets.NAMES:
+        raise BadSetting(
+            f"dataset must be one of {', '.join(datasets.NAMES)} on a node that names no data of "
+            f"its own, got {settings.dataset!r}; its operator names what it holds: {NODE_CONFIG}"
         )
     data = _own_data(str(own), data_dir) if own else datasets.load(settings.dataset, data_dir)
     _check_fit(data, settings)

@@ -1,7 +1,8 @@
 """Show a site's operator what the node's store holds: the contact sheet of synthetic images.
 
 Synthetic images resemble real ones closely, so they are personal data. This page is for the
-site alone: it is written for its owner only, and no message of the node ever carries it.
+site alone: it is written for its owner only, and no message of the node ever carries it. In the
+store, under the name `client.store.REPORT`, it is destroyed together with the images.
 """
 
 import base64

@@ -6,11 +6,14 @@ synthetic images resemble real ones closely, they are personal data.
 
     <folder>/state.json                          tombstones and applied requests
     <folder>/<lineage>/<generation>.safetensors  synthetic images and labels of one training round
+    <folder>/base-<request>.safetensors          the model that a running request started from
+    <folder>/site-report.html                    the images as a page, if the operator asked for it
 
 Every file is written under a temporary name, flushed and renamed. The two newest generations are
 kept, so that a training message that arrives twice starts twice from the same images.
 """
 
+import hashlib
 import json
 import os
 import re
@@ -22,7 +25,7 @@ from typing import Any, BinaryIO, Final
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from client.errors import StoreError
@@ -30,6 +33,7 @@ from client.wire import ForgetSpec
 
 FORMAT: Final = 1
 KEPT_GENERATIONS: Final = 2
+REPORT: Final = "site-report.html"  # see client/site_report.py
 
 
 @dataclass(frozen=True)
@@ -126,6 +130,8 @@ class Store:
     def destroy(self, lineage: str | None = None, classes: tuple[int, ...] | None = None) -> int:
         """Destroy synthetic images and return how many of the newest generations' are gone.
 
+        The store's report page goes, too: it may show them.
+
         Args:
             lineage: Only this lineage; None for all of them.
             classes: Only images of these classes; None for all of them.
@@ -133,6 +139,8 @@ class Store:
         Raises:
             StoreError: If `classes` are named and a file is damaged: nobody can say what it holds.
         """
+        for page in [*self.folder.glob(REPORT), *self.folder.glob(f".{REPORT}.*")]:
+            _overwrite(page)
         lineages = [lineage] if lineage is not None else self._lineages()
         destroyed = 0
         for name in lineages:
@@ -161,6 +169,41 @@ class Store:
                     Generation(lineage, number, path, path.stat().st_size, by_class, model)
                 )
         return found
+
+    # -- the model at a request's start ----------------------------------------------------------
+
+    def keep_base(self, request: str, state: Mapping[str, Tensor]) -> None:
+        """Keep the model that `request` started from, in place of any other request's.
+
+        Parameters came from the coordinator: they are no personal data.
+        """
+        path = self._base(request)
+        self.drop_bases(but=path)
+        write_private(path, save({name: tensor.contiguous() for name, tensor in state.items()}))
+
+    def base(self, request: str) -> dict[str, Tensor]:
+        """Return the model that `request` started from.
+
+        Raises:
+            StoreError: If it is not here, or damaged.
+        """
+        path = self._base(request)
+        if not path.exists():
+            raise StoreError(
+                f"base model of {request} must exist on node, got none; the whole model must come "
+                "first"
+            )
+        return _read_base(path)
+
+    def drop_bases(self, but: Path | None = None) -> None:
+        """Remove every kept base model, except `but`."""
+        for path in self.folder.glob("base-*.safetensors"):
+            if path != but:
+                path.unlink(missing_ok=True)
+
+    def _base(self, request: str) -> Path:
+        digest = hashlib.sha256(request.encode()).hexdigest()[:16]
+        return self.folder / f"base-{digest}.safetensors"
 
     # -- tombstones ------------------------------------------------------------------------------
 
@@ -230,7 +273,12 @@ class Store:
             mode = path.stat().st_mode & 0o777
             if mode & 0o077:
                 problems.append(f"{path} must be readable by its owner alone, got mode {mode:o}")
-            if path.suffix == ".safetensors":
+            if path.suffix == ".safetensors" and path.parent == self.folder:
+                try:
+                    _read_base(path)
+                except StoreError as error:
+                    problems.append(str(error))
+            elif path.suffix == ".safetensors":
                 try:
                     images, _, _ = _read(path)
                     if not torch.isfinite(images).all():
@@ -239,6 +287,11 @@ class Store:
                     problems.append(str(error))
             elif path.name.startswith(".") and path.is_file():
                 problems.append(f"{path} is left over from an interrupted write; delete it")
+            elif path.is_file() and path.name not in ("state.json", REPORT):
+                problems.append(
+                    f"{path} must lie elsewhere: no file of the store, `efface store destroy` "
+                    "leaves it as it is"
+                )
         return problems
 
     # -- paths -----------------------------------------------------------------------------------
@@ -284,6 +337,16 @@ def _read(path: Path) -> tuple[Tensor, Tensor, str]:
             f"{tuple(images.shape)} and {tuple(labels.shape)}"
         )
     return images, labels, str(metadata.get("model"))
+
+
+def _read_base(path: Path) -> dict[str, Tensor]:
+    try:
+        return dict(load_file(path))
+    except (SafetensorError, OSError) as error:
+        raise StoreError(
+            f"{path} must be a whole safetensors file, got {error}; delete it: the coordinator "
+            "sends the model again"
+        ) from error
 
 
 def _write(path: Path, synthetic: SyntheticSet, model: str) -> None:

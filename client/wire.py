@@ -7,6 +7,7 @@ answer is built, and it lets through nothing that is not declared here.
 
 import hashlib
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from functools import lru_cache
@@ -30,6 +31,9 @@ HELDOUT: Final = "evaluate.heldout"  # accuracy and loss on the client's held-ou
 DESCRIBE: Final = "query.describe"  # counts only
 CONDENSE: Final = "query.condense"  # fine-tune the synthetic set (dataset condensation)
 SETTLE: Final = "query.settle"  # write or lift a tombstone, destroy what it covers
+REPRESENTATION: Final = "train.representation"  # class-wise sums of channel activations
+ABLATION: Final = "train.ablation"  # effect of every channel on the forget data
+FIT_CHANNELS: Final = "train.channels"  # local SGD of chosen channels; only their slices go up
 
 LEVELS: Final = ("none", "class", "client")
 
@@ -57,10 +61,23 @@ METRICS: Final[Mapping[str, str]] = MappingProxyType(
         "forget-count-per-class": "per-class",
         "forget-loss-per-class": "per-class",
         "count-train-per-class": "per-class",
+        "count-per-class": "per-class",  # examples behind a class's sums
         "applied": "scalar",  # 1 if the request had been applied already
         "destroyed": "scalar",  # synthetic images destroyed
     }
 )
+
+MIN_EXAMPLES: Final = 2  # behind a loss that goes up
+
+
+def shown_loss(loss: Tensor, num_examples: Tensor | int) -> Tensor:
+    """Return what of a loss may go up: 0 where it is not over at least 2 distinct examples.
+
+    Args:
+        loss: Any shape.
+        num_examples: Distinct examples behind each loss, or behind all of them.
+    """
+    return torch.where(torch.as_tensor(num_examples) >= MIN_EXAMPLES, loss, 0.0)
 
 
 @lru_cache(maxsize=1)  # the sources do not change while a process lives
@@ -118,6 +135,14 @@ def one_of(*values: str) -> Rule:
 
 def text() -> Rule:
     return Rule(lambda v: 0 < len(v) <= 200, "be a text of 1 to 200 characters")
+
+
+def name() -> Rule:
+    """Return the rule of what may name a folder in a node's store: nothing leads out of it."""
+    return Rule(
+        lambda v: re.fullmatch(r"[^\W_][\w .-]{0,63}", v) is not None,
+        "be 1 to 64 letters, digits, spaces, '.', '_' or '-', the first a letter or digit",
+    )
 
 
 ANY: Final = Rule(lambda v: True, "be given")
@@ -201,14 +226,17 @@ _losses: Final = Rule(
 )
 
 
+_texts: Final = Rule(lambda v: all(type(t) is str and t for t in v), "be a list of texts")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Common(Settings):
     """What every message carries: who, which run, which model and data, what is to be forgotten."""
 
-    client: str = setting(text())  # the node addressed, as the federation knows it
+    client: str = setting(name())  # the node addressed, as the federation knows it
     fingerprint: str = setting(Rule(lambda v: len(v) == 64, "be a SHA-256 in hexadecimal"))
     request: str = setting(text())
-    lineage: str = setting(text())  # names the synthetic sets that belong to this model
+    lineage: str = setting(name())  # names the synthetic sets that belong to this model
     phase: str = setting(text())
     server_round: int = setting(at_least(0), 0)
     seed: int = setting(Rule(lambda v: 0 <= v < 2**63, "lie in [0, 2^63)"))
@@ -227,6 +255,8 @@ class Common(Settings):
     model_image_size: int = setting(at_least(8))
     model_width: int = setting(at_least(1), 128)
     model_depth: int = setting(between(1, 8), 3)
+    model_pruned: list[str] = setting(_texts, [])  # channels without effect (client.channels)
+    model_compact: bool = setting(ANY, False)  # they are not there any more
 
     device: str = setting(
         Rule(lambda v: v.split(":")[0] in ("auto", "cpu", "cuda"), "be auto, cpu or cuda"), "auto"
@@ -268,6 +298,8 @@ class Common(Settings):
             image_size=self.model_image_size,
             width=self.model_width,
             depth=self.model_depth,
+            pruned=tuple(self.model_pruned),
+            compact=self.model_compact,
         )
 
 
@@ -348,6 +380,34 @@ class Settle(Common):
     destroy: bool = setting(ANY, False)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Representation(Common):
+    """Class-wise sums of every convolution channel's pooled activation, on the training part."""
+
+    samples_per_class: int = setting(at_least(0), 0)  # 0 for all
+    batch_size: int = setting(at_least(1), 256)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ablation(Common):
+    """Effect of zeroing each channel on the node's forget data."""
+
+    max_examples: int = setting(at_least(1), 256)  # examples looked at, at most
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitChannels(Common):
+    """Local SGD of some channels; the node keeps the rest of the model from the request's start."""
+
+    channels: list[str] = setting(_texts)
+    whole: bool = setting(ANY, True)  # the arrays are the whole model, not the channels' slices
+    steps: int = setting(at_least(0), 0)  # T; 0 to count in epochs
+    epochs: int = setting(at_least(0), 0)
+    batch_size: int = setting(at_least(1), 64)
+    lr: float = setting(positive())  # eta
+    momentum: float = setting(between(0.0, 0.999), 0.0)
+
+
 SETTINGS: Final[Mapping[str, type[Common]]] = MappingProxyType(
     {
         FIT: Fit,
@@ -357,6 +417,9 @@ SETTINGS: Final[Mapping[str, type[Common]]] = MappingProxyType(
         DESCRIBE: Describe,
         CONDENSE: Condense,
         SETTLE: Settle,
+        REPRESENTATION: Representation,
+        ABLATION: Ablation,
+        FIT_CHANNELS: FitChannels,
     }
 )
 
@@ -390,7 +453,7 @@ def reply(
     *,
     num_classes: int,
     state: Mapping[str, Tensor] | None = None,
-    like: ArrayRecord | None = None,
+    like: Mapping[str, "Form"] | None = None,
 ) -> Message:
     """Return the answer to `message`: exactly one ArrayRecord and one MetricRecord.
 
@@ -399,8 +462,9 @@ def reply(
         metrics: Numbers by name, each declared in `METRICS`; "per-class" ones as lists of
             `num_classes` numbers.
         num_classes: Classes of the model.
-        state: New parameters and buffers by name, or None for an answer without arrays.
-        like: The arrays that came down: `state` must have the same names, shapes and dtypes.
+        state: Parameters, buffers, slices of them or channel scores, by name; None for an answer
+            without arrays.
+        like: What `state` must look like: the same names, shapes and dtypes.
 
     Raises:
         EffaceError: If anything undeclared would go up, or a value is not finite.
@@ -418,20 +482,36 @@ def reply(
             raise EffaceError(f"metric {name} must be a finite number, got {value!r}")
     arrays = ArrayRecord()
     if state is not None:
-        arrays = _parameters(state, like if like is not None else ArrayRecord())
+        arrays = _parameters(state, like or {})
     counted = {**metrics, "code": code_number(fingerprint())}
     content = RecordDict({"arrays": arrays, "metrics": MetricRecord(cast(Any, counted))})
     return Message(content=content, reply_to=message)
 
 
-def _parameters(state: Mapping[str, Tensor], like: ArrayRecord) -> ArrayRecord:
+@dataclass(frozen=True)
+class Form:
+    """What an array looks like: shape, and dtype as numpy names it."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+
+def forms(arrays: Mapping[str, Any]) -> dict[str, Form]:
+    """Return the forms of a record's arrays, or of tensors."""
+    return {
+        name: Form(tuple(array.shape), str(array.dtype).removeprefix("torch."))
+        for name, array in arrays.items()
+    }
+
+
+def _parameters(state: Mapping[str, Tensor], like: Mapping[str, Form]) -> ArrayRecord:
     if set(state) != set(like):
         odd = sorted(set(state) ^ set(like))
-        raise EffaceError(f"reply must hold the parameters that came down and no others, got {odd}")
+        raise EffaceError(f"reply must hold the arrays that were asked for alone, got {odd}")
     for name, tensor in state.items():
-        if tuple(tensor.shape) != tuple(like[name].shape):
+        if tuple(tensor.shape) != like[name].shape:
             raise EffaceError(
-                f"array {name} must have shape {tuple(like[name].shape)}, got {tuple(tensor.shape)}"
+                f"array {name} must have shape {like[name].shape}, got {tuple(tensor.shape)}"
             )
         if tensor.dtype != getattr(torch, like[name].dtype, None):
             raise EffaceError(f"array {name} must be {like[name].dtype}, got {tensor.dtype}")

@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # it brings torch and Flower along
     from server.progress import Listener
 
 MODELS: Final = ("original", "retrained", "unlearned", "recovered", "relearned")
-PHASES: Final = ("train", "unlearn", "recover", "relearn", "retrain")
+PHASES: Final = ("train", "score", "unlearn", "recover", "relearn", "retrain")
 NOTHING: Final = "–"
 BETWEEN: Final = "preparing and measuring"
 
@@ -115,7 +115,8 @@ def result(record: Mapping[str, Any]) -> list[RenderableType]:
         shown.append(speed)
     verdict = record.get("verdict")
     if verdict:
-        shown.append(f"Verdict: {'passed' if verdict['passed'] else 'failed'}")
+        words = {True: "passed", False: "failed", None: "open, nothing tells"}
+        shown.append(f"Verdict: {words[verdict['passed']]}")
         shown += [f"  {reason}" for reason in verdict["reasons"]]
         shown += [f"  not measured: {name}" for name in verdict["not_measured"]]
     if record.get("report"):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from client import datasets
 from client.datasets import DataSet, Split
 from client.evaluation import Scores, evaluate, relearning_curve
-from client.models import ModelSpec, build
+from client.models import ModelSpec, loaded
 from client.seeds import generator
 from client.wire import ForgetSpec
 from server.federation import GridFederation
@@ -51,9 +51,7 @@ class Judge:
 
     def model(self, arrays: ArrayRecord) -> nn.Module:
         """Return the network with these weights."""
-        network = build(self.spec, torch.Generator())
-        network.load_state_dict(arrays.to_torch_state_dict())
-        return network
+        return loaded(self.spec, arrays.to_torch_state_dict())
 
     def test(self, arrays: ArrayRecord) -> Scores | None:
         """Return the scores on the coordinator's test part."""
@@ -93,7 +91,7 @@ class Judge:
         Classes are judged on the coordinator's test part, clients on their own held-out part.
         Where the coordinator has no data, everything is held-out data.
         """
-        sides = federation.heldout(arrays)
+        sides = federation.heldout(arrays, self.spec)
         heldout = {
             "forget_accuracy": sides.forget.accuracy(),
             "retain_accuracy": sides.retain.accuracy(),
@@ -184,7 +182,8 @@ def verdict(
             points.
 
     Returns:
-        `{"passed": bool, "reasons": [str, ...], "not_measured": [str, ...]}`.
+        `{"passed": bool or None, "reasons": [str, ...], "not_measured": [str, ...]}`: None where
+        nothing could be measured that would tell.
     """
     result, retrained = record["recovered"], record.get("retrained")
     reasons: list[str] = []
@@ -227,7 +226,8 @@ def verdict(
             f"{'within' if held else 'beyond'} +{max_relearning_gap:g}"
             + ("" if held else ": the class is hidden, not forgotten")
         )
-    return {"passed": passed, "reasons": reasons, "not_measured": unknown}
+    # Without any measure the result is neither shown to have forgotten nor not to have.
+    return {"passed": passed if reasons else None, "reasons": reasons, "not_measured": unknown}
 
 
 def _curve_mean(scores: Mapping[str, Any] | None) -> float | None:

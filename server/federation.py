@@ -10,11 +10,14 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
 from client import wire
+from client.channels import Channels, compact, to_text
+from client.errors import BadSetting
 from client.evaluation import Scores
-from client.wire import Common, Condense, Describe, ForgetSpec, Heldout
+from client.models import ModelSpec
+from client.wire import Common, Condense, Describe, Fit, ForgetSpec, Heldout
 from server.grid import NamedGrid
 from server.journal import Journal
-from strategies.federation import Accuracies
+from strategies.federation import Accuracies, Samples
 from strategies.rounds import ClientLost, Failure, NothingTouched, Rounds, checked
 
 S = TypeVar("S", bound=Common)
@@ -79,6 +82,9 @@ class GridFederation:
         common: Values that every message carries (see `client.wire.Common`).
         journal: Remembers what was done, so that a stopped request goes on where it was.
         on_round: Called after every round, outside the timing; what it returns is kept in `notes`.
+        training: Settings of an ordinary round (see `client.wire.Fit`).
+        own_samples: The coordinator's own examples, if it has any.
+        findings: What the method explained of itself.
         costs: Cost by phase, read from the journal for rounds done earlier.
         notes: What `on_round` returned, in order, resumed rounds included.
     """
@@ -87,6 +93,9 @@ class GridFederation:
     common: dict[str, Any]
     journal: Journal
     on_round: OnRound = lambda done, model: None
+    training: dict[str, Any] = field(default_factory=dict)
+    own_samples: Samples | None = None
+    findings: dict[str, Any] = field(default_factory=dict)
     costs: dict[str, Cost] = field(default_factory=dict)
     notes: list[dict[str, Any]] = field(default_factory=list)
     _stretches: int = 0
@@ -110,8 +119,40 @@ class GridFederation:
 
     def settings(self, kind: type[S], **values: Any) -> S:
         """Return a message's settings: the request's own, completed by `values`."""
-        filled = {"client": "?", "phase": "?", **self.common, **values}
+        filled = {"client": "unaddressed", "phase": "?", **self.common, **values}
         return kind(**filled).check()
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The model, with the channels that are pruned already."""
+        return self.settings(Describe).model_spec
+
+    def prune(self, channels: Channels) -> None:
+        """Have these channels, and no others, be without effect in all that follows."""
+        self.common["model_pruned"] = to_text(channels)
+
+    def compact(self, model: ArrayRecord) -> ArrayRecord:
+        """Return `model` without its pruned channels, which are gone in all that follows."""
+        _, state = compact(self.spec, model.to_torch_state_dict())
+        self.common["model_compact"] = True
+        return from_numpy({name: tensor.numpy() for name, tensor in state.items()})
+
+    def ordinary(self, **values: Any) -> Fit:
+        """Return the settings of an ordinary round of training (see the protocol)."""
+        return self.settings(Fit, **{**self.training, **values})
+
+    def samples(self) -> Samples:
+        """Return the coordinator's own examples (see the protocol)."""
+        if self.own_samples is None:
+            raise BadSetting(
+                "server-samples must name the coordinator's own examples, got none; try "
+                "--server-samples test:1600 or npz:PATH"
+            )
+        return self.own_samples
+
+    def explain(self, **findings: Any) -> None:
+        """Put what the method found into the request's record."""
+        self.findings |= findings
 
     def run(
         self, phase: str, rounds: Rounds, model: ArrayRecord, *, num_rounds: int
@@ -133,19 +174,46 @@ class GridFederation:
                 model = from_numpy(arrays)
             for number in range(done + 1, num_rounds + 1):
                 model, finished = self._round(rounds, model, first + number, first + num_rounds)
-                history.append(
-                    {"cost": vars(finished.cost), "note": self.on_round(finished, model)}
-                )
+                note = self.on_round(finished, model) if rounds.changes_model else None
+                history.append({"cost": vars(finished.cost), "note": note})
                 if number < num_rounds:
                     self.journal.save_round(key, number, to_numpy(model), history)
             return to_numpy(model), history
 
-        arrays, history = self.journal.arrays(key, rest)
+        return self._remember(phase, *self.journal.arrays(key, rest))
+
+    def _remember(
+        self,
+        phase: str,
+        arrays: dict[str, np.ndarray[Any, Any]],
+        history: list[dict[str, Any]],
+    ) -> ArrayRecord:
         for entry in history:
             self._add(phase, Cost(**entry["cost"]))
             if entry["note"] is not None:
                 self.notes.append(entry["note"])
         return from_numpy(arrays)
+
+    def locally(
+        self,
+        phase: str,
+        work: Callable[[], tuple[ArrayRecord, int]],
+        *,
+        changes_model: bool = True,
+    ) -> ArrayRecord:
+        """Do work on this machine (see the protocol); it is not done again after a stop."""
+        self._stretches += 1
+        number = self._rounds_of[phase] = self._rounds_of.get(phase, 0) + 1
+
+        def once() -> tuple[dict[str, np.ndarray[Any, Any]], Any]:
+            started = time.perf_counter()
+            model, samples = work()
+            cost = Cost(seconds=time.perf_counter() - started, samples=samples)
+            done = Round(phase, number, number, cost, 0.0, 0)
+            note = self.on_round(done, model) if changes_model else None
+            return to_numpy(model), [{"cost": vars(cost), "note": note}]
+
+        return self._remember(phase, *self.journal.arrays(f"{phase}-{self._stretches}", once))
 
     def _round(
         self, rounds: Rounds, model: ArrayRecord, number: int, planned: int
@@ -238,9 +306,15 @@ class GridFederation:
         known = max((accuracy for accuracy in each if accuracy is not None), default=None)
         return Accuracies(known, found.retain.accuracy())
 
-    def heldout(self, model: ArrayRecord) -> Sides:
-        """Return the scores on the clients' held-out parts."""
-        return self._heldout(self.settings(Heldout, phase="evaluate"), model, phase="evaluate")
+    def heldout(self, model: ArrayRecord, spec: ModelSpec) -> Sides:
+        """Return the scores of a model, which `spec` describes, on the clients' held-out parts."""
+        told = self.settings(
+            Heldout,
+            phase="evaluate",
+            model_pruned=list(spec.pruned),
+            model_compact=spec.compact,
+        )
+        return self._heldout(told, model, phase="evaluate")
 
     def _heldout(self, settings: Heldout, model: ArrayRecord, *, phase: str) -> Sides:
         answers = self._ask(wire.HELDOUT, settings, model, phase=phase, name=f"heldout-{phase}")

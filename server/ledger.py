@@ -49,7 +49,7 @@ VERSION_STATES: tuple[str, ...] = ("trial", "candidate", "in-service", "supersed
 
 # A request's whole life. What is not listed cannot happen.
 TRANSITIONS: Mapping[str, tuple[str, ...]] = {
-    "received": ("running",),
+    "received": ("running", "aborted"),
     "running": ("done", "failed", "interrupted"),
     "interrupted": ("running", "aborted"),
     "done": (),
@@ -390,7 +390,7 @@ class Ledger:
             return [_request_row(row) for row in found]
 
     def abort(self, request_id: str, reason: str | None = None) -> RequestRow:
-        """Give an interrupted request up; its base version stays as it was."""
+        """Give a received or interrupted request up; its base version stays as it was."""
         with self._write() as session:
             row = self._move(session, request_id, "aborted")
             row.reason = reason or row.reason

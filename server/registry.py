@@ -42,6 +42,7 @@ WEIGHTS_NAME = "model.safetensors"
 CARD_NAME = "card.json"
 BUILDING_PREFIX = ".building-"
 NOTE_KEY = "efface"
+DEMO_PREFIX = "demo "  # opens the name of a demonstration's federation, which nobody relies on
 
 
 class RegistryError(EffaceError):
@@ -248,6 +249,7 @@ class Registry:
 
         Args:
             name: An id, `latest` (the newest, trials included), or `in-service`, which None means.
+                A demonstration's is meant only where nothing else serves.
             federation: Only versions of this federation, if given.
 
         Raises:
@@ -263,7 +265,8 @@ class Registry:
             return row
         rows = self._ledger.versions(federation)
         serving = [row for row in rows if row.state == "in-service"]
-        rows = rows[-1:] if name == "latest" else serving
+        real = [row for row in serving if not row.federation.startswith(DEMO_PREFIX)]
+        rows = rows[-1:] if name == "latest" else real or serving[-1:]
         whose = f" of {federation}" if federation else ""
         if not rows:
             raise RegistryError(

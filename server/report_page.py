@@ -93,6 +93,9 @@ tr.yardstick > * { background: var(--soft); } tr.yardstick > th { box-shadow: -.
 tr.yardstick + tr:not(.yardstick) > *, tr.total > * { border-top: 1px solid var(--muted); }
 tr.total > *, tr.forgotten > * { font-weight: 650; } tr.forgotten > * { color: var(--plot-forget); }
 td.missing { text-align: left; color: var(--muted); font-style: italic; white-space: normal; }
+#channels td:last-child, #channels thead th:last-child { text-align: left; white-space: normal; }
+summary { cursor: pointer; } details.more { margin: .9rem 0; } details.more > summary { color: var(--muted); font-size: .93rem; }
+figure.layer { margin: .7rem 0 1.1rem; }
 .narrow table { width: auto; min-width: 20rem; }
 figure { margin: 1rem 0; } figure svg { display: block; width: 100%; height: auto; overflow: visible; }
 figcaption { color: var(--muted); font-size: .87rem; margin-top: .3rem; max-width: 44rem; }
@@ -192,6 +195,28 @@ footer { margin-top: 3rem; padding-top: .8rem; border-top: 1px solid var(--rule)
 </section>
 {% endif %}
 
+{% if channels %}
+<section id="channels">
+<h2>Channels</h2>
+<p>{{ channels.summary }}{% if channels.action == "pruned" %} A pruned channel gives nothing from then on; channels that earlier requests pruned are counted in.{% elif channels.action == "trained" %} Only these were trained to forget; every other weight stayed as it was in that phase.{% endif %}</p>
+{% if channels.open %}
+<h3>{{ channels.title }}</h3>
+<p class="note">The stronger the tone, the higher the score{{ "" if channels.by_class else ", in each row on a scale of its own" }}; blank is zero or below, a thin line not measured. Marks above the rows show the channels {{ channels.action }}{{ "; the forgotten classes are framed" if channels.by_class else "" }}.{% if channels.cut %} Of the classes, the forgotten are shown (ten at most) and the ten others that score highest on the channels {{ channels.action }}.{% endif %}{% if channels.folded %} The layers with the most channels {{ channels.action }} come first; the others can be opened below them.{% endif %}</p>
+{% for plot in channels.open %}
+<figure class="layer">{{ plot }}</figure>
+{% endfor %}
+{% if channels.folded %}
+<details class="more"><summary>The other {{ channels.folded | length }} layer{{ "" if channels.folded | length == 1 else "s" }}</summary>
+{% for plot in channels.folded %}
+<figure class="layer">{{ plot }}</figure>
+{% endfor %}
+</details>
+{% endif %}
+{% endif %}
+{{ show(channels.table, "Layer", "Channels " ~ channels.action ~ " in each layer") }}
+</section>
+{% endif %}
+
 {% if costs %}
 <section id="cost">
 <h2>Cost</h2>
@@ -201,7 +226,10 @@ footer { margin-top: 3rem; padding-top: .8rem; border-top: 1px solid var(--rule)
 <figcaption>Wall time of each phase without evaluation, on one linear scale.</figcaption>
 </figure>
 {% endif %}
-{{ show(costs, "Phase", "Wall time excludes evaluation; client time is summed over clients; samples are counted each time they are touched; asking and measuring: counts asked of the clients, their held-out data, the guard") }}
+{{ show(costs, "Phase", "Wall time excludes evaluation; client time is summed over clients; samples are counted each time they are touched; asking and measuring: counts asked of the clients, their held-out data, the guard" ~ ("; score: channels are measured, the model stays as it is" if scored else "")) }}
+{% if round_sizes %}
+<div class="narrow">{{ show(round_sizes, "Message", "What a client sends up in one round, against the model’s arrays: bytes up divided by rounds and by all clients, whether they took part or not") }}</div>
+{% endif %}
 {% if speed_up %}
 <h3>Speed-up over retraining</h3>
 <div class="narrow">{{ show(speed_up.table, "Against retraining", "Wall time of retraining divided by wall time of forgetting") }}</div>
@@ -223,7 +251,7 @@ footer { margin-top: 3rem; padding-top: .8rem; border-top: 1px solid var(--rule)
 <li>It is statistical evidence, not proof. It shows how the model behaves on test data; it does not show that nothing of the forgotten data is left in the weights.</li>
 <li>Accuracy alone cannot tell hidden from forgotten: a model may score 0 % on a class and yet have it back after a few training steps. That is why relearning is measured beside it{{ "" if curve_measured else "; here it was not" }}.</li>
 {% if retrained %}
-<li>Retrained is a single model from a single seed. Another retraining would differ by some points; gaps of that size mean nothing. This page calls forget accuracy equal within {{ accuracy_tolerance }} points, and the relearning curve within reach up to {{ relearning_tolerance }} points above Retrained’s mean.</li>
+<li>Retrained is a single model from a single seed. Another retraining would differ by some points; gaps of that size mean nothing. This page calls forget accuracy within reach up to {{ accuracy_tolerance }} points, and the relearning curve within reach up to {{ relearning_tolerance }} points above Retrained’s mean.</li>
 {% else %}
 <li>Without Retrained there is no yardstick: the numbers say how the model changed, not whether it changed as far as it should. <code>--compare retrain</code> measures it.</li>
 {% endif %}

@@ -5,8 +5,8 @@ import logging
 import os
 import tempfile
 import threading
-import time
 from dataclasses import fields, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,14 +16,16 @@ from flwr.serverapp import Grid
 from client import wire
 from client.errors import EffaceError
 from client.wire import Describe
+from server import records
 from server.engines import superlink
 from server.federation import Cost, Round
 from server.grid import LOCAL_POLL_SECONDS, REMOTE_POLL_SECONDS, Interrupted, NamedGrid
 from server.home import Home, write_json
 from server.ledger import RequestRow
 from server.progress import EventFile, Everyone, Listener
+from server.registry import DEMO_PREFIX
 from server.report import write_report
-from server.service import Service, VerificationFailed, server_data
+from server.service import Service, VerificationFailed, essence, server_data
 from server.settings import RunSettings, parse
 from strategies.rounds import Failure
 
@@ -48,6 +50,8 @@ def run(settings: RunSettings, listener: Listener) -> dict[str, Any]:
         KeyboardInterrupt: If it is stopped; the same call takes it up again.
     """
     home = open_home(settings.home)
+    if not settings.simulated:
+        superlink.check_connection(settings.superlink)  # before anything is written down
     with home.lock(LOCK_SECONDS):
         service = Service.open(home)
         service.ledger.interrupt_running("the process that ran it ended without a word")
@@ -121,10 +125,9 @@ def _ray(
 def _superlink(
     home: Home, row: RequestRow, settings: RunSettings, listener: Listener
 ) -> dict[str, Any]:
-    connection = settings.connection or "efface"
+    connection = settings.superlink
     events = home.runs / row.id / "events.jsonl"
     seen = _Tail(events, listener)
-    superlink.check_connection(connection)
     with tempfile.TemporaryDirectory() as folder:
         # The defaults travel in the bundle: -c may set only keys that are in it.
         app = superlink.stage_app(Path(folder) / "app", defaults())
@@ -143,23 +146,34 @@ def _superlink(
         raise
     except superlink.RunFailedError as error:
         seen.read()
-        raise _why(home, row.id, error) from error
+        return _after_failure(home, row.id, error)
     seen.read()
-    record = home.runs / row.id / "record.json"
-    found: dict[str, Any] = json.loads(record.read_text())
-    return found
+    return _record(home, Service.open(home).ledger.request(row.id))
 
 
-def _why(home: Home, request: str, error: EffaceError) -> EffaceError:
-    """Return the reason that the ledger has for a failed run, else Flower's own."""
+def _after_failure(home: Home, request: str, error: EffaceError) -> dict[str, Any]:
+    """Return the record of a request that was done before its Flower run failed.
+
+    Raises:
+        EffaceError: Otherwise: for the reason that the ledger has, or else Flower's own.
+    """
     with home.lock(LOCK_SECONDS):
         ledger = Service.open(home).ledger
         ledger.interrupt_running("its Flower run ended without a word")
-        reason = ledger.request(request).reason
-    if ledger.request(request).state == "failed" and reason:
-        kind = VerificationFailed if reason.startswith("verification failed") else EffaceError
-        return kind(reason)
-    return error
+        row = ledger.request(request)
+    if row.state == "done":
+        return _record(home, row)
+    if row.state == "failed" and row.reason:
+        kind = VerificationFailed if row.reason.startswith(records.REFUSED) else EffaceError
+        raise kind(row.reason) from error
+    raise error
+
+
+def _record(home: Home, row: RequestRow) -> dict[str, Any]:
+    record = records.read(home, row)
+    if record is None:
+        raise EffaceError(f"request {row.id} must have a record, got none: it is {row.state}")
+    return record
 
 
 def serve(grid: Grid, config: dict[str, Any]) -> dict[str, Any]:
@@ -191,7 +205,7 @@ def name_nodes(grid: NamedGrid, service: Service, request: str) -> None:
         return
     spec = settings.model_spec(server_data(settings))
     told = Describe(
-        client="?",
+        client="unnamed",
         fingerprint=wire.fingerprint(),
         request=request,
         lineage=request,
@@ -231,8 +245,9 @@ def demo(settings: RunSettings, listener: Listener, *, forget_class: int) -> dic
     if settings.method == "quickdrop" and not settings.method_options:
         settings = replace(settings, method_options=DEMO_OPTIONS)
     # A federation of its own: what other requests in this home erased must not stay out of it.
-    home = open_home(settings.home)
-    name = _stopped_demo(home) or f"demo {time.strftime('%Y-%m-%d %H:%M:%S')}"
+    settings, home = settings.rooted(), open_home(settings.home)
+    name = _stopped_demo(home, settings, forget_class)
+    name = name or f"{DEMO_PREFIX}{datetime.now():%Y-%m-%d %H:%M:%S.%f}"
     settings = replace(settings, federation=name)
 
     def step(mode: str, **values: Any) -> dict[str, Any]:
@@ -256,21 +271,25 @@ def demo(settings: RunSettings, listener: Listener, *, forget_class: int) -> dic
     return merged
 
 
-def _stopped_demo(home: Home) -> str | None:
-    """Return the federation of a demo that was stopped half-way, to go on with it."""
-    for row in reversed(Service.open(home).ledger.requests()):
-        if row.federation.startswith("demo "):
-            return None if row.kind == "relearn" and row.state == "done" else row.federation
+def _stopped_demo(home: Home, settings: RunSettings, forget_class: int) -> str | None:
+    """Return the federation of a demo of these settings and class that was stopped half-way."""
+    rows = Service.open(home).ledger.requests()
+    names = [row.federation for row in rows if row.federation.startswith(DEMO_PREFIX)]
+    for name in dict.fromkeys(reversed(names)):
+        steps = [row for row in rows if row.federation == name]
+        asked = essence(replace(settings, federation=name).plain())
+        same = essence(steps[0].settings) == asked
+        target = all(row.classes == (forget_class,) for row in steps[1:])
+        if same and target and (steps[-1].kind, steps[-1].state) != ("relearn", "done"):
+            return name
     return None
 
 
 def _finished(home: Home, federation: str, kind: str) -> dict[str, Any] | None:
     """Return the record of a step that a stopped demo had finished."""
     for row in Service.open(home).ledger.requests(federation, state="done"):
-        path = home.runs / row.id / "record.json"
-        if row.kind == kind and path.exists():
-            found: dict[str, Any] = json.loads(path.read_text())
-            return found
+        if row.kind == kind:
+            return records.read(home, row)
     return None
 
 

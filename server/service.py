@@ -20,26 +20,29 @@ from typing import Any, Final
 import torch
 from flwr.app import ArrayRecord
 
-from client import datasets, wire
+from client import datasets, site, wire
 from client.datasets import DataSet
 from client.errors import BadSetting, EffaceError
-from client.models import build
+from client.models import ModelSpec, build
 from client.seeds import generator
-from client.wire import Fit, ForgetSpec
+from client.splits import Split, pixel_statistics
+from client.wire import ForgetSpec
+from server import records
 from server.evaluation import Judge, verdict
 from server.federation import Cost, GridFederation, Round, from_numpy, to_numpy
 from server.grid import Interrupted, NamedGrid
-from server.home import Home, write_atomic, write_json
+from server.home import Home, write_atomic
 from server.journal import Journal
 from server.ledger import Ledger, Outcome, RequestRow, VersionRow, database_url
 from server.progress import Listener
 from server.registry import Registry, pack, unpack
-from server.report import write_report
 from server.settings import TRAINING, RunSettings, parse
+from strategies.federation import Samples
 from strategies.methods import method
-from strategies.rounds import ClientLost, FederatedAveraging
+from strategies.retraining import train
+from strategies.rounds import ClientLost
 
-PHASES: Final = ("train", "retrain", "unlearn", "recover", "relearn")
+PHASES: Final = ("train", "retrain", "score", "unlearn", "recover", "relearn")
 
 
 class AlreadyDone(EffaceError):
@@ -48,6 +51,10 @@ class AlreadyDone(EffaceError):
 
 class VerificationFailed(EffaceError):
     """The request ran, but its result did not forget; the old version stays in service."""
+
+
+class Unpublished(EffaceError):
+    """The request is done and its version entered; only its report is not written yet."""
 
 
 class Unsettled(ClientLost):
@@ -64,9 +71,11 @@ class Service:
 
     @classmethod
     def open(cls, home: Home) -> "Service":
-        """Open a home's ledger and registry."""
+        """Open a home's ledger and registry, and publish what a stop left unpublished."""
         ledger = Ledger.open(database_url(home))
-        return cls(home, ledger, Registry(home, ledger))
+        service = cls(home, ledger, Registry(home, ledger))
+        records.publish_left(home, ledger)
+        return service
 
     # ---- arrival -------------------------------------------------------------------------------
 
@@ -79,6 +88,7 @@ class Service:
         """
         if settings.mode == "request":
             return self.ledger.request(settings.request)
+        settings = settings.rooted()
         if settings.mode == "train":
             return self._prepare_train(settings)
         return self._prepare_change(settings)
@@ -86,6 +96,8 @@ class Service:
     def _prepare_train(self, settings: RunSettings) -> RequestRow:
         settings.check_training()
         data = server_data(settings)
+        check_simulation(settings, data)
+        check_shares(settings, data)
         if data is None and not settings.holdout:
             raise BadSetting(
                 "holdout must be positive when the coordinator has no data, got 0: nothing could "
@@ -107,7 +119,11 @@ class Service:
                 "try --class 9 or --client client-0"
             )
         chosen = method(settings.method, forget.level, settings.options)
-        spec = settings.model_spec(server_data(settings))
+        data = server_data(settings)
+        check_simulation(settings, data)
+        spec = settings.model_spec(data)
+        if chosen.needs.server_data and settings.mode == "forget":
+            check_samples(settings, data)
         out = [c for c in forget.classes if c >= spec.num_classes]
         if out:
             raise BadSetting(f"class must lie in [0, {spec.num_classes}), got {out[0]}")
@@ -137,9 +153,15 @@ class Service:
             if len({*forget.classes, *version_erased["classes"]}) >= spec.num_classes - 1:
                 raise BadSetting("request must leave at least two classes, got one that does not")
         else:
+            if base.card["model"].get("pruned"):
+                raise BadSetting(
+                    f"relearning must start from a version with all its channels, got {base.id}, "
+                    "whose pruned channels cannot be trained back; train again, or keep it so"
+                )
             if not chosen.needs.relearning:
                 raise BadSetting(
-                    f"method {settings.method} must be able to relearn, got one that cannot"
+                    f"method {settings.method} must be able to relearn, got one that cannot: "
+                    "what it removes cannot be trained back; choose another method"
                 )
             never = [c for c in forget.classes if c not in version_erased["classes"]]
             never_clients = [c for c in forget.clients if c not in version_erased["clients"]]
@@ -189,7 +211,7 @@ class Service:
     ) -> RequestRow:
         for row in self.ledger.requests(federation, state="interrupted"):
             same = row.kind == kind and row.base_version == base
-            if same and _essence(row.settings) == _essence(settings.plain()):
+            if same and essence(row.settings) == essence(settings.plain()):
                 return row
         return self.ledger.new_request(
             kind=kind,
@@ -211,22 +233,23 @@ class Service:
 
         Raises:
             VerificationFailed: If the result did not forget.
+            Unpublished: If all was done but the report.
             EffaceError: If the request cannot be carried out; it is then `failed`.
             KeyboardInterrupt, Interrupted, Unsettled: If it was stopped; it is then `interrupted`.
         """
         row = self.ledger.start(request_id)
         try:
             return _Work(self, row, grid, listener).run()
-        except (KeyboardInterrupt, SystemExit, Interrupted, Unsettled) as stop:
-            self.ledger.interrupt(request_id, str(stop) or "stopped by the operator")
-            raise
-        except EffaceError as error:
-            if self.ledger.request(request_id).state == "running":
-                self.ledger.fail(request_id, str(error))
-            raise
         except BaseException as error:
-            if self.ledger.request(request_id).state == "running":
-                self.ledger.interrupt(request_id, f"{type(error).__name__}: {error}")
+            now = self.ledger.request(request_id)
+            if now.state != "running":
+                if isinstance(error, EffaceError):
+                    raise
+                raise _unpublished(now, error) from error
+            if isinstance(error, EffaceError) and not isinstance(error, Interrupted | Unsettled):
+                self.ledger.fail(request_id, str(error))
+            else:
+                self.ledger.interrupt(request_id, _stop_reason(error))
             raise
 
 
@@ -245,6 +268,9 @@ class _Work:
         self.settings = parse(self.row.settings)
         self.data = server_data(self.settings)
         self.spec = self.settings.model_spec(self.data)
+        self.samples: Samples | None = None
+        if self.settings.server_samples:
+            self.samples, self.data = own_samples(self.settings, self.data)
         self.folder = self.service.home.runs / self.row.id
         self.folder.mkdir(mode=0o700, exist_ok=True)
 
@@ -253,7 +279,7 @@ class _Work:
         s = self.settings
         self.grid.wait_for(s.num_clients, s.join_timeout)
         record = self.train() if self.row.kind == "train" else self.change()
-        self.publish(record)
+        self.publish()
         return record
 
     # -- training --------------------------------------------------------------------------------
@@ -293,28 +319,23 @@ class _Work:
         """Run the whole of federated averaging from the seed's initial weights."""
         s = self.settings
         initial = build(self.spec, generator(s.seed, "initial weights"))
-        rounds = FederatedAveraging(
-            federation.settings(
-                Fit,
-                steps=s.local_steps,
-                epochs=s.local_epochs,
-                batch_size=s.batch_size,
-                lr=s.lr,
-                momentum=s.momentum,
-                weight_decay=s.weight_decay,
-                proximal=s.proximal,
-                scale=scale,
-                image_lr=s.image_lr,
-                image_steps=s.image_steps,
-                image_momentum=s.image_momentum,
-                distill_every=s.distill_every,
-                distill_fraction=s.distill_fraction,
-            ),
+        distillation = {
+            "scale": scale,
+            "image_lr": s.image_lr,
+            "image_steps": s.image_steps,
+            "image_momentum": s.image_momentum,
+            "distill_every": s.distill_every,
+            "distill_fraction": s.distill_fraction,
+        }
+        return train(
+            federation,
+            ArrayRecord(initial.state_dict()),
+            federation.ordinary(**distillation),
+            phase=phase,
+            num_rounds=s.rounds,
             fraction=s.fraction,
             min_share=s.min_share,
         )
-        start = ArrayRecord(initial.state_dict())
-        return federation.run(phase, rounds, start, num_rounds=s.rounds)
 
     # -- forgetting and relearning ---------------------------------------------------------------
 
@@ -332,17 +353,22 @@ class _Work:
             lineage=card["lineage"],
             forget=forget,
             erased=(earlier["classes"], earlier["clients"]),
+            model=card["model"],
         )
         self._check_targets(federation, forget)
         model = from_numpy(arrays)
         record = self.record(row.kind, federation, method=row.method, lineage=card["lineage"])
         forgetting = row.kind == "forget"
+        judge = replace(judge, spec=federation.spec)
+        record["model_bytes"] = sum(array.nbytes for array in arrays.values())
         record["original"] = judge.full(model, federation)
         chosen = method(row.method, forget.level, s.options)
         usual = self._score_ascents(federation, judge)
         act = chosen.forget if forgetting else chosen.relearn
         model = act(federation, model)
         federation.on_round = usual
+        judge = replace(judge, spec=federation.spec)  # channels may have gone
+        record["channels"] = federation.findings.get("channels")
         record["recovered" if forgetting else "relearned"] = judge.full(model, federation)
         if forgetting:
             self._compare(record, judge, federation, model)
@@ -355,7 +381,7 @@ class _Work:
             root = self.service.registry.lineage(base.id)[-1]
             record["trained"] = self._trained_scores(root, judge, federation)
         self.fill(record, federation)
-        if forgetting and not record["verdict"]["passed"]:
+        if forgetting and record["verdict"]["passed"] is False:
             self._refuse(record)
         if not s.trial:
             destroy = s.destroy or forget.level == "client"
@@ -371,6 +397,7 @@ class _Work:
             erased=gone,
             scores=record["recovered" if forgetting else "relearned"],
             training=card["training"],
+            model=asdict(federation.spec),
         )
         state = "trial" if s.trial else "in-service"
         self.commit(record, model, new_card, state=state, parent=base.id)
@@ -391,7 +418,7 @@ class _Work:
         def watch(done: Round, model: ArrayRecord) -> dict[str, Any] | None:
             note = usual(done, model) or {"phase": done.phase, "round": done.number}
             if done.phase == "unlearn" and note.get("per_class_accuracy") is None:
-                note |= judge.quick(model)
+                note |= replace(judge, spec=federation.spec).quick(model)
             return note
 
         federation.on_round = watch
@@ -402,14 +429,19 @@ class _Work:
     ) -> None:
         s = self.settings
         base = self.service.registry.load(str(self.row.base_version))[0]
-        for name, weights in (("original", from_numpy(base)), ("recovered", model)):
-            measure = functools.partial(judge.relearning, weights)
+        card = self.service.registry.load(str(self.row.base_version))[1]
+        before = replace(judge, spec=_spec(card["model"]))
+        for name, weights, by in (
+            ("original", from_numpy(base), before),
+            ("recovered", model, judge),
+        ):
+            measure = functools.partial(by.relearning, weights)
             record[name]["relearning_curve"] = federation.journal.value(
                 f"relearning-{name}", measure
             )
         if s.compare != "retrain":
             return
-        scores, cost, cached = self.retrained(judge, federation)
+        scores, cost, cached = self.retrained(replace(judge, spec=self.spec), federation)
         record["retrained"] = scores
         federation.costs["retrain"] = cost
         record["retrain_cached"] = cached
@@ -440,7 +472,7 @@ class _Work:
         cached = path.exists()
         if cached:
             arrays, note = unpack(path.read_bytes(), path)
-            cost = Cost(**note["cost"])
+            cost, timeline = Cost(**note["cost"]), note.get("timeline", [])
             self.listener.note("retraining was found in the cache")
         else:
             own = self.federation(
@@ -451,27 +483,30 @@ class _Work:
                 erased=(federation.common["erased_classes"], federation.common["erased_clients"]),
             )
             model = self.fedavg(own, "retrain", scale=0)
-            arrays, cost = to_numpy(model), own.costs["retrain"]
-            write_atomic(path, pack(arrays, {"cost": vars(cost), "inputs": inputs}))
+            arrays, cost, timeline = to_numpy(model), own.costs["retrain"], own.notes
+            note = {"cost": vars(cost), "inputs": inputs, "timeline": timeline}
+            write_atomic(path, pack(arrays, note))
         weights = from_numpy(arrays)
         scores = judge.full(weights, federation)
         scores["relearning_curve"] = federation.journal.value(
             "relearning-retrained", lambda: judge.relearning(weights)
         )
+        scores["timeline"] = timeline
         return scores, cost, cached
 
     def _trained_scores(
         self, root: VersionRow, judge: Judge, federation: GridFederation
     ) -> dict[str, Any]:
         """Return the first version's scores on this request's sets: what relearning aims at."""
-        arrays, _ = self.service.registry.load(root)
-        return judge.full(from_numpy(arrays), federation)
+        arrays, card = self.service.registry.load(root)
+        return replace(judge, spec=_spec(card["model"])).full(from_numpy(arrays), federation)
 
     def _refuse(self, record: dict[str, Any]) -> None:
         """Record a result that did not forget, without a version, and say so."""
         reason = "; ".join(record["verdict"]["reasons"])
-        self.service.ledger.fail(self.row.id, f"verification failed: {reason}", outcome(record))
-        self.publish(record)
+        records.keep(self.service.home, record)
+        self.service.ledger.fail(self.row.id, f"{records.REFUSED}: {reason}", outcome(record))
+        self.publish()
         raise VerificationFailed(
             f"verification of {self.row.id} failed: {reason}. Version {record['base_version']} "
             f"stays in service; report: {record['report']}"
@@ -487,8 +522,13 @@ class _Work:
         lineage: str,
         forget: ForgetSpec,
         erased: tuple[Any, Any],
+        model: Mapping[str, Any] | None = None,
     ) -> GridFederation:
-        """Return the federation for one purpose of this request, with its own journal."""
+        """Return the federation for one purpose of this request, with its own journal.
+
+        `model` is a version's, as its card has it; without it, channels are neither pruned nor
+        removed.
+        """
         s = self.settings
         common = {
             "fingerprint": wire.fingerprint(),
@@ -509,6 +549,8 @@ class _Work:
             "model_image_size": self.spec.image_size,
             "model_width": self.spec.width,
             "model_depth": self.spec.depth,
+            "model_pruned": list((model or {}).get("pruned", ())),
+            "model_compact": bool((model or {}).get("compact", False)),
             "device": s.device,
             "threads": s.threads,
             "precision": s.precision,
@@ -518,18 +560,31 @@ class _Work:
             "erased_classes": list(erased[0]),
             "erased_clients": list(erased[1]),
         }
-        keep = Journal(self.folder / journal, {**_essence(s.plain()), "code": wire.fingerprint()})
+        keep = Journal(self.folder / journal, {**essence(s.plain()), "code": wire.fingerprint()})
 
         def on_round(done: Round, model: ArrayRecord) -> dict[str, Any] | None:
             every = s.evaluate_every
             due = done.number == done.of or bool(every and done.number % every == 0)
-            scores = judge.quick(model) if due else None
+            scores = replace(judge, spec=found.spec).quick(model) if due else None
             self.listener.round(done, scores)
             if not scores:
                 return None
             return {"phase": done.phase, "round": done.number, **scores}
 
-        return GridFederation(self.grid, common, keep, on_round)
+        training = {
+            "steps": s.local_steps,
+            "epochs": s.local_epochs,
+            "batch_size": s.batch_size,
+            "lr": s.lr,
+            "momentum": s.momentum,
+            "weight_decay": s.weight_decay,
+            "proximal": s.proximal,
+            "scale": 0,
+        }
+        found = GridFederation(
+            self.grid, common, keep, on_round, training=training, own_samples=self.samples
+        )
+        return found
 
     def card(self, **values: Any) -> dict[str, Any]:
         """Return what to know about a version."""
@@ -575,6 +630,8 @@ class _Work:
             "settings": s.plain(),
             "original": None,
             "retrained": None,
+            "channels": None,
+            "model_bytes": None,
             "unlearned": None,
             "recovered": None,
             "relearned": None,
@@ -624,6 +681,7 @@ class _Work:
         parent: str | None,
     ) -> None:
         """Enter the version and finish the request, in one transaction."""
+        records.keep(self.service.home, record)  # first: a stop after the transaction finds it
         version = self.service.registry.commit(
             self.row.id,
             to_numpy(model),
@@ -635,16 +693,28 @@ class _Work:
         )
         record["model_version"] = version.id
 
-    def publish(self, record: dict[str, Any]) -> None:
+    def publish(self) -> None:
         """Write the record and its report, and tidy up what a resume would have needed."""
-        write_json(self.folder / "record.json", record)
-        write_report(record, Path(record["report"]))
-        for name in ("journal", "retrain"):
-            if (self.folder / name).exists():
-                _remove(self.folder / name)
+        records.publish(self.service.home, self.service.ledger.request(self.row.id))
 
 
 # ---- small things -------------------------------------------------------------------------------
+
+
+def _stop_reason(error: BaseException) -> str:
+    if isinstance(error, KeyboardInterrupt | SystemExit | EffaceError):
+        return str(error) or "stopped by the operator"
+    return f"{type(error).__name__}: {error}"
+
+
+def _unpublished(row: RequestRow, error: BaseException) -> EffaceError:
+    """Return what to say of an error after the request's end."""
+    kind = VerificationFailed if row.state == "failed" else Unpublished
+    return kind(
+        f"report of {row.id} must be written, got {type(error).__name__} {error}".rstrip()
+        + f"; {row.id} is {row.state} ({row.result_version or row.reason}) all the same. "
+        f"Write the report with: efface report {row.id}"
+    )
 
 
 def outcome(record: Mapping[str, Any]) -> Outcome:
@@ -663,10 +733,10 @@ def speed_up(record: Mapping[str, Any], training: Cost | None) -> dict[str, Any]
 
         amortised(q) = q * T_retrain / (T_overhead + q * T_request)
 
-    T_request is unlearning plus recovery; T_overhead what distillation added to the training.
+    T_request is scoring, unlearning and recovery; T_overhead what distillation added to training.
     """
     seconds = record["seconds"]
-    request = seconds.get("unlearn", 0.0) + seconds.get("recover", 0.0)
+    request = sum(seconds.get(phase, 0.0) for phase in ("score", "unlearn", "recover"))
     if "retrain" not in seconds or request <= 0:
         return None
     overhead = 0.0
@@ -694,15 +764,118 @@ def server_data(settings: RunSettings) -> DataSet | None:
     """Return the coordinator's data set, or None if it has none."""
     if settings.dataset == "none":
         return None
+    return datasets.load(settings.dataset, _data_dir(settings))
+
+
+def _data_dir(settings: RunSettings) -> Path | None:
     directory = settings.data_dir or os.environ.get("EFFACE_DATA_DIR")
-    return datasets.load(settings.dataset, Path(directory) if directory else None)
+    return Path(directory) if directory else None
+
+
+def check_simulation(settings: RunSettings, data: DataSet | None) -> None:
+    """Refuse once what every simulated client would refuse on its own.
+
+    Raises:
+        BadSetting: If there is no data to share, or not the device.
+    """
+    if not settings.simulated:
+        return
+    if data is None:
+        raise BadSetting(
+            "dataset must be one that simulated clients can share on engine "
+            f"{settings.engine}, got none; clients with data of their own need --engine superlink"
+        )
+    if settings.device.startswith("cuda") and not torch.cuda.is_available():
+        raise BadSetting(
+            f"device must be one that torch finds here, got {settings.device!r}; try --device auto"
+        )
+
+
+def check_shares(settings: RunSettings, data: DataSet | None) -> None:
+    """Refuse once a partition that simulated clients could not share the data by.
+
+    Raises:
+        BadSetting: If it leaves a client too little, or there are not so many samples.
+    """
+    if not settings.simulated or data is None:
+        return
+    s = settings
+    if s.max_samples > len(data.train):
+        raise BadSetting(f"max-samples must be at most {len(data.train)}, got {s.max_samples}")
+    # The nodes' own function, which keeps what it found for those in this process.
+    site._shares(
+        s.dataset, _data_dir(s), s.partition, s.num_clients, s.max_samples, s.partition_seed
+    )
+
+
+def own_samples(settings: RunSettings, data: DataSet | None) -> tuple[Samples, DataSet | None]:
+    """Return the coordinator's own examples, and its data without those taken from the test part.
+
+    Raises:
+        BadSetting: If `server-samples` reads wrong, or asks for more than there is.
+    """
+    kind, _, rest = settings.server_samples.partition(":")
+    if kind == "npz" and rest:
+        source = datasets.load(settings.server_samples).train
+        index, left = torch.arange(len(source)), data
+    elif kind == "test" and rest.isdecimal() and int(rest) > 0:
+        if data is None or len(data.test) <= int(rest):
+            raise BadSetting(
+                f"server-samples must leave test images to measure on, got {rest} of "
+                f"{0 if data is None else len(data.test)}"
+            )
+        draws = generator(settings.seed, "server samples")
+        order = torch.randperm(len(data.test), generator=draws)
+        source, index, others = data.test, order[: int(rest)], order[int(rest) :].sort().values
+        left = replace(data, test=Split(source.images[others], source.labels[others], None))
+    else:
+        raise BadSetting(
+            f"server-samples must be test:NUMBER or npz:PATH, got {settings.server_samples!r}"
+        )
+    if data is None:
+        mean, std = pixel_statistics(source.images)
+    else:
+        mean, std = data.mean, data.std
+    images = datasets.normalise(source.images[index], mean, std)
+    return Samples(images, source.labels[index]), left
+
+
+def check_samples(settings: RunSettings, data: DataSet | None) -> None:
+    """Refuse a request that needs examples of the coordinator's own without them.
+
+    Raises:
+        BadSetting: If there are none, or none of a class to forget.
+    """
+    if not settings.server_samples:
+        raise BadSetting(
+            f"method {settings.method} must have examples of the coordinator's own, got no "
+            "server-samples; try --server-samples test:1600 or npz:PATH"
+        )
+    samples, _ = own_samples(settings, data)
+    held = set(samples.labels.tolist())
+    if missing := [c for c in settings.forget.classes if c not in held]:
+        raise BadSetting(
+            f"server-samples must hold every class to forget, got none of {missing[0]}; add "
+            "examples, or choose influential-de"
+        )
+
+
+def _spec(model: Mapping[str, Any]) -> ModelSpec:
+    """Return the model that a version's card describes."""
+    return ModelSpec(**{**model, "pruned": tuple(model.get("pruned", ()))})
 
 
 def federation_name(settings: RunSettings) -> str:
-    """Return the name under which versions and erasures of one set of clients belong together."""
-    if settings.federation:
-        return settings.federation
+    """Return the name under which versions and erasures of one set of clients belong together.
+
+    Simulated clients are what the data set's partition makes of them; real ones have data of their
+    own, and are those that one SuperLink reaches.
+    """
     s = settings
+    if s.federation:
+        return s.federation
+    if not s.simulated:
+        return f"{s.dataset}, {s.num_clients} clients of SuperLink {s.superlink}"
     subset = f", {s.max_samples} images" if s.max_samples else ""
     return f"{s.dataset}, {s.num_clients} clients, {s.partition}{subset}, seed {s.partition_seed}"
 
@@ -718,7 +891,7 @@ def inherited(settings: RunSettings, base: VersionRow) -> RunSettings:
     return replace(merged, version=base.id, data_dir=data_dir)
 
 
-def _essence(settings: Mapping[str, Any]) -> dict[str, Any]:
+def essence(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings that a request's result depends on."""
     ways = [
         "mode",
@@ -753,12 +926,6 @@ def _plus(erased: Mapping[str, Any], forget: ForgetSpec) -> dict[str, list[Any]]
 
 def _named(classes: tuple[int, ...], clients: tuple[str, ...]) -> str:
     return ", ".join([f"class {c}" for c in classes] + [f"client {c}" for c in clients])
-
-
-def _remove(folder: Path) -> None:
-    import shutil
-
-    shutil.rmtree(folder)
 
 
 def command(settings: RunSettings, kind: str) -> str:

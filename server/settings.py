@@ -5,7 +5,8 @@ The same keys are options of the `efface` command, `-c` values of `flwr run`, an
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any, Final
 
 from client import datasets, partition
@@ -16,6 +17,7 @@ from client.wire import ForgetSpec, Rule, Settings, at_least, between, one_of, p
 
 _seed: Final = Rule(lambda v: 0 <= v < 2**63, "lie in [0, 2^63)")
 _share: Final = Rule(lambda v: 0 < v <= 1, "lie in (0, 1]")
+_device: Final = Rule(lambda v: v.split(":")[0] in ("auto", "cpu", "cuda"), "be auto, cpu or cuda")
 _text: Final = Rule(lambda v: len(v) <= 2000, "be at most 2000 characters")
 
 
@@ -68,8 +70,9 @@ class RunSettings(Settings):
 
     # Request
     version: str = setting(_text, "")  # base; empty for the one in service
-    method: str = setting(_text, "quickdrop")
+    method: str = setting(_text, "quickdrop-calibrated")
     method_options: str = setting(_text, "")  # "unlearn-lr=0.02,recover-rounds=3"
+    server_samples: str = setting(_text, "")  # the coordinator's own: "test:1600" or "npz:PATH"
     forget_classes: str = setting(_text, "")  # "9" or "3,5"
     forget_clients: str = setting(_text, "")  # "hospital-a,hospital-b"
     compare: str = setting(one_of("none", "retrain"), "none")
@@ -82,7 +85,7 @@ class RunSettings(Settings):
 
     # Running
     seed: int = setting(_seed, 0)
-    device: str = setting(_text, "auto")
+    device: str = setting(_device, "auto")
     threads: int = setting(at_least(1), 1)
     precision: str = setting(one_of("float32", "bfloat16"), "float32")
     evaluate_every: int = setting(at_least(0), 1)  # rounds; 0 for the end of a phase only
@@ -126,6 +129,22 @@ class RunSettings(Settings):
                 raise BadSetting(f"method-options must be name=value,name=value, got {part!r}")
             options[name.strip()] = value.strip()
         return options
+
+    @property
+    def superlink(self) -> str:
+        """The SuperLink's name in Flower's config.toml."""
+        return self.connection or "efface"
+
+    @property
+    def simulated(self) -> bool:
+        """Whether the engine plays the clients on this machine."""
+        return self.engine != "superlink"
+
+    def rooted(self) -> "RunSettings":
+        """Return the same with absolute paths: a later request may come from another folder."""
+        directory = str(Path(self.data_dir).expanduser().absolute()) if self.data_dir else ""
+        own, samples = _rooted(self.dataset), _rooted(self.server_samples)
+        return replace(self, dataset=own, server_samples=samples, data_dir=directory)
 
     def plain(self) -> dict[str, Any]:
         """Return all values by their kebab-case names."""
@@ -180,6 +199,13 @@ class RunSettings(Settings):
             width=self.model_width,
             depth=self.model_depth,
         )
+
+
+def _rooted(name: str) -> str:
+    kind, _, path = name.partition(":")
+    if kind not in ("npz", "folder") or not path:
+        return name
+    return f"{kind}:{Path(path).expanduser().absolute()}"
 
 
 # What a trained model depends on, and so what its version's card keeps.

@@ -1,11 +1,15 @@
 """What a method sees of the federation. `server.federation` implements it over Flower's Grid."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from flwr.app import ArrayRecord
+from torch import Tensor
 
-from client.wire import Common, Condense, ForgetSpec
+from client.channels import Channels
+from client.models import ModelSpec
+from client.wire import Common, Condense, Fit, ForgetSpec
 from strategies.rounds import Rounds
 
 S = TypeVar("S", bound=Common)
@@ -16,13 +20,26 @@ class Accuracies:
     """Accuracies in percent on held-out data; None where nothing was held out.
 
     Attributes:
-        forget: On what is to be forgotten, or was by an earlier request; of several classes the one
-            known best.
+        forget: On what is to be forgotten, or was by an earlier request of the same level; of
+            several classes the one known best.
         retain: On all the rest.
     """
 
     forget: float | None
     retain: float | None
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Examples that the coordinator owns.
+
+    Attributes:
+        images: Normalised, `(n, C, H, W)` float32.
+        labels: `(n,)` int64.
+    """
+
+    images: Tensor
+    labels: Tensor
 
 
 class Federation(Protocol):
@@ -66,6 +83,45 @@ class Federation(Protocol):
 
     def accuracies(self, model: ArrayRecord) -> Accuracies:
         """Return the model's accuracies on the nodes' held-out data."""
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The model, with the channels that are pruned already."""
+
+    def prune(self, channels: Channels) -> None:
+        """Have these channels, and no others, be without effect in all that follows."""
+
+    def compact(self, model: ArrayRecord) -> ArrayRecord:
+        """Return `model` without its pruned channels: smaller, with the same outputs."""
+
+    def ordinary(self, **values: Any) -> Fit:
+        """Return the settings of an ordinary round of training, completed by `values`."""
+
+    def samples(self) -> Samples:
+        """Return the coordinator's own examples.
+
+        Raises:
+            BadSetting: If it has none.
+        """
+
+    def locally(
+        self,
+        phase: str,
+        work: Callable[[], tuple[ArrayRecord, int]],
+        *,
+        changes_model: bool = True,
+    ) -> ArrayRecord:
+        """Do work on the coordinator's machine and return its model, or scores.
+
+        Args:
+            phase: Whose time is counted.
+            work: Returns the arrays and how many images were passed through the model. It is not
+                called again when a stopped request goes on.
+            changes_model: Whether the arrays are a model.
+        """
+
+    def explain(self, **findings: Any) -> None:
+        """Put what the method found, as JSON values, into the request's record."""
 
     def condense(self, settings: Condense) -> None:
         """Have every node that holds synthetic data fine-tune it (dataset condensation)."""

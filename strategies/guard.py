@@ -6,6 +6,8 @@ one model than of another. So every recovery round is checked on the nodes' held
 was forgotten must stay away, and recovery goes on while the rest is not back.
 """
 
+from collections.abc import Callable
+
 from flwr.app import ArrayRecord
 
 from client.errors import EffaceError
@@ -23,12 +25,13 @@ class CreptBack(EffaceError):
 def guarded_recovery(
     federation: Federation,
     model: ArrayRecord,
-    ascent: AscentRounds,
+    ascent: Callable[[int], AscentRounds],
     recovery: RecoveryRounds,
     *,
     num_rounds: int,
     threshold: float,
     wanted: float | None = None,
+    remedy: str = "climb longer (unlearn-epochs) or recover less (recover-epochs)",
 ) -> ArrayRecord:
     """Return the model after recovery rounds of which none let it creep back.
 
@@ -39,22 +42,23 @@ def guarded_recovery(
     Args:
         federation: Runs the rounds and measures.
         model: The model after unlearning.
-        ascent: How the holders climb.
+        ascent: How the holders climb after the n-th rollback, n from 1.
         recovery: How the nodes recover.
         num_rounds: Recovery rounds that must hold.
         threshold: Forget accuracy in percent that is still accepted; 100 accepts any.
         wanted: Retain accuracy in percent until which at most `MAX_MORE_ROUNDS` rounds more are
             run; None for none.
+        remedy: What to change if nothing helps.
 
     Raises:
         CreptBack: If a round had to be rolled back more than `MAX_ROLLBACKS` times.
     """
     rollbacks = completed = 0
-    back = False
+    back = wanted is None
     while completed < num_rounds or (completed < num_rounds + MAX_MORE_ROUNDS and not back):
         candidate = federation.run("recover", recovery, model, num_rounds=1)
         if threshold >= 100 and wanted is None:  # nothing to watch
-            model, completed, back = candidate, completed + 1, True
+            model, completed = candidate, completed + 1
             continue
         found = federation.accuracies(candidate)
         if found.forget is None or found.forget <= threshold:
@@ -68,10 +72,9 @@ def guarded_recovery(
         if rollbacks > MAX_ROLLBACKS:
             raise CreptBack(
                 f"forget accuracy after recovery must be at most {threshold:g} %, got "
-                f"{found.forget:.1f} % after {MAX_ROLLBACKS} rollbacks; climb longer "
-                "(unlearn-epochs) or recover less (recover-epochs)"
+                f"{found.forget:.1f} % after {MAX_ROLLBACKS} rollbacks; {remedy}"
             )
-        model = federation.run("unlearn", ascent, model, num_rounds=1)
+        model = federation.run("unlearn", ascent(rollbacks), model, num_rounds=1)
     return model
 
 

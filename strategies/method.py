@@ -1,11 +1,12 @@
 """What a method declares, and what it must be able to do."""
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Protocol, Self
 
 from flwr.app import ArrayRecord
 
 from client.errors import BadSetting
+from client.wire import Rule, at_least, between, positive
 from strategies.federation import Federation
 
 
@@ -19,6 +20,7 @@ class Needs:
         target_online: Whether the nodes that hold the forget data must take part.
         individual_updates: Whether the server must see single nodes' updates, which rules out
             secure aggregation.
+        server_data: Whether the coordinator needs examples of its own.
         relearning: Whether what was forgotten can be brought back.
     """
 
@@ -26,6 +28,7 @@ class Needs:
     synthetic_data: bool = False
     target_online: bool = True
     individual_updates: bool = False
+    server_data: bool = False
     relearning: bool = True
 
 
@@ -41,8 +44,30 @@ class Method(Protocol):
         """Return `model` with what the request names put back."""
 
 
+COUNT = at_least(1)
+RATE = positive()
+PERCENT = between(0.0, 100.0)
+
+
+def option(default: Any, rule: Rule) -> Any:
+    """Declare a hyper-parameter that must fulfil `rule`."""
+    return field(default=default, metadata={"rule": rule})
+
+
 class Hyperparameters:
     """Gives a method's dataclass its `with_values`: options by their kebab-case names."""
+
+    def __post_init__(self) -> None:
+        """Check every hyper-parameter, so that a wrong one is refused before any work.
+
+        Raises:
+            BadSetting: If one breaks its rule. The message names it, the rule and the value.
+        """
+        for known in fields(self):  # type: ignore[arg-type]
+            rule, value = known.metadata["rule"], getattr(self, known.name)
+            if not rule.holds(value):
+                shown = f"{value:g}" if isinstance(value, float) else repr(value)
+                raise BadSetting(f"{known.name.replace('_', '-')} must {rule.words}, got {shown}")
 
     def with_values(self, values: dict[str, str]) -> Self:
         """Return the method with some hyper-parameters changed.

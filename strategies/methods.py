@@ -1,15 +1,20 @@
 """The table of methods: the one place that names them all."""
 
-from typing import Final
+from typing import Any, Final
 
 from client.errors import BadSetting
-from strategies.method import Hyperparameters, Method
+from strategies.class_pruning import ClassPruning
+from strategies.influential import CentralisedChannels, DecentralisedChannels
+from strategies.method import Method
 from strategies.quickdrop import QuickDrop
 from strategies.quickdrop_calibrated import CalibratedQuickDrop
 
-METHODS: Final[dict[str, type[QuickDrop] | type[CalibratedQuickDrop]]] = {
+METHODS: Final[dict[str, Any]] = {
     "quickdrop": QuickDrop,
     "quickdrop-calibrated": CalibratedQuickDrop,
+    "class-pruning": ClassPruning,
+    "influential-de": DecentralisedChannels,
+    "influential-ce": CentralisedChannels,
 }
 
 
@@ -30,5 +35,5 @@ def method(name: str, level: str, options: dict[str, str] | None = None) -> Meth
             f"{', '.join(sorted(chosen.needs.levels))}; level {level} is served by "
             f"{', '.join(able) or 'none'}"
         )
-    ready: Hyperparameters = chosen()
-    return chosen.with_values(ready, options or {})  # type: ignore[return-value]
+    ready: Method = chosen().with_values(options or {})
+    return ready

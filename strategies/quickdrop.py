@@ -3,9 +3,10 @@
 Dhasade, Ding, Guo, Kermarrec, de Vos, Wu: "QuickDrop: Efficient Federated Unlearning via Synthetic
 Data Generation", Middleware 2024, https://arxiv.org/abs/2311.15603, sections 3.1 to 3.4.
 
-Departs from the paper: a recovery round after which the forgotten class is back is rolled back
-(`strategies.guard`). Relearning passes over the holders' whole synthetic sets and their originals,
-because on S_f alone the other classes are lost, and ends with rounds of all nodes.
+Departs from the paper: a recovery round after which the forgotten class is back is rolled back, and
+recovery goes on for some rounds more while the rest is not back (`strategies.guard`). Relearning
+passes over the holders' whole synthetic sets and their originals, because on S_f alone the other
+classes are lost, and ends with rounds of all nodes.
 """
 
 from dataclasses import dataclass
@@ -13,10 +14,10 @@ from typing import ClassVar
 
 from flwr.app import ArrayRecord
 
-from client.wire import Ascend, Condense, Descend
+from client.wire import Ascend, Condense, Descend, at_least
 from strategies.federation import Federation
 from strategies.guard import guarded_recovery, retained
-from strategies.method import Hyperparameters, Needs
+from strategies.method import COUNT, PERCENT, RATE, Hyperparameters, Needs, option
 from strategies.rounds import AscentRounds, RecoveryRounds
 
 
@@ -24,21 +25,21 @@ from strategies.rounds import AscentRounds, RecoveryRounds
 class QuickDrop(Hyperparameters):
     """QuickDrop's protocol; the values are the paper's where it gives them."""
 
-    unlearn_rounds: int = 1
-    unlearn_epochs: int = 3  # T while unlearning, in passes over S_f
-    unlearn_lr: float = 0.02  # eta_theta while unlearning
-    recover_rounds: int = 2
-    recover_epochs: int = 6  # T while recovering, in passes over S \ S_f and its originals
-    recover_lr: float = 0.03  # eta_theta while recovering; the paper has 0.01
-    recover_batch: int = 16
-    finetune_steps: int = 0  # F
-    relearn_holder_rounds: int = 4  # of the holders alone
-    relearn_rounds: int = 2  # of all
-    relearn_epochs: int = 10
-    relearn_lr: float = 0.05
-    batch_size: int = 64
-    threshold: float = 1.0  # percent; recovery is rolled back above it, 100 for never
-    tolerance: float = 3.0  # points of retain accuracy that recovery may leave missing
+    unlearn_rounds: int = option(1, COUNT)
+    unlearn_epochs: int = option(3, COUNT)  # T while unlearning, in passes over S_f
+    unlearn_lr: float = option(0.02, RATE)  # eta_theta while unlearning
+    recover_rounds: int = option(2, COUNT)
+    recover_epochs: int = option(6, COUNT)  # T, passes over S \ S_f and originals
+    recover_lr: float = option(0.03, RATE)  # eta_theta while recovering; the paper has 0.01
+    recover_batch: int = option(16, COUNT)
+    finetune_steps: int = option(0, at_least(0))  # F
+    relearn_holder_rounds: int = option(4, COUNT)  # of the holders alone
+    relearn_rounds: int = option(2, COUNT)  # of all
+    relearn_epochs: int = option(10, COUNT)
+    relearn_lr: float = option(0.05, RATE)
+    batch_size: int = option(64, COUNT)
+    threshold: float = option(1.0, PERCENT)  # forget accuracy, rolled back above; 100 for never
+    tolerance: float = option(3.0, PERCENT)  # points that recovery may leave missing
 
     needs: ClassVar[Needs] = Needs(levels=frozenset({"class", "client"}), synthetic_data=True)
 
@@ -73,7 +74,7 @@ class QuickDrop(Hyperparameters):
         return guarded_recovery(
             federation,
             model,
-            ascent,
+            lambda _: ascent,
             recovery,
             num_rounds=self.recover_rounds,
             threshold=threshold,

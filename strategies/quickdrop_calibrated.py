@@ -16,10 +16,13 @@ Departs from the paper:
    the features behind (see benchmarks/RESULTS.md).
 3. Recovery takes few steps at a larger rate, and at class level holders keep the forgotten images
    down by two bounded terms (`client.recovery.known`), so that the class does not creep back.
-4. The first layer stays as it is throughout: its edges serve every class, and are what costs most.
+   It goes on for some rounds more while the retained classes are not back.
+4. The first layer stays as it is until then: its edges serve every class, and cost most of the
+   time.
 5. Relearning takes ordinary rounds on real data: the class or client is there again.
 """
 
+import functools
 import math
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -27,13 +30,14 @@ from typing import Any, ClassVar
 import numpy as np
 from flwr.app import Array, ArrayRecord
 
-from client.wire import Ascend, Descend, Fit
+from client.wire import Ascend, Descend, Fit, between
 from strategies.federation import Federation
 from strategies.guard import guarded_recovery, retained
-from strategies.method import Hyperparameters, Needs
+from strategies.method import COUNT, PERCENT, RATE, Hyperparameters, Needs, option
 from strategies.rounds import AscentRounds, FederatedAveraging, RecoveryRounds
 
 HEAD = ("classifier.weight", "classifier.bias")
+REMEDY = "hold harder (hold, hold-features) or recover less (recover-lr, recover-rounds)"
 WHOLE = 10**9  # a batch size that takes everything
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
@@ -43,31 +47,31 @@ Floats = np.ndarray[Any, np.dtype[np.float64]]
 class CalibratedQuickDrop(Hyperparameters):
     """The variant's protocol; `client_` values hold at client level in place of the others."""
 
-    unlearn_lr: float = 0.01  # eta_theta while unlearning
-    client_unlearn_lr: float = 0.02
-    unlearn_steps: int = 30  # at most; full passes over S_f
-    recover_rounds: int = 3
-    client_recover_rounds: int = 4
-    recover_batches: int = 2  # steps a round: S \ S_f and its originals in so many parts
-    client_recover_batches: int = 8
-    recover_lr: float = 0.05  # eta_theta while recovering
-    recover_last_lr: float = 0.03  # eta_theta in the last of these rounds
-    client_recover_lr: float = 0.03  # eta_theta in all of them
-    hold: float = 1.0  # weight of -log(1 - p)
-    hold_features: float = 2.0  # weight of the features' mean square
-    relearn_holder_rounds: int = 4  # ordinary rounds of the holders alone
-    relearn_rounds: int = 2  # ordinary rounds of all
-    full_steps: int = 10  # T of an ordinary round
-    full_lr: float = 0.05  # eta_theta of an ordinary round
-    batch_size: int = 64
-    threshold: float = 1.0  # percent; recovery is rolled back above it, 100 for never
-    tolerance: float = 3.0  # points of retain accuracy that recovery may leave missing
+    unlearn_lr: float = option(0.01, RATE)  # eta_theta while unlearning
+    client_unlearn_lr: float = option(0.02, RATE)
+    unlearn_steps: int = option(30, COUNT)  # full passes over S_f, at most
+    recover_rounds: int = option(3, COUNT)
+    client_recover_rounds: int = option(4, COUNT)
+    recover_batches: int = option(2, COUNT)  # parts of S \ S_f and its originals
+    client_recover_batches: int = option(8, COUNT)
+    recover_lr: float = option(0.05, RATE)  # eta_theta while recovering
+    recover_last_lr: float = option(0.03, RATE)  # eta_theta in the last of these rounds
+    client_recover_lr: float = option(0.03, RATE)  # eta_theta in all of them
+    hold: float = option(1.0, between(0.0, 1e3))  # weight of -log(1 - p)
+    hold_features: float = option(2.0, between(0.0, 1e3))  # weight of the features' mean square
+    relearn_holder_rounds: int = option(4, COUNT)  # ordinary rounds of the holders alone
+    relearn_rounds: int = option(2, COUNT)  # ordinary rounds of all
+    full_steps: int = option(10, COUNT)  # T of an ordinary round
+    full_lr: float = option(0.05, RATE)  # eta_theta of an ordinary round
+    batch_size: int = option(64, COUNT)
+    threshold: float = option(1.0, PERCENT)  # forget accuracy, rolled back above; 100 for never
+    tolerance: float = option(3.0, PERCENT)  # points that recovery may leave missing
 
     needs: ClassVar[Needs] = Needs(levels=frozenset({"class", "client"}), synthetic_data=True)
 
     def forget(self, federation: Federation, model: ArrayRecord) -> ArrayRecord:
         """Return `model` without what the request names."""
-        one_class = federation.forget.level == "class"
+        classes = federation.forget.level == "class"
         share = shares(federation)
         wanted = retained(federation, model, self.tolerance)
 
@@ -76,55 +80,37 @@ class CalibratedQuickDrop(Hyperparameters):
             Ascend,
             epochs=self.unlearn_steps,
             batch_size=WHOLE,
-            lr=self.unlearn_lr if one_class else self.client_unlearn_lr,
-            target_losses=(share * math.log(len(share))).tolist(),
+            lr=self.unlearn_lr if classes else self.client_unlearn_lr,
             freeze_head=True,
             freeze_stem=True,
         )
-        ascent = AscentRounds(climb, participants=federation.holders(synthetic=True))
-        model = federation.run("unlearn", ascent, model, num_rounds=1)
+        holders = federation.holders(synthetic=True)
+
+        def ascent(rollbacks: int) -> AscentRounds:
+            # What came back although it had been as far down as data never seen goes deeper.
+            depth = (1 + rollbacks / 2) * share * math.log(len(share))
+            return AscentRounds(replace(climb, target_losses=depth.tolist()), participants=holders)
+
+        model = federation.run("unlearn", ascent(0), model, num_rounds=1)
 
         # 2. Take the classes' own directions out of the last layer.
         model = without_directions(model, share)
 
         # 3. Recover on S \ S_f and as many originals.
-        descent = federation.settings(
-            Descend, epochs=1, lr=self.client_recover_lr, freeze_stem=True
+        rounds = federation.settings(Descend, epochs=1, lr=self.client_recover_lr, freeze_stem=True)
+        watched = functools.partial(guarded_recovery, federation, remedy=REMEDY)
+        if not classes:  # a client's data are like the others': there is nothing to hold down
+            gentle = RecoveryRounds(replace(rounds, batches=self.client_recover_batches))
+            number = self.client_recover_rounds
+            return watched(model, ascent, gentle, num_rounds=number, threshold=100.0, wanted=wanted)
+        rounds = replace(
+            rounds, batches=self.recover_batches, hold=self.hold, hold_features=self.hold_features
         )
-        if not one_class:  # a client's data are like the others': there is nothing to hold down
-            return guarded_recovery(
-                federation,
-                model,
-                ascent,
-                RecoveryRounds(replace(descent, batches=self.client_recover_batches)),
-                num_rounds=self.client_recover_rounds,
-                threshold=100.0,
-                wanted=wanted,
-            )
-        held = replace(
-            descent,
-            batches=self.recover_batches,
-            lr=self.recover_lr,
-            hold=self.hold,
-            hold_features=self.hold_features,
-        )
-        model = guarded_recovery(
-            federation,
-            model,
-            ascent,
-            RecoveryRounds(held),
-            num_rounds=self.recover_rounds - 1,
-            threshold=self.threshold,
-        )
-        return guarded_recovery(
-            federation,
-            model,
-            ascent,
-            RecoveryRounds(replace(held, lr=self.recover_last_lr)),
-            num_rounds=1,
-            threshold=self.threshold,
-            wanted=wanted,
-        )
+        fast = RecoveryRounds(replace(rounds, lr=self.recover_lr))
+        last = RecoveryRounds(replace(rounds, lr=self.recover_last_lr))
+        number = self.recover_rounds - 1
+        model = watched(model, ascent, fast, num_rounds=number, threshold=self.threshold)
+        return watched(model, ascent, last, num_rounds=1, threshold=self.threshold, wanted=wanted)
 
     def relearn(self, federation: Federation, model: ArrayRecord) -> ArrayRecord:
         """Return `model` with what the request names put back."""
@@ -152,13 +138,13 @@ class CalibratedQuickDrop(Hyperparameters):
 
 def shares(federation: Federation) -> Floats:
     """Return the share of every class's training examples that goes, `(K,)`, each in [0, 1]."""
+    if federation.forget.level == "class":
+        share = np.zeros(federation.spec.num_classes)
+        share[list(federation.forget.classes)] = 1.0
+        return share
     counts = federation.class_counts()
     counts = {name: n for name, n in counts.items() if name not in federation.erased_clients}
     total: Floats = np.sum(list(counts.values()), axis=0, dtype=np.float64)
-    if federation.forget.level == "class":
-        share = np.zeros_like(total)
-        share[list(federation.forget.classes)] = 1.0
-        return share
     gone = np.sum([counts[name] for name in federation.forget.clients], axis=0)
     return np.asarray(gone / np.maximum(total, 1.0))
 

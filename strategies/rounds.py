@@ -47,6 +47,7 @@ class Rounds(FedAvg):
 
     message_type: str
     takes_all: bool = False  # whether every node addressed must answer
+    changes_model: bool = True  # or the arrays that come back are scores
 
     def __init__(
         self,

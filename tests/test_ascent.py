@@ -148,6 +148,30 @@ def test_a_frozen_stem_stays_bit_for_bit(freeze_stem: bool) -> None:
     assert "body.4.weight" in changed
 
 
-def convnet_of_two_classes() -> Classifier:
-    spec = ModelSpec("convnet", num_classes=2, channels=1, image_size=8, width=4, depth=2)
+def test_a_frozen_stem_keeps_its_running_statistics() -> None:
+    spec = ModelSpec("resnet20", num_classes=2, channels=1, image_size=8)
+    model = build(spec, torch.Generator().manual_seed(0))
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+
+    images = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    climb(model, (images, torch.tensor([0, 1, 0, 1])), lr=0.1, freeze_stem=True)
+
+    changed = {k for k, value in model.state_dict().items() if not torch.equal(value, before[k])}
+    assert not {k for k in changed if k.startswith(("body.0.", "body.1."))}
+    assert {"body.3.conv1.weight", "body.3.norm1.running_mean"} <= changed
+
+
+def test_a_body_of_one_convolution_climbs_even_with_head_and_stem_frozen() -> None:
+    model = convnet_of_two_classes(depth=1)
+    head = model.classifier.weight.detach().clone()
+    before = model.body.state_dict()["0.weight"].clone()
+    images = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    done = climb(model, (images, torch.tensor([0, 1])), freeze_head=True, freeze_stem=True)
+    assert done.num_steps == 1
+    assert torch.equal(model.classifier.weight, head)
+    assert not torch.equal(model.body.state_dict()["0.weight"], before)
+
+
+def convnet_of_two_classes(depth: int = 2) -> Classifier:
+    spec = ModelSpec("convnet", num_classes=2, channels=1, image_size=8, width=4, depth=depth)
     return build(spec, torch.Generator().manual_seed(0))

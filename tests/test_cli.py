@@ -22,10 +22,13 @@ from safetensors import safe_open
 from typer.testing import CliRunner
 
 import server.runner
+from client import datasets
 from server import display
-from server.cli import app
+from server.cli import app, running
 from server.cli.command import FAILED, NOT_VERIFIED, STOPPED, USAGE
 from server.federation import Cost, Round
+from server.home import Home
+from server.ledger import Ledger, database_url
 from server.registry import pack, unpack
 from strategies.method import Needs
 from strategies.methods import METHODS
@@ -87,7 +90,13 @@ def run(*words: str, answer: str = "") -> Any:
 @pytest.fixture(autouse=True)
 def _surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
     # Set and then removed, so that what a run puts there is undone as well.
-    for name in ("EFFACE_HOME", "EFFACE_STORE", "EFFACE_DATA_DIR", "EFFACE_DATABASE_URL"):
+    for name in (
+        "FLWR_HOME",
+        "EFFACE_HOME",
+        "EFFACE_STORE",
+        "EFFACE_DATA_DIR",
+        "EFFACE_DATABASE_URL",
+    ):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
 
@@ -194,6 +203,56 @@ def test_the_demonstration_returns_all_five_models(empty: Efface) -> None:
     assert Path(record["report"]).is_file()
 
 
+def test_a_demonstration_goes_on_with_a_stopped_one_of_its_own_settings_and_class_only(
+    empty: Efface, stop_at: Callable[[str, int], None]
+) -> None:
+    def demo(phase: str, *words: str) -> list[tuple[str, str]]:
+        stop_at(phase, 1)
+        assert empty("demo", *TINY, *words).exit_code == STOPPED
+        return [(r["kind"], r["state"]) for r in empty.json("requests")["requests"]]
+
+    one = demo("unlearn", "--class", "3")
+    assert one == [("train", "done"), ("forget", "interrupted")]
+    assert demo("recover", "--class", "3") == one  # r0002 again
+    two = demo("train", "--class", "3", "--seed", "1")
+    assert two == [*one, ("train", "interrupted")]
+    assert demo("train", "--class", "4") == [*two, ("train", "interrupted")]
+
+
+def test_a_request_after_a_demonstration_means_the_federation_that_is_not_one(
+    trained: Efface,
+) -> None:
+    trained.json("demo", *TINY, "--class", "3")
+
+    assert trained.json("forget", "--class", "9", "--trial")["base_version"] == "v0001"
+
+
+def test_a_request_takes_no_option_that_its_version_has_settled(trained: Efface) -> None:
+    from server.settings import TRAINING
+
+    assert not TRAINING & {o.key for o in [*running._REQUEST_OPTIONS, *running._RELEARN_OPTIONS]}
+    done = trained("forget", "--class", "9", "--seed", "1")
+
+    assert done.exit_code == USAGE
+    assert "No such option" in done.stderr
+
+
+def test_own_data_is_found_from_another_folder(
+    empty: Efface, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digits = datasets.load("digits")
+    parts = {}
+    for name, split in (("train", digits.train), ("test", digits.test)):
+        parts[f"{name}_images"] = split.images.permute(0, 2, 3, 1).numpy()
+        parts[f"{name}_labels"] = split.labels.numpy()
+    np.savez(tmp_path / "own.npz", **parts)
+    monkeypatch.chdir(tmp_path)
+    empty.json("train", *TINY, "--dataset", "npz:own.npz", "--rounds", "1")
+    monkeypatch.chdir("/")
+
+    assert empty.json("evaluate")["dataset"] == f"npz:{tmp_path / 'own.npz'}"
+
+
 def test_relearning_brings_a_forgotten_class_back_into_service(forgotten: Efface) -> None:
     record = forgotten.json("relearn", "--class", "9")
 
@@ -246,6 +305,23 @@ def test_a_report_is_written_again_from_the_record(forgotten: Efface, tmp_path: 
 
     assert document["request"] == "r0002"
     assert Path(document["report"]).read_text().lstrip().lower().startswith("<!doctype html>")
+
+
+def test_a_report_that_a_stop_left_unwritten_is_written_from_the_pending_record(
+    forgotten: Efface,
+) -> None:
+    folder, page = forgotten.home / "runs" / "r0002", forgotten.home / "reports" / "r0002.html"
+    record = json.loads((folder / "record.json").read_text())
+    (folder / "record.pending.json").write_text(json.dumps(record | {"model_version": None}))
+    (folder / "record.json").unlink()
+    page.unlink()
+
+    assert forgotten.json("show", "r0002")["record"]["model_version"] == "v0002"
+    forgotten.json("report", "r0002")
+
+    assert page.is_file()
+    assert json.loads((folder / "record.json").read_text()) == record
+    assert not (folder / "record.pending.json").exists()
 
 
 def test_methods_are_listed_with_their_options() -> None:
@@ -370,6 +446,23 @@ def test_destroying_asks_first_and_destroys_only_what_was_named(forgotten: Effac
     assert "r0002" in run("store", "ls", folder).stdout  # tombstones stay
 
 
+def test_a_damaged_store_can_be_destroyed_as_a_whole(forgotten: Efface) -> None:
+    folder = forgotten.node_store()
+    damaged = next(folder.rglob("*.safetensors"))
+    damaged.write_bytes(damaged.read_bytes()[:-10])
+
+    one_class = run("store", "destroy", str(folder), "--class", "1", "--yes")
+    tried = run("store", "destroy", str(folder), "--dry-run", "--json")
+    assert (one_class.exit_code, tried.exit_code) == (FAILED, 0)
+    assert json.loads(tried.stdout)["would_destroy"] is None
+    assert damaged.exists()
+
+    done = run("store", "destroy", str(folder), "--yes")
+
+    assert done.exit_code == 0, done.output
+    assert not list(folder.rglob("*.safetensors"))
+
+
 def test_a_folder_of_several_stores_is_refused(forgotten: Efface) -> None:
     before = forgotten.kept()
 
@@ -412,11 +505,11 @@ def test_data_sets_are_listed_with_what_can_be_read_here() -> None:
 REFUSED = {
     "unknown method": (
         ["forget", "-c", "1", "--method", "magic"],
-        "method must be one of quickdrop, quickdrop-calibrated, got 'magic'\nTry: efface methods",
+        ", got 'magic'\nTry: efface methods",
     ),
     "unknown method option": (
         ["forget", "-c", "1", "--set", "magic=1"],
-        "option must be one of unlearn-rounds,",
+        "option must be one of unlearn-lr,",
     ),
     "method option of the wrong kind": (
         ["forget", "-c", "1", "--set", "recover-rounds=many"],
@@ -493,6 +586,34 @@ REFUSED = {
     ),
     "learning rate not finite": (["train", "--lr", "nan"], "lr must be finite, got nan"),
     "no clients": (["train", "--num-clients", "0"], "num-clients must be at least 1, got 0"),
+    "no data to share": (
+        ["train", "--dataset", "none", "--model-classes", "10"],
+        "dataset must be one that simulated clients can share on engine inline, got none",
+    ),
+    "fewer images than clients": (
+        ["train", "--max-samples", "9"],
+        "num-clients must leave at least 2 samples a client, got 10 clients for 9 samples",
+    ),
+    "more images than there are": (
+        ["train", "--max-samples", "100000"],
+        "max-samples must be at most 1442, got 100000",
+    ),
+    "more classes than clients": (
+        ["train", "--partition", "one-class", "--num-clients", "3"],
+        "num-clients must be at least the number of classes for partition 'one-class', got 3",
+    ),
+    "partition without ids": (
+        ["train", "--partition", "natural"],
+        "partition 'natural' must have a column of ids",
+    ),
+    "unknown device": (
+        ["train", "--device", "gpu"],
+        "device must be auto, cpu or cuda, got 'gpu'",
+    ),
+    "unknown connection": (
+        ["train", "--engine", "superlink", "--connection", "nope"],
+        "connection must be",
+    ),
     "no data folder": (
         ["train", "--dataset", "mnist"],
         "data-dir must name a folder for data set 'mnist', got none",
@@ -521,6 +642,19 @@ def test_bad_input_is_refused_and_nothing_is_lost(trained_home: Path, name: str)
     assert len(done.stderr.splitlines()) == 2
     assert done.stdout == ""
     assert efface.kept() == before
+
+
+@pytest.mark.parametrize("words", [["train"], ["forget", "--class", "9"]])
+def test_a_device_that_this_machine_lacks_is_refused_before_work_starts(
+    trained: Efface, monkeypatch: pytest.MonkeyPatch, words: list[str]
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+
+    done = trained(*words, "--device", "cuda")
+
+    assert done.exit_code == USAGE
+    assert "device must be one that torch finds here, got 'cuda'" in done.stderr
+    assert trained.request_states() == ["done"]
 
 
 def test_a_word_that_is_no_number_is_wrong_usage(trained_home: Path) -> None:
@@ -778,6 +912,14 @@ def test_an_interrupted_request_can_be_given_up(
     assert trained.request_states() == ["done", "aborted"]
 
 
+def test_a_request_that_never_began_can_be_given_up(trained: Efface) -> None:
+    with Ledger.open(database_url(Home(trained.home))) as ledger:
+        ledger.new_request(kind="train", method="fedavg", federation="digits")
+
+    assert trained("requests", "--abort", "r0002").exit_code == 0
+    assert trained.request_states() == ["done", "aborted"]
+
+
 def test_a_done_request_cannot_be_given_up(forgotten: Efface) -> None:
     before = forgotten.kept()
 
@@ -793,7 +935,7 @@ def test_a_result_that_did_not_forget_has_exit_code_3_and_no_version(trained: Ef
     options = ("unlearn-lr=1e-9", "unlearn-epochs=1", "recover-epochs=1", "threshold=100")
     words = [word for option in options for word in ("--set", option)]
 
-    done = trained("forget", "--class", "0", *words, "--json")
+    done = trained("forget", "--class", "0", "--method", "quickdrop", *words, "--json")
 
     assert done.exit_code == NOT_VERIFIED
     assert json.loads(done.stdout)["error"] == "VerificationFailed"

@@ -23,6 +23,7 @@ JOB: dict[str, Any] = {
     "partition": "iid",
 }
 FORGET = {
+    "method": "quickdrop",
     "forget_classes": "3",
     "max_forget_accuracy": 100.0,
     "method_options": "threshold=100,recover-rounds=1",

@@ -59,7 +59,13 @@ def recover(
     ascent = AscentRounds(told(wire.Ascend, lr=0.1))
     recovery = RecoveryRounds(told(wire.Descend, lr=0.1))
     found = guarded_recovery(
-        fake, model(0), ascent, recovery, num_rounds=num_rounds, threshold=threshold, wanted=wanted
+        fake,
+        model(0),
+        lambda _: ascent,
+        recovery,
+        num_rounds=num_rounds,
+        threshold=threshold,
+        wanted=wanted,
     )
     return value(found)
 
@@ -92,10 +98,16 @@ def test_without_held_out_forget_data_nothing_is_rolled_back() -> None:
     assert recover(Fake([None, None]), num_rounds=2) == 2
 
 
-def test_a_threshold_of_100_switches_the_guard_off() -> None:
+def test_nothing_is_measured_where_nothing_is_watched() -> None:
     fake = Fake([])
     assert recover(fake, num_rounds=3, threshold=100.0) == 3
     assert fake.measured == []
+
+
+def test_no_rounds_are_no_rounds() -> None:
+    fake = Fake([])
+    assert recover(fake, num_rounds=0) == 0
+    assert fake.done == []
 
 
 def test_recovery_goes_on_until_the_rest_is_back() -> None:

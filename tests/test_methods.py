@@ -1,7 +1,7 @@
 """Methods as sequences of rounds: phases, participants and settings as in the papers."""
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -10,14 +10,16 @@ from flwr.app import Array, ArrayRecord
 
 from client import wire
 from client.errors import BadSetting
+from client.models import ModelSpec
 from client.wire import Ascend, Condense, Descend, ForgetSpec
 from strategies.federation import Accuracies
+from strategies.guard import CreptBack
 from strategies.methods import METHODS, method
 from strategies.quickdrop import QuickDrop
 from strategies.quickdrop_calibrated import CalibratedQuickDrop, shares, without_directions
 from strategies.retraining import train
 from strategies.rounds import FederatedAveraging, NothingTouched
-from tests.messages import told, values
+from tests.messages import SPEC, told, values
 
 MODEL = ArrayRecord(
     {
@@ -67,6 +69,14 @@ class Recording:
     def run(self, phase: str, rounds: Any, model: ArrayRecord, *, num_rounds: int) -> ArrayRecord:
         self.steps.append(Step(phase, rounds.settings, rounds.participants, num_rounds, model))
         return model
+
+    @property
+    def spec(self) -> ModelSpec:
+        return SPEC
+
+    def ordinary(self, **more: Any) -> wire.Fit:
+        fit: wire.Fit = self.settings(wire.Fit, **{"steps": 1, "lr": 0.1, **more})
+        return fit
 
     def class_counts(self) -> dict[str, list[float]]:
         # Of class 0 client-0 has all, of class 1 three quarters, of class 2 a half.
@@ -130,16 +140,28 @@ def test_a_client_that_is_still_known_is_no_reason_to_climb_again(name: str) -> 
     assert federation.phases.count("unlearn") == 1
 
 
-@pytest.mark.parametrize("name", sorted(METHODS))
+ASK_HOLDERS = [name for name in sorted(METHODS) if METHODS[name].needs.target_online]
+RELEARN = [name for name in sorted(METHODS) if METHODS[name].needs.relearning]
+
+
+@pytest.mark.parametrize("name", ASK_HOLDERS)
 def test_what_nobody_holds_is_an_error_before_any_round(name: str) -> None:
     federation: Any = Recording(nobody=True)
-    for act in (method(name, "class").forget, method(name, "class").relearn):
+    with pytest.raises(NothingTouched):
+        method(name, "class").forget(federation, MODEL)
+    if name in RELEARN:
         with pytest.raises(NothingTouched):
-            act(federation, MODEL)
+            method(name, "class").relearn(federation, MODEL)
     assert {"unlearn", "recover", "relearn"}.isdisjoint(federation.phases)
 
 
-@pytest.mark.parametrize("name", sorted(METHODS))
+@pytest.mark.parametrize("name", sorted(set(METHODS) - set(RELEARN)))
+def test_a_method_that_cannot_relearn_says_why(name: str) -> None:
+    with pytest.raises(BadSetting, match=f"method {name} must be able to relearn, got one that"):
+        method(name, "class").relearn(Recording(), MODEL)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", RELEARN)
 def test_relearning_is_on_all_data_and_ends_with_all_nodes(name: str) -> None:
     federation: Any = Recording()
     method(name, "class").relearn(federation, MODEL)
@@ -271,3 +293,22 @@ def test_options_change_hyperparameters_by_their_names() -> None:
 def test_a_bad_option_is_refused(options: dict[str, str], message: str) -> None:
     with pytest.raises(BadSetting, match=message):
         method("quickdrop", "class", options)
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_a_hyperparameter_out_of_its_range_is_refused_before_any_work(name: str) -> None:
+    for option in fields(METHODS[name]):
+        if isinstance(option.default, str):
+            continue
+        key = option.name.replace("_", "-")
+        for value in ("-1", "nan") if isinstance(option.default, float) else ("-1",):
+            with pytest.raises(BadSetting, match=f"^{key} must .*, got {value}"):
+                method(name, "class", {key: value})
+
+
+def test_a_class_that_came_back_is_climbed_deeper() -> None:
+    federation = Recording(accuracy=50.0)
+    with pytest.raises(CreptBack, match="hold harder"):
+        CalibratedQuickDrop().forget(federation, MODEL)  # type: ignore[arg-type]
+    depths = [s.settings.target_losses[3] for s in federation.steps if s.phase == "unlearn"]
+    assert depths == pytest.approx([math.log(10) * times for times in (1.0, 1.5, 2.0, 2.5)])

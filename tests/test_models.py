@@ -214,10 +214,23 @@ def test_arrays_that_do_not_fit_are_refused(change):
 @pytest.mark.parametrize("name", NAMES)
 def test_the_stem_is_the_first_convolution_and_its_norm(name):
     model = build(spec_of(name), seeded())
-    names = {id(p): key for key, p in model.named_parameters()}
-    stem = [names[id(p)].split(".", 1)[1] for p in model.stem()]
-    assert stem == {
-        "convnet": ["0.weight", "0.bias", "1.weight", "1.bias"],
-        "lenet": ["0.weight", "0.bias"],
-        "resnet18": ["conv1.weight", "bn1.weight", "bn1.bias"],
-    }.get(name, ["0.weight", "1.weight", "1.bias"])
+    names = {module: key for key, module in model.body.named_modules()}
+    stem = {"lenet": ["0"], "resnet18": ["conv1", "bn1"]}.get(name, ["0", "1"])
+    assert [names[module] for module in model.stem()] == stem
+
+
+def test_a_body_of_one_convolution_has_no_stem():
+    assert build(spec_of("convnet", depth=1), seeded()).stem() == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_of_a_frozen_stem_changes_in_training(name):
+    model = build(spec_of(name, image_size=16), seeded())
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    model.freeze_stem()
+    optimiser = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    model(torch.randn(4, 1, 16, 16, generator=seeded())).square().mean().backward()
+    optimiser.step()
+    stem = {id(t) for module in model.stem() for t in module.state_dict(keep_vars=True).values()}
+    for key, tensor in model.state_dict(keep_vars=True).items():
+        assert torch.equal(tensor, before[key]) == (id(tensor) in stem), key

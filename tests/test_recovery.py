@@ -1,6 +1,7 @@
 """Recovery: the bounded terms that hold forgotten images down, by hand."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -164,3 +165,78 @@ def test_a_frozen_stem_stays_bit_for_bit(freeze_stem: bool) -> None:
     changed = {k for k, value in model.state_dict().items() if not torch.equal(value, before[k])}
     assert ("body.0.weight" in changed) != freeze_stem
     assert "body.4.weight" in changed
+
+
+def batches_of(*sizes: int) -> list[Tensor]:
+    """Return images `(n, 1, 8, 8)`, n from `sizes`."""
+    draws = torch.Generator().manual_seed(1)
+    return [torch.randn(n, 1, 8, 8, generator=draws) for n in sizes]
+
+
+def recovered(name: str, *, num_held: int, **more: Any) -> dict[str, Tensor]:
+    """Return a model's state after one step on four images, holding others down."""
+    spec = ModelSpec(name, num_classes=2, channels=1, image_size=8, width=4, depth=2)
+    model = build(spec, torch.Generator().manual_seed(0))
+    images, held = batches_of(4, num_held)
+    options = {"epochs": 1, "batch_size": 4, "lr": 0.1, "generator": torch.Generator(), **more}
+    descend(
+        model,
+        images,
+        torch.tensor([0, 0, 0, 0]),
+        held=(held, torch.ones(num_held, dtype=torch.int64)),
+        **options,
+    )
+    return model.state_dict()
+
+
+def test_a_frozen_stem_keeps_its_running_statistics() -> None:
+    # The start's: mean 0, variance 1.
+    found = recovered("resnet20", num_held=3, hold=1.0, freeze_stem=True)
+    assert not found["body.1.running_mean"].any()
+    assert (found["body.1.running_var"] == 1).all()
+    assert int(found["body.1.num_batches_tracked"]) == 0
+    assert int(found["body.3.norm1.num_batches_tracked"]) == 1
+
+
+@pytest.mark.parametrize("name", ["resnet20", "vgg11", "resnet18"])
+def test_held_images_leave_no_trace_in_the_running_statistics(name: str) -> None:
+    # The batch means of the first norm come before the step: the retained images' alone.
+    alone, held = recovered(name, num_held=0, hold=1.0), recovered(name, num_held=3, hold=1.0)
+    first = next(key for key in alone if key.endswith("running_mean"))
+    assert alone[first].any()
+    for key in alone:
+        if "running" in key or "tracked" in key:
+            assert torch.equal(alone[key], held[key]), key
+    assert not torch.equal(alone["classifier.weight"], held["classifier.weight"])
+
+
+def test_one_held_image_beside_batch_norm_is_enough() -> None:
+    # 1x1 maps: BatchNorm cannot train on one image, nor need it.
+    found = recovered("resnet18", num_held=1, hold=1.0)
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in found.values())
+
+
+def test_a_model_without_batch_norm_makes_one_pass_for_both() -> None:
+    seen: list[int] = []
+    spec = ModelSpec("convnet", num_classes=2, channels=1, image_size=8, width=4, depth=2)
+    model = build(spec, torch.Generator().manual_seed(0))
+    model.body.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
+    images, held = batches_of(4, 3)
+    descend(
+        model, images, torch.tensor([0, 1, 0, 1]), epochs=1, batch_size=4, lr=0.1,
+        generator=torch.Generator(), held=(held, torch.ones(3, dtype=torch.int64)), hold=1.0,
+    )  # fmt: skip
+    assert seen == [7]
+
+
+def test_a_body_of_one_convolution_recovers_as_a_whole() -> None:
+    spec = ModelSpec("convnet", num_classes=2, channels=1, image_size=8, width=4, depth=1)
+    model = build(spec, torch.Generator().manual_seed(0))
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    (images,) = batches_of(4)
+    descend(
+        model, images, torch.tensor([0, 1, 0, 1]), epochs=1, batch_size=4, lr=0.1,
+        generator=torch.Generator(), freeze_stem=True,
+    )  # fmt: skip
+    changed = {k for k, value in model.state_dict().items() if not torch.equal(value, before[k])}
+    assert {"body.0.weight", "classifier.weight"} <= changed

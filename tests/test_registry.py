@@ -338,6 +338,18 @@ def test_resolve_understands_ids_and_words(registry: Registry, ledger: Ledger) -
         registry.resolve()
 
 
+def test_resolve_means_a_demonstration_only_where_nothing_else_serves(
+    registry: Registry, ledger: Ledger
+) -> None:
+    make(registry, ledger, federation="demo 2026-11-21 10:00:00")
+    make(registry, ledger, federation="demo 2026-11-21 11:00:00")
+    assert registry.resolve().id == "v0002"
+
+    make(registry, ledger)
+    assert registry.resolve().id == "v0003"
+    assert registry.resolve(None, "demo 2026-11-21 10:00:00").id == "v0001"
+
+
 def die(*_: object, **__: object) -> None:
     os._exit(9)
 

@@ -1,6 +1,7 @@
 """Requests from end to end on digits: stopped, failed, repeated, one after another."""
 
 import hashlib
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -20,9 +21,17 @@ from server.engines.inline import InlineGrid
 from server.federation import Round
 from server.grid import NamedGrid
 from server.home import Home
+from server.ledger import Ledger
 from server.registry import unpack
 from server.runner import run
-from server.service import AlreadyDone, Service, Unsettled, VerificationFailed
+from server.service import (
+    AlreadyDone,
+    Service,
+    Unpublished,
+    Unsettled,
+    VerificationFailed,
+    federation_name,
+)
 from server.settings import RunSettings
 from strategies.guard import CreptBack
 from strategies.rounds import ClientLost, NothingTouched
@@ -37,6 +46,7 @@ JOB: dict[str, Any] = {
     "batch_size": 32,
     "lr": 0.1,
     "scale": 20,
+    "method": "quickdrop",
     "max_relearning_gap": 100.0,  # two rounds make no model whose curve says much
     "engine": "inline",
     "device": "cpu",
@@ -210,6 +220,29 @@ def assert_equal(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> No
     assert all(np.array_equal(one[name], other[name]) for name in one)
 
 
+# ---- names --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("told", "name"),
+    [
+        ({}, "digits, 3 clients, iid, seed 0"),
+        (
+            {"engine": "ray", "max_samples": 90, "partition_seed": 2},
+            "digits, 3 clients, iid, 90 images, seed 2",
+        ),
+        # Real clients have data of their own: only who they are tells two federations apart.
+        ({"engine": "superlink", "connection": "lab"}, "digits, 3 clients of SuperLink lab"),
+        ({"engine": "superlink", "dataset": "none"}, "none, 3 clients of SuperLink efface"),
+        ({"engine": "superlink", "federation": "hospitals"}, "hospitals"),
+    ],
+)
+def test_a_federation_is_named_by_what_its_clients_are(
+    tmp_path: Path, told: dict[str, Any], name: str
+) -> None:
+    assert federation_name(settings(tmp_path, "train", **told)) == name
+
+
 # ---- stopped and taken up again -----------------------------------------------------------------
 
 
@@ -295,6 +328,88 @@ def test_a_stop_between_the_tombstones_and_the_version_is_made_good(
 
     assert_equal(weights(trained, "v0002"), weights(compared_home, "v0002"))
     assert tombstones(trained) == [{"r0002": ForgetSpec("class", (3,))}] * 3
+
+
+# ---- stopped after the end ----------------------------------------------------------------------
+
+
+def stopped_after(
+    monkeypatch: pytest.MonkeyPatch, method: str, error: BaseException | None = None
+) -> None:
+    """Stop a process just after a change of the ledger, before it can say what it did."""
+    real = getattr(Ledger, method)
+
+    def stop(*args: Any, **kwargs: Any) -> None:
+        real(*args, **kwargs)
+        raise error or KeyboardInterrupt
+
+    monkeypatch.setattr(Ledger, method, stop)
+
+
+def evidence(home: Path, request: str) -> dict[str, Any]:
+    """Return a request's record, and check that its page is there and nothing to resume."""
+    folder = home / "runs" / request
+    assert (home / "reports" / f"{request}.html").is_file()
+    assert {path.name for path in folder.iterdir()} == {"record.json", "events.jsonl"}
+    found: dict[str, Any] = json.loads((folder / "record.json").read_text())
+    return found
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "No space left on device")])
+def test_a_stop_after_the_version_entered_loses_no_evidence(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    with monkeypatch.context() as patched:
+        stopped_after(patched, "finish", error)
+        with pytest.raises(Unpublished, match=r"r0002 is done \(v0002\).*efface report r0002"):
+            forget(trained)
+
+    assert requests(trained)[1] == ("r0002", "done")  # the next process to open the home
+    record = evidence(trained, "r0002")
+    assert (record["model_version"], record["verdict"]["passed"]) == ("v0002", True)
+
+
+def test_a_report_that_cannot_be_written_is_written_when_the_home_is_opened(
+    trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("server.report.write_report", full)
+        with pytest.raises(Unpublished, match="No space left on device"):
+            forget(trained)
+        assert requests(trained)[1] == ("r0002", "done")  # not an obstacle to other work
+
+    assert versions(trained)[1] == ("v0002", "in-service")
+    assert evidence(trained, "r0002")["model_version"] == "v0002"
+
+
+def test_a_stop_after_a_refusal_loses_no_evidence(
+    trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        stopped_after(patched, "fail")
+        with pytest.raises(VerificationFailed, match=r"r0002 is failed .*efface report r0002"):
+            forget(trained, method_options=NO_EFFECT + ",threshold=100", max_forget_accuracy=5.0)
+
+    assert requests(trained)[1] == ("r0002", "failed")
+    record = evidence(trained, "r0002")
+    assert (record["model_version"], record["verdict"]["passed"]) == (None, False)
+
+
+def test_a_request_that_has_not_ended_has_no_record(
+    trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("server.registry.Registry.commit", stop)
+    with pytest.raises(KeyboardInterrupt):
+        forget(trained)
+
+    assert requests(trained)[1] == ("r0002", "interrupted")
+    assert not (trained / "runs" / "r0002" / "record.json").exists()
 
 
 # ---- clients that fail --------------------------------------------------------------------------

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from client.errors import StoreError
-from client.store import Store, SyntheticSet, without
+from client.site_report import write_site_report
+from client.store import REPORT, Store, SyntheticSet, without
 from client.wire import ForgetSpec
 
 MODEL = "a model"
@@ -327,6 +328,54 @@ def test_blocks_are_overwritten_before_a_file_goes(store: Store, tmp_path: Path)
     twin.hardlink_to(files(store)[0])
     store.destroy(classes=(3,))
     assert set(twin.read_bytes()) == {0}
+
+
+@pytest.mark.parametrize("classes", [None, (3,)])
+def test_the_stores_own_report_goes_with_the_images_that_it_shows(
+    store: Store, tmp_path: Path, classes: tuple[int, ...] | None
+) -> None:
+    save(store, 1, images_of(0, 3))
+    page = write_site_report(
+        store.folder / REPORT, torch.zeros(1, 1, 4, 4), torch.tensor([3]), node="a", real_counts={}
+    )
+    assert store.verify() == []
+    left = store.folder / f".{REPORT}.0123.tmp"  # an interrupted write
+    left.write_text("images")
+    left.chmod(0o600)
+    twin = tmp_path / "twin"  # a second name of the page's blocks outlives the first
+    twin.hardlink_to(page)
+
+    store.destroy(classes=classes)
+
+    assert not page.exists()
+    assert not left.exists()
+    assert set(twin.read_bytes()) == {0}
+
+
+def test_a_report_that_shows_destroyed_images_goes_even_if_there_is_nothing_else(
+    store: Store,
+) -> None:
+    store.settle("r0002", "forget", CLASS_3)
+    (store.folder / REPORT).write_text("images")
+    assert store.destroy(classes=(3,)) == 0
+    assert [path.name for path in files(store)] == ["state.json"]
+
+
+def test_a_file_that_destroy_would_leave_is_told(store: Store) -> None:
+    save(store, 1, images_of(0, 3))
+    other = store.folder / "report of may.html"
+    other.touch(mode=0o600)
+    (problem,) = store.verify()
+    assert problem.startswith(f"{other} must lie elsewhere")
+
+
+def test_a_report_that_others_can_read_is_told(store: Store) -> None:
+    save(store, 1, images_of(0, 3))
+    page = store.folder / REPORT
+    page.touch(mode=0o600)
+    assert store.verify() == []
+    page.chmod(0o644)
+    assert "must be readable by its owner alone, got mode 644" in store.verify()[0]
 
 
 def test_the_listing_counts_images_by_class(store: Store) -> None:

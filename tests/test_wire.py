@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from torch import nn
 
 from client import wire
 from client.app import HANDLERS, Node, answered, app
+from client.channels import to_text, zero_
 from client.errors import BadSetting, EffaceError
 from client.store import Store
 from client.wire import Common
@@ -32,8 +33,34 @@ WORK: dict[str, dict[str, Any]] = {
     wire.DESCRIBE: CLASS_3,
     wire.CONDENSE: {"outer_steps": 1, "inner_steps": 1, "batch_size": 16},
     wire.SETTLE: {"action": "forget", "destroy": True, **CLASS_3},
+    wire.REPRESENTATION: {"samples_per_class": 5, **CLASS_3},
+    wire.ABLATION: {"max_examples": 4, **CLASS_3},
+    wire.FIT_CHANNELS: {
+        "channels": ["body.0:0,3", "classifier:3"],
+        "steps": 2,
+        "batch_size": 32,
+        "lr": 0.1,
+        **CLASS_3,
+    },
 }
-TRAINS = {wire.FIT, wire.ASCEND, wire.DESCEND}
+
+
+def arrays_of(message_type: str) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Return names, shapes and dtypes of the arrays that may go up; 8 channels, 10 classes."""
+    sent = {name: (tuple(a.shape), a.dtype) for name, a in weights().items()}
+    layers = {"body.0": 8, "body.4": 8, "classifier": 10}
+    rows = {"body.0": 2, "body.1": 2, "classifier": 1}  # body.1 is the norm behind body.0
+    if message_type in (wire.FIT, wire.ASCEND, wire.DESCEND):
+        return sent
+    if message_type == wire.REPRESENTATION:
+        return dict.fromkeys(("body.0", "body.4"), ((10, 8), "float64"))
+    if message_type == wire.ABLATION:
+        both = [f"{k}/{n}" for n in layers if n != "classifier" for k in ("accuracy", "loss")]
+        return {name: ((layers[name.partition("/")[2]],), "float64") for name in both}
+    if message_type == wire.FIT_CHANNELS:
+        slices = {n: f for n, f in sent.items() if n.rpartition(".")[0] in rows}
+        return {n: ((rows[n.rpartition(".")[0]], *s[1:]), t) for n, (s, t) in slices.items()}
+    return {}
 
 
 @pytest.fixture(autouse=True)
@@ -93,11 +120,11 @@ def test_a_reply_holds_one_array_record_one_metric_record_and_nothing_undeclared
     assert (len(content), len(content.array_records), len(content.metric_records)) == (2, 1, 1)
     (arrays,), (metrics,) = content.array_records.values(), content.metric_records.values()
 
-    # Parameters of the model that came down, or nothing; an image is 8x8, no parameter is.
-    sent = weights()
-    assert list(arrays) == (list(sent) if message_type in TRAINS else [])
-    for name, array in arrays.items():
-        assert (array.shape, array.dtype) == (sent[name].shape, sent[name].dtype)
+    # Parameters of the model that came down, slices of them, numbers by channel (and class), or
+    # nothing; an image is 8x8, no parameter is.
+    found = {name: (tuple(array.shape), array.dtype) for name, array in arrays.items()}
+    assert found == arrays_of(message_type)
+    for array in arrays.values():
         assert tuple(array.shape[-2:]) != (8, 8)
         assert np.isfinite(array.numpy()).all()
 
@@ -154,11 +181,11 @@ def test_a_node_that_lost_all_its_data_weighs_nothing(grid: InlineGrid, message_
 
 
 def no_data_file(folder: Path) -> dict[str, Any]:
-    return {"data": f"npz:{folder}/patients.npz"}
+    return {"data": f"npz:{folder}/patients.npz", "store": str(folder / "store")}
 
 
 def data_without_its_kind(folder: Path) -> dict[str, Any]:
-    return {"data": f"{folder}/patients.npz"}
+    return {"data": f"{folder}/patients.npz", "store": str(folder / "store")}
 
 
 def damaged_data(folder: Path) -> dict[str, Any]:
@@ -251,7 +278,9 @@ def answer_with(
 ) -> Callable[[], Message]:
     config = config_of(wire.DESCRIBE)
     asked = message(wire.DESCRIBE, config, weights())
-    return lambda: wire.reply(asked, metrics, num_classes=10, state=state, like=weights())
+    return lambda: wire.reply(
+        asked, metrics, num_classes=10, state=state, like=wire.forms(weights())
+    )
 
 
 @pytest.mark.parametrize(
@@ -280,7 +309,7 @@ def changed_state(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize(
     ("name", "tensor", "rule"),
     [
-        ("images", torch.zeros(5, 1, 8, 8), "no others, got ['images']"),
+        ("images", torch.zeros(5, 1, 8, 8), "asked for alone, got ['images']"),
         ("classifier.weight", torch.zeros(5, 1, 8, 8), "must have shape (10, "),
         ("classifier.bias", torch.full((10,), torch.nan), "must be finite, got NaN"),
         ("classifier.bias", torch.zeros(10, dtype=torch.int64), "must be float32, got torch.int64"),
@@ -295,7 +324,7 @@ def test_an_array_that_is_no_parameter_is_refused(
 
 def test_a_parameter_left_out_is_refused() -> None:
     state = dict(list(network().state_dict().items())[1:])
-    with pytest.raises(EffaceError, match="parameters that came down and no others"):
+    with pytest.raises(EffaceError, match="arrays that were asked for alone"):
         answer_with({}, state)()
 
 
@@ -319,6 +348,11 @@ def test_a_handler_cannot_get_an_image_past_the_reply() -> None:
 def test_settings_survive_the_wire(kind: type[Common]) -> None:
     sent = told(kind, **WORK[next(m for m, k in wire.SETTINGS.items() if k is kind)])
     assert kind.parse(sent.config()) == sent
+
+
+@pytest.mark.parametrize("kind", wire.SETTINGS.values(), ids=lambda kind: kind.__name__)
+def test_no_message_gives_a_common_setting_a_meaning_of_its_own(kind: type[Common]) -> None:
+    assert not set(kind.__annotations__) & {f.name for f in fields(Common)}
 
 
 @pytest.mark.parametrize("message_type", sorted(WORK))
@@ -396,7 +430,8 @@ def test_a_whole_number_is_a_number_but_not_the_other_way_round() -> None:
         (wire.FIT, "device", "tpu", "be auto, cpu or cuda"),
         (wire.FIT, "threads", 0, "be at least 1"),
         (wire.FIT, "precision", "float16", "be one of float32, bfloat16"),
-        (wire.FIT, "client", "", "be a text of 1 to 200 characters"),
+        (wire.FIT, "client", "", "be 1 to 64 letters, digits, spaces, '.', '_' or '-'"),
+        (wire.FIT, "request", "", "be a text of 1 to 200 characters"),
         (wire.FIT, "phase", "x" * 201, "be a text of 1 to 200 characters"),
         (wire.FIT, "fingerprint", "abc", "be a SHA-256 in hexadecimal"),
         (wire.FIT, "forget-level", "sample", "be one of none, class, client"),
@@ -463,3 +498,215 @@ def test_the_population_names_the_simulated_clients_data() -> None:
     base = wire.Common(**values())
     assert base.population == wire.Common(**values(seed=5)).population
     assert base.population != wire.Common(**values(partition="shards:2")).population
+
+
+# ---- who is addressed, and which data it may open -----------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", ["client-0", "node-1234567", "18446744073709551615", "Klinik Süd 2", "st_a.example.org"]
+)
+def test_a_node_may_be_called_so(name: str) -> None:
+    assert told(wire.Describe, client=name).client == name
+
+
+@pytest.mark.parametrize(
+    "name", ["../outside", "..", ".hidden", "a/b", "a\\b", "/etc", " a", "a\n", "a\0b", "?", "-a"]
+)
+@pytest.mark.parametrize("key", ["client", "lineage"])
+def test_a_name_that_is_no_folder_is_refused(key: str, name: str) -> None:
+    with pytest.raises(BadSetting, match=rf"^{key} must be 1 to 64 letters, digits, spaces, "):
+        told(wire.Describe, **{key: name})
+
+
+def test_a_client_cannot_be_sent_out_of_the_store(grid: InlineGrid, tmp_path: Path) -> None:
+    reply = ask(grid, wire.FIT, ConfigRecord({**config_of(wire.FIT), "client": "../../outside"}))
+    assert "BadSetting: client must be 1 to 64 letters" in reply.error.reason
+    assert list(tmp_path.iterdir()) == []
+
+
+def site_file(folder: Path) -> Path:
+    """Write four images of 8x8 in two classes, as a site would hold them."""
+    path = folder / "site.npz"
+    images, labels = np.zeros((4, 8, 8), np.uint8), np.array([0, 1, 0, 1])
+    np.savez(path, train_images=images, train_labels=labels, num_classes=10)
+    return path
+
+
+def test_a_simulated_node_opens_the_file_that_the_coordinator_names(
+    grid: InlineGrid, tmp_path: Path
+) -> None:
+    config = config_of(
+        wire.DESCRIBE, dataset=f"npz:{site_file(tmp_path)}", num_clients=1, max_samples=0
+    )
+    assert not ask(grid, wire.DESCRIBE, config).has_error()
+
+
+@pytest.mark.parametrize("kind", ["npz", "folder"])
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_node_outside_a_simulation_opens_no_file_that_the_coordinator_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, exists: bool
+) -> None:
+    monkeypatch.delenv("EFFACE_STORE")
+    path = site_file(tmp_path) if exists else tmp_path / "none.npz"
+    with open_grid(store=str(tmp_path / "store")) as grid:
+        reply = ask(grid, wire.DESCRIBE, config_of(wire.DESCRIBE, dataset=f"{kind}:{path}"))
+        named = ask(grid, wire.DESCRIBE)  # a published set tells it nothing of the node's
+    assert (
+        f"BadSetting: dataset must be one of digits, mnist, fashion-mnist, cifar10, cifar100, svhn "
+        f"on a node that names no data of its own, got '{kind}:{path}'; its operator names what it "
+        'holds: --node-config \'data="npz:/path" store="/path"\''
+    ) in reply.error.reason
+    assert not named.has_error()
+
+
+def test_a_node_that_names_its_data_ignores_what_the_coordinator_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("EFFACE_STORE")
+    own = {"data": f"npz:{site_file(tmp_path)}", "store": str(tmp_path / "store")}
+    with open_grid(**own) as grid:
+        config = config_of(wire.DESCRIBE, dataset="npz:/etc/passwd", holdout=0.0)
+        metrics = ask(grid, wire.DESCRIBE, config).content.metric_records["metrics"]
+    assert metrics["num-examples"] == 4
+
+
+@pytest.mark.parametrize("message_type", sorted(WORK))
+def test_a_node_that_names_its_data_must_name_its_store(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, message_type: str
+) -> None:
+    with open_grid(data=f"npz:{site_file(tmp_path)}") as grid:
+        reply = ask(grid, message_type)
+    assert "StoreError: the node's own log says why" in reply.error.reason
+    assert "node config must name store beside data, got none" in caplog.text
+    assert not (tmp_path / "private").exists()
+
+
+# ---- one example's loss stays here --------------------------------------------------------------
+
+
+LOSSES = {
+    wire.FIT: {"batch_size": 2, "scale": 0},
+    wire.ASCEND: {"data": "original"},
+    wire.DESCEND: {"data": "original"},
+    wire.FIT_CHANNELS: {"batch_size": 2},
+    wire.HELDOUT: {"holdout": 0.5},
+    wire.ABLATION: {},
+}
+
+
+def losses_of(reply: Message) -> list[float]:
+    """Return every loss in a reply."""
+    assert not reply.has_error(), reply
+    found = []
+    for name, value in reply.content.metric_records["metrics"].items():
+        if "loss" in name:
+            found += [float(n) for n in (value if isinstance(value, list) else [value])]
+    for name, array in reply.content.array_records["arrays"].items():
+        if name.startswith("loss/"):
+            found += array.numpy().tolist()
+    return found
+
+
+def examples_of(grid: InlineGrid, **more: Any) -> list[float]:
+    """Return how many examples of each class node 1 holds."""
+    config = config_of(wire.DESCRIBE, **more)
+    counts = ask(grid, wire.DESCRIBE, config).content.metric_records["metrics"]
+    return counts["count-train-per-class"]  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("num_examples", [1, 2])
+@pytest.mark.parametrize("message_type", sorted(LOSSES))
+def test_one_examples_loss_never_goes_up(
+    grid: InlineGrid, message_type: str, num_examples: int
+) -> None:
+    # Half held out of 20 images: the classes have 0 to 4, here and there. All are erased but one.
+    few: dict[str, Any] = {"max_samples": 60, "holdout": 0.5, "erased_classes": []}
+    held = ask(grid, wire.HELDOUT, config_of(wire.HELDOUT, **few, forget_classes=[]))
+    counts: list[float] = (
+        held.content.metric_records["metrics"]["retain-count-per-class"]  # type: ignore[assignment]
+        if message_type == wire.HELDOUT
+        else examples_of(grid, **few)
+    )
+    label = counts.index(num_examples)
+    forgets = message_type in (wire.ASCEND, wire.ABLATION)
+    more = {
+        **few,
+        **LOSSES[message_type],
+        "forget_classes": [label] if forgets else [],
+        "erased_classes": [c for c in range(10) if c != label],
+    }
+    losses = losses_of(ask(grid, message_type, config_of(message_type, **more)))
+    assert losses
+    assert any(losses) == (num_examples > 1)
+
+
+@pytest.mark.parametrize("message_type", [wire.FIT, wire.FIT_CHANNELS])
+@pytest.mark.parametrize(("steps", "batch_size"), [(1, 1), (1, 2), (2, 1)])
+def test_one_step_on_one_example_of_many_hides_its_loss(
+    grid: InlineGrid, message_type: str, steps: int, batch_size: int
+) -> None:
+    more = {"steps": steps, "batch_size": batch_size, "forget_classes": []}
+    if message_type == wire.FIT:
+        more["scale"] = 0
+    (loss,) = losses_of(ask(grid, message_type, config_of(message_type, **more)))
+    assert (loss > 0) == (steps * batch_size > 1)
+
+
+# ---- channels -----------------------------------------------------------------------------------
+
+
+def channel_fit(grid: InlineGrid, arrays: ArrayRecord, **more: Any) -> Message:
+    config = config_of(wire.FIT_CHANNELS, **more)
+    (reply,) = grid.send_and_receive([message(wire.FIT_CHANNELS, config, arrays)])
+    return reply
+
+
+def test_slices_after_the_whole_model_mean_the_same_as_the_whole_model(grid: InlineGrid) -> None:
+    first = channel_fit(grid, weights())
+    slices = first.content.array_records["arrays"]
+    moved = {**weights()}
+    for name, array in slices.items():
+        rows = moved[name].numpy().copy()
+        rows[[3] if name.startswith("classifier") else [0, 3]] = array.numpy()
+        moved[name] = Array(rows)
+
+    again = channel_fit(grid, slices, whole=False, server_round=2)
+    whole = channel_fit(grid, ArrayRecord(moved), server_round=2)
+
+    assert not again.has_error(), again
+    for name, array in again.content.array_records["arrays"].items():
+        assert np.array_equal(array.numpy(), whole.content.array_records["arrays"][name].numpy())
+
+
+def test_slices_without_the_model_are_refused(grid: InlineGrid) -> None:
+    slices = channel_fit(grid, weights()).content.array_records["arrays"]
+    reply = channel_fit(grid, slices, whole=False, request="r0002")
+    assert "base model of r0002 must exist on node" in reply.error.reason
+
+
+def test_slices_that_do_not_fit_are_refused(grid: InlineGrid) -> None:
+    slices = channel_fit(grid, weights()).content.array_records["arrays"]
+    reply = channel_fit(grid, slices, whole=False, channels=["body.0:0", "classifier:3"])
+    assert "slice body.0.weight must be" in reply.error.reason
+
+
+def test_the_kept_model_goes_when_the_request_is_settled(grid: InlineGrid, tmp_path: Path) -> None:
+    channel_fit(grid, weights())
+    assert list((tmp_path / "private").rglob("base-*"))
+    ask(grid, wire.SETTLE)
+    assert not list((tmp_path / "private").rglob("base-*"))
+
+
+def test_pruned_channels_stay_zero_through_training(grid: InlineGrid) -> None:
+    pruned = {"body.0": (0, 3), "body.4": (7,)}
+    model = network()
+    zero_(model, pruned)
+    asked = config_of(wire.FIT, model_pruned=to_text(pruned), scale=0, steps=5, momentum=0.9)
+    (reply,) = grid.send_and_receive([message(wire.FIT, asked, ArrayRecord(model.state_dict()))])
+    trained = reply.content.array_records["arrays"]
+    for name, rows in (("body.0", [0, 3]), ("body.1", [0, 3]), ("body.4", [7]), ("body.5", [7])):
+        for kind in ("weight", "bias"):
+            assert not trained[f"{name}.{kind}"].numpy()[rows].any()
+            others = np.delete(trained[f"{name}.{kind}"].numpy(), rows, axis=0)
+            assert others.any()

@@ -109,7 +109,14 @@ OPTIONS: Final = (
         "Largest share of a client's time that matching may take, 0 to 1.",
     ),
     Option("version", "", REQUEST, "Version to start from; the one in service if not given."),
-    Option("method", "quickdrop", REQUEST, "Method; `efface methods` lists them."),
+    Option("method", "quickdrop-calibrated", REQUEST, "Method; `efface methods` lists them."),
+    Option(
+        "server-samples",
+        "",
+        REQUEST,
+        "The coordinator's own examples, for methods that need some: test:NUMBER of the test "
+        "images, or npz:PATH.",
+    ),
     Option("compare", "none", REQUEST, "retrain: also train without the data, as the yardstick."),
     Option(
         "max-forget-accuracy",

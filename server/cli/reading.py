@@ -1,6 +1,5 @@
 """The commands that read what the home holds: requests, show, models, report, methods, evaluate."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import MISSING, asdict, fields
 from pathlib import Path
@@ -55,7 +54,8 @@ def requests(
         typer.Option(
             "--abort",
             metavar="ID",
-            help="Give an interrupted request up; the version it started from stays.",
+            help="Give up a request that was interrupted or never began; the version it "
+            "started from stays.",
             show_default=False,
         ),
     ] = "",
@@ -104,7 +104,9 @@ def show(call: Call, identifier: Identifier) -> Answer:
 
 
 def _show_request(home: "Home", row: "RequestRow") -> Answer:
-    record = _record(home, row.id, needed=False)
+    from server import records
+
+    record = records.read(home, row)
     facts = [
         ("Request", row.id),
         ("What", f"{row.kind} {request_target(row)}".strip()),
@@ -196,21 +198,26 @@ def report(
 ) -> Answer:
     """Write a request's HTML report again from its record, and say where it is."""
     home, ledger = opened(call)
-    request = (
-        ledger.version(identifier).request
-        if identifier.startswith("v")
-        else ledger.request(identifier).id
-    )
-    record = _record(home, request, needed=True)
+    if identifier.startswith("v"):
+        identifier = ledger.version(identifier).request
+    row = ledger.request(identifier)
+    from server import records
     from server.report import write_report
 
-    path = (output or home.reports / f"{request}.html").expanduser().absolute()
+    record = records.read(home, row)
+    if record is None:
+        raise EffaceError(
+            f"request {row.id} must have a record, got none in {home.runs / row.id}: "
+            f"it is {row.state}" + (f" ({row.reason})" if row.reason else "")
+        )
+    path = (output or home.reports / f"{row.id}.html").expanduser().absolute()
     if not path.parent.is_dir():
         raise BadSetting(f"output must lie in a folder that exists, got {path}")
-    write_report(record or {}, path)
+    records.publish_left(home, ledger)
+    write_report(record, path)
     if open_it:
         typer.launch(path.as_uri())
-    return Answer({"format": FORMAT, "request": request, "report": str(path)}, [str(path)])
+    return Answer({"format": FORMAT, "request": row.id, "report": str(path)}, [str(path)])
 
 
 def methods(call: Call) -> Answer:
@@ -398,26 +405,6 @@ def _lineage(ledger: "Ledger", row: "VersionRow") -> "list[tuple[VersionRow, Req
     return line
 
 
-def _record(home: "Home", request: str, *, needed: bool) -> dict[str, Any] | None:
-    """Return a request's record, or None if it has none yet and none is `needed`."""
-    path = home.runs / request / "record.json"
-    try:
-        record = json.loads(path.read_text())
-    except FileNotFoundError as error:
-        if not needed:
-            return None
-        raise EffaceError(
-            f"request {request} must have a record, got none at {path}: it has not come to an end"
-        ) from error
-    except (OSError, ValueError) as error:
-        raise EffaceError(
-            f"record must be a readable JSON file, got {path} ({error}); restore it from a backup"
-        ) from error
-    if not isinstance(record, dict):
-        raise EffaceError(f"record must be a JSON object, got {path}; restore it from a backup")
-    return record
-
-
 def _facts(facts: Sequence[tuple[str, str | None]]) -> Any:
     from rich.markup import escape
     from rich.table import Table
@@ -438,7 +425,10 @@ def _time(moment: Any) -> str:
 def _model_text(row: "VersionRow") -> str:
     spec = row.card.get("model") or {}
     size = spec.get("image_size")
+    pruned = sum(len(line.partition(":")[2].split(",")) for line in spec.get("pruned", ()))
+    left = "removed" if spec.get("compact") else "kept at zero"
     return (
         f"{spec.get('name')}, {spec.get('num_classes')} classes, "
         f"{spec.get('channels')}x{size}x{size} images"
+        + (f"; {pruned} pruned channels, {left}" if pruned else "")
     )

@@ -65,14 +65,19 @@ MetricsPort = Annotated[
     ),
 ]
 
-_REQUEST_OPTIONS: Final = chosen([REQUEST, RUNNING])
+# A request computes as its version was trained.
+_OF_THE_VERSION: Final = ("seed", "threads", "precision")
+_REQUEST_OPTIONS: Final = chosen([REQUEST, RUNNING], leave_out=_OF_THE_VERSION)
 # A demonstration always compares, and starts from what it has just trained.
 _DEMO_OPTIONS: Final = chosen(
     [*LEARNING, REQUEST, RUNNING], leave_out=["version", "compare", "trial", "destroy"]
 )
 _RELEARN_OPTIONS: Final = chosen(
     [REQUEST, RUNNING],
-    leave_out=["compare", "destroy", "max-forget-accuracy", "max-relearning-gap"],
+    leave_out=[
+        *("compare", "destroy", "max-forget-accuracy", "max-relearning-gap"),
+        *_OF_THE_VERSION,
+    ],
 )
 
 
@@ -119,6 +124,7 @@ def demo(
     """Train, forget a class, compare with retraining, bring the class back."""
     from server.runner import demo as run_demo
 
+    values = {"method": "quickdrop", **values}
     settings = settings_for(call, values, mode="train", method_options=method_options)
     with watched(call, metrics_port) as (listener, metrics):
         record = run_demo(settings, listener, forget_class=forget_class)

@@ -96,7 +96,8 @@ def destroy(
         str,
         typer.Option(
             "--lineage",
-            help="Only the images made for this training request, such as r0001.",
+            help="Only the images made in this training, by the name that `efface store ls` "
+            "shows, such as r0001-20261121T101500000000.",
             show_default=False,
         ),
     ] = "",
@@ -114,7 +115,7 @@ def destroy(
     """Destroy synthetic images for good; tombstones stay."""
     store = opened(folder)
     images = _matching(store, lineage, classes)
-    what = f"{images} synthetic images in {folder}"
+    what = f"{'all' if images is None else images} synthetic images in {folder}"
     document = {"format": FORMAT, "store": str(folder), "destroyed": 0, "would_destroy": images}
     if dry_run:
         return Answer(document, [f"Would destroy {what}."])
@@ -155,8 +156,10 @@ def site_report(
     ] = None,
 ) -> Answer:
     """Write the private page that shows a node's synthetic images; keep it at the site."""
+    from client.store import REPORT
+
     store = opened(folder)
-    path = (output or folder / "site-report.html").expanduser().absolute()
+    path = (output or folder / REPORT).expanduser().absolute()
     if not path.parent.is_dir():
         raise BadSetting(f"output must lie in a folder that exists, got {path}")
     import torch
@@ -307,9 +310,17 @@ def opened(folder: Path) -> "Store":
     return Store(folder)
 
 
-def _matching(store: "Store", lineage: str, classes: list[int] | None) -> int:
-    """Return how many images of the newest generations lineage and classes pick."""
-    newest = {g.lineage: g for g in store.generations()}
+def _matching(store: "Store", lineage: str, classes: list[int] | None) -> int | None:
+    """Return how many images of the newest generations lineage and classes pick.
+
+    None where all go, and a damaged file hides how many there are.
+    """
+    try:
+        newest = {g.lineage: g for g in store.generations()}
+    except StoreError:
+        if lineage or classes is not None:
+            raise
+        return None
     if lineage and lineage not in newest:
         known = ", ".join(newest) or "none"
         raise BadSetting(f"lineage must be one of those stored ({known}), got {lineage!r}")

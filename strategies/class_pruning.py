@@ -1,0 +1,189 @@
+"""Class-discriminative pruning: the channels that tell a class apart are removed.
+
+Wang, Guo, Xie, Qi, "Federated Unlearning via Class-Discriminative Pruning", WWW 2022,
+https://arxiv.org/abs/2110.11794. Symbols as in the paper: U the classes, A the representation, R
+the share of channels pruned.
+
+Departs from the paper:
+1. The global representation is formed from sums and counts (`strategies.channels`).
+2. A residual network's channels are pruned behind their norm and before the addition, each layer
+   for itself: the stream keeps what the other layers add to it.
+3. A layer keeps at least one channel: a share R that would empty one is refused.
+4. Fine-tuning stops when the accuracy on the clients' held-out data is what it was before the
+   request; the paper names a target accuracy by hand.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from flwr.app import ArrayRecord
+
+from client.channels import Layer, from_text, layout, zero_
+from client.errors import BadSetting
+from client.models import build, loaded
+from client.wire import Representation, Rule, at_least, one_of
+from strategies.channels import Floats, RepresentationRounds, arrays_of, states_of
+from strategies.federation import Federation
+from strategies.method import PERCENT, Hyperparameters, Needs, option
+from strategies.rounds import FederatedAveraging
+
+
+@dataclass(frozen=True)
+class ClassPruning(Hyperparameters):
+    """The paper's protocol."""
+
+    prune_share: float = option(0.1, Rule(lambda v: 0 < v < 1, "lie in (0, 1)"))  # R
+    scope: str = option(
+        "global", one_of("global", "layer")
+    )  # one threshold over all layers (Algorithm 2), or one a layer
+    samples_per_class: int = option(
+        0, at_least(0)
+    )  # images that a client looks at; 0 for all it has
+    rounds: int = option(10, at_least(0))  # of fine-tuning, at most
+    target: float = option(
+        0.0, PERCENT
+    )  # percent of retain accuracy that ends it; 0 for the one before
+    tolerance: float = option(0.0, PERCENT)  # points below `target` that are accepted
+    compact: int = option(
+        0, Rule(lambda v: v in (0, 1), "be 0 or 1")
+    )  # 1 to remove the channels before fine-tuning, 0 to keep them at zero
+
+    needs: ClassVar[Needs] = Needs(levels=frozenset({"class"}), relearning=False)
+
+    def forget(self, federation: Federation, model: ArrayRecord) -> ArrayRecord:
+        """Return `model` without the channels of the classes that the request names."""
+        layers = layout(build(federation.spec, torch.Generator()))
+        if not any(layer.convolution for layer in layers):
+            raise BadSetting(
+                f"model must have convolutions to be pruned, got {federation.spec.name}; choose "
+                "another method"
+            )
+        if federation.spec.compact:
+            raise BadSetting(
+                "version must have all its channels to be pruned, got a compact one; start from "
+                "the version before it (--version), or choose another method"
+            )
+        federation.holders(synthetic=False)
+        wanted = self.target or federation.accuracies(model).retain
+
+        # 1. Clients score channels by class (Algorithm 1); the server forms the global means.
+        asked = federation.settings(Representation, samples_per_class=self.samples_per_class)
+        rounds = RepresentationRounds(asked)
+        means = federation.run("score", rounds, model, num_rounds=1)
+        representation = {name: means[name].numpy() for name in means}
+
+        # 2. Prune the most discriminative channels, one class after another (Algorithm 2).
+        pruned: dict[str, tuple[int, ...]] = from_text(federation.spec.pruned)
+        for label in federation.forget.classes:
+            scores = {name: tf_idf(a, label) for name, a in representation.items()}
+            pruned = chosen(scores, pruned, layers, share=self.prune_share, scope=self.scope)
+        federation.explain(channels=explained(representation, pruned))
+        federation.prune(pruned)
+        network = loaded(federation.spec, states_of(model))
+        zero_(network, pruned)
+        model = federation.locally("unlearn", lambda: (arrays_of(network.state_dict()), 0))
+        if self.compact:
+            model = federation.compact(model)
+
+        # 3. Fine-tune on what is retained until the accuracy is back.
+        fit = FederatedAveraging(federation.ordinary())
+        for _ in range(self.rounds):
+            known = federation.accuracies(model).retain
+            if wanted is not None and known is not None and known >= wanted - self.tolerance:
+                break
+            model = federation.run("recover", fit, model, num_rounds=1)
+        return model
+
+    def relearn(self, federation: Federation, model: ArrayRecord) -> ArrayRecord:
+        """Refuse: what pruning removed cannot be trained back.
+
+        Raises:
+            BadSetting: Always.
+        """
+        raise BadSetting(
+            "method class-pruning must be able to relearn, got one that cannot: the channels that "
+            "knew the class are gone; choose another method"
+        )
+
+
+def explained(
+    representation: Mapping[str, Floats], pruned: Mapping[str, tuple[int, ...]]
+) -> dict[str, Any]:
+    """Return what the report shows: every channel's score for every class, and the choice."""
+    return {
+        "title": "TF-IDF of each channel for each class",
+        "chosen": {name: list(of_layer) for name, of_layer in pruned.items()},
+        "action": "pruned",
+        "scores": {
+            name: {
+                "columns": [str(label) for label in range(len(means))],
+                "values": np.stack([tf_idf(means, u) for u in range(len(means))], axis=1).tolist(),
+            }
+            for name, means in representation.items()
+        },
+    }
+
+
+def tf_idf(representation: Floats, label: int) -> Floats:
+    """Return one layer's scores for a class, `(C,)`: equations 6 to 8.
+
+        TF_j  = A_uj / sum_j' A_uj'
+        IDF_j = log((1 + |U|) / (1 + #{i : A_ij >= mean over the channels of A_i}))
+
+    Args:
+        representation: A, `(|U|, C)`, at least 0: class means of the channels' activations.
+        label: u, the class to forget.
+    """
+    target = representation[label]
+    total = float(target.sum())
+    frequency = target / total if total > 0 else np.zeros_like(target)
+    common = representation >= representation.mean(axis=1, keepdims=True)
+    rarity = np.log((1 + len(representation)) / (1 + common.sum(axis=0)))
+    return np.asarray(frequency * rarity)
+
+
+def chosen(
+    scores: Mapping[str, Floats],
+    before: Mapping[str, Sequence[int]],
+    layers: Sequence[Layer],
+    *,
+    share: float,
+    scope: str,
+) -> dict[str, tuple[int, ...]]:
+    """Return the channels pruned before and those with the highest scores, by layer.
+
+    Args:
+        scores: TF-IDF of each convolution's channels, `(C,)`.
+        before: Channels pruned already; they are not counted again.
+        layers: The model's layout.
+        share: R, of the channels that are left: of all of them, or of each layer.
+        scope: "global" or "layer".
+
+    Raises:
+        BadSetting: If a layer would lose its last channel.
+    """
+    ranked = [
+        (float(score), -place, name, channel)
+        for place, (name, of_layer) in enumerate(scores.items())
+        for channel, score in enumerate(of_layer)
+        if channel not in before.get(name, ())
+    ]
+    by_scope: dict[str, list[Any]] = {}
+    for entry in sorted(ranked, key=lambda e: (-e[0], -e[1], e[3])):
+        by_scope.setdefault(entry[2] if scope == "layer" else "all", []).append(entry)
+    result = {name: set(channels) for name, channels in before.items()}
+    for entries in by_scope.values():
+        for _, _, name, channel in entries[: math.ceil(share * len(entries))]:
+            result.setdefault(name, set()).add(channel)
+    for layer in layers:
+        if len(result.get(layer.name, ())) >= layer.num_channels:
+            raise BadSetting(
+                f"layer {layer.name} must keep at least one of its {layer.num_channels} channels, "
+                f"got none at prune-share {share:g}; lower it, or use scope=layer"
+            )
+    order = [layer.name for layer in layers]
+    return {name: tuple(sorted(result[name])) for name in order if result.get(name)}

@@ -1,0 +1,205 @@
+"""Influential channels: the few channels that matter for a class are trained to forget it.
+
+Xu, Zhu, Zhang, Zhou, Yu: "Update Selective Parameters: Federated Machine Unlearning Based on Model
+Explanation", 2024, https://arxiv.org/abs/2406.12516. Algorithm 1 selects, Algorithm 2 is the
+decentralised scheme (DE), section 4.4.2 the centralised one (CE).
+
+Departs from the paper:
+1. Ties in the effect on the accuracy, frequent on few examples, are broken by the effect on the
+   loss, then by the channel's number.
+2. DE measures effects on the clients that hold the class, averaged by their counts; the paper's
+   server has examples of the class itself. Rounds are averaged by |D_i| instead of 1 / n.
+3. The last layer's channels are the classes: those to forget are chosen without measuring.
+4. Channels go down as slices, too, from a node's second round on.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from flwr.app import ArrayRecord
+
+from client.channels import Layer, layout, take, to_text, train_only
+from client.models import build, loaded
+from client.perturbation import wrong_labels
+from client.scoring import ablation
+from client.seeds import generator
+from client.training import local_sgd, minibatches
+from client.wire import Ablation, FitChannels, Rule, between, one_of
+from strategies.channels import (
+    AblationRounds,
+    Floats,
+    PartialChannelFedAvg,
+    arrays_of,
+    put,
+    states_of,
+)
+from strategies.federation import Federation
+from strategies.method import COUNT, RATE, Hyperparameters, Needs, option
+from strategies.relearning import ordinary_relearning
+
+
+@dataclass(frozen=True)
+class InfluentialChannels(Hyperparameters):
+    """What both schemes share: which channels are chosen."""
+
+    delta: float = option(
+        0.05, Rule(lambda v: 0 < v <= 1, "lie in (0, 1]")
+    )  # selection factor: share of each layer's channels
+    select: str = option("effect", one_of("effect", "random"))  # or "random", the paper's control
+    max_samples: int = option(
+        256, COUNT
+    )  # examples of the class that a client measures effects on, at most
+
+    def chosen(
+        self, federation: Federation, found: ArrayRecord, layers: Sequence[Layer], seed: int
+    ) -> dict[str, tuple[int, ...]]:
+        """Return the channels to train, from the effects of the hidden layers' channels."""
+        *hidden, classifier = layers
+        accuracy = {layer.name: found[f"accuracy/{layer.name}"].numpy() for layer in hidden}
+        loss = {layer.name: found[f"loss/{layer.name}"].numpy() for layer in hidden}
+        channels = self.picked(accuracy, loss, generator(seed, "channels", 0))
+        channels[classifier.name] = federation.forget.classes
+        if self.select == "random":
+            nothing = {classifier.name: np.zeros(classifier.num_channels)}
+            draws = generator(seed, "channels of the classes", 0)
+            channels |= self.picked(nothing, nothing, draws)
+        federation.explain(channels=explained(accuracy, loss, channels))
+        return channels
+
+    def picked(
+        self, accuracy: Mapping[str, Floats], loss: Mapping[str, Floats], draws: torch.Generator
+    ) -> dict[str, tuple[int, ...]]:
+        """Return each layer's top max(1, ceil(delta * C)) channels (Algorithm 1, lines 12 and 13).
+
+        Args:
+            accuracy: Effect on the accuracy by layer, `(C,)`; high for an influential channel.
+            loss: Effect on the loss by layer, `(C,)`.
+            draws: Chooses where `select` is "random".
+        """
+        found = {}
+        for name, effects in accuracy.items():
+            count = max(1, math.ceil(self.delta * len(effects)))
+            if self.select == "random":
+                order = torch.randperm(len(effects), generator=draws).numpy()
+            else:
+                order = np.lexsort((np.arange(len(effects)), -loss[name], -effects))
+            found[name] = tuple(sorted(int(c) for c in order[:count]))
+        return found
+
+    def relearn(self, federation: Federation, model: ArrayRecord) -> ArrayRecord:
+        """Return `model` with the classes put back by ordinary rounds."""
+        return ordinary_relearning(federation, model)
+
+
+@dataclass(frozen=True)
+class DecentralisedChannels(InfluentialChannels):
+    """DE: the clients train the chosen channels, whose slices alone are exchanged."""
+
+    rounds: int = option(4, COUNT)
+    steps: int = option(10, COUNT)  # T of a round
+    lr: float = option(0.05, RATE)
+    momentum: float = option(0.0, between(0.0, 0.999))
+    batch_size: int = option(64, COUNT)
+
+    needs: ClassVar[Needs] = Needs(levels=frozenset({"class"}))
+
+    def forget(self, federation: Federation, model: ArrayRecord) -> ArrayRecord:
+        """Return `model` with the classes' influential channels trained to forget them."""
+        # 1. The holders measure what zeroing each channel costs; the server selects.
+        asked = federation.settings(Ablation, max_examples=self.max_samples)
+        ablations = AblationRounds(asked, participants=federation.holders(synthetic=False))
+        found = federation.run("score", ablations, model, num_rounds=1)
+        layers = layout(build(federation.spec, torch.Generator()))
+        channels = self.chosen(federation, found, layers, asked.seed)
+
+        # 2. All train these channels alone, the holders also on wrong labels (Algorithm 2).
+        told = federation.settings(
+            FitChannels,
+            channels=to_text(channels),
+            steps=self.steps,
+            lr=self.lr,
+            momentum=self.momentum,
+            batch_size=self.batch_size,
+        )
+        rounds = PartialChannelFedAvg(told, layers)
+        return federation.run("unlearn", rounds, model, num_rounds=self.rounds)
+
+
+@dataclass(frozen=True)
+class CentralisedChannels(InfluentialChannels):
+    """CE: the server trains the chosen channels on a few examples of its own, without clients."""
+
+    steps: int = option(40, COUNT)
+    lr: float = option(0.05, RATE)
+    momentum: float = option(0.0, between(0.0, 0.999))
+    batch_size: int = option(64, COUNT)
+
+    needs: ClassVar[Needs] = Needs(
+        levels=frozenset({"class"}), target_online=False, server_data=True
+    )
+
+    def forget(self, federation: Federation, model: ArrayRecord) -> ArrayRecord:
+        """Return `model` with the classes' influential channels trained to forget them."""
+        samples = federation.samples()
+        forget = torch.isin(samples.labels, torch.tensor(federation.forget.classes))
+        seed = federation.ordinary().seed
+        layers = layout(build(federation.spec, torch.Generator()))
+
+        # 1. The server measures and selects (Algorithm 1).
+        def measure() -> tuple[ArrayRecord, int]:
+            some = forget.nonzero().flatten()[: self.max_samples]
+            network = loaded(federation.spec, states_of(model))
+            effects = ablation(network, samples.images[some], samples.labels[some])
+            found = {f"accuracy/{name}": effect for name, effect in effects.accuracy.items()}
+            found |= {f"loss/{name}": effect for name, effect in effects.loss.items()}
+            return arrays_of(found), len(some)
+
+        found = federation.locally("score", measure, changes_model=False)
+        channels = self.chosen(federation, found, layers, seed)
+
+        # 2. It trains these channels alone on retained examples and wrong labels (section 4.4.2).
+        def work() -> tuple[ArrayRecord, int]:
+            network = loaded(federation.spec, states_of(model))
+            train_only(network, layers, channels)
+            labels = wrong_labels(
+                samples.labels,
+                forget,
+                federation.spec.num_classes,
+                generator(seed, "unlearn labels", 0),
+            )
+            draws = generator(seed, "unlearn", 0)
+            trained = local_sgd(
+                network,
+                lambda batch: (samples.images[batch], labels[batch]),
+                minibatches(len(labels), self.batch_size, self.steps, draws),
+                lr=self.lr,
+                momentum=self.momentum,
+            )
+            slices = arrays_of(take(network.state_dict(), layers, channels))
+            return put(model, slices, layers, channels), trained.samples
+
+        return federation.locally("unlearn", work)
+
+
+def explained(
+    accuracy: Mapping[str, Floats],
+    loss: Mapping[str, Floats],
+    channels: Mapping[str, tuple[int, ...]],
+) -> dict[str, Any]:
+    """Return what the report shows of a selection: effects by layer and channel, and the choice."""
+    return {
+        "title": "Effect of zeroing each channel on the class's examples",
+        "chosen": {name: list(of_layer) for name, of_layer in channels.items()},
+        "action": "trained",
+        "scores": {
+            name: {
+                "columns": ["accuracy lost, points", "loss gained"],
+                "values": np.stack([accuracy[name], loss[name]], axis=1).tolist(),
+            }
+            for name in accuracy
+        },
+    }

@@ -1,0 +1,24 @@
+"""Relearning by ordinary rounds: the class or client is there again, with its real data."""
+
+from flwr.app import ArrayRecord
+
+from strategies.federation import Federation
+from strategies.rounds import FederatedAveraging
+
+
+def ordinary_relearning(
+    federation: Federation, model: ArrayRecord, *, holder_rounds: int = 4, rounds: int = 2
+) -> ArrayRecord:
+    """Return `model` with what the request names put back.
+
+    Args:
+        federation: Runs the rounds.
+        model: The model to start from.
+        holder_rounds: Rounds of the holders alone: among all nodes' updates theirs would be
+            diluted.
+        rounds: Rounds of all nodes after them.
+    """
+    told = federation.ordinary(side="all")
+    alone = FederatedAveraging(told, participants=federation.holders(synthetic=False))
+    model = federation.run("relearn", alone, model, num_rounds=holder_rounds)
+    return federation.run("relearn", FederatedAveraging(told), model, num_rounds=rounds)
