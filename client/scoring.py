@@ -145,7 +145,8 @@ def ablation(
         model.train(was_training)
 
 
-CLOSE = 32
+CAP = 10**9
+CLOSE = 16
 """Times the rounding of the logits, relative to the largest, that counts as a close decision."""
 
 
@@ -168,7 +169,8 @@ def _ablation(model: nn.Module, images: Tensor, labels: Tensor, max_batch: int) 
             for channels, rows, found in network.copies(name, base, max_batch):
                 still = found.argmax(dim=1) == classes[rows]
                 close = _close(found, classes[rows], tolerance).nonzero().squeeze(1)
-                for few in close.split(max(1, max_batch // network.largest)):
+                most = max(1, max_batch // network.largest)
+                for few in close.split(most) if len(close) else ():
                     asked = _without(model, network.zeroed[name], some[rows[few]], channels[few])
                     still[few] = asked.argmax(dim=1) == classes[rows[few]]
                 lost[name].index_add_(0, channels, right[rows].long() - still.long())
@@ -341,7 +343,7 @@ class _Network:
                 differ[channel] |= by_channel[apart[x].changed(channel)].any(dim=0)
         pairs = differ.nonzero().to(base[self.logits].device)
         size = max(self.sizes[node].numel() for node in dense)
-        for some in pairs.split(max(1, max_batch // size)):
+        for some in pairs.split(min(CAP, max(1, max_batch // size))):
             channels, images = some.t().contiguous()
             yield channels, images, self._logits(dense, channels, images, base, apart, change)
 
