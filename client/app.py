@@ -77,7 +77,7 @@ class Node:
         Its pruned channels stay zero whatever it is trained on.
         """
         spec = self.settings.model_spec
-        network = loaded(spec, self.arrays.to_torch_state_dict())
+        network = loaded(spec, wire.tensors(self.arrays))
         if spec.pruned and not spec.compact:
             freeze(network, from_text(spec.pruned))
         if self.device.type == "cuda":  # where convolutions are faster that way
@@ -517,7 +517,7 @@ def fit_channels(node: Node, settings: wire.FitChannels) -> Answer:
     """
     layers = layout(build(settings.model_spec, torch.Generator()))
     channels = checked(from_text(settings.channels), layers)
-    sent: dict[str, Tensor] = dict(node.arrays.to_torch_state_dict())
+    sent = wire.tensors(node.arrays)
     if settings.whole:
         whole = sent
         model = loaded(settings.model_spec, whole)  # refuses what does not fit

@@ -145,7 +145,6 @@ def ablation(
         model.train(was_training)
 
 
-CAP = 10**9
 CLOSE = 16
 """Times the rounding of the logits, relative to the largest, that counts as a close decision."""
 
@@ -343,7 +342,7 @@ class _Network:
                 differ[channel] |= by_channel[apart[x].changed(channel)].any(dim=0)
         pairs = differ.nonzero().to(base[self.logits].device)
         size = max(self.sizes[node].numel() for node in dense)
-        for some in pairs.split(min(CAP, max(1, max_batch // size))):
+        for some in pairs.split(max(1, max_batch // size)):
             channels, images = some.t().contiguous()
             yield channels, images, self._logits(dense, channels, images, base, apart, change)
 

@@ -8,6 +8,7 @@ answer is built, and it lets through nothing that is not declared here.
 import hashlib
 import math
 import re
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from functools import lru_cache
@@ -445,6 +446,20 @@ def receive(message: Message, kind: type[T]) -> tuple[ArrayRecord, T]:
             f"{settings.fingerprint[:12]}; install the same release on server and nodes"
         )
     return records.array_records["arrays"], cast(T, settings)
+
+
+_READING = threading.Lock()
+
+
+def tensors(arrays: ArrayRecord) -> dict[str, Tensor]:
+    """Return a record's arrays as tensors of their own, by name.
+
+    One thread at a time: numpy reads an array's header with `ast.literal_eval`, and Python 3.11's
+    parser counts its depth in one place for all threads. Two inline clients that read at the same
+    moment may then fail with "AST constructor recursion depth mismatch".
+    """
+    with _READING:
+        return dict(arrays.to_torch_state_dict())
 
 
 def reply(

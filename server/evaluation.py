@@ -17,7 +17,7 @@ from client.datasets import DataSet, Split
 from client.evaluation import Scores, evaluate, relearning_curve
 from client.models import ModelSpec, loaded
 from client.seeds import generator
-from client.wire import ForgetSpec
+from client.wire import ForgetSpec, tensors
 from server.federation import GridFederation
 
 RELEARN_STEPS: Final = (5, 10, 15, 20, 25, 30)
@@ -51,7 +51,7 @@ class Judge:
 
     def model(self, arrays: ArrayRecord) -> nn.Module:
         """Return the network with these weights."""
-        return loaded(self.spec, arrays.to_torch_state_dict())
+        return loaded(self.spec, tensors(arrays))
 
     def test(self, arrays: ArrayRecord) -> Scores | None:
         """Return the scores on the coordinator's test part."""

@@ -133,7 +133,7 @@ class GridFederation:
 
     def compact(self, model: ArrayRecord) -> ArrayRecord:
         """Return `model` without its pruned channels, which are gone in all that follows."""
-        _, state = compact(self.spec, model.to_torch_state_dict())
+        _, state = compact(self.spec, wire.tensors(model))
         self.common["model_compact"] = True
         return from_numpy({name: tensor.numpy() for name, tensor in state.items()})
 

@@ -14,6 +14,7 @@ from flwr.serverapp import Grid
 
 from client import wire
 from client.channels import Layer, from_text, scatter, take
+from client.wire import tensors
 from strategies.rounds import NothingTouched, Rounds, summed
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
@@ -91,7 +92,7 @@ class PartialChannelFedAvg(Rounds):
     ) -> Iterable[Message]:
         """Send slices to the nodes that have the rest of the model, the whole to the others."""
         self._model = arrays
-        slices = arrays_of(take(states_of(arrays), self.layers, self.channels))
+        slices = arrays_of(take(tensors(arrays), self.layers, self.channels))
         messages = []
         for message in super().configure_train(server_round, arrays, config, grid):
             node = message.metadata.dst_node_id
@@ -121,17 +122,12 @@ def put(
     channels: Mapping[str, tuple[int, ...]],
 ) -> ArrayRecord:
     """Return `model` with `slices` in the places of `channels`; every other array as it was."""
-    state = states_of(model)
-    changed = scatter(state, states_of(slices), layers, channels)
+    state = tensors(model)
+    changed = scatter(state, tensors(slices), layers, channels)
     result = ArrayRecord(dict(model.items()))
     for name in slices:
         result[name] = Array(changed[name].numpy())
     return result
-
-
-def states_of(arrays: ArrayRecord) -> dict[str, torch.Tensor]:
-    """Return a record's arrays as tensors of their own."""
-    return dict(arrays.to_torch_state_dict())
 
 
 def arrays_of(state: Mapping[str, torch.Tensor]) -> ArrayRecord:

@@ -25,8 +25,8 @@ from flwr.app import ArrayRecord
 from client.channels import Layer, from_text, layout, zero_
 from client.errors import BadSetting
 from client.models import build, loaded
-from client.wire import Representation, Rule, at_least, one_of
-from strategies.channels import Floats, RepresentationRounds, arrays_of, states_of
+from client.wire import Representation, Rule, at_least, one_of, tensors
+from strategies.channels import Floats, RepresentationRounds, arrays_of
 from strategies.federation import Federation
 from strategies.method import PERCENT, Hyperparameters, Needs, option
 from strategies.rounds import FederatedAveraging
@@ -36,21 +36,19 @@ from strategies.rounds import FederatedAveraging
 class ClassPruning(Hyperparameters):
     """The paper's protocol."""
 
-    prune_share: float = option(0.1, Rule(lambda v: 0 < v < 1, "lie in (0, 1)"))  # R
-    scope: str = option(
-        "global", one_of("global", "layer")
-    )  # one threshold over all layers (Algorithm 2), or one a layer
-    samples_per_class: int = option(
-        0, at_least(0)
-    )  # images that a client looks at; 0 for all it has
-    rounds: int = option(10, at_least(0))  # of fine-tuning, at most
-    target: float = option(
-        0.0, PERCENT
-    )  # percent of retain accuracy that ends it; 0 for the one before
-    tolerance: float = option(0.0, PERCENT)  # points below `target` that are accepted
-    compact: int = option(
-        0, Rule(lambda v: v in (0, 1), "be 0 or 1")
-    )  # 1 to remove the channels before fine-tuning, 0 to keep them at zero
+    # R, of the channels that are left.
+    prune_share: float = option(0.1, Rule(lambda v: 0 < v < 1, "lie in (0, 1)"))
+    # One threshold over all layers (Algorithm 2), or one a layer.
+    scope: str = option("global", one_of("global", "layer"))
+    # Images of a class that a client looks at; 0 for all it has.
+    samples_per_class: int = option(0, at_least(0))
+    # Fine-tuning: rounds at most, percent of retain accuracy that ends it (0 for that before the
+    # request), and points below it that are accepted.
+    rounds: int = option(10, at_least(0))
+    target: float = option(0.0, PERCENT)
+    tolerance: float = option(0.0, PERCENT)
+    # 1 to remove the channels before fine-tuning, 0 to keep them at zero.
+    compact: int = option(0, Rule(lambda v: v in (0, 1), "be 0 or 1"))
 
     needs: ClassVar[Needs] = Needs(levels=frozenset({"class"}), relearning=False)
 
@@ -83,7 +81,7 @@ class ClassPruning(Hyperparameters):
             pruned = chosen(scores, pruned, layers, share=self.prune_share, scope=self.scope)
         federation.explain(channels=explained(representation, pruned))
         federation.prune(pruned)
-        network = loaded(federation.spec, states_of(model))
+        network = loaded(federation.spec, tensors(model))
         zero_(network, pruned)
         model = federation.locally("unlearn", lambda: (arrays_of(network.state_dict()), 0))
         if self.compact:

@@ -28,14 +28,13 @@ from client.perturbation import wrong_labels
 from client.scoring import ablation
 from client.seeds import generator
 from client.training import local_sgd, minibatches
-from client.wire import Ablation, FitChannels, Rule, between, one_of
+from client.wire import Ablation, FitChannels, Rule, between, one_of, tensors
 from strategies.channels import (
     AblationRounds,
     Floats,
     PartialChannelFedAvg,
     arrays_of,
     put,
-    states_of,
 )
 from strategies.federation import Federation
 from strategies.method import COUNT, RATE, Hyperparameters, Needs, option
@@ -46,13 +45,11 @@ from strategies.relearning import ordinary_relearning
 class InfluentialChannels(Hyperparameters):
     """What both schemes share: which channels are chosen."""
 
-    delta: float = option(
-        0.05, Rule(lambda v: 0 < v <= 1, "lie in (0, 1]")
-    )  # selection factor: share of each layer's channels
+    # delta, the selection factor: share of each layer's channels.
+    delta: float = option(0.05, Rule(lambda v: 0 < v <= 1, "lie in (0, 1]"))
     select: str = option("effect", one_of("effect", "random"))  # or "random", the paper's control
-    max_samples: int = option(
-        256, COUNT
-    )  # examples of the class that a client measures effects on, at most
+    # Examples of the class that effects are measured on, at most; of each client's.
+    max_samples: int = option(256, COUNT)
 
     def chosen(
         self, federation: Federation, found: ArrayRecord, layers: Sequence[Layer], seed: int
@@ -152,7 +149,7 @@ class CentralisedChannels(InfluentialChannels):
         # 1. The server measures and selects (Algorithm 1).
         def measure() -> tuple[ArrayRecord, int]:
             some = forget.nonzero().flatten()[: self.max_samples]
-            network = loaded(federation.spec, states_of(model))
+            network = loaded(federation.spec, tensors(model))
             effects = ablation(network, samples.images[some], samples.labels[some])
             found = {f"accuracy/{name}": effect for name, effect in effects.accuracy.items()}
             found |= {f"loss/{name}": effect for name, effect in effects.loss.items()}
@@ -163,7 +160,7 @@ class CentralisedChannels(InfluentialChannels):
 
         # 2. It trains these channels alone on retained examples and wrong labels (section 4.4.2).
         def work() -> tuple[ArrayRecord, int]:
-            network = loaded(federation.spec, states_of(model))
+            network = loaded(federation.spec, tensors(model))
             train_only(network, layers, channels)
             labels = wrong_labels(
                 samples.labels,
