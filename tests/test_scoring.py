@@ -211,9 +211,9 @@ SMALL = ModelSpec("convnet", num_classes=5, channels=1, image_size=8, width=6, d
 CASES = {
     "convnet": Case(SMALL, 12, 1),
     "lenet": Case(replace(SMALL, name="lenet"), 12, 1),
-    "resnet20": Case(ModelSpec("resnet20", num_classes=5, image_size=8), 6, 3),
-    "vgg11": Case(ModelSpec("vgg11", num_classes=5, image_size=8), 3, 40),
-    "resnet18": Case(ModelSpec("resnet18", num_classes=5, image_size=9), 3, 60),
+    "resnet20": Case(ModelSpec("resnet20", num_classes=5, image_size=8), 6, 5),
+    "vgg11": Case(ModelSpec("vgg11", num_classes=5, image_size=8), 3, 60),
+    "resnet18": Case(ModelSpec("resnet18", num_classes=5, image_size=9), 3, 100),
 }
 
 
