@@ -277,7 +277,7 @@ class Spread(nn.Module):
 
 
 def cifar_resnet(spec: ModelSpec) -> Classifier:
-    """Return the residual network for 32x32 images with 20, 32, 44 or 56 layers: 6n + 2.
+    """Return the residual network for 32x32 images with 8, 20, 32, 44 or 56 layers: 6n + 2.
 
     Three stages of n blocks with 16, 32 and 64 filters; the second and third halve the map.
 
@@ -352,7 +352,7 @@ def resnet18(spec: ModelSpec) -> Classifier:
 _BUILDERS: dict[str, Callable[[ModelSpec], Classifier]] = {
     "convnet": convnet,
     "lenet": lenet,
-    **dict.fromkeys(("resnet20", "resnet32", "resnet44", "resnet56"), cifar_resnet),
+    **dict.fromkeys(("resnet8", "resnet20", "resnet32", "resnet44", "resnet56"), cifar_resnet),
     **dict.fromkeys(_VGG_STAGES, vgg),
     "resnet18": resnet18,
 }

@@ -1,7 +1,7 @@
 """The federation as methods see it, over Flower's Grid: rounds that are timed, counted, resumed."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -17,7 +17,7 @@ from client.models import ModelSpec
 from client.wire import Common, Condense, Describe, Fit, ForgetSpec, Heldout
 from server.grid import NamedGrid
 from server.journal import Journal
-from strategies.federation import Accuracies, Samples
+from strategies.federation import Accuracies, Plan, Samples, StoredRound
 from strategies.rounds import ClientLost, Failure, NothingTouched, Rounds, checked
 
 S = TypeVar("S", bound=Common)
@@ -70,6 +70,18 @@ class Sides:
     retain: Scores
 
 
+def nothing_kept() -> Iterator[StoredRound]:
+    """Refuse: no stored update.
+
+    Raises:
+        BadSetting: Always.
+    """
+    raise BadSetting(
+        "version must have stored updates of its training, got none; train with --keep-updates 2, "
+        "or choose another method"
+    )
+
+
 OnRound = Callable[[Round, ArrayRecord], dict[str, Any] | None]
 
 
@@ -84,6 +96,9 @@ class GridFederation:
         on_round: Called after every round, outside the timing; what it returns is kept in `notes`.
         training: Settings of an ordinary round (see `client.wire.Fit`).
         own_samples: The coordinator's own examples, if it has any.
+        plan: How the version was trained.
+        initial: Returns the weights that training began with.
+        history: Yields what was kept of it.
         findings: What the method explained of itself.
         costs: Cost by phase, read from the journal for rounds done earlier.
         notes: What `on_round` returned, in order, resumed rounds included.
@@ -95,6 +110,9 @@ class GridFederation:
     on_round: OnRound = lambda done, model: None
     training: dict[str, Any] = field(default_factory=dict)
     own_samples: Samples | None = None
+    plan: Plan = field(default_factory=lambda: Plan(0, 1.0, 1.0))
+    initial: Callable[[], ArrayRecord] = ArrayRecord
+    history: Callable[[], Iterator[StoredRound]] = nothing_kept
     findings: dict[str, Any] = field(default_factory=dict)
     costs: dict[str, Cost] = field(default_factory=dict)
     notes: list[dict[str, Any]] = field(default_factory=list)

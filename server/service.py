@@ -37,7 +37,7 @@ from server.ledger import Ledger, Outcome, RequestRow, VersionRow, database_url
 from server.progress import Listener
 from server.registry import Registry, pack, unpack
 from server.settings import TRAINING, RunSettings, parse
-from strategies.federation import Samples
+from strategies.federation import Plan, Samples
 from strategies.methods import method
 from strategies.retraining import train
 from strategies.rounds import ClientLost
@@ -318,7 +318,6 @@ class _Work:
     def fedavg(self, federation: GridFederation, phase: str, *, scale: int) -> ArrayRecord:
         """Run the whole of federated averaging from the seed's initial weights."""
         s = self.settings
-        initial = build(self.spec, generator(s.seed, "initial weights"))
         distillation = {
             "scale": scale,
             "image_lr": s.image_lr,
@@ -327,15 +326,7 @@ class _Work:
             "distill_every": s.distill_every,
             "distill_fraction": s.distill_fraction,
         }
-        return train(
-            federation,
-            ArrayRecord(initial.state_dict()),
-            federation.ordinary(**distillation),
-            phase=phase,
-            num_rounds=s.rounds,
-            fraction=s.fraction,
-            min_share=s.min_share,
-        )
+        return train(federation, federation.ordinary(**distillation), phase=phase)
 
     # -- forgetting and relearning ---------------------------------------------------------------
 
@@ -582,9 +573,21 @@ class _Work:
             "scale": 0,
         }
         found = GridFederation(
-            self.grid, common, keep, on_round, training=training, own_samples=self.samples
+            self.grid,
+            common,
+            keep,
+            on_round,
+            training=training,
+            own_samples=self.samples,
+            plan=Plan(s.rounds, s.fraction, s.min_share),
+            initial=self.initial,
         )
         return found
+
+    def initial(self) -> ArrayRecord:
+        """Return the seed's initial weights."""
+        network = build(self.spec, generator(self.settings.seed, "initial weights"))
+        return ArrayRecord(network.state_dict())
 
     def card(self, **values: Any) -> dict[str, Any]:
         """Return what to know about a version."""

@@ -1,6 +1,6 @@
 """What a method sees of the federation. `server.federation` implements it over Flower's Grid."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -27,6 +27,36 @@ class Accuracies:
 
     forget: float | None
     retain: float | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How the version was trained.
+
+    Attributes:
+        num_rounds: K.
+        fraction: Share of the nodes drawn every round.
+        min_share: Share of those that must answer.
+    """
+
+    num_rounds: int
+    fraction: float
+    min_share: float
+
+
+@dataclass(frozen=True)
+class StoredRound:
+    """What clients sent in a round of the original training, as it was kept.
+
+    Attributes:
+        number: The round, from 1.
+        updates: By client, its parameters after the round minus those before it.
+        weights: By client, its number of examples.
+    """
+
+    number: int
+    updates: dict[str, ArrayRecord]
+    weights: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -96,6 +126,20 @@ class Federation(Protocol):
 
     def ordinary(self, **values: Any) -> Fit:
         """Return the settings of an ordinary round of training, completed by `values`."""
+
+    @property
+    def plan(self) -> Plan:
+        """How the version was trained."""
+
+    def initial(self) -> ArrayRecord:
+        """Return the weights that training began with."""
+
+    def history(self) -> Iterator[StoredRound]:
+        """Yield the stored rounds of the original training, in order, one in memory at a time.
+
+        Raises:
+            BadSetting: If none is stored.
+        """
 
     def samples(self) -> Samples:
         """Return the coordinator's own examples.

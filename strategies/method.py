@@ -21,6 +21,7 @@ class Needs:
         individual_updates: Whether the server must see single nodes' updates, which rules out
             secure aggregation.
         server_data: Whether the coordinator needs examples of its own.
+        history: Whether updates that clients sent in training must have been kept.
         relearning: Whether what was forgotten can be brought back.
     """
 
@@ -29,6 +30,7 @@ class Needs:
     target_online: bool = True
     individual_updates: bool = False
     server_data: bool = False
+    history: bool = False
     relearning: bool = True
 
 

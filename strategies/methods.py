@@ -8,6 +8,7 @@ from strategies.influential import CentralisedChannels, DecentralisedChannels
 from strategies.method import Method
 from strategies.quickdrop import QuickDrop
 from strategies.quickdrop_calibrated import CalibratedQuickDrop
+from strategies.retraining import Retraining
 
 METHODS: Final[dict[str, Any]] = {
     "quickdrop": QuickDrop,
@@ -15,6 +16,7 @@ METHODS: Final[dict[str, Any]] = {
     "class-pruning": ClassPruning,
     "influential-de": DecentralisedChannels,
     "influential-ce": CentralisedChannels,
+    "retraining": Retraining,
 }
 
 

@@ -4,33 +4,41 @@ The same federated averaging as the original training, from the same initial wei
 that are left (Retrain-Or in Dhasade et al. 2024, section 2.3). Departs from the paper: nothing.
 """
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 from flwr.app import ArrayRecord
 
 from client.wire import Fit
 from strategies.federation import Federation
+from strategies.method import Hyperparameters, Needs
+from strategies.relearning import ordinary_relearning
 from strategies.rounds import FederatedAveraging
 
 
-def train(
-    federation: Federation,
-    initial: ArrayRecord,
-    settings: Fit,
-    *,
-    phase: str,
-    num_rounds: int,
-    fraction: float,
-    min_share: float,
-) -> ArrayRecord:
-    """Return `initial` after `num_rounds` of federated averaging.
+@dataclass(frozen=True)
+class Retraining(Hyperparameters):
+    """The oracle as a method: slow, and forgets by construction."""
+
+    needs: ClassVar[Needs] = Needs(levels=frozenset({"class", "client"}), target_online=False)
+
+    def forget(self, federation: Federation, model: ArrayRecord) -> ArrayRecord:
+        """Return a model that never saw what the request names; `model` is not used."""
+        return train(federation, federation.ordinary(), phase="unlearn")
+
+    def relearn(self, federation: Federation, model: ArrayRecord) -> ArrayRecord:
+        """Return `model` with what the request names put back."""
+        return ordinary_relearning(federation, model)
+
+
+def train(federation: Federation, settings: Fit, *, phase: str) -> ArrayRecord:
+    """Return the initial weights after all rounds of federated averaging.
 
     Args:
-        federation: Runs the rounds.
-        initial: Initial weights.
+        federation: Runs the rounds, as many and with as many nodes as its plan says.
         settings: Local training; what its `forget` names is left out of it.
-        phase: "train" or "retrain".
-        num_rounds: K.
-        fraction: Share of the nodes drawn every round.
-        min_share: Share of those that must answer.
+        phase: "train", "retrain" or "unlearn".
     """
-    rounds = FederatedAveraging(settings, fraction=fraction, min_share=min_share)
-    return federation.run(phase, rounds, initial, num_rounds=num_rounds)
+    plan = federation.plan
+    rounds = FederatedAveraging(settings, fraction=plan.fraction, min_share=plan.min_share)
+    return federation.run(phase, rounds, federation.initial(), num_rounds=plan.num_rounds)

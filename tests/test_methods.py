@@ -1,106 +1,21 @@
 """Methods as sequences of rounds: phases, participants and settings as in the papers."""
 
 import math
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord
 
-from client import wire
 from client.errors import BadSetting
-from client.models import ModelSpec
-from client.wire import Ascend, Condense, Descend, ForgetSpec
-from strategies.federation import Accuracies
+from client.wire import Ascend, Descend, ForgetSpec
 from strategies.guard import CreptBack
 from strategies.methods import METHODS, method
 from strategies.quickdrop import QuickDrop
 from strategies.quickdrop_calibrated import CalibratedQuickDrop, shares, without_directions
-from strategies.retraining import train
+from strategies.retraining import Retraining, train
 from strategies.rounds import FederatedAveraging, NothingTouched
-from tests.messages import SPEC, told, values
-
-MODEL = ArrayRecord(
-    {
-        "body.weight": Array(np.array([1.0, 2.0], dtype=np.float32)),
-        "classifier.weight": Array(np.arange(20, dtype=np.float32).reshape(10, 2)),
-        "classifier.bias": Array(np.arange(10, dtype=np.float32)),
-    }
-)
-
-
-@dataclass
-class Step:
-    phase: str
-    settings: Any = None
-    participants: Any = None
-    num_rounds: int = 0
-    model: Any = None
-
-
-@dataclass
-class Recording:
-    """A federation that writes down what is asked of it and returns the model as it was."""
-
-    forget: ForgetSpec = field(default_factory=lambda: ForgetSpec("class", (3,)))
-    accuracy: float | None = 0.0
-    retain: float | None = 99.0
-    erased_clients: tuple[str, ...] = ()
-    nobody: bool = False
-    steps: list[Step] = field(default_factory=list)
-
-    def settings(self, kind: Any, **more: Any) -> Any:
-        return kind(
-            **values(
-                forget_level=self.forget.level,
-                forget_classes=list(self.forget.classes),
-                forget_clients=list(self.forget.clients),
-                **more,
-            )
-        ).check()
-
-    def holders(self, *, synthetic: bool) -> list[str]:
-        if self.nobody:
-            raise NothingTouched("nobody holds it")
-        self.steps.append(Step("holders", synthetic))
-        return ["client-0", "client-2"]
-
-    def run(self, phase: str, rounds: Any, model: ArrayRecord, *, num_rounds: int) -> ArrayRecord:
-        self.steps.append(Step(phase, rounds.settings, rounds.participants, num_rounds, model))
-        return model
-
-    @property
-    def spec(self) -> ModelSpec:
-        return SPEC
-
-    def ordinary(self, **more: Any) -> wire.Fit:
-        fit: wire.Fit = self.settings(wire.Fit, **{"steps": 1, "lr": 0.1, **more})
-        return fit
-
-    def class_counts(self) -> dict[str, list[float]]:
-        # Of class 0 client-0 has all, of class 1 three quarters, of class 2 a half.
-        rest = [1.0] * 7
-        return {
-            "client-0": [8.0, 6.0, 2.0, *[0.0] * 7],
-            "client-1": [0.0, 2.0, 1.0, *rest],
-            "client-2": [0.0, 0.0, 1.0, *rest],
-        }
-
-    def accuracies(self, model: ArrayRecord) -> Accuracies:
-        self.steps.append(Step("measure", model=model))
-        return Accuracies(self.accuracy, self.retain)
-
-    def condense(self, settings: Condense) -> None:
-        self.steps.append(Step("condense", settings))
-
-    @property
-    def phases(self) -> list[str]:
-        return [step.phase for step in self.steps]
-
-    def first(self, phase: str) -> Step:
-        return next(step for step in self.steps if step.phase == phase)
-
+from tests.recording import INITIAL, MODEL, Recording
 
 # ---- QuickDrop ----------------------------------------------------------------------------------
 
@@ -240,15 +155,18 @@ def test_no_class_leaves_the_last_layer() -> None:
 
 def test_retraining_is_plain_federated_averaging() -> None:
     federation: Any = Recording()
-    settings = told(wire.Fit, steps=1, lr=0.1)
-    rounds: list[Any] = []
-    federation.run = lambda phase, kind, model, *, num_rounds: (
-        rounds.append((phase, kind, num_rounds)) or model
-    )
-    train(federation, MODEL, settings, phase="retrain", num_rounds=7, fraction=0.5, min_share=0.25)
-    ((phase, kind, number),) = rounds
-    assert (phase, type(kind), number) == ("retrain", FederatedAveraging, 7)
-    assert (kind.settings, kind.fraction, kind.min_share) == (settings, 0.5, 0.25)
+    settings = federation.ordinary(steps=3)
+    train(federation, settings, phase="retrain")
+    step = federation.first("retrain")
+    assert (type(step.rounds), step.num_rounds, step.model) == (FederatedAveraging, 7, INITIAL)
+    assert (step.settings, step.rounds.fraction, step.rounds.min_share) == (settings, 0.5, 0.25)
+
+
+def test_retraining_as_a_method_starts_from_the_initial_weights() -> None:
+    federation: Any = Recording()
+    Retraining().forget(federation, MODEL)
+    step = federation.first("unlearn")
+    assert (step.model, step.num_rounds, step.settings.side) == (INITIAL, 7, "retain")
 
 
 # ---- the table ----------------------------------------------------------------------------------
