@@ -24,10 +24,13 @@ from client.channels import (
     freeze,
     from_text,
     layout,
+    pack,
     scatter,
     take,
     train_only,
+    unpack,
 )
+from client.curvature import fisher_diagonal, local_adahessian
 from client.distillation import Matcher, condense, due, initialise, real_gradients
 from client.errors import BadSetting, EffaceError, StoreError
 from client.evaluation import evaluate
@@ -221,11 +224,16 @@ def store_folder(settings: Common, node: NodeConfig) -> Path:
 # ---- handlers -----------------------------------------------------------------------------------
 
 
-def _worked(num_examples: int, done: Trained | None = None) -> Metrics:
-    """Return what goes up of a local phase on `num_examples` examples; None if it had none."""
+def _worked(
+    num_examples: int, done: Trained | None = None, *, num_distinct: int | None = None
+) -> Metrics:
+    """Return what goes up of a local phase on `num_examples` examples; None if it had none.
+
+    At least `num_distinct` of them, all by default, are distinct.
+    """
     done = done or Trained(0, 0, 0.0)
     # Each epoch goes through all examples, so that these are the distinct ones.
-    distinct = min(done.samples, num_examples)
+    distinct = min(done.samples, num_examples if num_distinct is None else num_distinct)
     loss = wire.shown_loss(torch.tensor(done.loss, dtype=torch.float64), distinct)
     return {
         "num-examples": num_examples,
@@ -239,9 +247,12 @@ def _worked(num_examples: int, done: Trained | None = None) -> Metrics:
 @answered(wire.Fit)
 def fit(node: Node, settings: wire.Fit) -> Answer:
     """Train on the node's real data; distil in situ if `scale` is above 0."""
-    forget, keep = node.masks(node.site.train.labels)
-    if settings.side == "all":
-        keep = keep | forget
+    if settings.scale and (settings.side == "forget" or settings.optimiser != "sgd"):
+        raise BadSetting(
+            f"scale must be 0 for side {settings.side} with {settings.optimiser}, got "
+            f"{settings.scale}: synthetic sets are made by SGD on what is retained"
+        )
+    keep = _side(settings.side, *node.masks(node.site.train.labels))
     part = node.site.train.where(keep)
     model = node.model()
     if not len(part):
@@ -250,23 +261,45 @@ def fit(node: Node, settings: wire.Fit) -> Answer:
     distiller = None
     if settings.scale:
         distiller = _Distiller(node, settings, keep, num_steps)
-    trained = local_sgd(
-        model,
-        node.site.pick(part, node.device),
-        minibatches(len(part), settings.batch_size, num_steps, node.draws()),
-        lr=settings.lr,
-        momentum=settings.momentum,
-        weight_decay=settings.weight_decay,
-        proximal=settings.proximal,
-        precision=settings.precision,
-        gradients=None if distiller is None else distiller.bind(model),
-    )
+    pick = node.site.pick(part, node.device)
+    batches = minibatches(len(part), settings.batch_size, num_steps, node.draws())
+    if settings.optimiser == "adahessian":
+        trained = local_adahessian(
+            model,
+            pick,
+            batches,
+            lr=settings.lr,
+            beta1=settings.beta1,
+            beta2=settings.beta2,
+            hessian_power=settings.hessian_power,
+            eps=settings.eps,
+            weight_decay=settings.weight_decay,
+            proximal=settings.proximal,
+            generator=node.draws(" curvature"),
+        )
+    else:
+        trained = local_sgd(
+            model,
+            pick,
+            batches,
+            lr=settings.lr,
+            momentum=settings.momentum,
+            weight_decay=settings.weight_decay,
+            proximal=settings.proximal,
+            precision=settings.precision,
+            gradients=None if distiller is None else distiller.bind(model),
+        )
     seconds = 0.0
     if distiller is not None:
         started = time.perf_counter()
         node.save(settings.server_round, distiller.matcher.synthetic)
         seconds = distiller.seconds + time.perf_counter() - started
     return {**_worked(len(part), trained), "seconds-distill": seconds}, model
+
+
+def _side(side: str, forget: Tensor, retain: Tensor) -> Tensor:
+    """Return the mask that a message's `side` asks for."""
+    return {"retain": retain, "forget": forget, "all": forget | retain}[side]
 
 
 class _Distiller:
@@ -315,14 +348,14 @@ class _Distiller:
 @answered(wire.Ascend)
 def climb(node: Node, settings: wire.Ascend) -> Answer:
     """Raise the loss on what is to be forgotten."""
-    if settings.data == "synthetic":
-        held = node.synthetic()
+    if settings.data == "original":
+        forget, _ = node.masks(node.site.train.labels)
+        images, labels = _all(node, node.site.train.where(forget))
+    else:
+        held = node.synthetic() if settings.data == "synthetic" else _subset(node)
         forget, _ = node.masks(held.labels.cpu())
         chosen = held.where(forget.to(node.device))
         images, labels = chosen.images, chosen.labels
-    else:
-        forget, _ = node.masks(node.site.train.labels)
-        images, labels = _all(node, node.site.train.where(forget))
     if settings.target_losses and len(settings.target_losses) != settings.model_classes:
         raise BadSetting(
             f"target-losses must hold {settings.model_classes} numbers or none, got "
@@ -348,25 +381,23 @@ def climb(node: Node, settings: wire.Ascend) -> Answer:
 @answered(wire.Descend)
 def recover(node: Node, settings: wire.Descend) -> Answer:
     """Train on compact data: what is retained, what comes back, or both."""
-    site_labels = node.site.train.labels
-    forget, retain = node.masks(site_labels)
-    wanted = {"retain": retain, "forget": forget, "all": forget | retain}[settings.side]
+    wanted = _side(settings.side, *node.masks(node.site.train.labels))
     if not bool(wanted.any()):
         return _worked(0), None
     images, labels = [], []
     held: tuple[Tensor, Tensor] | None = None
     chosen = None
     if settings.data != "original":
-        synthetic = _synthetic_for(node, settings, wanted)
-        own_forget, own_retain = node.masks(synthetic.labels.cpu())
-        own = {"retain": own_retain, "forget": own_forget, "all": own_forget | own_retain}
-        chosen = synthetic.where(own[settings.side].to(node.device))
+        real = settings.data.startswith("subset")
+        compact = _subset(node) if real else _synthetic_for(node, settings, wanted)
+        own = node.masks(compact.labels.cpu())
+        chosen = compact.where(_side(settings.side, *own).to(node.device))
         images.append(chosen.images)
         labels.append(chosen.labels)
         if settings.side == "retain":
-            down = synthetic.where((~own_retain).to(node.device))
+            down = compact.where((~own[1]).to(node.device))
             held = (down.images, down.labels)
-    if settings.data != "synthetic":
+    if settings.data.endswith("original"):
         part = node.site.train.where(wanted)
         if chosen is not None:
             # The same originals in every round: a node keeps 1 + 1 % of its data at hand.
@@ -395,7 +426,8 @@ def recover(node: Node, settings: wire.Descend) -> Answer:
         hold_features=settings.hold_features,
         freeze_stem=settings.freeze_stem,
     )
-    return _worked(len(all_labels), done), model
+    # An original may be in the subset, too, or behind a synthetic image.
+    return _worked(len(all_labels), done, num_distinct=max(map(len, labels))), model
 
 
 def _as_many(part: Part, labels: Tensor, draws: torch.Generator) -> Part:
@@ -410,6 +442,21 @@ def _as_many(part: Part, labels: Tensor, draws: torch.Generator) -> Part:
 
 def _all(node: Node, part: Part) -> tuple[Tensor, Tensor]:
     return node.site.pick(part, node.device)(torch.arange(len(part)))
+
+
+def _subset(node: Node) -> SyntheticSet:
+    """Return random real images, as many of each class as a synthetic set has: its control.
+
+    Those that training with distillation starts from, drawn anew from all of the node's data and
+    kept nowhere. The caller takes from them what it may use.
+    """
+    s = node.settings
+    if not s.scale:
+        raise BadSetting("scale must be at least 1 for data subset, got 0")
+    labels = node.site.train.labels
+    draw = generator(s.seed, "synthetic", 0, s.client)
+    found = initialise(node.site, torch.ones_like(labels, dtype=torch.bool), s.scale, draw)
+    return SyntheticSet(found.images.to(node.device), found.labels.to(node.device))
 
 
 def _synthetic_for(node: Node, settings: wire.Descend, wanted: Tensor) -> SyntheticSet:
@@ -481,15 +528,20 @@ def _at_most(part: Part, num_examples: int, draws: torch.Generator) -> Part:
     return Part(part.split, part.index[torch.cat(rows).sort().values]) if rows else part
 
 
+def _some(part: Part, num_examples: int, draws: torch.Generator) -> Part:
+    """Return random examples of `part`, at most so many."""
+    if len(part) <= num_examples:
+        return part
+    order = torch.randperm(len(part), generator=draws)[:num_examples]
+    return Part(part.split, part.index[order.sort().values])
+
+
 @app.train("ablation")
 @answered(wire.Ablation)
 def ablate(node: Node, settings: wire.Ablation) -> Answer:
     """Measure what zeroing each channel does to the accuracy on what is to be forgotten."""
     forget, _ = node.masks(node.site.train.labels)
-    part = node.site.train.where(forget)
-    if len(part) > settings.max_examples:
-        order = torch.randperm(len(part), generator=node.draws())[: settings.max_examples]
-        part = Part(part.split, part.index[order.sort().values])
+    part = _some(node.site.train.where(forget), settings.max_examples, node.draws())
     model = node.model()
     like = {
         f"{kind}/{layer.name}": wire.Form((layer.num_channels,), "float64")
@@ -507,13 +559,32 @@ def ablate(node: Node, settings: wire.Ablation) -> Answer:
     return {"num-examples": len(part), "samples": len(part)}, Scores(state, like)
 
 
+@app.train("fisher")
+@answered(wire.Fisher)
+def fisher(node: Node, settings: wire.Fisher) -> Answer:
+    """Measure how much each parameter tells of the labels, on one side of the data."""
+    wanted = _side(settings.side, *node.masks(node.site.train.labels))
+    part = _some(node.site.train.where(wanted), settings.max_examples, node.draws())
+    model = node.model()
+    parameters = dict(model.named_parameters())
+    like = wire.forms(parameters)
+    if len(part) < wire.MIN_EXAMPLES:  # of one example it would be that example's own gradient
+        nothing = {name: torch.zeros_like(p) for name, p in parameters.items()}
+        return {"num-examples": 0, "samples": 0}, Scores(nothing, like)
+    images, _ = _all(node, part)
+    passes = len(part) * settings.model_classes
+    return {"num-examples": len(part), "samples": passes}, Scores(
+        fisher_diagonal(model, images), like
+    )
+
+
 @app.train("channels")
 @answered(wire.FitChannels)
 def fit_channels(node: Node, settings: wire.FitChannels) -> Answer:
     """Train some channels: on what is retained, and on what is to be forgotten with wrong labels.
 
     The first message of a request brings the whole model, which the node keeps; the next ones bring
-    the channels' slices only.
+    the channels' slices only, in one row.
     """
     layers = layout(build(settings.model_spec, torch.Generator()))
     channels = checked(from_text(settings.channels), layers)
@@ -523,9 +594,11 @@ def fit_channels(node: Node, settings: wire.FitChannels) -> Answer:
         model = loaded(settings.model_spec, whole)  # refuses what does not fit
         node.store.keep_base(settings.request, whole)
     else:
-        whole = scatter(node.store.base(settings.request), sent, layers, channels)
+        whole = node.store.base(settings.request)
+        slices = unpack(sent[wire.SLICES], take(whole, layers, channels))
+        whole = scatter(whole, slices, layers, channels)
         model = loaded(settings.model_spec, whole)
-    expected = wire.forms(take(whole, layers, channels))
+    expected = wire.forms({wire.SLICES: pack(take(whole, layers, channels))})
     model = model.to(node.device)
     train_only(model, layers, channels)
     forget, keep = node.masks(node.site.train.labels)
@@ -546,7 +619,8 @@ def fit_channels(node: Node, settings: wire.FitChannels) -> Answer:
             momentum=settings.momentum,
             precision=settings.precision,
         )
-    return _worked(len(part), trained), Scores(take(model.state_dict(), layers, channels), expected)
+    row = pack(take(model.state_dict(), layers, channels))
+    return _worked(len(part), trained), Scores({wire.SLICES: row}, expected)
 
 
 @app.evaluate("heldout")
@@ -655,4 +729,5 @@ HANDLERS: Final[dict[str, Callable[..., Message]]] = {
     wire.REPRESENTATION: represent,
     wire.ABLATION: ablate,
     wire.FIT_CHANNELS: fit_channels,
+    wire.FISHER: fisher,
 }

@@ -181,6 +181,35 @@ def scatter(
     return changed
 
 
+def pack(slices: Mapping[str, Tensor]) -> Tensor:
+    """Return the slices' numbers in one row, `(n,)`: a name and a header each would outweigh them.
+
+    Args:
+        slices: As `take` returns them; of one dtype.
+    """
+    return torch.cat([slice_.flatten() for slice_ in slices.values()])
+
+
+def unpack(row: Tensor, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the slices that `pack` put in a row.
+
+    Args:
+        row: `(n,)`.
+        like: Slices of the same names, order and shapes.
+
+    Raises:
+        BadSetting: If they hold another number of elements.
+    """
+    sizes = [slice_.numel() for slice_ in like.values()]
+    if row.shape != (sum(sizes),):
+        raise BadSetting(
+            f"slices must be a row of the chosen channels' {sum(sizes)} numbers, got an array of "
+            f"shape {tuple(row.shape)}"
+        )
+    parts = row.split(sizes)
+    return {name: part.view(like[name].shape) for name, part in zip(like, parts, strict=True)}
+
+
 @torch.no_grad()
 def zero_(model: nn.Module, channels: Channels) -> None:
     """Make `channels` exactly 0 behind their norm, in training and in evaluation, in place.

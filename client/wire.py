@@ -35,6 +35,9 @@ SETTLE: Final = "query.settle"  # write or lift a tombstone, destroy what it cov
 REPRESENTATION: Final = "train.representation"  # class-wise sums of channel activations
 ABLATION: Final = "train.ablation"  # effect of every channel on the forget data
 FIT_CHANNELS: Final = "train.channels"  # local SGD of chosen channels; only their slices go up
+FISHER: Final = "train.fisher"  # diagonal of the Fisher information, one number a parameter
+
+SLICES: Final = "slices"  # the array of a FIT_CHANNELS message that holds channels alone
 
 LEVELS: Final = ("none", "class", "client")
 
@@ -308,7 +311,7 @@ class Common(Settings):
 class Fit(Common):
     """Local training on the node's real data; `scale` > 0 also distils in situ."""
 
-    side: str = setting(one_of("retain", "all"), "retain")  # all: with what is relearned
+    side: str = setting(one_of("retain", "forget", "all"), "retain")  # all: with what is relearned
     steps: int = setting(at_least(0), 0)  # T; 0 to count in epochs
     epochs: int = setting(at_least(0), 0)
     batch_size: int = setting(at_least(1), 64)
@@ -316,6 +319,13 @@ class Fit(Common):
     momentum: float = setting(between(0.0, 0.999), 0.0)
     weight_decay: float = setting(between(0.0, 1.0), 0.0)
     proximal: float = setting(between(0.0, 1e6), 0.0)  # mu of FedProx
+    optimiser: str = setting(
+        one_of("sgd", "adahessian"), "sgd"
+    )  # the latter without momentum, but:
+    beta1: float = setting(between(0.0, 0.999), 0.9)  # decay of the mean gradient
+    beta2: float = setting(between(0.0, 0.9999), 0.999)  # of the mean square of the curvature
+    hessian_power: float = setting(between(0.0, 1.0), 1.0)  # k, of the curvature
+    eps: float = setting(positive(), 1e-4)  # added to it
     image_lr: float = setting(positive(), 0.1)  # eta_S
     image_steps: int = setting(at_least(1), 1)  # varsigma_S
     image_momentum: float = setting(between(0.0, 0.999), 0.5)
@@ -327,7 +337,7 @@ class Fit(Common):
 class Ascend(Common):
     """Stochastic gradient ascent on the node's forget data."""
 
-    data: str = setting(one_of("synthetic", "original"), "synthetic")
+    data: str = setting(one_of("synthetic", "subset", "original"), "synthetic")
     epochs: int = setting(at_least(1), 1)
     batch_size: int = setting(at_least(1), 64)
     lr: float = setting(positive())
@@ -336,11 +346,15 @@ class Ascend(Common):
     freeze_stem: bool = setting(ANY, False)  # and, or, in all but the first
 
 
+# A subset is as large as the synthetic set, of random real images instead.
+COMPACT: Final = ("synthetic", "synthetic+original", "subset", "subset+original", "original")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Descend(Common):
     """SGD on compact data: recovery (forget data left out) and relearning (put back)."""
 
-    data: str = setting(one_of("synthetic", "synthetic+original", "original"), "synthetic+original")
+    data: str = setting(one_of(*COMPACT), "synthetic+original")
     side: str = setting(one_of("retain", "forget", "all"), "retain")
     epochs: int = setting(at_least(1), 1)
     batch_size: int = setting(at_least(1), 64)
@@ -409,6 +423,14 @@ class FitChannels(Common):
     momentum: float = setting(between(0.0, 0.999), 0.0)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Fisher(Common):
+    """Diagonal of the Fisher information of the node's data; zeros where it has one example."""
+
+    side: str = setting(one_of("retain", "forget"), "retain")
+    max_examples: int = setting(at_least(MIN_EXAMPLES), 256)  # examples looked at, at most
+
+
 SETTINGS: Final[Mapping[str, type[Common]]] = MappingProxyType(
     {
         FIT: Fit,
@@ -421,6 +443,7 @@ SETTINGS: Final[Mapping[str, type[Common]]] = MappingProxyType(
         REPRESENTATION: Representation,
         ABLATION: Ablation,
         FIT_CHANNELS: FitChannels,
+        FISHER: Fisher,
     }
 )
 

@@ -110,6 +110,9 @@ def result(record: Mapping[str, Any]) -> list[RenderableType]:
     costs = cost_table(record)
     if costs.row_count:
         shown.append(costs)
+    stored = (record.get("storage") or {}).get("updates")
+    if stored:
+        shown.append(f"Stored updates: {size(stored)}")
     speed = speed_up_line(record)
     if speed:
         shown.append(speed)

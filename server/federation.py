@@ -17,6 +17,7 @@ from client.models import ModelSpec
 from client.wire import Common, Condense, Describe, Fit, ForgetSpec, Heldout
 from server.grid import NamedGrid
 from server.journal import Journal
+from strategies.federaser import ReplayedRound, difference
 from strategies.federation import Accuracies, Plan, Samples, StoredRound
 from strategies.rounds import ClientLost, Failure, NothingTouched, Rounds, checked
 
@@ -31,6 +32,7 @@ class Cost:
         seconds: Wall time.
         client_seconds: Sum over the clients of the time in their handlers.
         distill_seconds: Part of `client_seconds` spent on matching gradients.
+        keep_seconds: Part of `seconds` spent on keeping updates.
         rounds: Rounds completed.
         samples: Images passed through a model by clients, repeats counted.
         up: Bytes from clients.
@@ -40,6 +42,7 @@ class Cost:
     seconds: float = 0.0
     client_seconds: float = 0.0
     distill_seconds: float = 0.0
+    keep_seconds: float = 0.0
     rounds: int = 0
     samples: float = 0.0
     up: int = 0
@@ -97,8 +100,10 @@ class GridFederation:
         training: Settings of an ordinary round (see `client.wire.Fit`).
         own_samples: The coordinator's own examples, if it has any.
         plan: How the version was trained.
-        initial: Returns the weights that training began with.
+        first_weights: Returns those that training began with.
         history: Yields what was kept of it.
+        keep: Keeps what clients sent in a round of training, or what stands for it after a replay.
+        keep_every: Interval in rounds at which those of training are kept, from the first on.
         findings: What the method explained of itself.
         costs: Cost by phase, read from the journal for rounds done earlier.
         notes: What `on_round` returned, in order, resumed rounds included.
@@ -111,8 +116,10 @@ class GridFederation:
     training: dict[str, Any] = field(default_factory=dict)
     own_samples: Samples | None = None
     plan: Plan = field(default_factory=lambda: Plan(0, 1.0, 1.0))
-    initial: Callable[[], ArrayRecord] = ArrayRecord
+    first_weights: Callable[[], ArrayRecord] = ArrayRecord
     history: Callable[[], Iterator[StoredRound]] = nothing_kept
+    keep: Callable[[StoredRound], None] | None = None
+    keep_every: int = 1
     findings: dict[str, Any] = field(default_factory=dict)
     costs: dict[str, Cost] = field(default_factory=dict)
     notes: list[dict[str, Any]] = field(default_factory=list)
@@ -154,6 +161,11 @@ class GridFederation:
         _, state = compact(self.spec, wire.tensors(model))
         self.common["model_compact"] = True
         return from_numpy({name: tensor.numpy() for name, tensor in state.items()})
+
+    def initial(self) -> ArrayRecord:
+        """Return the weights that training began with (see the protocol)."""
+        self.common |= {"model_pruned": [], "model_compact": False}
+        return self.first_weights()
 
     def ordinary(self, **values: Any) -> Fit:
         """Return the settings of an ordinary round of training (see the protocol)."""
@@ -238,15 +250,20 @@ class GridFederation:
     ) -> tuple[ArrayRecord, Round]:
         self.grid.take_traffic()
         started = time.perf_counter()
-        asked = rounds.configure_train(number, model, ConfigRecord(), self.grid)
-        averaged, metrics = rounds.aggregate_train(number, self.grid.send_and_receive(asked))
+        asked = list(rounds.configure_train(number, model, ConfigRecord(), self.grid))
+        replies = self.grid.send_and_receive(asked) if asked else []
+        averaged, metrics = rounds.aggregate_train(number, replies)
         if averaged is None or metrics is None:
             raise NothingTouched(f"{rounds.settings.phase} must change the model, got no answer")
         traffic = self.grid.take_traffic()
+        answered = time.perf_counter()
+        self._keep(rounds, number, model, replies)
+        ended = time.perf_counter()
         cost = Cost(
-            seconds=time.perf_counter() - started,
+            seconds=ended - started,
             client_seconds=_number(metrics["client-seconds"]),
             distill_seconds=_number(metrics["seconds-distill"]),
+            keep_seconds=ended - answered if self.keep is not None else 0.0,
             rounds=1,
             samples=_number(metrics["samples"]),
             up=traffic.up,
@@ -262,6 +279,30 @@ class GridFederation:
             rounds.failures,
         )
         return averaged, finished
+
+    def _keep(
+        self, rounds: Rounds, number: int, model: ArrayRecord, replies: Sequence[Message]
+    ) -> None:
+        """Keep a round's updates before the journal has the round: a stop loses neither alone."""
+        if self.keep is None:
+            return
+        if isinstance(rounds, ReplayedRound):
+            if rounds.kept is not None:
+                self.keep(rounds.kept)
+            return
+        if rounds.settings.phase != "train" or (number - 1) % self.keep_every:
+            return
+        names = {node.node_id: node.name for node in self.grid.get_nodes()}
+        updates, weights = {}, {}
+        for reply in replies:
+            name = names.get(reply.metadata.src_node_id)
+            if name is None or reply.has_error():
+                continue
+            examples = float(checked(reply.content, name)["num-examples"])
+            if examples > 0:
+                arrays = next(iter(reply.content.array_records.values()))
+                updates[name], weights[name] = difference(arrays, model), examples
+        self.keep(StoredRound(number, updates, weights))
 
     # -- questions -------------------------------------------------------------------------------
 

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -49,20 +49,30 @@ class NamedGrid(Grid):
     traffic: Traffic = field(default_factory=Traffic)
     stop: threading.Event = field(default_factory=threading.Event)
 
-    def wait_for(self, num_clients: int, seconds: float) -> None:
-        """Wait until at least `num_clients` nodes are online.
+    def wait_for(self, num_clients: int, seconds: float, without: Sequence[str] = ()) -> None:
+        """Wait until `num_clients` nodes are online, or all of them but those `without`.
+
+        Args:
+            num_clients: Nodes of the federation.
+            seconds: How long to wait.
+            without: Names of nodes that need not be there.
 
         Raises:
             ClientsMissing: If they are not after `seconds`.
         """
         deadline = time.monotonic() + seconds
-        while (
-            len(online := sorted(n.name or str(n.node_id) for n in self.get_nodes())) < num_clients
-        ):
+        needed = num_clients - len(without)
+        while True:
+            online = sorted(n.name or str(n.node_id) for n in self.get_nodes())
+            counted = [name for name in online if name not in without]
+            if len(counted) >= needed:
+                break
             self._check_stop()
             if time.monotonic() > deadline:
                 raise ClientsMissing(
-                    f"clients online must be at least {num_clients}, got {len(online)} after "
+                    f"clients online must be at least {needed}"
+                    + (f" beside {', '.join(without)}" if without else "")
+                    + f", got {len(counted)} after "
                     f"{seconds:g} s ({', '.join(online) or 'none'}); start the missing nodes, or "
                     "lower num-clients or raise join-timeout"
                 )

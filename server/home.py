@@ -7,6 +7,7 @@
     HOME/reports/    HTML reports
     HOME/cache/      what can be computed again
     HOME/clients/    the stores of clients simulated on this machine
+    HOME/updates/    what clients sent in training, where that is kept (server/history.py)
 
 Folders have mode 0700 and files 0600: weights and records are for the operator alone.
 """
@@ -29,7 +30,7 @@ from typing import Any
 
 from client.errors import BadSetting, EffaceError
 
-FOLDERS = ("versions", "runs", "reports", "cache", "clients")
+FOLDERS = ("versions", "runs", "reports", "cache", "clients", "updates")
 TEMPORARY_SUFFIX = ".tmp"
 POLL_SECONDS = 0.1
 
@@ -137,7 +138,7 @@ class Home:
         """
         chosen = path or os.environ.get("EFFACE_HOME") or "~/.efface"
         self.path = Path(chosen).expanduser().absolute()
-        self.versions, self.runs, self.reports, self.cache, self.clients = (
+        self.versions, self.runs, self.reports, self.cache, self.clients, self.updates = (
             self.path / name for name in FOLDERS
         )
         self._owner: tuple[int, int] | None = None  # (process, thread) that holds the lock

@@ -617,6 +617,7 @@ def _provenance(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     split = [str(record["partition"])] if record.get("partition") else []
     if record.get("num_clients") is not None:
         split.append(_clients(record))
+    stored = (record.get("storage") or {}).get("updates")
     rows = [
         ("Request", record.get("request")),
         ("Asked by", record.get("asked_by")),
@@ -630,11 +631,12 @@ def _provenance(record: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("Model", record.get("model")),
         ("Engine", record.get("engine")),
         ("Seed", record.get("seed")),
+        ("Stored updates", _size(stored) if stored else None),
         ("Hardware", record.get("hardware")),
         ("Commit", record.get("commit")),
         ("Command", record.get("command")),
     ]
-    optional = {"Asked by", "Why"}
+    optional = {"Asked by", "Why", "Stored updates"}
     return [
         (name, "not recorded" if value in (None, "") else str(value))
         for name, value in rows

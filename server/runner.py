@@ -199,8 +199,9 @@ def name_nodes(grid: NamedGrid, service: Service, request: str) -> None:
 
     A node that is neither named nor simulated is called by its number.
     """
-    settings = parse(service.ledger.request(request).settings)
-    grid.wait_for(settings.num_clients, settings.join_timeout)
+    row = service.ledger.request(request)
+    settings = parse(row.settings)
+    grid.wait_for(settings.num_clients, settings.join_timeout, without=service.absent(row))
     if all(node.name for node in grid.get_nodes()):
         return
     spec = settings.model_spec(server_data(settings))

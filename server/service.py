@@ -26,11 +26,12 @@ from client.errors import BadSetting, EffaceError
 from client.models import ModelSpec, build
 from client.seeds import generator
 from client.splits import Split, pixel_statistics
-from client.wire import ForgetSpec
-from server import records
+from client.wire import Describe, ForgetSpec
+from server import history, records
 from server.evaluation import Judge, verdict
 from server.federation import Cost, GridFederation, Round, from_numpy, to_numpy
 from server.grid import Interrupted, NamedGrid
+from server.history import History
 from server.home import Home, write_atomic
 from server.journal import Journal
 from server.ledger import Ledger, Outcome, RequestRow, VersionRow, database_url
@@ -38,7 +39,8 @@ from server.progress import Listener
 from server.registry import Registry, pack, unpack
 from server.settings import TRAINING, RunSettings, parse
 from strategies.federation import Plan, Samples
-from strategies.methods import method
+from strategies.method import Needs
+from strategies.methods import METHODS, method
 from strategies.retraining import train
 from strategies.rounds import ClientLost
 
@@ -75,7 +77,21 @@ class Service:
         ledger = Ledger.open(database_url(home))
         service = cls(home, ledger, Registry(home, ledger))
         records.publish_left(home, ledger)
+        service.sweep()
         return service
+
+    def sweep(self) -> None:
+        """Destroy stored updates that may not be kept any longer."""
+        if any(self.home.updates.iterdir()):
+            named = {token(row): row for row in self.ledger.requests()}
+            history.sweep(self.home, self.ledger, named)
+
+    def history(self, card: Mapping[str, Any]) -> History | None:
+        """Return the updates that a version's training left, or None if there are none."""
+        if not card.get("updates"):
+            return None
+        found = History(self.home.updates / card["updates"])
+        return None if found.empty else found
 
     # ---- arrival -------------------------------------------------------------------------------
 
@@ -124,6 +140,8 @@ class Service:
         spec = settings.model_spec(data)
         if chosen.needs.server_data and settings.mode == "forget":
             check_samples(settings, data)
+        if chosen.needs.history and settings.mode == "forget":
+            self._check_history(settings, base)
         out = [c for c in forget.classes if c >= spec.num_classes]
         if out:
             raise BadSetting(f"class must lie in [0, {spec.num_classes}), got {out[0]}")
@@ -188,6 +206,36 @@ class Service:
             base=base.id,
         )
 
+    def _check_history(self, settings: RunSettings, base: VersionRow) -> None:
+        if self.history(base.card) is None:
+            level = settings.forget.level
+            others = [
+                name
+                for name, kind in METHODS.items()
+                if level in kind.needs.levels and not kind.needs.history
+            ]
+            why = (
+                "a later request destroyed them"
+                if base.card["settings"].get("keep-updates")
+                else "it was trained without --keep-updates"
+            )
+            raise BadSetting(
+                f"version must have stored updates for method {settings.method}, got {base.id} "
+                f"without: {why}; train again with --keep-updates 2, or choose another method: "
+                f"{', '.join(others)}"
+            )
+
+    def absent(self, row: RequestRow) -> tuple[str, ...]:
+        """Return the clients that a request can do without.
+
+        They are those that were erased earlier, and those that it names if its method does not ask
+        them. Should one come back, every message tells the nodes that it is erased.
+        """
+        gone = self.ledger.erased(row.federation).clients
+        if row.kind != "forget" or METHODS[row.method].needs.target_online:
+            return tuple(c for c in gone if c not in row.clients)
+        return tuple({*gone, *row.clients})
+
     def _check_clients(self, settings: RunSettings) -> None:
         if settings.engine == "superlink":
             return  # names are the SuperLink's; an unknown one is refused when the nodes are asked
@@ -251,6 +299,8 @@ class Service:
             else:
                 self.ledger.interrupt(request_id, _stop_reason(error))
             raise
+        finally:
+            self.sweep()
 
 
 @dataclass
@@ -277,7 +327,7 @@ class _Work:
     def run(self) -> dict[str, Any]:
         """Do what the request asks for."""
         s = self.settings
-        self.grid.wait_for(s.num_clients, s.join_timeout)
+        self.grid.wait_for(s.num_clients, s.join_timeout, without=self.service.absent(self.row))
         record = self.train() if self.row.kind == "train" else self.change()
         self.publish()
         return record
@@ -301,13 +351,17 @@ class _Work:
             forget=ForgetSpec(),
             erased=(erased.classes, erased.clients),
         )
+        kept = History(self.service.home.updates / token(self.row))
+        if s.keep_updates:
+            federation.keep, federation.keep_every = kept.keep, s.keep_updates
         model = self.fedavg(federation, "train", scale=s.scale)
         scores = judge.full(model, federation)
         record = self.record("train", federation, method="fedavg", lineage=token(self.row))
         record["original"] = scores
-        self.fill(record, federation)
+        self.fill(record, federation, kept)
         card = self.card(
             lineage=token(self.row),
+            updates=token(self.row) if s.keep_updates else None,
             erased={"classes": list(erased.classes), "clients": list(erased.clients)},
             scores=scores,
             training={phase: vars(cost) for phase, cost in federation.costs.items()},
@@ -326,7 +380,7 @@ class _Work:
             "distill_every": s.distill_every,
             "distill_fraction": s.distill_fraction,
         }
-        return train(federation, federation.ordinary(**distillation), phase=phase)
+        return train(federation, phase=phase, **distillation)
 
     # -- forgetting and relearning ---------------------------------------------------------------
 
@@ -355,6 +409,10 @@ class _Work:
         record["original"] = judge.full(model, federation)
         chosen = method(row.method, forget.level, s.options)
         usual = self._score_ascents(federation, judge)
+        kept = self.service.history(card)
+        if forgetting and chosen.needs.history and kept is not None:
+            federation.history = kept.rounds
+            federation.keep = History(self.service.home.updates / token(row)).keep
         act = chosen.forget if forgetting else chosen.relearn
         model = act(federation, model)
         federation.on_round = usual
@@ -371,7 +429,7 @@ class _Work:
         else:
             root = self.service.registry.lineage(base.id)[-1]
             record["trained"] = self._trained_scores(root, judge, federation)
-        self.fill(record, federation)
+        self.fill(record, federation, kept)
         if forgetting and record["verdict"]["passed"] is False:
             self._refuse(record)
         if not s.trial:
@@ -388,16 +446,27 @@ class _Work:
             erased=gone,
             scores=record["recovered" if forgetting else "relearned"],
             training=card["training"],
+            updates=self._updates_after(card, replayed=chosen.needs.history),
             model=asdict(federation.spec),
         )
         state = "trial" if s.trial else "in-service"
         self.commit(record, model, new_card, state=state, parent=base.id)
         return record
 
+    def _updates_after(self, card: Mapping[str, Any], *, replayed: bool) -> str | None:
+        """Return the name of the stored updates that a changed version can be replayed from."""
+        if self.row.kind != "forget" or self.settings.trial:
+            return None  # what was relearned is in none of them
+        if replayed:
+            return token(self.row)
+        # Every update knows a forgotten class; without a client the others' are still sound.
+        return card.get("updates") if self.settings.forget.level == "client" else None
+
     def _check_targets(self, federation: GridFederation, forget: ForgetSpec) -> None:
+        gone = self.service.absent(self.row)
         names = sorted(node.name for node in self.grid.get_nodes())
         for name in forget.clients:
-            if name not in names:
+            if name not in names and name not in gone:
                 raise ClientLost(f"client must be online, got {name!r}; online: {', '.join(names)}")
 
     def _score_ascents(
@@ -445,7 +514,7 @@ class _Work:
         without = {
             key: value
             for key, value in s.training().items()
-            if key not in ("scale", "distill-every", "distill-fraction")
+            if key not in ("scale", "distill-every", "distill-fraction", "keep-updates")
             and not key.startswith("image-")
         }
         inputs = {
@@ -580,7 +649,7 @@ class _Work:
             training=training,
             own_samples=self.samples,
             plan=Plan(s.rounds, s.fraction, s.min_share),
-            initial=self.initial,
+            first_weights=self.initial,
         )
         return found
 
@@ -643,8 +712,10 @@ class _Work:
             "report": str(self.service.home.reports / f"{self.row.id}.html"),
         }
 
-    def fill(self, record: dict[str, Any], federation: GridFederation) -> None:
-        """Put costs, timeline and speed-up into a record."""
+    def fill(
+        self, record: dict[str, Any], federation: GridFederation, kept: History | None
+    ) -> None:
+        """Put costs, timeline, storage and speed-up into a record."""
         costs = federation.costs
         record["seconds"] = {p: costs[p].seconds for p in PHASES if p in costs}
         record["seconds_measuring"] = {p: c.seconds for p, c in costs.items() if p not in PHASES}
@@ -672,7 +743,20 @@ class _Work:
                 "seconds": training.distill_seconds,
             }
         )
-        record["speed_up"] = speed_up(record, training)
+        record["storage"] = {
+            "updates": 0 if kept is None else kept.num_bytes,
+            "updates_seconds": None if training is None else training.keep_seconds,
+            "synthetic": self._synthetic_bytes(federation, record["lineage"]),
+        }
+        kind = METHODS.get(record["method"])
+        record["speed_up"] = speed_up(record, training, None if kind is None else kind.needs)
+
+    def _synthetic_bytes(self, federation: GridFederation, lineage: str) -> int | None:
+        """Return what the simulated clients' synthetic sets take; None where clients are real."""
+        if not self.settings.simulated:
+            return None
+        stores = self.service.home.clients / federation.settings(Describe).population
+        return sum(path.stat().st_size for path in stores.glob(f"*/{lineage}/*.safetensors"))
 
     def commit(
         self,
@@ -731,20 +815,26 @@ def outcome(record: Mapping[str, Any]) -> Outcome:
     )
 
 
-def speed_up(record: Mapping[str, Any], training: Cost | None) -> dict[str, Any] | None:
+def speed_up(
+    record: Mapping[str, Any], training: Cost | None, needs: Needs | None
+) -> dict[str, Any] | None:
     """Return how much shorter a request was than retraining, alone and amortised.
 
         amortised(q) = q * T_retrain / (T_overhead + q * T_request)
 
-    T_request is scoring, unlearning and recovery; T_overhead what distillation added to training.
+    T_request is scoring, unlearning and recovery; T_overhead what the method needs of training
+    added to it: distillation, or keeping updates.
     """
     seconds = record["seconds"]
     request = sum(seconds.get(phase, 0.0) for phase in ("score", "unlearn", "recover"))
     if "retrain" not in seconds or request <= 0:
         return None
     overhead = 0.0
-    if training is not None and training.client_seconds > 0:
-        overhead = training.seconds * training.distill_seconds / training.client_seconds
+    if training is not None and training.client_seconds > 0 and needs is not None:
+        if needs.synthetic_data:
+            overhead += training.seconds * training.distill_seconds / training.client_seconds
+        if needs.history:
+            overhead += training.keep_seconds
     full = seconds["retrain"]
     return {
         "request": full / request,

@@ -59,6 +59,7 @@ class RunSettings(Settings):
     proximal: float = setting(between(0.0, 1e6), 0.0)  # mu of FedProx
     fraction: float = setting(_share, 1.0)
     min_share: float = setting(_share, 0.5)
+    keep_updates: int = setting(at_least(0), 0)  # Delta t of FedEraser, in rounds; 0 for none
 
     # Distillation in situ
     scale: int = setting(at_least(0), 10)  # s; 0 for none
@@ -234,6 +235,7 @@ TRAINING: Final = frozenset(
         "proximal",
         "fraction",
         "min-share",
+        "keep-updates",
         "scale",
         "image-lr",
         "image-steps",

@@ -13,7 +13,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from flwr.serverapp import Grid
 
 from client import wire
-from client.channels import Layer, from_text, scatter, take
+from client.channels import Layer, from_text, pack, scatter, take, unpack
 from client.wire import tensors
 from strategies.rounds import NothingTouched, Rounds, summed
 
@@ -92,14 +92,15 @@ class PartialChannelFedAvg(Rounds):
     ) -> Iterable[Message]:
         """Send slices to the nodes that have the rest of the model, the whole to the others."""
         self._model = arrays
-        slices = arrays_of(take(tensors(arrays), self.layers, self.channels))
+        slices = pack(take(tensors(arrays), self.layers, self.channels))
         messages = []
         for message in super().configure_train(server_round, arrays, config, grid):
             node = message.metadata.dst_node_id
             told = message.content.config_records["config"]
             told["whole"] = node not in self._informed
             if node in self._informed:
-                message.content = RecordDict({"arrays": slices, "config": told})
+                row = arrays_of({wire.SLICES: slices})
+                message.content = RecordDict({"arrays": row, "config": told})
             messages.append(message)
         return messages
 
@@ -108,22 +109,23 @@ class PartialChannelFedAvg(Rounds):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Return the model with the averaged slices in their places, and nothing else changed."""
         replies = list(replies)
-        slices, metrics = super().aggregate_train(server_round, replies)
-        if self._model is None or slices is None:
+        row, metrics = super().aggregate_train(server_round, replies)
+        if self._model is None or row is None:
             raise NothingTouched("a round must be configured before it is aggregated")
         self._informed |= {m.metadata.src_node_id for m in replies if not m.has_error()}
+        before = take(tensors(self._model), self.layers, self.channels)
+        slices = unpack(tensors(row)[wire.SLICES], before)
         return put(self._model, slices, self.layers, self.channels), metrics
 
 
 def put(
     model: ArrayRecord,
-    slices: ArrayRecord,
+    slices: Mapping[str, torch.Tensor],
     layers: tuple[Layer, ...],
     channels: Mapping[str, tuple[int, ...]],
 ) -> ArrayRecord:
     """Return `model` with `slices` in the places of `channels`; every other array as it was."""
-    state = tensors(model)
-    changed = scatter(state, tensors(slices), layers, channels)
+    changed = scatter(tensors(model), slices, layers, channels)
     result = ArrayRecord(dict(model.items()))
     for name in slices:
         result[name] = Array(changed[name].numpy())

@@ -24,12 +24,13 @@ from flwr.app import ArrayRecord
 
 from client.channels import Layer, from_text, layout, zero_
 from client.errors import BadSetting
-from client.models import build, loaded
+from client.models import ModelSpec, build, loaded
 from client.wire import Representation, Rule, at_least, one_of, tensors
 from strategies.channels import Floats, RepresentationRounds, arrays_of
+from strategies.estimates import DOUBLES, FORWARD, Facts, Stretch, num_channels
 from strategies.federation import Federation
+from strategies.finetuning import fine_tune
 from strategies.method import PERCENT, Hyperparameters, Needs, option
-from strategies.rounds import FederatedAveraging
 
 
 @dataclass(frozen=True)
@@ -54,17 +55,7 @@ class ClassPruning(Hyperparameters):
 
     def forget(self, federation: Federation, model: ArrayRecord) -> ArrayRecord:
         """Return `model` without the channels of the classes that the request names."""
-        layers = layout(build(federation.spec, torch.Generator()))
-        if not any(layer.convolution for layer in layers):
-            raise BadSetting(
-                f"model must have convolutions to be pruned, got {federation.spec.name}; choose "
-                "another method"
-            )
-        if federation.spec.compact:
-            raise BadSetting(
-                "version must have all its channels to be pruned, got a compact one; start from "
-                "the version before it (--version), or choose another method"
-            )
+        layers = prunable_layers(federation.spec)
         federation.holders(synthetic=False)
         wanted = self.target or federation.accuracies(model).retain
 
@@ -88,13 +79,9 @@ class ClassPruning(Hyperparameters):
             model = federation.compact(model)
 
         # 3. Fine-tune on what is retained until the accuracy is back.
-        fit = FederatedAveraging(federation.ordinary())
-        for _ in range(self.rounds):
-            known = federation.accuracies(model).retain
-            if wanted is not None and known is not None and known >= wanted - self.tolerance:
-                break
-            model = federation.run("recover", fit, model, num_rounds=1)
-        return model
+        return fine_tune(
+            federation, model, rounds=self.rounds, wanted=wanted, tolerance=self.tolerance
+        )
 
     def relearn(self, federation: Federation, model: ArrayRecord) -> ArrayRecord:
         """Refuse: what pruning removed cannot be trained back.
@@ -106,6 +93,46 @@ class ClassPruning(Hyperparameters):
             "method class-pruning must be able to relearn, got one that cannot: the channels that "
             "knew the class are gone; choose another method"
         )
+
+    def estimate(self, facts: Facts) -> list[Stretch]:
+        """Return what `forget` will take."""
+        layers = prunable_layers(facts.spec)
+        examples = facts.forget + facts.retain
+        if self.samples_per_class:
+            each = self.samples_per_class * facts.spec.num_classes
+            examples = min(examples, each * facts.clients)
+        scores = num_channels([layer for layer in layers if layer.convolution])
+        return [
+            facts.exchange(
+                "score",
+                1,
+                clients=facts.clients,
+                samples=examples,
+                work=FORWARD,
+                up=scores * facts.spec.num_classes * DOUBLES,
+            ),
+            Stretch("unlearn", 1),
+            *facts.fine_tuning(self.rounds, before=0 if self.target else 1),
+        ]
+
+
+def prunable_layers(spec: ModelSpec) -> tuple[Layer, ...]:
+    """Return the model's layers.
+
+    Raises:
+        BadSetting: If none can be pruned.
+    """
+    layers = layout(build(spec, torch.Generator()))
+    if not any(layer.convolution for layer in layers):
+        raise BadSetting(
+            f"model must have convolutions to be pruned, got {spec.name}; choose another method"
+        )
+    if spec.compact:
+        raise BadSetting(
+            "version must have all its channels to be pruned, got a compact one; start from the "
+            "version before it (--version), or choose another method"
+        )
+    return layers
 
 
 def explained(

@@ -132,7 +132,10 @@ class Federation(Protocol):
         """How the version was trained."""
 
     def initial(self) -> ArrayRecord:
-        """Return the weights that training began with."""
+        """Return the weights that training began with.
+
+        From here on no channel is pruned: the request ends with a model of full size.
+        """
 
     def history(self) -> Iterator[StoredRound]:
         """Yield the stored rounds of the original training, in order, one in memory at a time.

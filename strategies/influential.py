@@ -15,7 +15,7 @@ Departs from the paper:
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -36,6 +36,7 @@ from strategies.channels import (
     arrays_of,
     put,
 )
+from strategies.estimates import DOUBLES, FORWARD, Facts, Stretch, num_channels
 from strategies.federation import Federation
 from strategies.method import COUNT, RATE, Hyperparameters, Needs, option
 from strategies.relearning import ordinary_relearning
@@ -79,13 +80,17 @@ class InfluentialChannels(Hyperparameters):
         """
         found = {}
         for name, effects in accuracy.items():
-            count = max(1, math.ceil(self.delta * len(effects)))
+            count = self.num_chosen(len(effects))
             if self.select == "random":
                 order = torch.randperm(len(effects), generator=draws).numpy()
             else:
                 order = np.lexsort((np.arange(len(effects)), -loss[name], -effects))
             found[name] = tuple(sorted(int(c) for c in order[:count]))
         return found
+
+    def num_chosen(self, num_channels: int) -> int:
+        """Return how many of a layer's channels are chosen."""
+        return max(1, math.ceil(self.delta * num_channels))
 
     def relearn(self, federation: Federation, model: ArrayRecord) -> ArrayRecord:
         """Return `model` with the classes put back by ordinary rounds."""
@@ -98,7 +103,7 @@ class DecentralisedChannels(InfluentialChannels):
 
     rounds: int = option(4, COUNT)
     steps: int = option(10, COUNT)  # T of a round
-    lr: float = option(0.05, RATE)
+    lr: float = option(0.1, RATE)
     momentum: float = option(0.0, between(0.0, 0.999))
     batch_size: int = option(64, COUNT)
 
@@ -125,13 +130,35 @@ class DecentralisedChannels(InfluentialChannels):
         rounds = PartialChannelFedAvg(told, layers)
         return federation.run("unlearn", rounds, model, num_rounds=self.rounds)
 
+    def estimate(self, facts: Facts) -> list[Stretch]:
+        """Return what `forget` will take."""
+        *hidden, classifier = facts.layers()
+        slices = facts.slices_bytes(
+            {layer.name: self.num_chosen(layer.num_channels) for layer in hidden}
+            | {classifier.name: facts.named}
+        )
+        images = facts.clients * self.steps * self.batch_size
+        first = facts.exchange("unlearn", 1, clients=facts.clients, samples=images, up=slices)
+        return [
+            facts.exchange(
+                "score",
+                1,
+                clients=facts.holders,
+                samples=min(self.max_samples * facts.holders, facts.forget),
+                work=at_most(hidden),
+                up=2 * num_channels(hidden) * DOUBLES,
+            ),
+            first,
+            replace(first, rounds=self.rounds - 1, down=slices),
+        ]
+
 
 @dataclass(frozen=True)
 class CentralisedChannels(InfluentialChannels):
     """CE: the server trains the chosen channels on a few examples of its own, without clients."""
 
-    steps: int = option(40, COUNT)
-    lr: float = option(0.05, RATE)
+    steps: int = option(20, COUNT)
+    lr: float = option(0.1, RATE)
     momentum: float = option(0.0, between(0.0, 0.999))
     batch_size: int = option(64, COUNT)
 
@@ -176,10 +203,25 @@ class CentralisedChannels(InfluentialChannels):
                 lr=self.lr,
                 momentum=self.momentum,
             )
-            slices = arrays_of(take(network.state_dict(), layers, channels))
+            slices = take(network.state_dict(), layers, channels)
             return put(model, slices, layers, channels), trained.samples
 
         return federation.locally("unlearn", work)
+
+    def estimate(self, facts: Facts) -> list[Stretch]:
+        """Return what `forget` will take."""
+        *hidden, _ = facts.layers()
+        of_class = facts.server_examples * facts.named / facts.spec.num_classes
+        images = self.steps * min(self.batch_size, facts.server_examples)
+        return [
+            Stretch("score", 1, samples=min(self.max_samples, of_class), work=at_most(hidden)),
+            Stretch("unlearn", 1, samples=images),
+        ]
+
+
+def at_most(layers: Sequence[Layer]) -> float:
+    """Return the work of measuring these layers on an image: a pass without each channel."""
+    return FORWARD * num_channels(layers)
 
 
 def explained(

@@ -7,6 +7,7 @@ from flwr.app import ArrayRecord
 
 from client.errors import BadSetting
 from client.wire import Rule, at_least, between, positive
+from strategies.estimates import Facts, Stretch
 from strategies.federation import Federation
 
 
@@ -35,7 +36,7 @@ class Needs:
 
 
 class Method(Protocol):
-    """One paper's protocol: a frozen dataclass of its hyper-parameters with two functions."""
+    """One paper's protocol: a frozen dataclass of its hyper-parameters with three functions."""
 
     needs: ClassVar[Needs]
 
@@ -44,6 +45,13 @@ class Method(Protocol):
 
     def relearn(self, federation: Federation, model: ArrayRecord) -> ArrayRecord:
         """Return `model` with what the request names put back."""
+
+    def estimate(self, facts: Facts) -> list[Stretch]:
+        """Return what `forget` will take, in order.
+
+        Raises:
+            BadSetting: If it cannot serve such a version at all.
+        """
 
 
 COUNT = at_least(1)

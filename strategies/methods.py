@@ -4,11 +4,19 @@ from typing import Any, Final
 
 from client.errors import BadSetting
 from strategies.class_pruning import ClassPruning
+from strategies.federaser import FedEraser
+from strategies.fisher import FisherForgetting
 from strategies.influential import CentralisedChannels, DecentralisedChannels
 from strategies.method import Method
+from strategies.not_negation import WeightNegation
+from strategies.puf import NegatedPseudoGradients
 from strategies.quickdrop import QuickDrop
 from strategies.quickdrop_calibrated import CalibratedQuickDrop
+from strategies.quickdrop_subset import RealSubset
+from strategies.rapid_retraining import RapidRetraining
 from strategies.retraining import Retraining
+from strategies.s2u import ScaleToUnlearn
+from strategies.sga import GradientAscent
 
 METHODS: Final[dict[str, Any]] = {
     "quickdrop": QuickDrop,
@@ -17,6 +25,14 @@ METHODS: Final[dict[str, Any]] = {
     "influential-de": DecentralisedChannels,
     "influential-ce": CentralisedChannels,
     "retraining": Retraining,
+    "federaser": FedEraser,
+    "sga": GradientAscent,
+    "not": WeightNegation,
+    "puf": NegatedPseudoGradients,
+    "s2u": ScaleToUnlearn,
+    "quickdrop-subset": RealSubset,
+    "fisher": FisherForgetting,
+    "rapid-retraining": RapidRetraining,
 }
 
 

@@ -10,13 +10,14 @@ classes are lost, and ends with rounds of all nodes.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from flwr.app import ArrayRecord
 
 from client.wire import Ascend, Condense, Descend, at_least
-from strategies.federation import Federation
-from strategies.guard import guarded_recovery, retained
+from strategies.estimates import Facts, Stretch
+from strategies.federation import Federation, S
+from strategies.guard import estimated, guarded_recovery, retained
 from strategies.method import COUNT, PERCENT, RATE, Hyperparameters, Needs, option
 from strategies.rounds import AscentRounds, RecoveryRounds
 
@@ -42,6 +43,20 @@ class QuickDrop(Hyperparameters):
     tolerance: float = option(3.0, PERCENT)  # points that recovery may leave missing
 
     needs: ClassVar[Needs] = Needs(levels=frozenset({"class", "client"}), synthetic_data=True)
+    compact: ClassVar[str] = "synthetic"  # what S and S_f are made of
+
+    def told(self, federation: Federation, kind: type[S], **values: Any) -> S:
+        """Return what the nodes are told of an ascent or descent."""
+        return federation.settings(kind, **values)
+
+    def watched(self, level: str) -> float:
+        """Return the forget accuracy in percent above which a recovery round is rolled back."""
+        # A client's data are like the others': they are not forgotten at zero accuracy.
+        return self.threshold if level == "class" else 100.0
+
+    def reduction(self, facts: Facts) -> float:
+        """Return s: one image of S stands for so many of the data."""
+        return max(1, facts.scale)
 
     def forget(self, federation: Federation, model: ArrayRecord) -> ArrayRecord:
         """Return `model` without what the request names."""
@@ -49,10 +64,15 @@ class QuickDrop(Hyperparameters):
 
         # 1. Unlearn: every holder of S_f climbs its loss (Algorithm 1, phase "unlearn").
         ascent = AscentRounds(
-            federation.settings(
-                Ascend, epochs=self.unlearn_epochs, lr=self.unlearn_lr, batch_size=self.batch_size
+            self.told(
+                federation,
+                Ascend,
+                data=self.compact,
+                epochs=self.unlearn_epochs,
+                lr=self.unlearn_lr,
+                batch_size=self.batch_size,
             ),
-            participants=federation.holders(synthetic=True),
+            participants=federation.holders(synthetic=self.needs.synthetic_data),
         )
         model = federation.run("unlearn", ascent, model, num_rounds=self.unlearn_rounds)
 
@@ -62,29 +82,31 @@ class QuickDrop(Hyperparameters):
 
         # 3. Recover: all with data left descend on S \ S_f, mixed 1:1 with originals.
         recovery = RecoveryRounds(
-            federation.settings(
+            self.told(
+                federation,
                 Descend,
+                data=f"{self.compact}+original",
                 epochs=self.recover_epochs,
                 lr=self.recover_lr,
                 batch_size=self.recover_batch,
             )
         )
-        # A client's data are like the others': they are not forgotten at zero accuracy.
-        threshold = self.threshold if federation.forget.level == "class" else 100.0
         return guarded_recovery(
             federation,
             model,
             lambda _: ascent,
             recovery,
             num_rounds=self.recover_rounds,
-            threshold=threshold,
+            threshold=self.watched(federation.forget.level),
             wanted=wanted,
         )
 
     def relearn(self, federation: Federation, model: ArrayRecord) -> ArrayRecord:
         """Return `model` with what the request names put back (section 3.4, step 5)."""
-        told = federation.settings(
+        told = self.told(
+            federation,
             Descend,
+            data=f"{self.compact}+original",
             side="all",
             epochs=self.relearn_epochs,
             lr=self.relearn_lr,
@@ -96,3 +118,25 @@ class QuickDrop(Hyperparameters):
         # 2. All nodes settle.
         together = RecoveryRounds(told)
         return federation.run("relearn", together, model, num_rounds=self.relearn_rounds)
+
+    def estimate(self, facts: Facts) -> list[Stretch]:
+        """Return what `forget` will take."""
+        s = self.reduction(facts)
+        ascent, recovery, guard = estimated(
+            facts,
+            facts.exchange(
+                "unlearn",
+                self.unlearn_rounds,
+                clients=facts.holders,
+                samples=self.unlearn_epochs * facts.forget / s,
+            ),
+            facts.exchange(
+                "recover",
+                self.recover_rounds,
+                clients=facts.clients,
+                samples=self.recover_epochs * 2 * facts.retain / s,
+            ),
+            threshold=self.watched(facts.level),
+        )
+        better = [facts.condensing(self.finetune_steps, s)] if self.finetune_steps else []
+        return [ascent, *better, recovery, guard]

@@ -31,8 +31,9 @@ import numpy as np
 from flwr.app import Array, ArrayRecord
 
 from client.wire import Ascend, Descend, Fit, between
+from strategies.estimates import Facts, Stretch
 from strategies.federation import Federation
-from strategies.guard import guarded_recovery, retained
+from strategies.guard import estimated, guarded_recovery, retained
 from strategies.method import COUNT, PERCENT, RATE, Hyperparameters, Needs, option
 from strategies.rounds import AscentRounds, FederatedAveraging, RecoveryRounds
 
@@ -121,6 +122,30 @@ class CalibratedQuickDrop(Hyperparameters):
         # 2. All nodes settle.
         rounds = self._ordinary(federation, side="all")
         return federation.run("relearn", rounds, model, num_rounds=self.relearn_rounds)
+
+    def estimate(self, facts: Facts) -> list[Stretch]:
+        """Return what `forget` will take."""
+        classes = facts.level == "class"
+        s = max(1, facts.scale)
+        # Holders pass the forgotten images along with every batch, to hold them down.
+        held = self.recover_batches * facts.forget / s if classes else 0.0
+        return estimated(
+            facts,
+            facts.exchange(
+                "unlearn",
+                1,
+                clients=facts.holders,
+                samples=self.unlearn_steps * facts.forget / s,
+            ),
+            facts.exchange(
+                "recover",
+                self.recover_rounds if classes else self.client_recover_rounds,
+                clients=facts.clients,
+                samples=2 * facts.retain / s + held,
+            ),
+            threshold=self.threshold if classes else 100.0,
+            calls=2 if classes else 1,
+        )
 
     def _ordinary(
         self, federation: Federation, participants: list[str] | None = None, **more: Any

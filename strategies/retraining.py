@@ -5,11 +5,11 @@ that are left (Retrain-Or in Dhasade et al. 2024, section 2.3). Departs from the
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from flwr.app import ArrayRecord
 
-from client.wire import Fit
+from strategies.estimates import Facts, Stretch
 from strategies.federation import Federation
 from strategies.method import Hyperparameters, Needs
 from strategies.relearning import ordinary_relearning
@@ -24,21 +24,26 @@ class Retraining(Hyperparameters):
 
     def forget(self, federation: Federation, model: ArrayRecord) -> ArrayRecord:
         """Return a model that never saw what the request names; `model` is not used."""
-        return train(federation, federation.ordinary(), phase="unlearn")
+        return train(federation, phase="unlearn")
 
     def relearn(self, federation: Federation, model: ArrayRecord) -> ArrayRecord:
         """Return `model` with what the request names put back."""
         return ordinary_relearning(federation, model)
 
+    def estimate(self, facts: Facts) -> list[Stretch]:
+        """Return what `forget` will take."""
+        return [facts.training("unlearn", facts.plan.num_rounds)]
 
-def train(federation: Federation, settings: Fit, *, phase: str) -> ArrayRecord:
+
+def train(federation: Federation, *, phase: str, **values: Any) -> ArrayRecord:
     """Return the initial weights after all rounds of federated averaging.
 
     Args:
         federation: Runs the rounds, as many and with as many nodes as its plan says.
-        settings: Local training; what its `forget` names is left out of it.
         phase: "train", "retrain" or "unlearn".
+        values: Settings of `wire.Fit` beside the ordinary ones; what the request names is left out.
     """
-    plan = federation.plan
-    rounds = FederatedAveraging(settings, fraction=plan.fraction, min_share=plan.min_share)
-    return federation.run(phase, rounds, federation.initial(), num_rounds=plan.num_rounds)
+    initial = federation.initial()
+    plan, told = federation.plan, federation.ordinary(**values)
+    rounds = FederatedAveraging(told, fraction=plan.fraction, min_share=plan.min_share)
+    return federation.run(phase, rounds, initial, num_rounds=plan.num_rounds)

@@ -137,6 +137,12 @@ class Rounds(FedAvg):
     def _answers(
         self, server_round: int, replies: list[Message]
     ) -> list[tuple[RecordDict, dict[str, Any]]]:
+        return list(self._by_name(server_round, replies).values())
+
+    def _by_name(
+        self, server_round: int, replies: list[Message]
+    ) -> dict[str, tuple[RecordDict, dict[str, Any]]]:
+        """Return content and metrics of those that answered, in the order of their names."""
         self.failures = []
         by_name: dict[str, tuple[RecordDict, dict[str, Any]]] = {}
         unnamed: list[str] = []
@@ -166,7 +172,7 @@ class Rounds(FedAvg):
                 f"round {server_round} of {self.settings.phase} must have {max(1, needed)} answers "
                 f"of {len(self._asked)} clients, got {len(by_name)} ({reasons})"
             )
-        return [by_name[name] for name in sorted(by_name)]
+        return {name: by_name[name] for name in sorted(by_name)}
 
 
 def checked(content: RecordDict, name: str) -> dict[str, Any]:

@@ -66,7 +66,23 @@ def test_the_whole_model_goes_down_once_and_slices_afterwards(grid: NamedGrid) -
         for kind in ("weight", "bias")
     )
     assert sum(array.numpy().nbytes for array in slices.values()) == expected
+    assert list(slices) == ["slices"]  # one row: a name and a header for each would outweigh them
     assert sum(map(size, second)) < sum(map(size, first))
+
+
+def test_the_bytes_counted_are_those_of_the_messages(grid: NamedGrid) -> None:
+    rounds = partial()
+    _, model = run(rounds, grid, 1, weights())
+    grid.take_traffic()
+    asked = list(rounds.configure_train(2, model, ConfigRecord(), grid))
+    answers = grid.send_and_receive(asked)
+    traffic = grid.take_traffic()
+    assert traffic.down == sum(map(size, asked))
+    assert traffic.up == sum(map(size, answers))
+    # A row of numbers with its header, and at most 500 bytes of counts.
+    row = asked[0].content.array_records["arrays"]["slices"]
+    for answer in answers:
+        assert len(row.data) <= size(answer) <= len(row.data) + 500
 
 
 def test_a_node_that_did_not_answer_gets_the_whole_model_again(grid: NamedGrid) -> None:

@@ -15,12 +15,14 @@ from client.channels import (
     freeze,
     from_text,
     layout,
+    pack,
     prunable,
     scatter,
     shrink_,
     take,
     to_text,
     train_only,
+    unpack,
     zero_,
 )
 from client.errors import BadSetting
@@ -97,9 +99,11 @@ def every(request: pytest.FixtureRequest) -> Network:
 
 
 def test_the_layout_of_a_convnet() -> None:
+    first = ("body.0.weight", "body.0.bias", "body.1.weight", "body.1.bias")
+    second = ("body.4.weight", "body.4.bias", "body.5.weight", "body.5.bias")
     assert layout(build(CONVNET, seeded())) == (
-        Layer("body.0", 8, True, ("body.0.weight", "body.0.bias", "body.1.weight", "body.1.bias")),
-        Layer("body.4", 8, True, ("body.4.weight", "body.4.bias", "body.5.weight", "body.5.bias")),
+        Layer("body.0", 8, True, first),
+        Layer("body.4", 8, True, second),
         Layer("classifier", 5, False, ("classifier.weight", "classifier.bias")),
     )
 
@@ -303,6 +307,17 @@ def test_slices_that_do_not_fit_are_refused(change, message) -> None:
     slices = {name: tensor for name, tensor in slices.items() if tensor is not None}
     with pytest.raises(BadSetting, match=message):
         scatter(model.state_dict(), slices, layout(model), channels)
+
+
+def test_a_row_of_slices_is_cut_as_it_was_packed(every: Network) -> None:
+    slices = take(every.state, every.layers, every.channels)
+    row = pack(slices)
+    assert row.shape == (sum(tensor.numel() for tensor in slices.values()),)
+    back = unpack(row, slices)
+    assert list(back) == list(slices)
+    assert all(torch.equal(back[name], slices[name]) for name in slices)
+    with pytest.raises(BadSetting, match=f"slices must be a row of .* {len(row)} numbers, got an"):
+        unpack(row[1:], slices)
 
 
 # Zeroing

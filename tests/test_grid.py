@@ -44,6 +44,9 @@ def test_waiting_for_clients_ends_and_says_who_is_there() -> None:
             ClientsMissing, match=r"must be at least 3, got 2 after 0.05 s \(client-0, client-1\)"
         ):
             grid.wait_for(3, 0.05)
+        grid.wait_for(3, 0.05, without=["client-7"])  # one that has left is not waited for
+        with pytest.raises(ClientsMissing, match="at least 2 beside client-1, got 1"):
+            grid.wait_for(3, 0.05, without=["client-1"])  # nor does it stand for another
 
 
 def test_two_nodes_of_one_name_are_refused() -> None:

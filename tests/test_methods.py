@@ -155,11 +155,10 @@ def test_no_class_leaves_the_last_layer() -> None:
 
 def test_retraining_is_plain_federated_averaging() -> None:
     federation: Any = Recording()
-    settings = federation.ordinary(steps=3)
-    train(federation, settings, phase="retrain")
+    train(federation, phase="retrain", steps=3)
     step = federation.first("retrain")
     assert (type(step.rounds), step.num_rounds, step.model) == (FederatedAveraging, 7, INITIAL)
-    assert (step.settings, step.rounds.fraction, step.rounds.min_share) == (settings, 0.5, 0.25)
+    assert (step.settings.steps, step.rounds.fraction, step.rounds.min_share) == (3, 0.5, 0.25)
 
 
 def test_retraining_as_a_method_starts_from_the_initial_weights() -> None:

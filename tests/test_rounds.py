@@ -27,6 +27,7 @@ from strategies.rounds import (
     RecoveryRounds,
     Rounds,
 )
+from strategies.scaling import ScaledAveraging, scaled_average
 from tests.messages import network, told, weights
 
 NAMES = ["a", "b", "c", "d"]
@@ -183,6 +184,82 @@ def test_no_example_at_all_is_an_error_and_no_success() -> None:
     with pytest.raises(
         NothingTouched, match="unlearn must use at least one example, got none on 2"
     ):
+        rounds.aggregate_train(1, replies)
+
+
+# ---- scaled updates -----------------------------------------------------------------------------
+
+
+def scaled(scales: dict[str, float], *, others: float = 1.0) -> float:
+    """Return the model after nodes made of 0.0 (see `asked`) 1, 2 and 5 on 10, 30, 60 examples."""
+    rounds = ScaledAveraging(told(wire.Fit, **FIT), scales=scales, others=others)
+    one, two, three = asked(rounds, ["a", "b", "c"])
+    replies = [answer(one, 1.0, 10), answer(two, 2.0, 30), answer(three, 5.0, 60)]
+    return averaged(rounds, replies)
+
+
+@pytest.mark.parametrize(
+    ("scales", "others", "expected"),
+    [
+        ({}, 1.0, 3.7),  # 0.1 * 1 + 0.3 * 2 + 0.6 * 5: federated averaging
+        ({"b": 0.0}, 1.0, 3.1),
+        ({"b": 0.5}, 2.0, 6.5),  # 2 * 0.1 + 0.5 * 0.6 + 2 * 3
+        ({}, -2.0, -7.4),
+        ({"c": -1.0, "nobody": 9.0}, 1.0, -2.3),  # 0.1 + 0.6 - 3
+    ],
+)
+def test_an_update_counts_as_often_as_its_scale_says(
+    scales: dict[str, float], others: float, expected: float
+) -> None:
+    assert scaled(scales, others=others) == pytest.approx(expected)
+
+
+def test_scales_are_of_updates_and_not_of_models() -> None:
+    # From 10 to 12 and 8, of equal weight: 10 + (3 * 2 - 2) / 2.
+    found = scaled_average(model(10.0), [model(12.0), model(8.0)], [1.0, 1.0], [3.0, 1.0])
+    assert found["w"].numpy().tolist() == [12.0]
+
+
+def test_running_statistics_are_never_extrapolated() -> None:
+    def norm(value: float, count: int) -> ArrayRecord:
+        mean, batches = np.array([value], dtype=np.float32), np.array(count)
+        return ArrayRecord({"n.running_var": Array(mean), "n.num_batches_tracked": Array(batches)})
+
+    after = [norm(5.0, 7)]
+    for scale, variance, batches in [(-2.0, 1.0, 4), (0.5, 3.0, 6), (1.0, 5.0, 7), (2.0, 5.0, 7)]:
+        found = scaled_average(norm(1.0, 4), after, [1.0], [scale])
+        assert found["n.running_var"].numpy().tolist() == [variance]
+        count = found["n.num_batches_tracked"].numpy()
+        # Half way from 4 to 7 is 5.5, rounded to the even 6.
+        assert (count.dtype, int(count)) == (np.int64, batches)
+
+
+def test_the_model_that_is_scaled_from_is_left_as_it_was() -> None:
+    start = model(10.0)
+    scaled_average(start, [model(12.0)], [1.0], [-1.0])
+    assert start["w"].numpy().tolist() == [10.0]
+
+
+@pytest.mark.parametrize(
+    ("models", "weights_", "message"),
+    [
+        ([], [], "weights must be at least 0 and of positive sum"),
+        ([model(1.0)], [0.0], "weights must be at least 0 and of positive sum"),
+        ([ArrayRecord({"v": Array(np.zeros(1))})], [1.0], "must hold the same tensors"),
+        ([ArrayRecord({"w": Array(np.zeros(2))})], [1.0], "tensor w must have one shape and dtype"),
+    ],
+)
+def test_models_that_do_not_fit_are_not_scaled(
+    models: list[ArrayRecord], weights_: list[float], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        scaled_average(model(0.0), models, weights_, [1.0] * len(models))
+
+
+def test_scaling_no_example_at_all_is_an_error() -> None:
+    rounds = ScaledAveraging(told(wire.Fit, **FIT), scales={})
+    replies = [answer(m, 1.0, 0) for m in asked(rounds, ["a", "b"])]
+    with pytest.raises(NothingTouched, match="must use at least one example, got none on 2"):
         rounds.aggregate_train(1, replies)
 
 

@@ -14,12 +14,13 @@ from safetensors.numpy import load_file
 
 from client import wire
 from client.app import app
-from client.errors import EffaceError
+from client.errors import BadSetting, EffaceError
 from client.store import Store
 from client.wire import ForgetSpec
 from server.engines.inline import InlineGrid
 from server.federation import Round
-from server.grid import NamedGrid
+from server.grid import ClientsMissing, NamedGrid
+from server.history import History
 from server.home import Home
 from server.ledger import Ledger
 from server.registry import unpack
@@ -30,9 +31,11 @@ from server.service import (
     Unpublished,
     Unsettled,
     VerificationFailed,
+    _Work,
     federation_name,
 )
 from server.settings import RunSettings
+from strategies.federaser import after
 from strategies.guard import CreptBack
 from strategies.rounds import ClientLost, NothingTouched
 
@@ -644,3 +647,229 @@ def test_a_store_of_another_model_is_an_error_and_nothing_is_lost(trained: Path)
     assert digests(trained) == before
     assert requests(trained)[1] == ("r0002", "failed")
     assert versions(trained) == [("v0001", "in-service")]
+
+
+# ---- stored updates -----------------------------------------------------------------------------
+
+KEPT = {"keep_updates": 1, "scale": 20}
+
+
+@pytest.fixture(scope="module")
+def kept_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("kept") / "home"
+    ask(home, "train", **KEPT)
+    return home
+
+
+@pytest.fixture
+def kept(kept_home: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(kept_home, tmp_path / "home"))
+
+
+def updates(home: Path) -> dict[str, str]:
+    """Return a checksum of every stored update, by request, round and client."""
+    found = {}
+    for path in sorted((home / "updates").rglob("*.update")):
+        request, number, client = path.relative_to(home / "updates").parts
+        name = f"{request.partition('-')[0]}/{int(number)}/{client.removesuffix('.update')}"
+        found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return found
+
+
+def test_updates_are_kept_every_so_many_rounds_and_counted(kept: Path, trained_home: Path) -> None:
+    assert sorted(updates(kept)) == [f"r0001/{n}/{name}" for n in (1, 2) for name in NODES]
+    record = json.loads((kept / "runs" / "r0001" / "record.json").read_text())
+    size = sum(path.stat().st_size for path in (kept / "updates").rglob("*.update"))
+    assert record["storage"]["updates"] == size
+    assert record["storage"]["updates_seconds"] > 0
+    sets = sum(path.stat().st_size for path in (kept / "clients").rglob("*.safetensors"))
+    assert record["storage"]["synthetic"] == sets
+    # They change nothing in the model, and nothing is kept unasked.
+    assert_equal(weights(kept, "v0001"), weights(trained_home, "v0001"))
+    assert updates(trained_home) == {}
+    record = json.loads((trained_home / "runs" / "r0001" / "record.json").read_text())
+    assert (record["storage"]["updates"], record["storage"]["updates_seconds"]) == (0, 0.0)
+
+
+def test_an_update_is_what_a_client_changed_in_its_round(kept: Path) -> None:
+    (folder,) = (kept / "updates").iterdir()
+    first, second = History(folder).rounds()
+    service = Service.open(Home(kept))
+    row = service.ledger.request("r0001")
+    model = _Work(service, row, None, Watching()).initial()  # type: ignore[arg-type]
+    for kept_round in (first, second):
+        assert len(set(kept_round.weights.values())) <= 2  # equal shares, give or take one
+        model = after(model, kept_round)
+    for name, array in weights(kept, "v0001").items():
+        np.testing.assert_allclose(model[name].numpy(), array, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_training_that_was_stopped_neither_loses_nor_doubles_an_update(
+    kept_home: Path, tmp_path: Path, number: int
+) -> None:
+    home = tmp_path / "home"
+    with pytest.raises(KeyboardInterrupt):
+        ask(home, "train", Watching(("train", number)), **KEPT)
+    # The round of the stop is kept already; the same one takes its place.
+    assert len(updates(home)) == 3 * number
+    ask(home, "train", **KEPT)
+    assert updates(home) == updates(kept_home)
+
+
+def test_the_updates_of_a_training_that_failed_are_destroyed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "home"
+
+    def client(message: Message, context: Context) -> Message:
+        if message.metadata.message_type == wire.HELDOUT:
+            assert updates(home)
+            raise RuntimeError("out of memory")
+        return app(message, context)
+
+    with pytest.raises(ClientLost):
+        ask_with(home, client, settings(home, "train", **KEPT), monkeypatch)
+    assert updates(home) == {}
+    assert list((home / "updates").iterdir()) == []
+
+
+def test_a_client_that_failed_leaves_no_update_of_its_round(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "home"
+    client = failing(wire.FIT, ["client-1"], server_round=1)
+    ask_with(home, client, settings(home, "train", **KEPT), monkeypatch)
+    of_round_2 = [f"r0001/2/{name}" for name in NODES]
+    assert sorted(updates(home)) == ["r0001/1/client-0", "r0001/1/client-2", *of_round_2]
+
+
+def test_a_forgotten_clients_updates_are_destroyed_and_only_those(kept: Path) -> None:
+    before = updates(kept)
+    forget(kept, forget_clients="client-1")
+    left = {name: sha for name, sha in before.items() if not name.endswith("client-1")}
+    assert updates(kept) == left
+    # What is left can be replayed, and what was calibrated takes its place.
+    forget(kept, forget_clients="client-2", method="federaser", method_options="")
+    assert sorted(updates(kept)) == ["r0003/1/client-0", "r0003/2/client-0"]
+
+
+def test_a_forgotten_class_takes_all_updates_along(kept: Path) -> None:
+    forget(kept)
+    assert updates(kept) == {}
+    before = requests(kept)
+    with pytest.raises(
+        BadSetting,
+        match=r"must have stored updates for method federaser, got v0002 without: a later "
+        r"request destroyed them; .*choose another method: quickdrop, ",
+    ):
+        forget(kept, forget_classes="5", method="federaser", method_options="")
+    assert requests(kept) == before
+
+
+def test_a_stop_before_the_updates_are_destroyed_is_made_good(
+    kept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(Service, "sweep", lambda self: None)
+        forget(kept)
+    assert updates(kept)
+    Service.open(Home(kept))
+    assert updates(kept) == {}
+
+
+@pytest.mark.parametrize("method", ["quickdrop", "federaser"])
+def test_a_trial_leaves_the_updates_as_they_were(kept: Path, method: str) -> None:
+    before = updates(kept)
+    options = SHORT if method == "quickdrop" else ""
+    forget(kept, method=method, method_options=options, max_forget_accuracy=100.0, trial=True)
+    assert updates(kept) == before
+
+
+def test_a_result_that_did_not_forget_leaves_the_updates_as_they_were(kept: Path) -> None:
+    before = updates(kept)
+    with pytest.raises(VerificationFailed):
+        forget(kept, method_options=NO_EFFECT + ",threshold=100", max_forget_accuracy=5.0)
+    assert updates(kept) == before
+
+
+def test_without_stored_updates_a_method_that_needs_them_is_refused_with_the_others(
+    trained: Path,
+) -> None:
+    with pytest.raises(
+        BadSetting,
+        match=r"got v0001 without: it was trained without --keep-updates; .*another method: ",
+    ) as refused:
+        forget(trained, forget_clients="client-1", method="federaser", method_options="")
+    named = str(refused.value).rpartition(": ")[2].split(", ")
+    assert {"quickdrop", "retraining"} <= set(named)
+    assert {"federaser", "class-pruning"}.isdisjoint(named)  # the one needs them, too
+    assert requests(trained) == [("r0001", "done")]
+
+
+def test_keeping_updates_changes_nothing_in_what_retraining_is_cached_by(
+    kept: Path, compared_home: Path
+) -> None:
+    forget(kept, compare="retrain", trial=True)
+    (path,), (other,) = (Home(h).cache.glob("retrained-*") for h in (kept, compared_home))
+    assert path.name == other.name
+
+
+# ---- clients that have gone ---------------------------------------------------------------------
+
+
+def without(home: Path, gone: str, monkeypatch: pytest.MonkeyPatch, **told: Any) -> dict[str, Any]:
+    """Run a request while one client is not online."""
+    service = Service.open(Home(home))
+    monkeypatch.setenv("EFFACE_STORE", str(service.home.clients))
+    row = service.prepare(settings(home, "forget", join_timeout=0.05, **told))
+    with InlineGrid(app, JOB["num_clients"]) as inner:
+        everybody = inner.get_nodes()
+        monkeypatch.setattr(inner, "get_nodes", lambda: [n for n in everybody if n.name != gone])
+        return service.execute(row.id, NamedGrid(inner, 60.0, 0.005), Watching())
+
+
+@pytest.mark.parametrize("method", ["retraining", "federaser"])
+def test_a_client_that_has_left_can_be_forgotten_where_the_method_does_not_ask_it(
+    kept: Path, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = without(kept, "client-2", monkeypatch, forget_clients="client-2", method=method)
+    assert done["model_version"] == "v0002"
+    assert card(kept, "v0002")["erased"]["clients"] == ["client-2"]
+    # From now on it is waited for no more, nor let in.
+    again = without(kept, "client-2", monkeypatch, forget_classes="3", method="retraining")
+    assert again["model_version"] == "v0003"
+    assert card(kept, "v0003")["erased"]["clients"] == ["client-2"]
+
+
+def test_a_client_that_has_left_cannot_climb(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ClientsMissing, match="at least 3, got 2"):
+        without(kept, "client-2", monkeypatch, forget_clients="client-2", method="sga")
+    assert versions(kept) == [("v0001", "in-service")]
+
+
+def test_only_the_named_client_may_be_missing(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ClientsMissing, match="at least 2 beside client-2, got 1"):
+        without(kept, "client-1", monkeypatch, forget_clients="client-2", method="retraining")
+
+
+# ---- pruned versions ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("compact", [0, 1])
+@pytest.mark.parametrize("method", ["retraining", "rapid-retraining"])
+def test_retraining_after_pruning_starts_from_the_whole_network(
+    trained: Path, method: str, compact: int
+) -> None:
+    options = f"prune-share=0.25,rounds=1,compact={compact}"
+    free = {"max_forget_accuracy": 100.0, "max_relearning_gap": 100.0}
+    ask(trained, "forget", method="class-pruning", forget_classes="3", method_options=options,
+        **free)  # fmt: skip
+    assert card(trained, "v0002")["model"]["pruned"]
+    ask(trained, "forget", method=method, forget_classes="5", **free)
+    assert not card(trained, "v0003")["model"]["pruned"]
+    assert card(trained, "v0003")["model"]["compact"] is False
+    first, last = weights(trained, "v0001"), weights(trained, "v0003")
+    assert {k: a.shape for k, a in first.items()} == {k: a.shape for k, a in last.items()}
+    # No channel is zero: all were trained.
+    assert all(abs(row).sum() > 0 for row in last["body.0.weight"])

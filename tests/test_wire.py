@@ -1,5 +1,6 @@
 """The wire: every handler is called, and nothing but what is declared goes up."""
 
+import math
 import re
 import threading
 import time
@@ -17,8 +18,12 @@ from torch import nn
 from client import wire
 from client.app import HANDLERS, Node, answered, app
 from client.channels import to_text, zero_
+from client.curvature import local_adahessian
 from client.errors import BadSetting, EffaceError
+from client.seeds import generator
+from client.site import open_site
 from client.store import Store
+from client.training import minibatches
 from client.wire import Common
 from server.engines.inline import InlineGrid
 from tests.messages import NUM_CLIENTS, message, network, told, values, weights
@@ -44,6 +49,7 @@ WORK: dict[str, dict[str, Any]] = {
         "lr": 0.1,
         **CLASS_3,
     },
+    wire.FISHER: {"max_examples": 4, **CLASS_3},
 }
 
 
@@ -52,16 +58,20 @@ def arrays_of(message_type: str) -> dict[str, tuple[tuple[int, ...], str]]:
     sent = {name: (tuple(a.shape), a.dtype) for name, a in weights().items()}
     layers = {"body.0": 8, "body.4": 8, "classifier": 10}
     rows = {"body.0": 2, "body.1": 2, "classifier": 1}  # body.1 is the norm behind body.0
-    if message_type in (wire.FIT, wire.ASCEND, wire.DESCEND):
-        return sent
+    if message_type in (wire.FIT, wire.ASCEND, wire.DESCEND, wire.FISHER):
+        return sent  # the ConvNet has no buffers
     if message_type == wire.REPRESENTATION:
         return dict.fromkeys(("body.0", "body.4"), ((10, 8), "float64"))
     if message_type == wire.ABLATION:
         both = [f"{k}/{n}" for n in layers if n != "classifier" for k in ("accuracy", "loss")]
         return {name: ((layers[name.partition("/")[2]],), "float64") for name in both}
     if message_type == wire.FIT_CHANNELS:
-        slices = {n: f for n, f in sent.items() if n.rpartition(".")[0] in rows}
-        return {n: ((rows[n.rpartition(".")[0]], *s[1:]), t) for n, (s, t) in slices.items()}
+        numbers = sum(
+            rows[n.rpartition(".")[0]] * math.prod(s[1:])
+            for n, (s, _) in sent.items()
+            if n.rpartition(".")[0] in rows
+        )
+        return {wire.SLICES: ((numbers,), "float32")}
     return {}
 
 
@@ -162,6 +172,61 @@ def test_handlers_do_their_work(grid: InlineGrid) -> None:
     assert (again["applied"], again["destroyed"]) == (1, 0)
     left = ask(grid, wire.DESCRIBE).content.metric_records["metrics"]
     assert left["num-forget-synthetic"] == 0
+
+
+def fit(grid: InlineGrid, **more: Any) -> Message:
+    return ask(grid, wire.FIT, config_of(wire.FIT, scale=0, **more))
+
+
+def test_a_node_trains_on_the_side_that_is_asked_for(grid: InlineGrid) -> None:
+    counts = ask(grid, wire.DESCRIBE).content.metric_records["metrics"]
+    expected = {
+        "retain": counts["num-retain"],
+        "forget": counts["num-forget"],
+        "all": counts["num-examples"],
+    }
+    for side, number in expected.items():
+        reply = fit(grid, side=side, **CLASS_3)
+        assert reply.content.metric_records["metrics"]["num-examples"] == number
+    # On examples of class 3 alone, the gradient of its bias, mean of p_3 - 1, is the only one
+    # below 0: its bias grows, every other one falls.
+    bias = fit(grid, side="forget", steps=1, batch_size=90, **CLASS_3)
+    before, after = weights(), bias.content.array_records["arrays"]
+    moved = after["classifier.bias"].numpy() - before["classifier.bias"].numpy()
+    assert (moved > 0).tolist() == [label == 3 for label in range(10)]
+    # Nothing to forget: nothing to train on.
+    reply = fit(grid, side="forget")
+    assert reply.content.metric_records["metrics"]["num-examples"] == 0
+
+
+def test_a_node_trains_with_the_optimiser_that_is_asked_for(grid: InlineGrid) -> None:
+    site = open_site(told(Common), {"partition-id": 0})
+    model = network()
+    local_adahessian(
+        model,
+        site.pick(site.train, torch.device("cpu")),
+        minibatches(len(site.train), 32, 2, generator(0, "test", 0, "client-0")),
+        lr=0.1,
+        beta1=0.8,
+        hessian_power=0.5,
+        eps=0.01,
+        weight_decay=0.1,
+        generator=generator(0, "test curvature", 0, "client-0"),
+    )
+    options = {"beta1": 0.8, "hessian_power": 0.5, "eps": 0.01, "weight_decay": 0.1}
+    reply = fit(grid, optimiser="adahessian", server_round=0, **options)
+    for name, value in model.state_dict().items():
+        found = reply.content.array_records["arrays"][name].numpy()
+        assert np.array_equal(found, value.numpy())
+
+
+@pytest.mark.parametrize("more", [{"side": "forget"}, {"optimiser": "adahessian"}])
+def test_synthetic_sets_are_made_by_sgd_on_what_is_retained(
+    grid: InlineGrid, more: dict[str, str], tmp_path: Path
+) -> None:
+    reason = ask(grid, wire.FIT, config_of(wire.FIT, **more, **CLASS_3)).error.reason
+    assert "BadSetting: scale must be 0 for side" in reason
+    assert not list((tmp_path / "private").rglob("*.safetensors"))
 
 
 def test_a_node_without_anything_to_forget_answers(grid: InlineGrid) -> None:
@@ -419,7 +484,12 @@ def test_a_whole_number_is_a_number_but_not_the_other_way_round() -> None:
         (wire.FIT, "image-momentum", 1.5, "lie in [0, 0.999]"),
         (wire.FIT, "distill-every", 0, "be at least 1"),
         (wire.FIT, "distill-fraction", 1.5, "lie in [0, 1]"),
-        (wire.FIT, "side", "forget", "be one of retain, all"),
+        (wire.FIT, "side", "both", "be one of retain, forget, all"),
+        (wire.FIT, "optimiser", "adam", "be one of sgd, adahessian"),
+        (wire.FIT, "beta1", 1.0, "lie in [0, 0.999]"),
+        (wire.FIT, "beta2", 1.0, "lie in [0, 0.9999]"),
+        (wire.FIT, "hessian-power", 1.5, "lie in [0, 1]"),
+        (wire.FIT, "eps", 0.0, "be positive"),
         (wire.FIT, "holdout", 0.6, "lie in [0, 0.5]"),
         (wire.FIT, "seed", -1, "lie in [0, 2^63)"),
         (wire.FIT, "num-clients", 0, "be at least 1"),
@@ -441,16 +511,23 @@ def test_a_whole_number_is_a_number_but_not_the_other_way_round() -> None:
         (wire.FIT, "erased-classes", ["3"], "be a list of class numbers from 0 up"),
         (wire.FIT, "forget-clients", [""], "be a list of client names"),
         (wire.FIT, "erased-clients", [3], "be a list of client names"),
-        (wire.ASCEND, "data", "all", "be one of synthetic, original"),
+        (wire.ASCEND, "data", "all", "be one of synthetic, subset, original"),
         (wire.ASCEND, "epochs", 0, "be at least 1"),
         (wire.ASCEND, "target-losses", [-1.0], "be a list of losses from 0 up"),
-        (wire.DESCEND, "data", "real", "be one of synthetic, synthetic+original, original"),
+        (
+            wire.DESCEND,
+            "data",
+            "real",
+            "be one of synthetic, synthetic+original, subset, subset+original, original",
+        ),
         (wire.DESCEND, "side", "both", "be one of retain, forget, all"),
         (wire.DESCEND, "batches", -1, "be at least 0"),
         (wire.DESCEND, "hold", -1.0, "lie in [0, 1000]"),
         (wire.DESCEND, "hold-features", 1001.0, "lie in [0, 1000]"),
         (wire.CONDENSE, "outer-steps", 0, "be at least 1"),
         (wire.CONDENSE, "inner-steps", 0, "be at least 1"),
+        (wire.FISHER, "side", "all", "be one of retain, forget"),
+        (wire.FISHER, "max-examples", 1, "be at least 2"),
         (wire.SETTLE, "action", "abort", "be one of forget, relearn"),
     ],
 )
@@ -667,11 +744,17 @@ def channel_fit(grid: InlineGrid, arrays: ArrayRecord, **more: Any) -> Message:
 def test_slices_after_the_whole_model_mean_the_same_as_the_whole_model(grid: InlineGrid) -> None:
     first = channel_fit(grid, weights())
     slices = first.content.array_records["arrays"]
+    row = slices[wire.SLICES].numpy()
     moved = {**weights()}
-    for name, array in slices.items():
+    # One tensor after the other, as in the model.
+    for name in (n for n in moved if n.startswith(("body.0.", "body.1.", "classifier."))):
         rows = moved[name].numpy().copy()
-        rows[[3] if name.startswith("classifier") else [0, 3]] = array.numpy()
+        chosen = [3] if name.startswith("classifier") else [0, 3]
+        size = rows[chosen].size
+        rows[chosen] = row[:size].reshape(rows[chosen].shape)
+        row = row[size:]
         moved[name] = Array(rows)
+    assert not len(row)
 
     again = channel_fit(grid, slices, whole=False, server_round=2)
     whole = channel_fit(grid, ArrayRecord(moved), server_round=2)
@@ -690,7 +773,8 @@ def test_slices_without_the_model_are_refused(grid: InlineGrid) -> None:
 def test_slices_that_do_not_fit_are_refused(grid: InlineGrid) -> None:
     slices = channel_fit(grid, weights()).content.array_records["arrays"]
     reply = channel_fit(grid, slices, whole=False, channels=["body.0:0", "classifier:3"])
-    assert "slice body.0.weight must be" in reply.error.reason
+    # 57 = 2 * (9 + 1 + 2) + 32 + 1; of one channel of body.0 there would be 12 less.
+    assert "slices must be a row of the chosen channels' 45 numbers" in reply.error.reason
 
 
 def test_the_kept_model_goes_when_the_request_is_settled(grid: InlineGrid, tmp_path: Path) -> None:
@@ -700,11 +784,13 @@ def test_the_kept_model_goes_when_the_request_is_settled(grid: InlineGrid, tmp_p
     assert not list((tmp_path / "private").rglob("base-*"))
 
 
-def test_pruned_channels_stay_zero_through_training(grid: InlineGrid) -> None:
+@pytest.mark.parametrize("optimiser", ["sgd", "adahessian"])
+def test_pruned_channels_stay_zero_through_training(grid: InlineGrid, optimiser: str) -> None:
     pruned = {"body.0": (0, 3), "body.4": (7,)}
     model = network()
     zero_(model, pruned)
-    asked = config_of(wire.FIT, model_pruned=to_text(pruned), scale=0, steps=5, momentum=0.9)
+    more = {"scale": 0, "steps": 5, "momentum": 0.9, "optimiser": optimiser}
+    asked = config_of(wire.FIT, model_pruned=to_text(pruned), **more)
     (reply,) = grid.send_and_receive([message(wire.FIT, asked, ArrayRecord(model.state_dict()))])
     trained = reply.content.array_records["arrays"]
     for name, rows in (("body.0", [0, 3]), ("body.1", [0, 3]), ("body.4", [7]), ("body.5", [7])):

@@ -93,6 +93,13 @@ OPTIONS: Final = (
         "min-share", 0.5, TRAINING, "Share of the drawn clients that must answer, above 0 to 1."
     ),
     Option(
+        "keep-updates",
+        0,
+        TRAINING,
+        "Keep the clients' updates of the first and then every so many rounds, for methods that "
+        "replay training; 0 for none.",
+    ),
+    Option(
         "scale",
         10,
         DISTILLATION,

@@ -1,0 +1,221 @@
+"""FedEraser: training is replayed with the lengths of the stored updates and new directions.
+
+Liu, Ma, Yang, Wang, Liu: "FedEraser: Enabling Efficient Client-Level Data Removal from Federated
+Learning Models", IWQoS 2021, https://doi.org/10.1109/IWQOS52092.2021.9521274 (first as "Federated
+Unlearning", https://arxiv.org/abs/2012.13891). Symbols as in the paper: U the updates kept of
+training, U-hat those of calibration training, U-tilde the calibrated ones.
+
+Departs from the paper:
+1. Lengths are those of single tensors, as in its public code, not of the model as one vector.
+2. Classes are forgotten, too: all nodes calibrate on the data they retain, from the first round
+   on, for there every stored update knows the class.
+3. A norm layer's running statistics are no directions: those after calibration training stand.
+4. Calibrated updates are kept in place of the stored ones, so that a later request finds some.
+5. Of training, rounds 1, 1 + Delta t, 1 + 2 Delta t, ... are kept. The public code keeps Delta t,
+   2 Delta t, ...: its first step would then come from a model that knows the client.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+
+from client import wire
+from client.wire import Common, Rule
+from strategies.averaging import weighted_average
+from strategies.estimates import Facts, Stretch
+from strategies.federation import Federation, StoredRound
+from strategies.method import Hyperparameters, Needs, option
+from strategies.relearning import ordinary_relearning
+from strategies.rounds import NothingTouched, Rounds, summed
+from strategies.scaling import STATISTICS
+
+
+@dataclass(frozen=True)
+class FedEraser(Hyperparameters):
+    """The paper's protocol; the retaining interval is `keep-updates`, a setting of training."""
+
+    # r, the calibration ratio: share of the local steps of training that calibration takes.
+    ratio: float = option(0.5, Rule(lambda v: 0 < v <= 1, "lie in (0, 1]"))
+
+    needs: ClassVar[Needs] = Needs(
+        levels=frozenset({"class", "client"}),
+        target_online=False,
+        individual_updates=True,
+        history=True,
+    )
+
+    def forget(self, federation: Federation, model: ArrayRecord) -> ArrayRecord:
+        """Return a model rebuilt from the initial weights; `model` is not used."""
+        model, replayed = federation.initial(), 0
+        ordinary = federation.ordinary()
+        told = replace(
+            ordinary,
+            steps=math.ceil(self.ratio * ordinary.steps),
+            epochs=math.ceil(self.ratio * ordinary.epochs),
+        )
+        left = with_data_left(federation)
+        for kept in federation.history():
+            names = [name for name in sorted(kept.updates) if name in left]
+            if not names:
+                continue
+            stored = StoredRound(
+                kept.number,
+                {name: kept.updates[name] for name in names},
+                {name: kept.weights[name] for name in names},
+            )
+            rounds: ReplayedRound
+            if kept.number == 1 and federation.forget.level == "client":
+                # 1. Neither the initial model nor the others' updates of it know the client.
+                rounds = ReplayedRound(told, stored)
+            else:
+                # 2. The others train a little from the new model, for the directions, which take
+                #    the lengths of what was kept; their weighted mean is the next step.
+                min_share = federation.plan.min_share
+                rounds = CalibratedRound(told, stored, participants=names, min_share=min_share)
+            model = federation.run("unlearn", rounds, model, num_rounds=1)
+            replayed += 1
+        if not replayed:
+            raise NothingTouched("stored updates must hold clients with data left, got none")
+        return model
+
+    def relearn(self, federation: Federation, model: ArrayRecord) -> ArrayRecord:
+        """Return `model` with what the request names put back by ordinary rounds."""
+        return ordinary_relearning(federation, model)
+
+    def estimate(self, facts: Facts) -> list[Stretch]:
+        """Return what `forget` will take."""
+        # Of a client's first round nobody is asked (step 1).
+        free = min(1, facts.stored_rounds) if facts.level == "client" else 0
+        calibration = facts.training("unlearn", facts.stored_rounds - free)
+        replayed = [Stretch("unlearn", free)] if free else []
+        return [*replayed, replace(calibration, samples=self.ratio * calibration.samples)]
+
+
+class ReplayedRound(Rounds):
+    """A stored round added to the model as it was kept; no node is asked.
+
+    Attributes:
+        kept: What is to be kept of it, in place of what was stored.
+    """
+
+    message_type = wire.FIT
+
+    def __init__(
+        self,
+        settings: Common,
+        stored: StoredRound,
+        *,
+        participants: Iterable[str] = (),
+        min_share: float = 0.5,
+    ) -> None:
+        """Configure the round.
+
+        Args:
+            settings: Calibration training.
+            stored: What the nodes sent in training; of those alone that stay.
+            participants: Names of the nodes asked to calibrate.
+            min_share: Share of them that must answer, in (0, 1].
+        """
+        super().__init__(settings, participants=tuple(participants), min_share=min_share)
+        self.stored = stored
+        self.kept: StoredRound | None = None
+        self._model = ArrayRecord()
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Address the participants, and remember the model that they start from."""
+        self._model = arrays
+        return super().configure_train(server_round, arrays, config, grid)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Return the model after the stored round."""
+        self.kept = self.stored
+        return after(self._model, self.stored), summed([], 0)
+
+
+class CalibratedRound(ReplayedRound):
+    """A stored round with its directions found anew by training on what is retained."""
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Return the model after the calibrated round.
+
+        Raises:
+            ClientLost: If fewer nodes answered than must.
+            NothingTouched: If they used no example.
+        """
+        answers = self._by_name(server_round, list(replies))
+        updates, weights = {}, {}
+        for name, (content, metrics) in answers.items():
+            if float(metrics["num-examples"]) > 0:
+                found = difference(next(iter(content.array_records.values())), self._model)
+                updates[name] = calibrated(self.stored.updates[name], found)
+                weights[name] = float(metrics["num-examples"])
+        if not updates:
+            raise NothingTouched(
+                f"{self.settings.phase} must use at least one example, got none on "
+                f"{len(answers)} clients"
+            )
+        self.kept = StoredRound(self.stored.number, updates, weights)
+        metrics_of_all = [metrics for _, metrics in answers.values()]
+        return after(self._model, self.kept), summed(metrics_of_all, len(self.failures))
+
+
+def with_data_left(federation: Federation) -> set[str]:
+    """Return the names of the nodes that have examples left when the request is done."""
+    told = federation.ordinary()
+    gone = {*federation.forget.clients, *federation.erased_clients}
+    classes = {*federation.forget.classes, *told.erased_classes}
+    return {
+        name
+        for name, counts in federation.class_counts().items()
+        if name not in gone and sum(n for c, n in enumerate(counts) if c not in classes) > 0
+    }
+
+
+def calibrated(stored: ArrayRecord, found: ArrayRecord) -> ArrayRecord:
+    """Return U-tilde = ||U|| * U-hat / ||U-hat||, tensor by tensor.
+
+    Args:
+        stored: U, a node's update of training.
+        found: U-hat, its update of calibration training; the same tensors. One of length zero
+            stays zero, and running statistics stay as they are.
+    """
+
+    def one(name: str) -> Array:
+        direction = found[name].numpy()
+        if name.rpartition(".")[2] in STATISTICS:
+            return found[name]
+        wanted = np.linalg.norm(stored[name].numpy().astype(np.float64))
+        length = np.linalg.norm(direction.astype(np.float64))
+        scale = wanted / length if length > 0 else 0.0
+        return Array(np.multiply(direction, scale, dtype=np.float64).astype(direction.dtype))
+
+    return ArrayRecord({name: one(name) for name in found})
+
+
+def after(model: ArrayRecord, done: StoredRound) -> ArrayRecord:
+    """Return M + sum_k w_k U_k / sum_k w_k, w_k the numbers of examples."""
+    names = sorted(done.updates)
+    mean = weighted_average([done.updates[n] for n in names], [done.weights[n] for n in names])
+    return _combined(model, mean, 1)
+
+
+def difference(end: Mapping[str, Array], start: Mapping[str, Array]) -> ArrayRecord:
+    """Return `end - start`, tensor by tensor, with their dtypes."""
+    return _combined(end, start, -1)
+
+
+def _combined(one: Mapping[str, Array], other: Mapping[str, Array], sign: int) -> ArrayRecord:
+    return ArrayRecord(
+        {name: Array(np.asarray(one[name].numpy() + sign * other[name].numpy())) for name in one}
+    )

@@ -1,0 +1,41 @@
+"""QuickDrop's control: the same protocol on a random real subset of the same size.
+
+Nobody reports it, and yet it says whether distillation earns its cost: Dhasade et al. 2024 (see
+`strategies.quickdrop`) compare their synthetic sets with all of the data, not with as many real
+images. Here S is what their synthetic sets start from, ceil(|D^c| / s) random real images of every
+class and node (Algorithm 2, lines 2 to 7), drawn anew for every message and kept nowhere.
+
+Departs from the paper: S is not distilled, and cannot be fine-tuned. All else is QuickDrop's.
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from client.wire import Rule, at_least
+from strategies.estimates import Facts
+from strategies.federation import Federation, S
+from strategies.method import Needs, option
+from strategies.quickdrop import QuickDrop
+
+USUAL_SCALE = 10  # where training made no synthetic sets
+
+
+@dataclass(frozen=True)
+class RealSubset(QuickDrop):
+    """QuickDrop without distillation; every value has the same default."""
+
+    finetune_steps: int = option(0, Rule(lambda v: v == 0, "be 0: a subset is not distilled"))
+    scale: int = option(0, at_least(0))  # s; 0 for that of the training
+
+    needs: ClassVar[Needs] = Needs(levels=frozenset({"class", "client"}))
+    compact: ClassVar[str] = "subset"
+
+    def reduction(self, facts: Facts) -> float:
+        """Return s: one image of the subset stands for so many of the data."""
+        return self.scale or facts.scale or USUAL_SCALE
+
+    def told(self, federation: Federation, kind: type[S], **values: Any) -> S:
+        """Return what the nodes are told, with the size of the subset."""
+        usual = federation.settings(kind, **values)
+        scale = self.scale or usual.scale or USUAL_SCALE
+        return federation.settings(kind, **{**values, "scale": scale})
