@@ -2,7 +2,7 @@
 
 import typer
 
-from server.cli import reading, running, site
+from server.cli import bench, reading, running, site
 
 
 def _application() -> typer.Typer:
@@ -15,6 +15,7 @@ def _application() -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     running.add_to(made)
+    bench.add_to(made)
     reading.add_to(made)
     site.add_to(made)
     return made

@@ -1,0 +1,1 @@
+"""The harness: methods compared on one footing, from a recipe to tables and plots."""

@@ -1,0 +1,497 @@
+"""The work of one cell: train once, then every method from there; what is finished is kept.
+
+    OUT/cells/iid-seed-0/train.json              the training
+                         class-9/quickdrop.json  one method at one level, or one Retrained more
+                         home-1f0c...            versions, stores and journals: the training resumes
+    OUT/cache/                                   Retrained models, shared by the values of a sweep
+
+Each file holds the key of everything that its result depends on: the recipe's part and the code of
+the clients, the method and the measuring. A file with another key is made again.
+"""
+
+import ast
+import contextlib
+import functools
+import hashlib
+import json
+import os
+import resource
+import shutil
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+import strategies
+from client import wire
+from client.errors import BadSetting, EffaceError
+from client.models import ModelSpec, build, loaded
+from client.seeds import generator
+from client.wire import ForgetSpec, tensors
+from server import evaluation
+from server.bench import membership
+from server.bench.recipe import Cell, Contender, Level, Recipe, slug
+from server.federation import Round, from_numpy
+from server.grid import Interrupted
+from server.home import Home, HomeBusy, write_json
+from server.ledger import Outcome
+from server.registry import unpack
+from server.runner import run
+from server.service import Service, commit, federation_name, hardware, own_samples, server_data
+from server.settings import RunSettings
+from strategies.methods import METHODS
+
+FORMAT: Final = 1  # of a kept result; a new one makes all of them anew
+# A benchmark shows how well a method forgot; it refuses none for it.
+JUDGE_ALL: Final = {"max_forget_accuracy": 100.0, "max_relearning_gap": 100.0}
+_DROPPED: Final = ("settings", "report", "command", "channels")
+
+Report = Callable[[str, str], None]  # kind ("now", "done") and text
+
+
+@dataclass(frozen=True)
+class Task:
+    """One file to make: a training, a method at a level, or a Retrained of another seed."""
+
+    cell: Cell
+    level: Level | None = None
+    contender: Contender | None = None
+    oracle: int | None = None
+
+    @property
+    def name(self) -> str:
+        """Its place in the cell's folder, and in what a person reads."""
+        if self.level is None:
+            return "train"
+        if self.contender is None:
+            return f"{slug(self.level.label)}/retrained-seed-{self.oracle}"
+        return f"{slug(self.level.label)}/{slug(self.contender.label)}"
+
+
+def tasks(recipe: Recipe, cell: Cell) -> list[Task]:
+    """Return everything that one cell has to do, in order; oracles come where there is a verdict.
+
+    A sequence needs none: its requests are compared with one another.
+    """
+    found = [Task(cell)]
+    for level in recipe.levels:
+        found += [Task(cell, level, contender) for contender in recipe.contenders]
+        if not level.in_a_row:
+            seeds = [seed for seed in recipe.oracle_seeds if seed != cell.seed]
+            found += [Task(cell, level, oracle=seed) for seed in seeds]
+    return found
+
+
+@dataclass
+class Bench:
+    """Carries out the tasks of a recipe in one folder.
+
+    Attributes:
+        recipe: What to do.
+        out: Where results are kept.
+        data_dir: Folder of the published data sets.
+        device: Where clients compute.
+        jobs: Cells that run side by side, for the record: they slow each other down.
+    """
+
+    recipe: Recipe
+    out: Path
+    data_dir: str = ""
+    device: str = "auto"
+    jobs: int = 1
+
+    # ---- what is finished ------------------------------------------------------------------------
+
+    def path(self, task: Task) -> Path:
+        """Return where a task's result is kept."""
+        return self.out / "cells" / task.cell.name / f"{task.name}.json"
+
+    def kept(self, task: Task) -> dict[str, Any] | None:
+        """Return a task's result if it is there and nothing that it depends on has changed."""
+        try:
+            kept = json.loads(self.path(task).read_text())
+        except (OSError, ValueError):
+            return None
+        same = isinstance(kept, dict) and kept.get("key") == digest(self.depends(task))
+        return kept if same else None
+
+    def finished(self, task: Task) -> bool:
+        """Return whether a task needs no more work; what a defect broke is tried again."""
+        kept = self.kept(task)
+        return kept is not None and all(s["state"] != "broken" for s in kept.get("steps", ()))
+
+    def depends(self, task: Task) -> dict[str, Any]:
+        """Return everything that a task's result depends on."""
+        trained = {
+            "format": FORMAT,
+            "settings": dict(task.cell.settings),
+            "device": self.device.split(":")[0],
+            "code": code("strategies.retraining"),
+        }
+        if task.level is None:
+            return trained
+        name = task.contender.name if task.contender else "retraining"
+        return {
+            "training": trained,
+            "level": asdict(task.level),
+            "contender": task.contender and {**asdict(task.contender), "label": ""},
+            "oracle": task.oracle,
+            "relearn": self.recipe.relearn,
+            "evaluate_every": self.recipe.evaluate_every,
+            "code": code(METHODS[name].__module__),
+        }
+
+    # ---- work ------------------------------------------------------------------------------------
+
+    def run(self, cell: Cell, report: Report) -> None:
+        """Do what a cell has not finished yet.
+
+        Raises:
+            KeyboardInterrupt, Interrupted: If it was stopped; what was finished is kept.
+        """
+        missing = [task for task in tasks(self.recipe, cell) if not self.finished(task)]
+        if not missing:
+            return
+        with _surroundings():
+            home = self._trained(cell, report)
+            for task in missing:
+                if task.level is not None:
+                    report("now", task.name)
+                    self._keep(task, self._result(task, home, report))
+                    report("done", task.name)
+
+    def _trained(self, cell: Cell, report: Report) -> Path:
+        """Return the home that holds the cell's trained version; train it if it is not there."""
+        task = Task(cell)
+        key = digest(self.depends(task))
+        folder = self.path(task).parent
+        home = folder / f"home-{key[:12]}"
+        if self.finished(task) and home.exists():
+            return home
+        folder.mkdir(parents=True, exist_ok=True)
+        for old in folder.glob("home-*"):
+            if old.name != home.name:  # of other settings or code
+                shutil.rmtree(old)
+        report("now", "train")
+        told = {**self._common(cell, home), "evaluate_every": 0}
+        record = self._ask("train", told, report)
+        sizes = {"synthetic": _size(home / "clients"), "updates": _size(home / "updates")}
+        self._keep(task, {"state": "done", "record": _slim(record), "storage": sizes})
+        report("done", "train")
+        return home
+
+    def _common(self, cell: Cell, home: Path) -> dict[str, Any]:
+        return {
+            **cell.settings,
+            **JUDGE_ALL,
+            "home": str(home),
+            "data_dir": self.data_dir,
+            "device": self.device,
+            "engine": "inline",
+            "evaluate_every": self.recipe.evaluate_every,
+        }
+
+    def _ask(self, mode: str, told: Mapping[str, Any], report: Report) -> dict[str, Any]:
+        return run(RunSettings(**{**told, "mode": mode}).check(), _Listener(report))
+
+    def _forget(self, told: Mapping[str, Any], report: Report) -> dict[str, Any]:
+        return {"record": _slim(self._ask("forget", told, report))}
+
+    def _keep(self, task: Task, result: Mapping[str, Any]) -> None:
+        depends = self.depends(task)
+        path = self.path(task)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        about = {
+            "key": digest(depends),
+            "task": task.name,
+            "partition": task.cell.partition,
+            "partition_seed": task.cell.settings["partition_seed"],
+            "sweep": task.cell.swept,
+            "seed": task.cell.seed,
+            "jobs": self.jobs,
+            "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            "commit": commit(),
+            "hardware": hardware(),
+            "depends": depends,
+        }
+        write_json(path, {**about, **result})
+
+    def _result(self, task: Task, home: Path, report: Report) -> dict[str, Any]:
+        """Return what came of a task; a refusal or a failure is a result, too."""
+        assert task.level is not None
+        self._share(task.cell, home, bring=True)
+        try:
+            if task.contender is None:
+                return {"steps": [self._oracle(task, task.level, report)]}
+            if task.level.in_a_row:
+                return {"steps": self._in_a_row(task, task.level, task.contender, home, report)}
+            return {"steps": [self._trial(task, task.level, task.contender, home, report)]}
+        finally:
+            self._share(task.cell, home, bring=False)
+
+    def _trial(
+        self, task: Task, level: Level, contender: Contender, home: Path, report: Report
+    ) -> dict[str, Any]:
+        """Forget once, from the trained version and without changing it, against Retrained."""
+        told = {**self._common(task.cell, home), **_contender(contender), "trial": True}
+        target = _target(level.requests[0])
+
+        def forgotten() -> dict[str, Any]:
+            record = self._ask("forget", {**told, **target, "compare": "retrain"}, report)
+            found = {"record": _slim(record), "attack": self._attack(told, home, record)}
+            if self.recipe.relearn:
+                version = {"version": record["model_version"]}
+                again = {**told, **target, **version}
+                found["relearn"] = _tried(
+                    lambda: {"record": _slim(self._ask("relearn", again, report))}
+                )
+            return found
+
+        return _tried(forgotten)
+
+    def _in_a_row(
+        self, task: Task, level: Level, contender: Contender, home: Path, report: Report
+    ) -> list[dict[str, Any]]:
+        """Forget one thing after another, each from what the request before left, on a copy."""
+        copy = home.with_name(f"{home.name}-{slug(contender.label)}")
+        shutil.rmtree(copy, ignore_errors=True)  # of a stopped attempt
+        shutil.copytree(home, copy)
+        told = {**self._common(task.cell, copy), **_contender(contender)}
+        steps: list[dict[str, Any]] = []
+        for number, forget in enumerate(level.requests, start=1):
+            compare = "retrain" if number in level.compare_at else "none"
+            asked = {**told, **_target(forget), "compare": compare}
+            if steps and steps[-1]["state"] not in ("done", "refused"):
+                steps.append({"state": "failed", "reason": "the request before it failed"})
+                continue
+            steps.append(_tried(functools.partial(self._forget, asked, report)))
+        _pass_on(copy / "cache", home / "cache")  # the next method is compared with the same
+        shutil.rmtree(copy)
+        return steps
+
+    # ---- Retrained -------------------------------------------------------------------------------
+
+    def _oracle(self, task: Task, level: Level, report: Report) -> dict[str, Any]:
+        """Retrain from another seed on the same clients: what a gap is to be read against."""
+        seed = task.oracle
+        home = self.path(task).with_suffix(".home")
+        settings = {**task.cell.settings, "seed": seed, "scale": 0}
+        told = {**self._common(task.cell, home), **settings, "mode": "train"}
+        if not (home / "versions" / "v0001").exists():
+            shutil.rmtree(home, ignore_errors=True)
+            _enter_untrained(RunSettings(**told).check(), home)
+        asked = {**told, **_target(level.requests[0]), "method": "retraining", "trial": True}
+        found = _tried(lambda: self._forget(asked, report))
+        shutil.rmtree(home)
+        return found
+
+    def _share(self, cell: Cell, home: Path, *, bring: bool) -> None:
+        """Pass Retrained models on between a sweep's cells.
+
+        A sweep over `scale` trains each Retrained once: it does not depend on it.
+        """
+        if not cell.sweep:
+            return
+        shared, own = self.out / "cache", Home(home).cache
+        shared.mkdir(parents=True, exist_ok=True)
+        _pass_on(*((shared, own) if bring else (own, shared)))
+
+    # ---- membership ------------------------------------------------------------------------------
+
+    def _attack(
+        self, told: Mapping[str, Any], home: Path, record: Mapping[str, Any]
+    ) -> dict[str, dict[str, float]] | None:
+        """Return the attacks' success on Original, on the method's version and on Retrained."""
+        settings = RunSettings(**{"mode": "forget", **told}).check()
+        data = server_data(settings)
+        if settings.server_samples:  # taken out of the test part: the method has seen them
+            _, data = own_samples(settings, data)
+        assert data is not None  # simulated clients share it
+        wanted = record["forget"]
+        forget = ForgetSpec(wanted["level"], tuple(wanted["classes"]), tuple(wanted["clients"]))
+        spec = settings.model_spec(data)
+        found = membership.examples(settings, data, spec, forget)
+        if found is None:
+            return None
+        registry = Service.open(Home(home)).registry
+        models = {"retrained": (spec, retrained_weights(home, forget, settings))}
+        for name, key in (("original", "base_version"), ("recovered", "model_version")):
+            arrays, card = registry.load(record[key])
+            model = {**card["model"], "pruned": tuple(card["model"].get("pruned", ()))}
+            models[name] = (ModelSpec(**model), arrays)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return {
+            name: membership.attack(
+                loaded(of, tensors(from_numpy(arrays))), data, *found, device=device
+            )
+            for name, (of, arrays) in models.items()
+        }
+
+
+# ---- parts --------------------------------------------------------------------------------------
+
+
+def _pass_on(source: Path, target: Path) -> None:
+    """Put the Retrained models of one cache into another, too; the service takes one that fits."""
+    for path in source.glob("retrained-*.safetensors"):
+        with contextlib.suppress(FileExistsError):
+            os.link(path, target / path.name)  # whole: the service writes it under another name
+
+
+def retrained_weights(home: Path, forget: ForgetSpec, settings: RunSettings) -> dict[str, Any]:
+    """Return the weights of the Retrained that a home has in its cache.
+
+    Raises:
+        EffaceError: If it has none.
+    """
+    for path in sorted((home / "cache").glob("retrained-*.safetensors")):
+        arrays, note = unpack(path.read_bytes(), path)
+        inputs = note["inputs"]
+        same = inputs["forget"] == json.loads(json.dumps(asdict(forget)))
+        trained = settings.training()
+        same &= all(trained[key] == value for key, value in inputs["training"].items())
+        if same and inputs["code"] == wire.fingerprint() and not any(inputs["erased"]):
+            return arrays
+    raise EffaceError(f"cache must hold Retrained without {forget}, got none in {home / 'cache'}")
+
+
+def _enter_untrained(settings: RunSettings, home: Path) -> None:
+    """Put the seed's initial weights in service: retraining starts from them, whatever was."""
+    service = Service.open(Home(home))
+    row = service.prepare(settings)
+    service.ledger.start(row.id)
+    spec = settings.model_spec(server_data(settings))
+    network = build(spec, generator(settings.seed, "initial weights"))
+    card: dict[str, Any] = {
+        "settings": settings.rooted().training(),
+        "data_dir": settings.rooted().data_dir,
+        "model": asdict(spec),
+        "request": row.id,
+        "code": wire.fingerprint(),
+        "hardware": hardware(),
+        "lineage": row.id,
+        "erased": {"classes": [], "clients": []},
+        "scores": None,
+        "training": {},
+    }
+    arrays = {name: tensor.numpy() for name, tensor in network.state_dict().items()}
+    service.registry.commit(
+        row.id,
+        arrays,
+        card,
+        parent=None,
+        federation=federation_name(settings),
+        state="in-service",
+        outcome=Outcome(seconds={}, bytes={}, before=None, after=None),
+    )
+
+
+def _tried(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Return what work gives, or how it ended: refused, failed, or broken by a defect of ours."""
+    try:
+        return {"state": "done", "reason": "", **work()}
+    except (Interrupted, HomeBusy):
+        raise  # no result: it can be had another time
+    except BadSetting as error:
+        return {"state": "refused", "reason": str(error)}
+    except EffaceError as error:
+        return {"state": "failed", "reason": str(error)}
+    except Exception as error:
+        trace = "".join(traceback.format_exception(error))
+        return {"state": "broken", "reason": f"{type(error).__name__}: {error}", "trace": trace}
+
+
+def _contender(contender: Contender) -> dict[str, Any]:
+    return {
+        "method": contender.name,
+        "method_options": contender.options,
+        "server_samples": contender.server_samples,
+    }
+
+
+def _target(forget: ForgetSpec) -> dict[str, str]:
+    return {
+        "forget_classes": ",".join(map(str, forget.classes)),
+        "forget_clients": ",".join(forget.clients),
+    }
+
+
+def _slim(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a record without what no table shows."""
+    return {key: value for key, value in record.items() if key not in _DROPPED}
+
+
+def _size(folder: Path) -> int:
+    """Return the bytes of all files below a folder; 0 if there is none."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+@contextlib.contextmanager
+def _surroundings() -> Iterator[None]:
+    """Keep what the environment says of a home away from the cells, and what they say from it."""
+    names = ("EFFACE_HOME", "EFFACE_STORE", "EFFACE_DATABASE_URL")
+    before = {name: os.environ.pop(name, None) for name in names}
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
+class _Listener:
+    """Tells which round a request is at."""
+
+    def __init__(self, report: Report) -> None:
+        self.report = report
+
+    def round(self, done: Round, scores: dict[str, Any] | None) -> None:
+        self.report("round", f"{done.phase} {done.number}/{done.of}")
+
+    def note(self, text: str) -> None:
+        """Notes are for a request that somebody watches."""
+
+
+# ---- keys ---------------------------------------------------------------------------------------
+
+
+def digest(depends: Any) -> str:
+    """Return the SHA-256 of a JSON value, in hexadecimal."""
+    return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
+
+
+@lru_cache(maxsize=64)
+def code(module: str) -> str:
+    """Return a digest of the code that a method's results depend on.
+
+    It is that of the clients, of the method's own module with all of `strategies` that it imports,
+    and of the measuring. A method that is added or changed leaves the others' results standing.
+    """
+    found = hashlib.sha256(wire.fingerprint().encode())
+    measuring = [Path(str(evaluation.__file__)), Path(str(membership.__file__))]
+    for path in [*sorted(_imported(module)), *measuring]:
+        found.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return found.hexdigest()
+
+
+def _imported(module: str) -> set[Path]:
+    """Return the files of `strategies` that a module of it imports, itself included."""
+    folder = Path(str(strategies.__file__)).parent
+    found: set[Path] = set()
+    left = [module]
+    while left:
+        path = folder / f"{left.pop().removeprefix('strategies.')}.py"
+        if path in found or not path.exists():
+            continue
+        found.add(path)
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("strategies"):
+                left += [str(node.module), *(f"strategies.{name.name}" for name in node.names)]
+            elif isinstance(node, ast.Import):
+                left += [name.name for name in node.names if name.name.startswith("strategies")]
+    return found

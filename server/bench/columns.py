@@ -1,0 +1,284 @@
+"""The columns of a comparison, from what a cell measured: pure arithmetic on finished results."""
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+PHASES: Final = ("score", "unlearn", "recover")  # what a request costs
+AMORTISED: Final = (1, 10, 100)
+SMOOTHING: Final = 0.1  # percentage points
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Column:
+    """How a number of a row is shown: heading, digits, and what it is divided by."""
+
+    heading: str
+    digits: int = 1
+    unit: float = 1.0
+
+
+COLUMNS: Final[Mapping[str, Column]] = {
+    "forget_accuracy": Column("F %"),
+    "retain_accuracy": Column("R %"),
+    "unlearned_forget_accuracy": Column("F % before recovery"),
+    "unlearned_retain_accuracy": Column("R % before recovery"),
+    "forget_gap": Column("gap F"),
+    "retain_gap": Column("gap R"),
+    "forget_gap_in_spreads": Column("gap F / Retrained's spread"),
+    "retain_gap_in_spreads": Column("gap R / Retrained's spread"),
+    "worst_erased_accuracy": Column("worst erased class %"),
+    "class_gap": Column("largest class gap"),
+    "kl": Column("KL", 4),
+    "total_variation": Column("TV", 3),
+    "auc_confidence": Column("attack AUC, confidence", 3),
+    "auc_entropy": Column("attack AUC, entropy", 3),
+    "relearning": Column("relearning"),
+    "relearning_gap": Column("relearning against Retrained"),
+    "relearned_forget_accuracy": Column("F % relearned"),
+    "relearned_retain_accuracy": Column("R % relearned"),
+    "relearn_seconds": Column("relearn s", 2),
+    "rounds": Column("rounds", 0),
+    "retrained_rounds": Column("Retrained's rounds to that R", 0),
+    "samples": Column("samples", 0),
+    "seconds": Column("time s", 2),
+    "client_seconds": Column("client s", 2),
+    "bytes_up": Column("up MB", 2, 1e6),
+    "bytes_down": Column("down MB", 2, 1e6),
+    "storage_bytes": Column("storage MB", 2, 1e6),
+    "train_seconds": Column("training s"),
+    "overhead_seconds": Column("training overhead s"),
+    "overhead_percent": Column("overhead % of training"),
+    "speed_up": Column("speed-up"),
+    **{f"speed_up_{q}": Column(f"over {q}") for q in AMORTISED},
+}
+USUAL: Final = (
+    *("forget_accuracy", "retain_accuracy", "forget_gap", "retain_gap", "retain_gap_in_spreads"),
+    *("kl", "total_variation", "auc_confidence", "auc_entropy", "relearning"),
+    *("rounds", "samples", "seconds", "client_seconds", "bytes_up", "bytes_down"),
+    *("storage_bytes", "overhead_seconds", "speed_up", *(f"speed_up_{q}" for q in AMORTISED)),
+)
+WHERE: Final = ("partition", "partition_seed", "sweep", "seed", "level", "step")
+KEYS: Final = (*WHERE, "method", "state", "reason")
+NOTES: Final = ("jobs", "peak_bytes", "commit", "hardware")
+
+
+# ---- arithmetic ---------------------------------------------------------------------------------
+
+
+def distribution(accuracies: Sequence[float]) -> list[float]:
+    """Return class-wise accuracies as shares of their sum, each raised by `SMOOTHING` before.
+
+    Without that, a class at 0 % in one model alone would be infinitely far.
+    """
+    raised = [accuracy + SMOOTHING for accuracy in accuracies]
+    return [value / sum(raised) for value in raised]
+
+
+def kl_divergence(method: Sequence[float], retrained: Sequence[float]) -> float:
+    """Return KL(method || Retrained) in nats, of their class-wise accuracy distributions.
+
+    Wang et al. 2022 (https://arxiv.org/abs/2110.11794, table 5) report it without its direction;
+    this one grows where the method still knows a class that Retrained does not.
+    """
+    pairs = zip(distribution(method), distribution(retrained), strict=True)
+    return max(0.0, sum(p * math.log(p / q) for p, q in pairs))
+
+
+def total_variation(method: Sequence[float], retrained: Sequence[float]) -> float:
+    """Return the total-variation distance of those distributions, 0 to 1."""
+    pairs = zip(distribution(method), distribution(retrained), strict=True)
+    return 0.5 * sum(abs(p - q) for p, q in pairs)
+
+
+def speed_ups(retrain: float, request: float, overhead: float) -> dict[str, float]:
+    """Return how much shorter a request is than retraining: alone, and amortised.
+
+    amortised(q) = q * T_retrain / (T_overhead + q * T_request)
+    """
+    found = {"speed_up": retrain / request}
+    return found | {f"speed_up_{q}": q * retrain / (overhead + q * request) for q in AMORTISED}
+
+
+def spread(groups: Iterable[Sequence[float]]) -> float | None:
+    """Return the standard deviation within groups, pooled; None if no group has two values."""
+    groups = [group for group in groups if len(group) > 1]
+    if not groups:
+        return None
+    squares = sum(statistics.variance(group) * (len(group) - 1) for group in groups)
+    return math.sqrt(squares / sum(len(group) - 1 for group in groups))
+
+
+# ---- rows ---------------------------------------------------------------------------------------
+
+
+def rows(results: Iterable[Mapping[str, Any]]) -> list[Row]:
+    """Return the tidy table: Original, Retrained and every method, of each cell and level.
+
+    Args:
+        results: What cells kept (see `server.bench.cells`), in the order of the table.
+    """
+    found: list[Row] = []
+    opened = set()
+    for result in results:
+        place = tuple(result[key] for key in WHERE)
+        record = result.get("record") or {}
+        if place not in opened and record.get("original") and result["oracle"] is None:
+            opened.add(place)
+            if result["step"] == 1:  # later requests start from what the method left
+                found.append(_original(result))
+            if record["retrained"]:
+                found.append(_retrained(result))
+        found.append(_oracle(result) if result["oracle"] is not None else _method(result))
+    _compare_with_spread(found)
+    return found
+
+
+def _head(result: Mapping[str, Any], name: str) -> Row:
+    row: Row = dict.fromkeys((*KEYS, *COLUMNS, *NOTES))
+    return row | {key: result.get(key) for key in (*KEYS, *NOTES)} | {"method": name}
+
+
+def _scores(row: Row, scores: Mapping[str, Any], against: Mapping[str, Any] | None) -> None:
+    """Put a model's accuracies into its row, and how far they are from Retrained's."""
+    for side in ("forget", "retain"):
+        row[f"{side}_accuracy"] = mine = scores[f"{side}_accuracy"]
+        theirs = against and against[f"{side}_accuracy"]
+        row[f"{side}_gap"] = None if mine is None or theirs is None else mine - theirs
+    row["relearning"] = curve_mean(scores)
+    if against is None:
+        return
+    theirs = curve_mean(against)
+    if row["relearning"] is not None and theirs is not None:
+        row["relearning_gap"] = row["relearning"] - theirs
+    pairs = [
+        (mine, other)
+        for mine, other in zip(
+            scores["per_class_accuracy"], against["per_class_accuracy"], strict=True
+        )
+        if mine is not None and other is not None
+    ]
+    if pairs:
+        mine, other = zip(*pairs, strict=True)
+        row["class_gap"] = max(abs(m - o) for m, o in pairs)
+        row["kl"], row["total_variation"] = kl_divergence(mine, other), total_variation(mine, other)
+
+
+def _original(result: Mapping[str, Any]) -> Row:
+    row = _head(result, "Original")
+    record = result["record"]
+    _scores(row, record["original"], record["retrained"])
+    _attack(row, result, "original")
+    row["train_seconds"] = result["train_seconds"]
+    return row
+
+
+def _retrained(result: Mapping[str, Any]) -> Row:
+    row = _head(result, "Retrained")
+    record = result["record"]
+    _scores(row, record["retrained"], None)
+    _attack(row, result, "retrained")
+    _costs(row, record, ("retrain",))
+    row |= {"storage_bytes": 0, "overhead_seconds": 0.0}
+    row |= dict.fromkeys(["speed_up", *(f"speed_up_{q}" for q in AMORTISED)], 1.0)
+    return row
+
+
+def _oracle(result: Mapping[str, Any]) -> Row:
+    """Return the row of a Retrained that was trained from another seed."""
+    row = _head(result, f"Retrained, seed {result['oracle']}")
+    if result["state"] == "done":
+        _scores(row, result["record"]["recovered"], None)
+        _costs(row, result["record"], PHASES)
+    return row
+
+
+def _method(result: Mapping[str, Any]) -> Row:
+    row = _head(result, result["method"])
+    row |= {"storage_bytes": result["storage_bytes"], "train_seconds": result["train_seconds"]}
+    row["overhead_seconds"] = overhead = result["overhead_seconds"]
+    row["overhead_percent"] = 100.0 * overhead / result["train_seconds"]
+    if result["state"] != "done":
+        return row
+    record = result["record"]
+    _scores(row, record["recovered"], record["retrained"])
+    _attack(row, result, "recovered")
+    _costs(row, record, PHASES)
+    classes = record["recovered"]["per_class_accuracy"]
+    erased = [*record["erased_before"], *record["forget"]["classes"]]
+    row["worst_erased_accuracy"] = max((classes[c] or 0.0 for c in erased), default=None)
+    if record["unlearned"]:
+        for side in ("forget", "retain"):
+            row[f"unlearned_{side}_accuracy"] = record["unlearned"][f"{side}_accuracy"]
+    if record["retrained"]:
+        row["retrained_rounds"] = rounds_to(
+            record["retrained"]["timeline"], record["recovered"]["retain_accuracy"]
+        )
+        if row["seconds"] > 0:
+            row |= speed_ups(record["seconds"]["retrain"], row["seconds"], overhead)
+    relearned = result.get("relearn") or {}
+    if "record" in relearned:
+        for side in ("forget", "retain"):
+            row[f"relearned_{side}_accuracy"] = relearned["record"]["relearned"][f"{side}_accuracy"]
+        row["relearn_seconds"] = relearned["record"]["seconds"]["relearn"]
+    return row
+
+
+def _attack(row: Row, result: Mapping[str, Any], model: str) -> None:
+    for kind in ("confidence", "entropy"):
+        row[f"auc_{kind}"] = ((result.get("attack") or {}).get(model) or {}).get(kind)
+
+
+def _costs(row: Row, record: Mapping[str, Any], phases: Sequence[str]) -> None:
+    def total(costs: Mapping[str, float]) -> float:
+        return sum(costs.get(phase, 0) for phase in phases)
+
+    row["rounds"] = total({**record["rounds"], "score": 0})  # scoring trains nothing
+    for key in ("samples", "seconds", "client_seconds"):
+        row[key] = total(record[key])
+    for way in ("up", "down"):
+        row[f"bytes_{way}"] = total({p: sizes[way] for p, sizes in record["bytes"].items()})
+
+
+def curve_mean(scores: Mapping[str, Any]) -> float | None:
+    """Return a relearning curve's mean over its 30 steps, None if it was not measured."""
+    curve = scores.get("relearning_curve")
+    return None if curve is None else float(curve["mean"])
+
+
+def rounds_to(timeline: Sequence[Mapping[str, Any]], accuracy: float | None) -> int | None:
+    """Return after how many rounds the retain accuracy was first that high, None for never."""
+    if accuracy is None:
+        return None
+    return min((n["round"] for n in timeline if n["retain_accuracy"] >= accuracy), default=None)
+
+
+def _compare_with_spread(found: list[Row]) -> None:
+    """Read every gap against the spread of Retrained models that differ in their seed alone.
+
+    Seeds that share the partition are such; so are a cell's Retrained and its oracles. Where no
+    two differ in the seed alone, the spread is taken over all seeds, partitions included.
+    """
+    for side in ("forget", "retain"):
+        groups: dict[tuple[Any, ...], dict[Any, list[float]]] = {}
+        for row in found:
+            value = row[f"{side}_accuracy"]
+            if row["method"].startswith("Retrained") and row["state"] == "done":
+                group = groups.setdefault(_alike(row), {})
+                if value is not None:
+                    group.setdefault(row["partition_seed"], []).append(value)
+        for row in found:
+            by_seed = groups.get(_alike(row), {})
+            known = spread(by_seed.values()) or spread(
+                [[v for group in by_seed.values() for v in group]]
+            )
+            if known and row[f"{side}_gap"] is not None and row["method"] != "Original":
+                row[f"{side}_gap_in_spreads"] = row[f"{side}_gap"] / known
+
+
+def _alike(row: Row) -> tuple[Any, ...]:
+    return tuple(row[key] for key in ("partition", "sweep", "level", "step"))

@@ -1,0 +1,136 @@
+"""Membership inference: can a model's confidence tell forgotten training examples from unseen ones?
+
+Song and Mittal, "Systematic Evaluation of Privacy Risks of Machine Learning Models", USENIX
+Security 2021, https://arxiv.org/abs/2003.10595: the confidence attack (probability of the true
+class) and the entropy attack (low entropy of the prediction), without a threshold, as the area
+under the ROC curve: 0.5 tells nothing, and Retrained's own value is what a method should have.
+
+A benchmark can compute it because it simulates the clients and so holds their examples. In a real
+federation nobody can: the coordinator has no training example, and a client none of the others'.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from sklearn.metrics import roc_auc_score
+from torch import Tensor, nn
+
+from client import datasets, wire
+from client.datasets import DataSet, Split
+from client.models import ModelSpec
+from client.seeds import generator
+from client.site import forget_mask, open_site
+from client.wire import Describe, ForgetSpec
+from server.settings import RunSettings
+
+MOST: Final = 500  # examples of a class, on either side
+_BATCH: Final = 200
+
+
+def examples(
+    settings: RunSettings, data: DataSet, spec: ModelSpec, forget: ForgetSpec
+) -> tuple[Tensor, Split] | None:
+    """Return the positions of members in `data.train`, and as many unseen examples of each class.
+
+    Members are what the request names in the training parts of the simulated clients, which their
+    held-out parts are not. Of every class equally many of both are drawn, so that a class that is
+    easier than another does not look like membership.
+
+    Args:
+        settings: Of the training.
+        data: The coordinator's; what its test part holds was never trained on.
+        spec: The model.
+        forget: What the request names.
+
+    Returns:
+        Positions int64 `(n,)` and a split of n examples, or None where either has none.
+    """
+    folder = {"data-dir": str(Path(settings.data_dir).absolute())} if settings.data_dir else {}
+    parts = []
+    for position in range(settings.num_clients):
+        name = f"client-{position}"
+        if forget.level == "client" and name not in forget.clients:
+            continue
+        site = open_site(_describe(settings, spec, name), {"partition-id": position, **folder})
+        parts.append(site.train.index[forget_mask(site.train.labels, forget, name)])
+    members: list[Tensor] = []
+    unseen: list[Tensor] = []
+    named = torch.cat(parts).sort().values
+    for label in range(spec.num_classes):
+        inside = named[data.train.labels[named] == label]
+        outside = (data.test.labels == label).nonzero().flatten()
+        count = min(len(inside), len(outside), MOST)
+        for pool, chosen in ((inside, members), (outside, unseen)):
+            draws = generator(0, "membership", label, str(forget))
+            chosen.append(pool[torch.randperm(len(pool), generator=draws)[:count]])
+    if not sum(len(chosen) for chosen in members):
+        return None
+    taken = torch.cat(unseen)
+    return torch.cat(members), Split(data.test.images[taken], data.test.labels[taken], None)
+
+
+def _describe(settings: RunSettings, spec: ModelSpec, client: str) -> Describe:
+    """Return the message that makes a simulated node open its share of the data."""
+    return Describe(
+        client=client,
+        fingerprint=wire.fingerprint(),
+        request="bench",
+        lineage="bench",
+        phase="describe",
+        seed=settings.seed,
+        dataset=settings.dataset,
+        partition=settings.partition,
+        num_clients=settings.num_clients,
+        max_samples=settings.max_samples,
+        partition_seed=settings.partition_seed,
+        holdout=settings.holdout,
+        model=spec.name,
+        model_classes=spec.num_classes,
+        model_channels=spec.channels,
+        model_image_size=spec.image_size,
+        model_width=spec.width,
+        model_depth=spec.depth,
+    ).check()
+
+
+@torch.no_grad()
+def attack(
+    model: nn.Module, data: DataSet, members: Tensor, unseen: Split, device: torch.device
+) -> dict[str, float]:
+    """Return both attacks' areas under the ROC curve.
+
+    Args:
+        model: Classifier; left in evaluation mode on `device`.
+        data: For the members' images and the normalisation.
+        members: Positions in `data.train`, int64 `(n,)`.
+        unseen: Examples never trained on.
+        device: Where to compute.
+    """
+    model.eval().to(device)
+    inside = Split(data.train.images[members], data.train.labels[members], None)
+    found = [_signals(model, split, data, device) for split in (inside, unseen)]
+    return {kind: auc(*(signals[kind] for signals in found)) for kind in found[0]}
+
+
+def _signals(
+    model: nn.Module, split: Split, data: DataSet, device: torch.device
+) -> Mapping[str, Tensor]:
+    """Return what the attacks look at, higher for members: `(n,)` each."""
+    logs = []
+    for images in split.images.split(_BATCH):
+        logits = model(datasets.normalise(images.to(device), data.mean, data.std))
+        logs.append(logits.double().log_softmax(dim=1).cpu())
+    log_probability = torch.cat(logs)
+    true = log_probability.gather(1, split.labels[:, None]).squeeze(1)
+    return {
+        "confidence": true,  # its order is the probability's, without underflow
+        "entropy": (log_probability.exp() * log_probability).sum(dim=1),  # the negative entropy
+    }
+
+
+def auc(members: Any, unseen: Any) -> float:
+    """Return how likely a member's signal is above an unseen example's, ties counting half."""
+    truth = [1] * len(members) + [0] * len(unseen)
+    return float(roc_auc_score(truth, [*map(float, members), *map(float, unseen)]))
