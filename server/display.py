@@ -106,7 +106,7 @@ def accuracies(scores: Mapping[str, Any]) -> str:
 
 def result(record: Mapping[str, Any]) -> list[RenderableType]:
     """Return what is shown of a finished request: accuracies, costs, verdict, report."""
-    shown: list[RenderableType] = [headline(record), accuracy_table(record)]
+    shown: list[RenderableType] = [headline(record), *choice(record), accuracy_table(record)]
     costs = cost_table(record)
     if costs.row_count:
         shown.append(costs)
@@ -124,6 +124,47 @@ def result(record: Mapping[str, Any]) -> list[RenderableType]:
         shown += [f"  not measured: {name}" for name in verdict["not_measured"]]
     if record.get("report"):
         shown.append(f"Report: {record['report']}")
+    return shown
+
+
+def choice(record: Mapping[str, Any]) -> list[RenderableType]:
+    """Return which method was chosen and why, or nothing where the request named it."""
+    chosen = record.get("chosen")
+    return [f"Method: {chosen['method']}, for {chosen['why']}"] if chosen else []
+
+
+def plan(found: Mapping[str, Any]) -> list[RenderableType]:
+    """Return what is shown of a request that has not begun: what it will take."""
+    target, version = target_text(found["forget"]), found["base_version"]
+    head = f"{version} would forget {target} by {found['method']}; nothing was written down"
+    if found["takes_up"]:
+        head = f"{found['takes_up']} was interrupted and would go on: {head}"
+    cells = []
+    for phase in found["phases"]:
+        least, most = phase["rounds"], phase["rounds_at_most"]
+        rounds = f"{least} to {most}" if most > least else f"{least}"
+        cells.append(
+            [
+                phase["phase"].capitalize(),
+                f"at most {most}" if phase["ends_early"] else rounds,
+                number(phase["clients"], 0) if phase["clients"] else "here",
+                number(phase["samples"], 0),
+                size(phase["bytes"]["up"]),
+                size(phase["bytes"]["down"]),
+                number(phase["seconds"], 2),
+            ]
+        )
+    head_cells = ["Phase", "Rounds", "Clients", "Images seen", "Up", "Down", "Seconds, about"]
+    shown: list[RenderableType] = [head, *choice(found), table(head_cells, cells)]
+    if found["seconds"] is not None:
+        shown.append(
+            f"The request takes about {found['seconds']:,.2f} s, with all the rounds that may be "
+            f"added {found['seconds_at_most']:,.2f} s; retraining about "
+            f"{found['retraining_seconds']:,.2f} s."
+        )
+    shown += [f"  not known: {text}" for text in found["not_known"]]
+    refused = (found["chosen"] or {}).get("refused") or {}
+    shown += [f"  {name} cannot: {reason}" for name, reason in refused.items()]
     return shown
 
 

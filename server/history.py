@@ -95,6 +95,11 @@ class History:
         return not any(self._files())
 
     @property
+    def num_rounds(self) -> int:
+        """Return how many rounds have an update kept."""
+        return len({path.parent for path in self._files()})
+
+    @property
     def num_bytes(self) -> int:
         """Return the bytes that the files take."""
         return sum(path.stat().st_size for path in self._files())

@@ -7,11 +7,10 @@ request, or not at all.
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime, timedelta
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
 from sqlalchemy import (
@@ -627,8 +626,12 @@ def _engine(url: URL) -> Engine:
     if url.get_backend_name() != "sqlite":
         return create_engine(url, pool_pre_ping=True)
     if url.database and url.database != ":memory:":
-        # SQLite would create it readable by all; its -wal and -shm files copy this mode.
-        os.close(os.open(Path(url.database), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        # SQLite would create it readable by all; its -wal and -shm files copy this mode. A file
+        # that is there is not opened: closing it would free the locks of all this process's
+        # connections (https://sqlite.org/howtocorrupt.html, 2.2), and another process that ends
+        # would take the -wal file away from under them.
+        with suppress(FileExistsError):
+            os.close(os.open(url.database, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
     engine = create_engine(url, connect_args={"timeout": 30})
 
     @event.listens_for(engine, "connect")

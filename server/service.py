@@ -27,14 +27,14 @@ from client.models import ModelSpec, build
 from client.seeds import generator
 from client.splits import Split, pixel_statistics
 from client.wire import Describe, ForgetSpec
-from server import history, records
+from server import history, planning, records
 from server.evaluation import Judge, verdict
 from server.federation import Cost, GridFederation, Round, from_numpy, to_numpy
 from server.grid import Interrupted, NamedGrid
 from server.history import History
-from server.home import Home, write_atomic
+from server.home import Home, write_atomic, write_json
 from server.journal import Journal
-from server.ledger import Ledger, Outcome, RequestRow, VersionRow, database_url
+from server.ledger import Erased, Ledger, Outcome, RequestRow, VersionRow, database_url
 from server.progress import Listener
 from server.registry import Registry, pack, unpack
 from server.settings import TRAINING, RunSettings, parse
@@ -44,6 +44,7 @@ from strategies.methods import METHODS, method
 from strategies.retraining import train
 from strategies.rounds import ClientLost
 
+CHOSEN: Final = "chosen.json"  # in a request's folder: which method was chosen for it, and why
 PHASES: Final = ("train", "retrain", "score", "unlearn", "recover", "relearn")
 
 
@@ -61,6 +62,24 @@ class Unpublished(EffaceError):
 
 class Unsettled(ClientLost):
     """Some nodes have made the request last and others not: it must go on, not begin anew."""
+
+
+@dataclass(frozen=True)
+class _Checked:
+    """A request on a version that has passed every check.
+
+    `settings` are as they were asked; `method` is the one they name, or the one chosen.
+    """
+
+    settings: RunSettings
+    method: str
+    base: VersionRow
+    situation: planning.Situation
+    chosen: planning.Chosen | None
+
+    @property
+    def kind(self) -> str:
+        return "forget" if self.settings.mode == "forget" else "relearn"
 
 
 @dataclass
@@ -126,6 +145,56 @@ class Service:
         )
 
     def _prepare_change(self, settings: RunSettings) -> RequestRow:
+        checked = self._checked(settings)
+        row = self._write_down(
+            checked.settings,
+            kind=checked.kind,
+            method=checked.method,
+            federation=checked.base.federation,
+            forget=checked.settings.forget,
+            base=checked.base.id,
+        )
+        note = self.home.runs / row.id / CHOSEN
+        if checked.chosen is not None and not note.exists():  # one taken up keeps its method
+            note.parent.mkdir(mode=0o700, exist_ok=True)
+            write_json(note, asdict(checked.chosen))
+        return row
+
+    def plan(self, settings: RunSettings) -> dict[str, Any]:
+        """Check a request to forget as `prepare` does and return what it will take.
+
+        Nothing is written down, and no node is asked.
+
+        Raises:
+            BadSetting, AlreadyDone: As `prepare`.
+        """
+        checked = self._checked(settings.rooted())
+        told, base = checked.settings, checked.base
+        same = self._interrupted(told, "forget", base.federation, base.id)
+        name = checked.method if same is None else same.method
+        chosen = None if checked.chosen is None else asdict(checked.chosen)
+        return {
+            "format": 1,
+            "changed": False,
+            "kind": "forget",
+            "method": name,
+            "chosen": chosen if same is None else self.chosen(same),
+            "forget": asdict(told.forget),
+            "base_version": base.id,
+            "federation": base.federation,
+            "engine": told.engine,
+            "takes_up": None if same is None else same.id,
+            **checked.situation.document(name),
+        }
+
+    def chosen(self, row: RequestRow) -> dict[str, Any] | None:
+        """Return why a request's method was chosen; None where the request named it."""
+        if row.settings["method"] != planning.AUTO:
+            return None
+        found: dict[str, Any] = json.loads((self.home.runs / row.id / CHOSEN).read_text())
+        return found
+
+    def _checked(self, settings: RunSettings) -> _Checked:
         base = self.registry.resolve(settings.version or None)
         settings = inherited(settings, base)
         forget = settings.forget
@@ -134,18 +203,31 @@ class Service:
                 "request must name classes or clients, got nothing; "
                 "try --class 9 or --client client-0"
             )
-        chosen = method(settings.method, forget.level, settings.options)
+        automatic = settings.method == planning.AUTO
+        if automatic and settings.options:
+            raise BadSetting(
+                "option must be for a method that is named, got method auto with "
+                f"{settings.method_options!r}; name the method, or leave --set out"
+            )
+        if not automatic:
+            method(settings.method, forget.level, settings.options)
         data = server_data(settings)
         check_simulation(settings, data)
         spec = settings.model_spec(data)
-        if chosen.needs.server_data and settings.mode == "forget":
-            check_samples(settings, data)
-        if chosen.needs.history and settings.mode == "forget":
-            self._check_history(settings, base)
         out = [c for c in forget.classes if c >= spec.num_classes]
         if out:
             raise BadSetting(f"class must lie in [0, {spec.num_classes}), got {out[0]}")
         erased = self.ledger.erased(base.federation)
+        situation = self._situation(settings, base, data)
+        chosen = None
+        if automatic:
+            forgetting = settings.mode == "forget"
+            chosen = situation.choose() if forgetting else self._as_forgotten(erased, forget)
+        elif settings.mode == "forget":
+            situation.check(settings.method)
+        asked = settings
+        if chosen is not None:
+            settings = replace(settings, method=chosen.method)
         version_erased = base.card["erased"]
         if settings.mode == "forget":
             done = [c for c in forget.classes if c in version_erased["classes"]]
@@ -176,7 +258,7 @@ class Service:
                     f"relearning must start from a version with all its channels, got {base.id}, "
                     "whose pruned channels cannot be trained back; train again, or keep it so"
                 )
-            if not chosen.needs.relearning:
+            if not METHODS[settings.method].needs.relearning:
                 raise BadSetting(
                     f"method {settings.method} must be able to relearn, got one that cannot: "
                     "what it removes cannot be trained back; choose another method"
@@ -197,33 +279,45 @@ class Service:
             )
         if settings.forget.level == "client":
             self._check_clients(settings)
-        return self._write_down(
-            settings,
-            kind="forget" if settings.mode == "forget" else "relearn",
-            method=settings.method,
-            federation=base.federation,
-            forget=forget,
-            base=base.id,
+        return _Checked(asked, settings.method, base, situation, chosen)
+
+    def _situation(
+        self, settings: RunSettings, base: VersionRow, data: DataSet | None
+    ) -> planning.Situation:
+        root = self.registry.lineage(base.id)[-1]
+        samples = 0
+        if settings.server_samples:
+            samples = len(own_samples(settings, data)[0].labels)
+        return planning.Situation(
+            settings=settings,
+            base=base,
+            spec=_spec(base.card["model"]),
+            data=data,
+            shares=shares(settings, data),
+            kept=self.history(base.card),
+            check_samples=check_samples,
+            server_examples=samples,
+            trained_on=self.ledger.request(root.request).settings["engine"],
+            trained_by=root.card["hardware"],
+            machine=hardware(),
         )
 
-    def _check_history(self, settings: RunSettings, base: VersionRow) -> None:
-        if self.history(base.card) is None:
-            level = settings.forget.level
-            others = [
-                name
-                for name, kind in METHODS.items()
-                if level in kind.needs.levels and not kind.needs.history
-            ]
-            why = (
-                "a later request destroyed them"
-                if base.card["settings"].get("keep-updates")
-                else "it was trained without --keep-updates"
-            )
-            raise BadSetting(
-                f"version must have stored updates for method {settings.method}, got {base.id} "
-                f"without: {why}; train again with --keep-updates 2, or choose another method: "
-                f"{', '.join(others)}"
-            )
+    def _as_forgotten(self, erased: Erased, forget: ForgetSpec) -> planning.Chosen:
+        """Return the method by which something was forgotten: it knows how to bring it back.
+
+        Raises:
+            BadSetting: If nothing of it was.
+        """
+        found = [
+            *(erased.class_requests.get(label) for label in forget.classes),
+            *(erased.client_requests.get(name) for name in forget.clients),
+        ]
+        for request in filter(None, found):
+            row = self.ledger.request(request)
+            return planning.Chosen(row.method, f"{forget} was forgotten by it in {request}")
+        raise BadSetting(
+            f"relearning must name what has been forgotten, got {forget}; see `efface requests`"
+        )
 
     def absent(self, row: RequestRow) -> tuple[str, ...]:
         """Return the clients that a request can do without.
@@ -257,11 +351,7 @@ class Service:
         forget: ForgetSpec,
         base: str | None = None,
     ) -> RequestRow:
-        for row in self.ledger.requests(federation, state="interrupted"):
-            same = row.kind == kind and row.base_version == base
-            if same and essence(row.settings) == essence(settings.plain()):
-                return row
-        return self.ledger.new_request(
+        return self._interrupted(settings, kind, federation, base) or self.ledger.new_request(
             kind=kind,
             method=method,
             federation=federation,
@@ -273,6 +363,16 @@ class Service:
             asked_by=settings.asked_by,
             why=settings.why,
         )
+
+    def _interrupted(
+        self, settings: RunSettings, kind: str, federation: str, base: str | None
+    ) -> RequestRow | None:
+        """Return the request that was interrupted and asked for the same, if there is one."""
+        for row in self.ledger.requests(federation, state="interrupted"):
+            same = row.kind == kind and row.base_version == base
+            if same and essence(row.settings) == essence(settings.plain()):
+                return row
+        return None
 
     # ---- work ----------------------------------------------------------------------------------
 
@@ -406,6 +506,9 @@ class _Work:
         forgetting = row.kind == "forget"
         judge = replace(judge, spec=federation.spec)
         record["model_bytes"] = sum(array.nbytes for array in arrays.values())
+        record["chosen"] = self.service.chosen(row)
+        if record["chosen"] is not None:
+            self.listener.note(f"method {row.method} was chosen: {record['chosen']['why']}")
         record["original"] = judge.full(model, federation)
         chosen = method(row.method, forget.level, s.options)
         usual = self._score_ascents(federation, judge)
@@ -681,10 +784,11 @@ class _Work:
             "request": self.row.id,
             "kind": kind,
             "method": method,
+            "chosen": None,
             "engine": s.engine,
             "seed": s.seed,
             "created": self.row.created.isoformat(),
-            "command": command(s, kind),
+            "command": command(s if kind == "train" else replace(s, method=method), kind),
             "asked_by": self.row.asked_by,
             "why": self.row.why,
             "forget": None
@@ -892,11 +996,20 @@ def check_shares(settings: RunSettings, data: DataSet | None) -> None:
     """
     if not settings.simulated or data is None:
         return
+    if settings.max_samples > len(data.train):
+        raise BadSetting(
+            f"max-samples must be at most {len(data.train)}, got {settings.max_samples}"
+        )
+    shares(settings, data)
+
+
+def shares(settings: RunSettings, data: DataSet | None) -> tuple[torch.Tensor, ...] | None:
+    """Return the positions of every simulated client's examples; None where clients are real."""
     s = settings
-    if s.max_samples > len(data.train):
-        raise BadSetting(f"max-samples must be at most {len(data.train)}, got {s.max_samples}")
+    if not s.simulated or data is None:
+        return None
     # The nodes' own function, which keeps what it found for those in this process.
-    site._shares(
+    return site._shares(
         s.dataset, _data_dir(s), s.partition, s.num_clients, s.max_samples, s.partition_seed
     )
 
@@ -949,7 +1062,7 @@ def check_samples(settings: RunSettings, data: DataSet | None) -> None:
     if missing := [c for c in settings.forget.classes if c not in held]:
         raise BadSetting(
             f"server-samples must hold every class to forget, got none of {missing[0]}; add "
-            "examples, or choose influential-de"
+            "examples"
         )
 
 

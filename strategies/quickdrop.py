@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 from flwr.app import ArrayRecord
 
 from client.wire import Ascend, Condense, Descend, at_least
-from strategies.estimates import Facts, Stretch
+from strategies.estimates import Facts, Stretch, compact
 from strategies.federation import Federation, S
 from strategies.guard import estimated, guarded_recovery, retained
 from strategies.method import COUNT, PERCENT, RATE, Hyperparameters, Needs, option
@@ -54,9 +54,9 @@ class QuickDrop(Hyperparameters):
         # A client's data are like the others': they are not forgotten at zero accuracy.
         return self.threshold if level == "class" else 100.0
 
-    def reduction(self, facts: Facts) -> float:
+    def reduction(self, facts: Facts) -> int:
         """Return s: one image of S stands for so many of the data."""
-        return max(1, facts.scale)
+        return facts.scale
 
     def forget(self, federation: Federation, model: ArrayRecord) -> ArrayRecord:
         """Return `model` without what the request names."""
@@ -128,13 +128,13 @@ class QuickDrop(Hyperparameters):
                 "unlearn",
                 self.unlearn_rounds,
                 clients=facts.holders,
-                samples=self.unlearn_epochs * facts.forget / s,
+                samples=self.unlearn_epochs * compact(facts.goes, s),
             ),
             facts.exchange(
                 "recover",
                 self.recover_rounds,
                 clients=facts.clients,
-                samples=self.recover_epochs * 2 * facts.retain / s,
+                samples=self.recover_epochs * 2 * compact(facts.stays, s),
             ),
             threshold=self.watched(facts.level),
         )

@@ -31,7 +31,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord
 
 from client.wire import Ascend, Descend, Fit, between
-from strategies.estimates import Facts, Stretch
+from strategies.estimates import Facts, Stretch, compact
 from strategies.federation import Federation
 from strategies.guard import estimated, guarded_recovery, retained
 from strategies.method import COUNT, PERCENT, RATE, Hyperparameters, Needs, option
@@ -126,22 +126,22 @@ class CalibratedQuickDrop(Hyperparameters):
     def estimate(self, facts: Facts) -> list[Stretch]:
         """Return what `forget` will take."""
         classes = facts.level == "class"
-        s = max(1, facts.scale)
+        forget, retain = (compact(side, facts.scale) for side in (facts.goes, facts.stays))
         # Holders pass the forgotten images along with every batch, to hold them down.
-        held = self.recover_batches * facts.forget / s if classes else 0.0
+        held = self.recover_batches * forget if classes else 0
         return estimated(
             facts,
             facts.exchange(
                 "unlearn",
                 1,
                 clients=facts.holders,
-                samples=self.unlearn_steps * facts.forget / s,
+                samples=self.unlearn_steps * forget,
             ),
             facts.exchange(
                 "recover",
                 self.recover_rounds if classes else self.client_recover_rounds,
                 clients=facts.clients,
-                samples=2 * facts.retain / s + held,
+                samples=2 * retain + held,
             ),
             threshold=self.threshold if classes else 100.0,
             calls=2 if classes else 1,

@@ -30,7 +30,7 @@ class RealSubset(QuickDrop):
     needs: ClassVar[Needs] = Needs(levels=frozenset({"class", "client"}))
     compact: ClassVar[str] = "subset"
 
-    def reduction(self, facts: Facts) -> float:
+    def reduction(self, facts: Facts) -> int:
         """Return s: one image of the subset stands for so many of the data."""
         return self.scale or facts.scale or USUAL_SCALE
 

@@ -1,5 +1,6 @@
 """A federation in memory that only writes down what methods ask of it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -75,6 +76,14 @@ class Recording:
     def ordinary(self, **more: Any) -> wire.Fit:
         fit: wire.Fit = self.settings(wire.Fit, **{"steps": 1, "lr": 0.1, **more})
         return fit
+
+    def locally(
+        self, phase: str, work: Callable[[], tuple[ArrayRecord, int]], *, changes_model: bool = True
+    ) -> ArrayRecord:
+        # Unlike nodes' work, the server's own is done.
+        model, samples = work()
+        self.steps.append(Step(phase, samples, model=model))
+        return model
 
     def class_counts(self) -> dict[str, list[float]]:
         # Of class 0 client-0 has all, of class 1 three quarters, of class 2 a half.

@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 
 import server.runner
 from client import datasets
-from server import display
+from server import display, planning
 from server.cli import app, running
 from server.cli.command import FAILED, NOT_VERIFIED, STOPPED, USAGE
 from server.federation import Cost, Round
@@ -332,6 +332,68 @@ def test_methods_are_listed_with_their_options() -> None:
     assert found["quickdrop"]["levels"] == ["class", "client"]
 
 
+def test_methods_say_what_they_need_and_what_an_option_must_be() -> None:
+    found = {one["name"]: one for one in json.loads(run("methods", "--json").stdout)["methods"]}
+
+    assert [name for name, one in found.items() if one["history"]] == ["federaser"]
+    assert [name for name, one in found.items() if one["server_data"]] == ["influential-ce"]
+    refused = {name for name, one in found.items() if not one["secure_aggregation"]}
+    assert refused == {"federaser", "s2u"}
+    assert found["s2u"]["rules"] == {
+        "down": "lie in [0, 1]",
+        "up": "be at least 1",
+        "rounds": "be at least 1",
+    }
+    assert found["quickdrop-calibrated"]["shown_to_forget"] == ["class", "client"]
+    assert all(set(one["rules"]) == set(one["options"]) for one in found.values())
+
+
+def test_one_method_is_listed_alone() -> None:
+    shown = run("methods", "s2u").stdout.splitlines()
+
+    assert shown[1].split() == ["s2u", "client", "–", "yes", "no", "yes"]
+    assert ["up", "1.5", "must", "be", "at", "least", "1"] in [line.split() for line in shown]
+    assert not any("quickdrop" in line for line in shown)
+
+
+def test_a_dry_run_shows_the_plan_and_changes_nothing(trained: Efface) -> None:
+    before = trained.kept()
+
+    done = trained("forget", "--class", "9", "--method", "quickdrop", "--dry-run")
+
+    assert done.exit_code == 0, done.output
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert "v0001 would forget class 9 by quickdrop; nothing was written down" in done.stdout
+    # One round of ascent, three more after rollbacks; two of recovery, nine more; of 3 clients.
+    assert [line[:5] for line in lines if line[:1] in (["Unlearn"], ["Recover"])] == [
+        ["Unlearn", "1", "to", "4", "3"],
+        ["Recover", "2", "to", "11", "3"],
+    ]
+    assert "not known: how many rounds are rolled back" in done.stdout
+    assert trained.kept() == before
+
+
+def test_a_dry_run_of_what_is_forgotten_already_says_so(forgotten: Efface) -> None:
+    document = forgotten.json("forget", "--class", "9", "--dry-run")
+
+    assert document["changed"] is False
+    assert "has forgotten class 9 already" in document["message"]
+
+
+def test_the_method_is_chosen_and_the_reason_shown(
+    trained: Efface, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(planning, "SHOWN", {"class": ("fisher",)})
+
+    done = trained("forget", "-c", "9", "--method", "auto", "--max-forget-accuracy", "100",
+                   "--max-relearning-gap", "100")  # fmt: skip
+
+    assert done.exit_code == 0, done.output
+    assert "method fisher was chosen: it takes about" in done.stderr
+    assert "Method: fisher, for it takes about" in done.stdout
+    assert trained.json("requests")["requests"][1]["method"] == "fisher"
+
+
 def test_evaluate_measures_each_class_and_relearning(forgotten: Efface) -> None:
     document = forgotten.json("evaluate", "v0002", "--relearning", "9")
 
@@ -511,6 +573,19 @@ REFUSED = {
         ["forget", "-c", "1", "--set", "magic=1"],
         "option must be one of unlearn-lr,",
     ),
+    "options without a method": (
+        ["forget", "-c", "1", "--method", "auto", "--set", "rounds=1"],
+        "option must be for a method that is named, got method auto with 'rounds=1'",
+    ),
+    "dry run of an unknown class": (
+        ["forget", "-c", "10", "--method", "auto", "--dry-run"],
+        "class must lie in [0, 10), got 10",
+    ),
+    "dry run of a method that cannot serve": (
+        ["forget", "-c", "1", "--method", "federaser", "--dry-run"],
+        "it was trained without --keep-updates; train again with --keep-updates 2, or choose",
+    ),
+    "unknown method to list": (["methods", "magic"], "method must be one of quickdrop,"),
     "method option of the wrong kind": (
         ["forget", "-c", "1", "--set", "recover-rounds=many"],
         "recover-rounds must be a int, got 'many'",

@@ -116,6 +116,7 @@ def documents(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     store = next((home / "clients").rglob("client-0"))
     for name, command in {
         "error": "forget --class 99",
+        "plan": "forget --class 3 --method auto --dry-run",
         "requests": "requests",
         "show request": "show r0002",
         "show version": "show v0002",
@@ -154,6 +155,7 @@ SECTIONS = {
     "`efface show` of a version": "show version",
     "`efface models`": "models",
     "`efface report`": "report",
+    "`efface forget --dry-run`": "plan",
     "`efface methods`": "methods",
     "`efface evaluate`": "evaluate",
     "`efface store ls`": "store ls",
@@ -175,6 +177,7 @@ def test_a_document_holds_the_documented_keys(documents: dict[str, Any], heading
         ("`efface show` of a request", "request", "show request"),
         ("`efface show` of a version", "version", "show version"),
         ("`efface show` of a version", "lineage", "show version"),
+        ("`efface forget --dry-run`", "phases", "plan"),
         ("`efface methods`", "methods", "methods"),
         ("`efface store ls`", "generations", "store ls"),
     ],

@@ -488,6 +488,31 @@ with Ledger.open(sys.argv[1]) as ledger:
     assert sorted(ids) == [f"r{number:04d}" for number in range(1, 31)]
 
 
+def test_opening_it_twice_in_a_process_loses_nothing_when_another_process_ends(
+    tmp_path: Path,
+) -> None:
+    url = f"sqlite:///{tmp_path / 'ledger.db'}"
+    script = """
+import sys
+from server.ledger import Ledger
+with Ledger.open(sys.argv[1]) as ledger:
+    ledger.new_request(kind="train", method="fedavg", federation="x")
+    print(*[row.id for row in ledger.requests()])
+"""
+
+    def elsewhere() -> list[str]:
+        command = [sys.executable, "-c", script, url]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+        return done.stdout.split()
+
+    with Ledger.open(url) as first:
+        train(first)
+        with Ledger.open(url):
+            assert elsewhere() == ["r0001", "r0002"]
+            train(first)
+            assert elsewhere() == ["r0001", "r0002", "r0003", "r0004"]
+
+
 def test_ids_stay_in_sequence_past_four_digits(ledger: Ledger) -> None:
     train(ledger)
     with ledger._write() as session:

@@ -59,27 +59,34 @@ ASK_HOLDERS = [name for name in sorted(METHODS) if METHODS[name].needs.target_on
 RELEARN = [name for name in sorted(METHODS) if METHODS[name].needs.relearning]
 
 
+def served(name: str) -> ForgetSpec:
+    """Return a request that the method serves: of a class if it can."""
+    if "class" in METHODS[name].needs.levels:
+        return ForgetSpec("class", (3,))
+    return ForgetSpec("client", (), ("client-0",))
+
+
 @pytest.mark.parametrize("name", ASK_HOLDERS)
 def test_what_nobody_holds_is_an_error_before_any_round(name: str) -> None:
-    federation: Any = Recording(nobody=True)
+    federation: Any = Recording(served(name), nobody=True)
     with pytest.raises(NothingTouched):
-        method(name, "class").forget(federation, MODEL)
+        method(name, federation.forget.level).forget(federation, MODEL)
     if name in RELEARN:
         with pytest.raises(NothingTouched):
-            method(name, "class").relearn(federation, MODEL)
+            method(name, federation.forget.level).relearn(federation, MODEL)
     assert {"unlearn", "recover", "relearn"}.isdisjoint(federation.phases)
 
 
 @pytest.mark.parametrize("name", sorted(set(METHODS) - set(RELEARN)))
 def test_a_method_that_cannot_relearn_says_why(name: str) -> None:
     with pytest.raises(BadSetting, match=f"method {name} must be able to relearn, got one that"):
-        method(name, "class").relearn(Recording(), MODEL)  # type: ignore[arg-type]
+        method(name, served(name).level).relearn(Recording(), MODEL)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", RELEARN)
 def test_relearning_is_on_all_data_and_ends_with_all_nodes(name: str) -> None:
-    federation: Any = Recording()
-    method(name, "class").relearn(federation, MODEL)
+    federation: Any = Recording(served(name))
+    method(name, federation.forget.level).relearn(federation, MODEL)
     assert federation.phases[0] == "holders"
     assert set(federation.phases[1:]) == {"relearn"}
     assert federation.first("holders").settings is False  # real data count: the rest is destroyed
@@ -220,7 +227,7 @@ def test_a_hyperparameter_out_of_its_range_is_refused_before_any_work(name: str)
         key = option.name.replace("_", "-")
         for value in ("-1", "nan") if isinstance(option.default, float) else ("-1",):
             with pytest.raises(BadSetting, match=f"^{key} must .*, got {value}"):
-                method(name, "class", {key: value})
+                method(name, served(name).level, {key: value})
 
 
 def test_a_class_that_came_back_is_climbed_deeper() -> None:

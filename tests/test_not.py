@@ -1,6 +1,5 @@
 """NoT: exactly the chosen layers' weights change their sign, on the server, before fine-tuning."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,25 +13,18 @@ from client.models import ModelSpec, build
 from client.wire import ForgetSpec
 from strategies.not_negation import WeightNegation, negated
 from tests.messages import weights
-from tests.recording import MODEL, Recording, Step
+from tests.recording import MODEL, Recording
 
 
 @dataclass
-class Local(Recording):
-    """Also does what the server does by itself."""
+class Shaped(Recording):
+    """Of any model."""
 
     model_spec: ModelSpec | None = None
 
     @property
     def spec(self) -> ModelSpec:
         return self.model_spec or super().spec
-
-    def locally(
-        self, phase: str, work: Callable[[], tuple[ArrayRecord, int]], *, changes_model: bool = True
-    ) -> ArrayRecord:
-        model, samples = work()
-        self.steps.append(Step(phase, settings=samples, model=model))
-        return model
 
 
 def changed(before: ArrayRecord, after: ArrayRecord) -> set[str]:
@@ -48,10 +40,10 @@ def changed(before: ArrayRecord, after: ArrayRecord) -> set[str]:
     return names
 
 
-def forget(model: ArrayRecord, spec: ModelSpec | None = None, **options: str) -> Local:
-    federation: Any = Local(model_spec=spec)
+def forget(model: ArrayRecord, spec: ModelSpec | None = None, **options: str) -> Shaped:
+    federation: Any = Shaped(model_spec=spec)
     WeightNegation().with_values(options).forget(federation, model)
-    found: Local = federation
+    found: Shaped = federation
     return found
 
 
@@ -85,7 +77,7 @@ def test_the_classifier_is_never_negated() -> None:
 
 
 def test_negation_is_the_servers_and_fine_tuning_is_everybodys() -> None:
-    class Lost(Local):
+    class Lost(Shaped):
         def accuracies(self, model: Any) -> Any:
             self.retain = 99.0 if not self.steps else 10.0  # before the request, and after
             return super().accuracies(model)

@@ -37,7 +37,7 @@ from server.service import (
 from server.settings import RunSettings
 from strategies.federaser import after
 from strategies.guard import CreptBack
-from strategies.rounds import ClientLost, NothingTouched
+from strategies.rounds import ClientLost
 
 JOB: dict[str, Any] = {
     "num_clients": 3,
@@ -627,12 +627,17 @@ def test_a_forgotten_class_is_destroyed_on_request_and_drawn_anew_to_relearn(
         assert 3 in store.generations()[-1].counts
 
 
-def test_without_synthetic_sets_the_error_says_how_to_get_them(tmp_path: Path) -> None:
+def test_without_synthetic_sets_a_method_that_needs_them_is_refused_with_the_others(
+    tmp_path: Path,
+) -> None:
     home = tmp_path / "home"
     ask(home, "train", scale=0, rounds=1)
-    with pytest.raises(NothingTouched, match="train with distillation"):
+    with pytest.raises(BadSetting, match="trained with --scale 0; train again") as refused:
         forget(home)
-    assert versions(home) == [("v0001", "in-service")]
+    named = str(refused.value).rpartition(": ")[2].split(", ")
+    assert {"retraining", "sga", "quickdrop-subset"} <= set(named)
+    assert {"quickdrop", "quickdrop-calibrated", "federaser"}.isdisjoint(named)
+    assert requests(home) == [("r0001", "done")]
 
 
 def test_a_store_of_another_model_is_an_error_and_nothing_is_lost(trained: Path) -> None:

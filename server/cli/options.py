@@ -73,7 +73,7 @@ OPTIONS: Final = (
         "model",
         "convnet",
         MODEL,
-        "convnet, lenet, resnet20, 32, 44, 56, vgg11, 13, 16, 19, or resnet18.",
+        "convnet, lenet, resnet8, 20, 32, 44, 56, vgg11, 13, 16, 19, or resnet18.",
     ),
     Option("model-width", 32, MODEL, "Channels of a convnet's layers."),
     Option("model-depth", 2, MODEL, "Blocks of a convnet, 1 to 8."),
@@ -116,7 +116,13 @@ OPTIONS: Final = (
         "Largest share of a client's time that matching may take, 0 to 1.",
     ),
     Option("version", "", REQUEST, "Version to start from; the one in service if not given."),
-    Option("method", "quickdrop-calibrated", REQUEST, "Method; `efface methods` lists them."),
+    Option(
+        "method",
+        "quickdrop-calibrated",
+        REQUEST,
+        "Method; `efface methods` lists them. auto for the shortest by estimate that can serve the "
+        "request and is known to forget; to relearn, the one that forgot.",
+    ),
     Option(
         "server-samples",
         "",

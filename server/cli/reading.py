@@ -33,7 +33,7 @@ def add_to(app: typer.Typer) -> None:
     command(app, "report", group=GROUP, epilog="Example: efface report r0002 --output r.html")(
         report
     )
-    command(app, "methods", group=GROUP)(methods)
+    command(app, "methods", group=GROUP, epilog="Example: efface methods sga")(methods)
     command(app, "evaluate", group=GROUP, epilog="Example: efface evaluate v0001 --relearning 9")(
         evaluate
     )
@@ -220,53 +220,78 @@ def report(
     return Answer({"format": FORMAT, "request": row.id, "report": str(path)}, [str(path)])
 
 
-def methods(call: Call) -> Answer:
+def methods(
+    call: Call,
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="[NAME]", help="Method to list; all if not given.", show_default=False
+        ),
+    ] = "",
+) -> Answer:
     """List the methods: which requests they serve, what they need, their hyper-parameters."""
-    import sys
-
     from strategies.methods import METHODS
 
-    found: list[dict[str, Any]] = []
-    for name, kind in METHODS.items():
-        summary = (sys.modules[kind.__module__].__doc__ or "").strip().partition("\n")[0]
-        needs = kind.needs
-        found.append(
-            {
-                "name": name,
-                "summary": summary,
-                "levels": sorted(needs.levels),
-                "synthetic_data": needs.synthetic_data,
-                "target_online": needs.target_online,
-                "individual_updates": needs.individual_updates,
-                "relearning": needs.relearning,
-                "options": {
-                    f.name.replace("_", "-"): f.default
-                    for f in fields(kind)
-                    if f.default is not MISSING
-                },
-            }
-        )
-    shown: list[Any] = []
+    if name and name not in METHODS:
+        raise BadSetting(f"method must be one of {', '.join(METHODS)}, got {name!r}")
+    found = [_method(one) for one in METHODS if name in ("", one)]
+    cells = [
+        [
+            str(one["name"]),
+            ", ".join(one["levels"]),
+            ", ".join(text for key, text in _NEEDS if one[key]) or display.NOTHING,
+            "yes" if one["target_online"] else "no",
+            "yes" if one["secure_aggregation"] else "no",
+            "yes" if one["relearning"] else "no",
+        ]
+        for one in found
+    ]
+    head = ["Method", "Forgets", "Needs", "Holders online", "Secure aggregation", "Relearns"]
+    shown: list[Any] = [table(head, cells, text=len(head))]
     for one in found:
-        needs_text = [
-            text
-            for key, text in (
-                ("synthetic_data", "synthetic data made in training"),
-                ("target_online", "the holders online"),
-                ("individual_updates", "single clients' updates"),
-            )
-            if one[key]
+        rows = [
+            [f"  {key}", f"{default}", f"must {one['rules'][key]}"]
+            for key, default in one["options"].items()
         ]
-        facts = [
-            ("Method", str(one["name"])),
-            ("What it does", str(one["summary"]).partition(": ")[2]),
-            ("Forgets", ", ".join(one["levels"])),
-            ("Can relearn", "yes" if one["relearning"] else "no"),
-            ("Needs", ", ".join(needs_text) or "nothing beyond training"),
-            ("--set", ", ".join(f"{key}={value}" for key, value in one["options"].items())),
-        ]
-        shown += [_facts(facts), ""]
-    return Answer({"format": FORMAT, "methods": found}, shown[:-1])
+        shown += ["", f"{one['name']}: {str(one['summary']).partition(': ')[2]}"]
+        if rows:
+            shown.append(table(["  --set", "Default", "Rule"], rows, text=3))
+    return Answer({"format": FORMAT, "methods": found}, shown)
+
+
+_NEEDS: Final = (
+    ("synthetic_data", "synthetic sets made in training"),
+    ("history", "updates stored in training"),
+    ("server_data", "examples of the coordinator's own"),
+)
+
+
+def _method(name: str) -> dict[str, Any]:
+    """Return a method as JSON holds it."""
+    import sys
+
+    from server.planning import SHOWN
+    from strategies.methods import METHODS
+
+    kind = METHODS[name]
+    needs = kind.needs
+    options = [f for f in fields(kind) if f.default is not MISSING]
+    summary = (sys.modules[kind.__module__].__doc__ or "").strip().partition("\n")[0]
+    return {
+        "name": name,
+        "summary": summary,
+        "levels": sorted(needs.levels),
+        "synthetic_data": needs.synthetic_data,
+        "history": needs.history,
+        "server_data": needs.server_data,
+        "target_online": needs.target_online,
+        "individual_updates": needs.individual_updates,
+        "secure_aggregation": not needs.individual_updates,
+        "relearning": needs.relearning,
+        "shown_to_forget": sorted(level for level, names in SHOWN.items() if name in names),
+        "options": {f.name.replace("_", "-"): f.default for f in options},
+        "rules": {f.name.replace("_", "-"): f.metadata["rule"].words for f in options},
+    }
 
 
 def evaluate(

@@ -102,8 +102,8 @@ def add_to(app: typer.Typer) -> None:
         "forget",
         group=GROUP,
         settings=_REQUEST_OPTIONS,
-        epilog="Example: efface forget --class 9 --compare retrain --by 'Data protection' "
-        "--why 'Request 2026-17'",
+        epilog="Example: efface forget --class 9 --method auto --dry-run; then with --by 'Data "
+        "protection' --why 'Request 2026-17'",
     )(forget)
     command(
         app,
@@ -150,6 +150,14 @@ def forget(
     classes: Classes = None,
     clients: Clients = None,
     method_options: MethodOptions = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Check the request and print its plan: method, rounds, bytes, estimated seconds. "
+            "Nothing is written down, no client is asked.",
+        ),
+    ] = False,
     metrics_port: MetricsPort = None,
     asked_by: AskedBy = "",
     why: Why = "",
@@ -165,6 +173,8 @@ def forget(
         asked_by=asked_by,
         why=why,
     )
+    if dry_run:
+        return planned(call, settings)
     return carry_out(call, settings, metrics_port)
 
 
@@ -235,10 +245,28 @@ def carry_out(call: Call, settings: "RunSettings", metrics_port: int | None) -> 
         try:
             record = run(settings, listener)
         except AlreadyDone as done:
-            text = str(done)
-            return Answer({"format": FORMAT, "changed": False, "message": text}, [text])
+            return _nothing_to_do(done)
         count(metrics, record)
     return Answer({"changed": True, **record}, display.result(record))
+
+
+def planned(call: Call, settings: "RunSettings") -> Answer:
+    """Return what a request to forget would take; nothing is written down."""
+    from server.cli.reading import opened
+    from server.registry import Registry
+    from server.service import AlreadyDone, Service
+
+    home, ledger = opened(call)
+    try:
+        plan = Service(home, ledger, Registry(home, ledger)).plan(settings)
+    except AlreadyDone as done:
+        return _nothing_to_do(done)
+    return Answer(plan, display.plan(plan))
+
+
+def _nothing_to_do(done: Exception) -> Answer:
+    text = str(done)
+    return Answer({"format": FORMAT, "changed": False, "message": text}, [text])
 
 
 @contextmanager
