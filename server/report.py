@@ -624,6 +624,7 @@ def _provenance(record: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("Why", record.get("why")),
         ("Kind", record.get("kind")),
         ("Method", record.get("method")),
+        ("Chosen by Efface", (record.get("chosen") or {}).get("why")),
         ("Versions", lineage),
         ("Created", record.get("created")),
         ("Data set", ", ".join(data)),
@@ -636,7 +637,7 @@ def _provenance(record: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("Commit", record.get("commit")),
         ("Command", record.get("command")),
     ]
-    optional = {"Asked by", "Why", "Stored updates"}
+    optional = {"Asked by", "Why", "Chosen by Efface", "Stored updates"}
     return [
         (name, "not recorded" if value in (None, "") else str(value))
         for name, value in rows

@@ -400,6 +400,12 @@ def test_heldout_accuracy_stands_in_a_table_of_its_own() -> None:
     assert ["Recovered", "0.7", "94.0"] in heldout  # 0.4 + 0.25 to even, 94.5 - 0.5
 
 
+def test_a_method_that_was_chosen_is_shown_with_the_reason() -> None:
+    why = {"method": "quickdrop", "why": "the shortest by estimate", "refused": {}, "seconds": {}}
+    assert "Chosen by Efface the shortest by estimate" in page_of(record(chosen=why)).prose
+    assert "Chosen by Efface" not in page_of(record(chosen=None)).prose
+
+
 def test_provenance_holds_what_is_needed_to_run_it_again() -> None:
     page = page_of(record(asked_by="DPO", why="consent withdrawn"))
 
