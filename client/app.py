@@ -255,7 +255,8 @@ def fit(node: Node, settings: wire.Fit) -> Answer:
     keep = _side(settings.side, *node.masks(node.site.train.labels))
     part = node.site.train.where(keep)
     model = node.model()
-    if not len(part):
+    # What one example alone changes in a model is its own gradient.
+    if not len(part) or (settings.side == "forget" and len(part) < wire.MIN_EXAMPLES):
         return {**_worked(0), "seconds-distill": 0.0}, model
     num_steps = settings.steps or steps_in(settings.epochs, len(part), settings.batch_size)
     distiller = None

@@ -110,7 +110,7 @@ def open_site(settings: Common, node: NodeConfig) -> Site:
     if own:
         index = torch.arange(len(data.train.labels))
     else:
-        shares = _shares(
+        parts = shares(
             settings.dataset,
             data_dir,
             settings.partition,
@@ -119,9 +119,9 @@ def open_site(settings: Common, node: NodeConfig) -> Site:
             settings.partition_seed,
         )
         position = int(node.get("partition-id", 0))
-        if not 0 <= position < len(shares):
-            raise DataError(f"partition-id must lie in [0, {len(shares)}), got {position}")
-        index = shares[position]
+        if not 0 <= position < len(parts):
+            raise DataError(f"partition-id must lie in [0, {len(parts)}), got {position}")
+        index = parts[position]
     if own and data.validation is not None:
         heldout = Part(data.validation, torch.arange(len(data.validation.labels)))
         return Site(settings.client, data, Part(data.train, index), heldout)
@@ -146,7 +146,7 @@ def _own_data(name: str, data_dir: Path | None) -> DataSet:
 
 
 @lru_cache(maxsize=8)  # one process serves many nodes on the inline and Ray engines
-def _shares(
+def shares(
     dataset: str, data_dir: Path | None, spec: str, num_clients: int, max_samples: int, seed: int
 ) -> tuple[Tensor, ...]:
     """Return every simulated node's positions in the training split."""

@@ -24,6 +24,8 @@ MODELS: Final = ("original", "retrained", "unlearned", "recovered", "relearned")
 PHASES: Final = ("train", "score", "unlearn", "recover", "relearn", "retrain")
 NOTHING: Final = "–"
 BETWEEN: Final = "preparing and measuring"
+# Points below Retrained that accuracy on the rest may have; nothing is decided by it.
+RETAIN_TOLERANCE: Final = 2.0
 
 
 class PlainLines:
@@ -111,8 +113,9 @@ def result(record: Mapping[str, Any]) -> list[RenderableType]:
     if costs.row_count:
         shown.append(costs)
     stored = (record.get("storage") or {}).get("updates")
-    if stored:
-        shown.append(f"Stored updates: {size(stored)}")
+    # What a request has no use for it destroys right after.
+    if stored and (record.get("kind") == "train" or _uses(record)[1]):
+        shown.append(f"{stored_updates(record)}: {size(stored)}")
     speed = speed_up_line(record)
     if speed:
         shown.append(speed)
@@ -125,6 +128,17 @@ def result(record: Mapping[str, Any]) -> list[RenderableType]:
     if record.get("report"):
         shown.append(f"Report: {record['report']}")
     return shown
+
+
+def stored_updates(record: Mapping[str, Any]) -> str:
+    """Return what the bytes of stored updates are called: training left them, others found them."""
+    return "Stored updates" + ("" if record.get("kind") == "train" else " before the request")
+
+
+def original_knows_no_better(forget: Mapping[str, Any]) -> str:
+    """Return why accuracy cannot tell whether clients are forgotten: for verdict and report."""
+    whose = "these clients'" if len(forget.get("clients") or ()) > 1 else "this client's"
+    return f"Original knows {whose} data no better than Retrained: accuracy cannot tell"
 
 
 def choice(record: Mapping[str, Any]) -> list[RenderableType]:
@@ -249,8 +263,13 @@ def speed_up_line(record: Mapping[str, Any]) -> str:
         if factor >= 1
         else f"The request took {1 / factor:.1f} times as long as retraining"
     )
-    extra = f" (times shorter with distillation counted: {amortised} requests)"
-    return f"{line}{extra if amortised else ''}."
+    if not amortised or not speed.get("overhead_seconds"):
+        return f"{line}."
+    names = ("distillation", "keeping updates")
+    paid = " and ".join(name for name, used in zip(names, _uses(record), strict=True) if used)
+    # A method that this Efface does not know has paid for something all the same.
+    counted = paid or "its overhead in training"
+    return f"{line} (times shorter with {counted} counted: {amortised} requests)."
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, text: int = 1) -> Table:
@@ -277,6 +296,14 @@ def size(num_bytes: float | None) -> str:
             return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
         num_bytes /= 1000
     return f"{num_bytes:.1f} GB"
+
+
+def _uses(record: Mapping[str, Any]) -> tuple[bool, bool]:
+    """Return whether the record's method uses synthetic sets, and updates stored in training."""
+    from strategies.methods import METHODS  # brings torch along, and few records need to know
+
+    kind = METHODS.get(str(record.get("method")))
+    return (False, False) if kind is None else (kind.needs.synthetic_data, kind.needs.history)
 
 
 def _count(record: Mapping[str, Any], key: str, phase: str) -> str:

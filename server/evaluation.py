@@ -18,6 +18,7 @@ from client.evaluation import Scores, evaluate, relearning_curve
 from client.models import ModelSpec, loaded
 from client.seeds import generator
 from client.wire import ForgetSpec, tensors
+from server.display import RETAIN_TOLERANCE, original_knows_no_better
 from server.federation import GridFederation
 
 RELEARN_STEPS: Final = (5, 10, 15, 20, 25, 30)
@@ -183,51 +184,65 @@ def verdict(
 
     Returns:
         `{"passed": bool or None, "reasons": [str, ...], "not_measured": [str, ...]}`: None where
-        nothing could be measured that would tell.
+        nothing could be measured that would tell. Accuracy lost on the rest is a reason that
+        begins with "remark": nothing is decided by it.
     """
     result, retrained = record["recovered"], record.get("retrained")
     reasons: list[str] = []
     unknown: list[str] = []
-    passed = True
+    passed, told = True, False
     level = record["forget"]["level"]
     accuracy = result["forget_accuracy"]
+    goal = None if retrained is None else retrained["forget_accuracy"]
     if level == "class":
         limit = max_forget_accuracy
-        if retrained is not None and retrained["forget_accuracy"] is not None:
-            limit = max(limit, retrained["forget_accuracy"])
+        if goal is not None:
+            limit = max(limit, goal)
         held = accuracy is not None and accuracy <= limit
-        passed &= held
+        passed, told = passed and held, True
         shown = "not measured" if accuracy is None else f"{accuracy:.1f} %"
         reasons.append(f"forget accuracy {shown}, {'at most' if held else 'above'} {limit:.1f} %")
-    elif retrained is not None and accuracy is not None:
-        limit = (retrained["forget_accuracy"] or 0.0) + max_forget_accuracy
-        held = accuracy <= limit
-        passed &= held
-        reasons.append(
-            f"accuracy on the client's held-out data {accuracy:.1f} %, "
-            f"{'at most' if held else 'above'} Retrained's + {max_forget_accuracy:g} points"
-        )
+    elif goal is not None and accuracy is not None:
+        limit = goal + max_forget_accuracy
+        before = record["original"]["forget_accuracy"]
+        if before is not None and before <= limit:
+            reasons.append(original_knows_no_better(record["forget"]))
+        else:
+            held = accuracy <= limit
+            passed, told = passed and held, True
+            reasons.append(
+                f"accuracy on the client's held-out data {accuracy:.1f} %, "
+                f"{'at most' if held else 'above'} Retrained's + {max_forget_accuracy:g} points"
+            )
     else:
         unknown.append("forget accuracy against Retrained (--compare retrain)")
     for label in record["erased_before"]:
         back = result["per_class_accuracy"][label]
         if back is not None and back > max_forget_accuracy:
-            passed = False
+            passed, told = False, True
             reasons.append(f"class {label}, erased earlier, is back at {back:.1f} %")
     mine, theirs = _curve_mean(result), _curve_mean(retrained)
-    if mine is None or theirs is None:
-        unknown.append("relearning curve against Retrained (--compare retrain)")
-    else:
+    if mine is not None and theirs is not None:
         gap = mine - theirs
         held = gap <= max_relearning_gap
-        passed &= held
+        passed, told = passed and held, True
         reasons.append(
             f"relearning curve {gap:+.1f} points against Retrained, "
             f"{'within' if held else 'beyond'} +{max_relearning_gap:g}"
             + ("" if held else ": the class is hidden, not forgotten")
         )
+    elif level == "class":  # of a client it is not defined
+        unknown.append("relearning curve against Retrained (--compare retrain)")
+    kept = None if retrained is None else retrained["retain_accuracy"]
+    if kept is not None and result["retain_accuracy"] is not None:
+        lost = kept - result["retain_accuracy"]
+        if lost > RETAIN_TOLERANCE:
+            reasons.append(
+                f"remark: retain accuracy {result['retain_accuracy']:.1f} % is {lost:.1f} points "
+                f"below Retrained's, more than {RETAIN_TOLERANCE:g}"
+            )
     # Without any measure the result is neither shown to have forgotten nor not to have.
-    return {"passed": passed if reasons else None, "reasons": reasons, "not_measured": unknown}
+    return {"passed": passed if told else None, "reasons": reasons, "not_measured": unknown}
 
 
 def _curve_mean(scores: Mapping[str, Any] | None) -> float | None:

@@ -68,9 +68,14 @@ def publish(home: Home, row: RequestRow) -> None:
     folder = home.runs / row.id
     write_json(folder / RECORD, record)
     write_report(record, home.reports / f"{row.id}.html")
-    for name in JOURNALS:
-        shutil.rmtree(folder / name, ignore_errors=True)
+    forget_rounds(home, row)
     (folder / PENDING).unlink(missing_ok=True)
+
+
+def forget_rounds(home: Home, row: RequestRow) -> None:
+    """Remove what a request would need to go on: its rounds may know what is erased later."""
+    for name in JOURNALS:
+        shutil.rmtree(home.runs / row.id / name, ignore_errors=True)
 
 
 def publish_left(home: Home, ledger: Ledger) -> None:

@@ -17,6 +17,7 @@ from jinja2 import Environment, Undefined
 from markupsafe import Markup
 
 from client.errors import BadSetting
+from server.display import RETAIN_TOLERANCE, original_knows_no_better, stored_updates
 from server.plots import (
     MOST_COLUMNS,
     Curve,
@@ -31,7 +32,6 @@ from server.report_page import PAGE
 # say what was asked for; the page states the figures beside each judgement.
 ACCURACY_TOLERANCE = 5.0
 RELEARNING_TOLERANCE = 15.0
-RETAIN_TOLERANCE = 2.0  # nothing is decided by it
 
 _MODELS = {
     "original": "Original",
@@ -188,7 +188,8 @@ def judge(record: Mapping[str, Any]) -> Verdict:
     """Say in plain words what was forgotten, and whether it looks like retraining.
 
     Accuracy and relearning are each compared with Retrained. Where Original already lies as near
-    to Retrained, the comparison cannot tell, and does not count as a pass.
+    to Retrained, the comparison cannot tell, and does not count as a pass. Of a client, relearning
+    is not defined: accuracy alone is judged.
     """
     versions = _versions(record)
     if not record.get("forget"):
@@ -211,8 +212,8 @@ def judge(record: Mapping[str, Any]) -> Verdict:
     accuracy = _judge_accuracy(record, result)
     relearning = _judge_relearning(record, result)
     earlier = _judge_earlier(record, result)
-    findings = [accuracy, relearning, _judge_retained(record, result)]
-    findings += [earlier] if earlier else []
+    decisive = [accuracy, *([relearning] if relearning else [])]
+    findings = [*decisive, _judge_retained(record, result), *([earlier] if earlier else [])]
     if record.get("relearned"):
         findings.append(
             Finding("Learned again", "note", "for information", _capital(_relearned_text(record)))
@@ -229,30 +230,34 @@ def judge(record: Mapping[str, Any]) -> Verdict:
             "(ask for it with --compare retrain)"
         )
     else:
-        verb = "is above" if accuracy.tone == "fail" else "is within reach of"
-        rest = f"{measured} {verb} the {yardstick} of {without}, "
+        verb = "is above" if accuracy.label == "higher" else "is within reach of"
+        verb = "stands against" if accuracy.label == "cannot tell" else verb
+        rest = f"{measured} {verb} the {yardstick} of {without}"
         again = f"{'they' if plural else 'it'} {comes} back"
         means = f"({_number(_mean(result))} against {_number(_mean(record['retrained']))})"
-        if relearning.label == "not measured":
-            rest += "and how fast it could be learned again was not measured"
+        if relearning is None:
+            no_better = original_knows_no_better(record["forget"])
+            rest += f". {no_better}" if accuracy.label == "cannot tell" else ""
+        elif relearning.label == "not measured":
+            rest += ", and how fast it could be learned again was not measured"
         elif relearning.tone == "fail":
             link = "and" if accuracy.tone == "fail" else "but"
             rest += (
-                f"{link} under relearning {again} faster than in that model {means}, so "
+                f", {link} under relearning {again} faster than in that model {means}, so "
                 f"{subject} may be hidden rather than forgotten"
             )
         else:
             link = "but" if accuracy.tone == "fail" else "and"
             pace = "more slowly than" if relearning.label == "slower" else "about as fast as"
-            rest += f"{link} under relearning {again} {pace} in that model {means}"
+            rest += f", {link} under relearning {again} {pace} in that model {means}"
 
-    tones = {accuracy.tone, relearning.tone, earlier.tone if earlier else ""}
-    if "fail" in tones:
+    tones = {finding.tone for finding in decisive}
+    if "fail" in tones or (earlier and earlier.tone == "fail"):
         opening = f"The attempt to forget {subject} {versions['change']} falls short: "
         return Verdict("fail", "Not in line with retraining", opening + rest + ".", findings)
     # Whether it is forgotten is what an open verdict does not know: say only what was done.
     opening = f"The request to forget {subject} was carried out, {versions['change']}: "
-    if "not measured" in (accuracy.label, relearning.label):
+    if "not measured" in {finding.label for finding in decisive}:
         return Verdict("open", "Not fully measured", opening + rest + ".", findings)
     if "pass" not in tones:
         return Verdict("open", "Not conclusive", opening + rest + ".", findings)
@@ -271,11 +276,16 @@ def _judge_accuracy(record: Mapping[str, Any], result: Mapping[str, Any] | None)
     text = f"Result {_percent(value)}, Retrained {_percent(goal)}: gap {_gap(value, goal)} points"
     limit, _ = _limits(record)
     # A class is forgotten at zero accuracy, a client's data only as far as others' tell of them.
-    most = max(limit, goal) if record["forget"]["level"] == "class" else goal + limit
+    by_class = record["forget"]["level"] == "class"
+    most = max(limit, goal) if by_class else goal + limit
+    before = _of(record.get("original"), "forget_accuracy")
+    alike = before is not None and before <= most
+    if alike and not by_class:
+        text += f", Original {_percent(before)}. {original_knows_no_better(record['forget'])}."
+        return Finding(title, "open", "cannot tell", text)
     if value > most:
         return Finding(title, "fail", "higher", text + f" (limit {_percent(most)}).")
-    before = _of(record.get("original"), "forget_accuracy")
-    if before is not None and before <= most:
+    if alike:
         text += f". Original has {_percent(before)} too: accuracy cannot tell them apart here."
         return Finding(title, "open", "cannot tell", text)
     return Finding(title, "pass", "within reach", text + f" (limit {_percent(most)}).")
@@ -304,10 +314,15 @@ def _judge_earlier(record: Mapping[str, Any], result: Mapping[str, Any] | None) 
     return Finding("Erased earlier", tone, label, f"{_capital(shown)} (limit {limit:g}).")
 
 
-def _judge_relearning(record: Mapping[str, Any], result: Mapping[str, Any] | None) -> Finding:
+def _judge_relearning(
+    record: Mapping[str, Any], result: Mapping[str, Any] | None
+) -> Finding | None:
+    """Return how fast the forgotten comes back; None of a client, of whom it is not defined."""
     title = "Relearning"
     value, goal = _mean(result), _mean(record.get("retrained"))
     if value is None or goal is None:
+        if record["forget"]["level"] == "client":
+            return None
         missing = "The result’s curve" if value is None else "Retrained’s curve"
         how = "" if record.get("retrained") else " For Retrained, add --compare retrain."
         return Finding(title, "open", "not measured", f"{missing} was not measured.{how}")
@@ -632,12 +647,12 @@ def _provenance(record: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("Model", record.get("model")),
         ("Engine", record.get("engine")),
         ("Seed", record.get("seed")),
-        ("Stored updates", _size(stored) if stored else None),
+        (stored_updates(record), _size(stored) if stored else None),
         ("Hardware", record.get("hardware")),
         ("Commit", record.get("commit")),
         ("Command", record.get("command")),
     ]
-    optional = {"Asked by", "Why", "Chosen by Efface", "Stored updates"}
+    optional = {"Asked by", "Why", "Chosen by Efface", stored_updates(record)}
     return [
         (name, "not recorded" if value in (None, "") else str(value))
         for name, value in rows

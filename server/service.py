@@ -100,10 +100,34 @@ class Service:
         return service
 
     def sweep(self) -> None:
-        """Destroy stored updates that may not be kept any longer."""
+        """Destroy what may not be kept any longer: stored updates, and rounds of a training.
+
+        A stopped training whose data an erasure has named since is given up: going on, it would
+        serve a model that knows them.
+        """
+        requests = self.ledger.requests()
         if any(self.home.updates.iterdir()):
-            named = {token(row): row for row in self.ledger.requests()}
-            history.sweep(self.home, self.ledger, named)
+            history.sweep(self.home, self.ledger, {token(row): row for row in requests})
+        for row in requests:
+            state = row.state
+            if row.kind == "train" and state == "interrupted":
+                erasure = self._erased_since(row, requests)
+                if erasure is not None:
+                    what = ForgetSpec(str(erasure.level), erasure.classes, erasure.clients)
+                    reason = f"{what} was erased since ({erasure.id}), and its rounds know it"
+                    state = self.ledger.abort(row.id, f"{reason}; train again").state
+            if state in ("failed", "aborted"):
+                records.forget_rounds(self.home, row)
+
+    def _erased_since(self, row: RequestRow, requests: list[RequestRow]) -> RequestRow | None:
+        """Return the first erasure in service that was done after a request arrived, or None."""
+        trials = {v.request for v in self.ledger.versions() if v.state == "trial"}
+        for later in requests:
+            done = (later.kind, later.state) == ("forget", "done") and later.id not in trials
+            same = later.federation == row.federation
+            if done and same and later.finished is not None and later.finished > row.created:
+                return later
+        return None
 
     def history(self, card: Mapping[str, Any]) -> History | None:
         """Return the updates that a version's training left, or None if there are none."""
@@ -515,7 +539,8 @@ class _Work:
         kept = self.service.history(card)
         if forgetting and chosen.needs.history and kept is not None:
             federation.history = kept.rounds
-            federation.keep = History(self.service.home.updates / token(row)).keep
+            if not s.trial:
+                federation.keep = History(self.service.home.updates / token(row)).keep
         act = chosen.forget if forgetting else chosen.relearn
         model = act(federation, model)
         federation.on_round = usual
@@ -723,7 +748,8 @@ class _Work:
             "erased_classes": list(erased[0]),
             "erased_clients": list(erased[1]),
         }
-        keep = Journal(self.folder / journal, {**essence(s.plain()), "code": wire.fingerprint()})
+        inputs = {"code": wire.fingerprint(), "erased": [list(erased[0]), list(erased[1])]}
+        keep = Journal(self.folder / journal, {**essence(s.plain()), **inputs})
 
         def on_round(done: Round, model: ArrayRecord) -> dict[str, Any] | None:
             every = s.evaluate_every
@@ -1009,7 +1035,7 @@ def shares(settings: RunSettings, data: DataSet | None) -> tuple[torch.Tensor, .
     if not s.simulated or data is None:
         return None
     # The nodes' own function, which keeps what it found for those in this process.
-    return site._shares(
+    return site.shares(
         s.dataset, _data_dir(s), s.partition, s.num_clients, s.max_samples, s.partition_seed
     )
 

@@ -157,7 +157,7 @@ class DecentralisedChannels(InfluentialChannels):
 class CentralisedChannels(InfluentialChannels):
     """CE: the server trains the chosen channels on a few examples of its own, without clients."""
 
-    steps: int = option(20, COUNT)
+    steps: int = option(40, COUNT)
     lr: float = option(0.1, RATE)
     momentum: float = option(0.0, between(0.0, 0.999))
     batch_size: int = option(64, COUNT)

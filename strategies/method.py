@@ -99,5 +99,6 @@ class Hyperparameters:
             try:
                 changed[known[name].name] = kind(text)
             except ValueError as error:
-                raise BadSetting(f"{name} must be a {kind.__name__}, got {text!r}") from error
+                wanted = {int: "a whole number", float: "a number"}.get(kind, "a text")
+                raise BadSetting(f"{name} must be {wanted}, got {text!r}") from error
         return replace(self, **changed)  # type: ignore[type-var]

@@ -49,9 +49,8 @@ def method(name: str, level: str, options: dict[str, str] | None = None) -> Meth
     if level not in chosen.needs.levels:
         able = [other for other, kind in METHODS.items() if level in kind.needs.levels]
         raise BadSetting(
-            f"method {name} must serve level {level!r}, got one that serves "
-            f"{', '.join(sorted(chosen.needs.levels))}; level {level} is served by "
-            f"{', '.join(able) or 'none'}"
+            f"level must be {' or '.join(sorted(chosen.needs.levels))} for method {name}, got "
+            f"{level}; level {level} is served by {', '.join(able) or 'none'}"
         )
     ready: Method = chosen().with_values(options or {})
     return ready

@@ -46,7 +46,8 @@ class NegatedPseudoGradients(Hyperparameters):
     rounds: int = option(10, at_least(0))
     tolerance: float = option(0.0, PERCENT)
 
-    # The server reads no update alone, but the mean of the targets'.
+    # The server reads no update alone, but the mean of the targets'; of a lone target that is its
+    # own, as in every ascent.
     needs: ClassVar[Needs] = Needs(levels=frozenset({"class", "client"}))
 
     def forget(self, federation: Federation, model: ArrayRecord) -> ArrayRecord:

@@ -449,6 +449,41 @@ def test_the_speed_up_is_said_in_words_either_way(factor: float, words: str) -> 
     assert words in display.speed_up_line({"speed_up": {"request": factor}})
 
 
+@pytest.mark.parametrize(
+    ("method", "overhead", "words"),
+    [
+        ("quickdrop", 3.0, "distillation"),
+        ("federaser", 3.0, "keeping updates"),
+        ("quickdrop", 0.0, None),  # nothing was paid beforehand: the figures say the same thrice
+        ("retraining", 0.0, None),
+    ],
+)
+def test_the_overhead_is_named_by_what_the_method_needs(
+    method: str, overhead: float, words: str | None
+) -> None:
+    speed = {"request": 9.0, "amortised": {"1": 0.9, "10": 4.8}, "overhead_seconds": overhead}
+    line = display.speed_up_line({"method": method, "speed_up": speed})
+    extra = f" (times shorter with {words} counted: 0.9 over 1, 4.8 over 10 requests)"
+    assert line == f"The request was 9.0 times shorter than retraining{extra if words else ''}."
+
+
+@pytest.mark.parametrize(
+    ("kind", "method", "shown"),
+    [
+        ("train", "fedavg", ["Stored updates: 2.2 MB"]),
+        ("forget", "federaser", ["Stored updates before the request: 2.2 MB"]),
+        ("forget", "quickdrop", []),  # it does not use them, and they are destroyed with it
+        ("demo", "quickdrop-calibrated", []),
+    ],
+)
+def test_stored_updates_are_shown_of_trainings_and_of_requests_that_use_them(
+    kind: str, method: str, shown: list[str]
+) -> None:
+    record = {"kind": kind, "method": method, "storage": {"updates": 2_200_000}}
+    lines = [text for text in display.result(record) if str(text).startswith("Stored updates")]
+    assert lines == shown
+
+
 # ---- a site's store and data --------------------------------------------------------------------
 
 
@@ -588,7 +623,7 @@ REFUSED = {
     "unknown method to list": (["methods", "magic"], "method must be one of quickdrop,"),
     "method option of the wrong kind": (
         ["forget", "-c", "1", "--set", "recover-rounds=many"],
-        "recover-rounds must be a int, got 'many'",
+        "recover-rounds must be a whole number, got 'many'",
     ),
     "method option without a value": (
         ["forget", "-c", "1", "--set", "recover-rounds"],

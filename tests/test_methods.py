@@ -192,7 +192,7 @@ def test_a_level_that_a_method_does_not_serve_names_those_that_do(
     monkeypatch.setattr(CalibratedQuickDrop, "needs", needs)
     with pytest.raises(
         BadSetting,
-        match="quickdrop-calibrated must serve level 'client', got one that serves class; "
+        match="level must be class for method quickdrop-calibrated, got client; "
         r"level client is served by quickdrop($|, )",
     ):
         method("quickdrop-calibrated", "client")
@@ -210,8 +210,8 @@ def test_options_change_hyperparameters_by_their_names() -> None:
     [
         ({"speed": "1"}, "option must be one of unlearn-rounds, .*got 'speed'"),
         ({"unlearn_lr": "1"}, "option must be one of .*got 'unlearn_lr'"),
-        ({"recover-rounds": "2.5"}, "recover-rounds must be a int, got '2.5'"),
-        ({"unlearn-lr": "fast"}, "unlearn-lr must be a float, got 'fast'"),
+        ({"recover-rounds": "2.5"}, "recover-rounds must be a whole number, got '2.5'"),
+        ({"unlearn-lr": "fast"}, "unlearn-lr must be a number, got 'fast'"),
     ],
 )
 def test_a_bad_option_is_refused(options: dict[str, str], message: str) -> None:

@@ -319,6 +319,40 @@ def test_where_original_and_retrained_are_alike_the_verdict_is_not_conclusive() 
     assert verdict.sentence.startswith("The request to forget client clinic-a was carried out")
 
 
+@pytest.mark.parametrize(
+    ("original", "result", "tone", "label"),
+    [
+        (90.0, 65.0, "pass", "In line with retraining"),
+        (90.0, 65.1, "fail", "Not in line with retraining"),
+        (65.0, 60.0, "open", "Not conclusive"),
+        (65.0, 66.0, "open", "Not conclusive"),
+    ],
+)
+@pytest.mark.parametrize("erased", [[], [2]])  # class 2 stays away: that tells of no client
+def test_of_a_client_the_page_says_what_the_request_s_own_verdict_says(
+    original: float, result: float, tone: str, label: str, erased: list[int]
+) -> None:
+    ended = {**numbers(result, 70.0, 0.9), "per_class_accuracy": [70.0, 70.0, 0.0]}
+    document = record(
+        forget={"level": "client", "classes": [], "clients": ["clinic-a"]},
+        original=numbers(original, 71.0, 0.9),
+        retrained=numbers(60.0, 71.0, 0.9),
+        recovered=ended,
+        erased_before=erased,
+    )
+    found = judge(document)
+    decided = verdict(document, max_forget_accuracy=5.0, max_relearning_gap=15.0)
+
+    assert (found.tone, found.label) == (tone, label)
+    assert decided["passed"] is {"pass": True, "fail": False, "open": None}[tone]
+    # A client has no relearning curve: neither misses it.
+    assert "Relearning" not in [finding.title for finding in found.findings]
+    assert "learned again" not in found.sentence
+    words = "Original knows this client's data no better than Retrained: accuracy cannot tell"
+    assert (words in found.findings[0].text) == (words in decided["reasons"]) == (tone == "open")
+    assert (words in found.sentence) == (tone == "open")
+
+
 def test_without_retrained_the_report_says_so_and_how_to_get_it() -> None:
     document = record(kind="forget", retrained=None, relearned=None, speed_up=None)
     page = page_of(document)
@@ -416,6 +450,13 @@ def test_provenance_holds_what_is_needed_to_run_it_again() -> None:
     ):  # fmt: skip
         assert text in page.prose
     assert "Commit not recorded" in page_of(record(commit=None)).prose
+
+
+def test_updates_that_a_request_found_are_called_so() -> None:
+    stored = {"storage": {"updates": 2_200_000}}
+    assert "Stored updates before the request 2.2 MB" in page_of(record(**stored)).prose
+    assert "Stored updates 2.2 MB" in page_of({**train_record(), **stored}).prose
+    assert "Stored updates" not in page_of(record(storage={"updates": 0})).prose
 
 
 def test_a_training_has_no_section_about_forgetting() -> None:

@@ -268,6 +268,36 @@ def test_training_that_was_stopped_ends_with_the_same_weights_and_the_same_sets(
     assert digests(home) == digests(trained_home)
 
 
+def test_a_training_that_was_stopped_does_not_bring_back_what_was_erased_since(
+    trained: Path,
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        ask(trained, "train", Watching(("train", 2)), seed=5)
+    assert list((trained / "runs" / "r0002" / "journal").glob("*.safetensors"))
+    forget(trained)
+
+    again = Watching()
+    ask(trained, "train", again, seed=5)
+
+    # Its rounds know the class: they are gone, and training begins anew, without it.
+    assert requests(trained)[1:] == [("r0002", "aborted"), ("r0003", "done"), ("r0004", "done")]
+    given_up = Service.open(Home(trained)).ledger.request("r0002")
+    assert "class 3 was erased since (r0003)" in str(given_up.reason)
+    assert not (trained / "runs" / "r0002" / "journal").exists()
+    assert again.phases == [("train", 1), ("train", 2)]
+    assert card(trained, "v0003")["erased"]["classes"] == [3]
+
+
+def test_a_trial_does_not_stop_a_training(trained: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        ask(trained, "train", Watching(("train", 2)), seed=5)
+    forget(trained, trial=True)
+    again = Watching()
+    ask(trained, "train", again, seed=5)
+    assert requests(trained)[1:] == [("r0002", "done"), ("r0003", "done")]
+    assert again.phases == [("train", 2)]
+
+
 @pytest.mark.parametrize(
     ("phase", "number"), [("unlearn", 1), ("recover", 1), ("recover", 2), ("retrain", 2)]
 )

@@ -97,7 +97,7 @@ OPTIONS: Final = (
         0,
         TRAINING,
         "Keep the clients' updates of the first and then every so many rounds, for methods that "
-        "replay training; 0 for none.",
+        "replay training, as long as this version is in service; 0 for none.",
     ),
     Option(
         "scale",
