@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,14 @@ from client import datasets
 from client.datasets import DataSet, Split
 from client.errors import BadSetting, EffaceError
 from client.wire import ForgetSpec
-from server.bench import cells, columns, membership, table
+from server.bench import cells, columns, harness, membership, plots, table
 from server.bench import recipe as recipe_module
 from server.bench.cells import Bench, Task, tasks
-from server.bench.harness import bench
+from server.bench.harness import CellFailed, bench
 from server.bench.recipe import check_data, load
 from server.cli import app
 from server.cli.command import console_for
+from server.grid import Interrupted
 from server.settings import RunSettings
 
 ROOT = Path(__file__).parent.parent
@@ -265,6 +267,7 @@ def result(seed: int = 0, method: str = "fast", **changed: Any) -> dict[str, Any
             for name, value in (("original", 0.7), ("retrained", 0.4), ("recovered", 0.45))
         },
         "train_seconds": 120.0,
+        "plain_seconds": 80.0,
         "overhead_seconds": 8.0,
         "storage_bytes": 500_000,
         "jobs": 1,
@@ -290,6 +293,7 @@ def test_rows_open_with_original_and_retrained_and_hold_the_gaps() -> None:
     assert (fast["bytes_up"], fast["bytes_down"]) == (2_000_000, 3_000_000)  # measuring left out
     assert fast["retrained_rounds"] == 2
     assert (fast["speed_up"], fast["speed_up_1"]) == (50.0, 10.0)
+    assert fast["overhead_percent"] == 10.0  # 8 s on 80 s of training alone
     assert fast["worst_erased_accuracy"] == 1.0
     assert fast["retain_gap_in_spreads"] is None  # one Retrained has no spread
 
@@ -351,6 +355,64 @@ def test_a_page_names_command_commit_hardware_and_seeds(tmp_path: Path) -> None:
     assert "2 cores; commit abc1234; seeds 0, 2; peak memory 1.00 GiB." in text
     assert "## class 9, iid" in text
     assert "![a](plots/a.png)" in text
+    assert table.CLIENT_LEVEL not in text
+
+
+def test_a_page_says_how_to_read_r_where_a_client_is_forgotten(tmp_path: Path) -> None:
+    levels = '[[levels]]\nclients = ["client-1"]\n[[levels]]\nsequence = ["client-0", 7]\n'
+
+    text = table.page(load(write(tmp_path, levels=levels)), [], command="efface bench")
+
+    for part in text.split("\n## ")[1:]:
+        assert (table.CLIENT_LEVEL in part) == ("client" in part.splitlines()[0])
+
+
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [
+        ({}, ""),
+        ({"data_dir": "/data/my sets", "jobs": 4}, " --data-dir '/data/my sets' --jobs 4"),
+        ({"out": Path("elsewhere")}, " --out elsewhere"),
+        ({"out": Path("/elsewhere"), "device": "cuda"}, " --out /elsewhere --device cuda"),
+    ],
+)
+def test_the_page_has_the_command_as_it_was_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: dict[str, Any], words: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path)
+    out = told.pop("out", Path("benchmarks") / "results" / "tiny").absolute()
+    run_ = Bench(load(Path("tiny.toml")), out, **told)
+
+    assert harness.command_line(run_) == "efface bench tiny.toml" + words
+
+
+# ---- plots --------------------------------------------------------------------------------------
+
+
+def test_costs_have_decades_and_tell_nothing_from_not_measured() -> None:
+    rows = columns.rows([result(), result(method="slow")])
+    rows[2] |= {"storage_bytes": None, "seconds": 0.02}
+
+    figure = plots._costs(rows, "class 1, iid")
+
+    panels = {axes.get_title(loc="left"): axes for axes in figure.axes}
+    figure.draw_without_rendering()
+    texts = {name: [text.get_text().strip() for text in a.texts] for name, a in panels.items()}
+    # Retrained, fast, slow
+    assert texts["storage MB"] == ["0", "not measured", "0.5"]
+    assert texts["time s"] == ["100", "0.02", "2"]
+    ticks = {
+        label.get_text()
+        for label in panels["time s"].get_xticklabels()
+        if panels["time s"].get_xlim()[0] <= label.get_position()[0]
+    }
+    assert {"0.1", "1", "10", "100"} <= ticks
+    assert panels["time s"].get_xscale() == "log"
+    lost = [row | {"storage_bytes": None} for row in rows]
+    figure = plots._costs(lost, "class 1, iid")
+    texts_ = [text.get_text().strip() for text in figure.axes[5].texts]
+    assert texts_ == ["not measured"] * 3
 
 
 # ---- membership ---------------------------------------------------------------------------------
@@ -433,9 +495,7 @@ class Asked:
 
 
 def run(path: Path, out: Path) -> Any:
-    import sys
-
-    return bench(Bench(load(path), out, "", "cpu"), console_for(sys.stderr), command="efface bench")
+    return bench(Bench(load(path), out, "", "cpu"), console_for(sys.stderr))
 
 
 def test_a_finished_cell_is_not_run_again_and_an_interrupted_one_is(
@@ -533,6 +593,77 @@ def test_a_result_depends_on_the_code_of_its_method_alone(tmp_path: Path) -> Non
     assert cells.code("strategies.class_pruning") != cells.code("strategies.influential")
 
 
+@pytest.mark.parametrize(
+    "file",
+    [
+        *("federation.py", "service.py", "history.py", "grid.py", "settings.py", "runner.py"),
+        *("evaluation.py", "engines/inline.py", "bench/membership.py"),
+    ],
+)
+def test_a_result_depends_on_what_runs_and_measures_it(
+    monkeypatch: pytest.MonkeyPatch, file: str
+) -> None:
+    before, real = cells.code.__wrapped__("strategies.sga"), Path.read_bytes
+    changed = ROOT / "server" / file
+    assert changed.exists()
+
+    def read(path: Path) -> bytes:
+        return real(path) + (b"# changed" if path == changed else b"")
+
+    monkeypatch.setattr(Path, "read_bytes", read)
+
+    assert cells.code.__wrapped__("strategies.sga") != before
+
+
+def test_sweeps_share_retrained_models_of_the_same_code_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = load(write(tmp_path, levels="[sweep]\nlr = [0.1, 0.2]\n"))
+    run_, home = Bench(recipe, tmp_path / "out"), tmp_path / "home"
+    (home / "cache").mkdir(parents=True)
+    (home / "cache" / "retrained-1.safetensors").touch()
+    run_._share(recipe.cells[0], home, bring=False)
+    (home / "cache" / "retrained-1.safetensors").unlink()
+
+    monkeypatch.setattr(cells, "code", lambda module: "of another day")
+    run_._share(recipe.cells[1], home, bring=True)
+    assert not list((home / "cache").iterdir())
+    monkeypatch.undo()
+    run_._share(recipe.cells[1], home, bring=True)
+    assert len(list((home / "cache").iterdir())) == 1
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_cell_that_cannot_train_leaves_the_others(tmp_path: Path, jobs: int) -> None:
+    recipe = load(write(tmp_path, more="seeds = [0, 1, 2]"))
+    run_ = Bench(recipe, tmp_path / "out", "", "cpu", jobs)
+    (run_.out / "cells").mkdir(parents=True)
+    (run_.out / "cells" / "iid-seed-0").touch()  # a file where its folder should be
+
+    with pytest.raises(CellFailed, match="got iid-seed-0 that did not"):
+        bench(run_, console_for(sys.stderr))
+
+    with (run_.out / "results.csv").open(newline="") as file:
+        assert {row["seed"] for row in csv.DictReader(file)} == {"1", "2"}
+    assert (run_.out / "results.md").exists()
+    log = (run_.out / "bench.log").read_text()
+    assert "cell iid-seed-0" in log
+    assert "FileExistsError" in log
+
+
+def test_stopping_a_cell_stops_the_benchmark(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(settings: RunSettings, listener: Any) -> dict[str, Any]:
+        raise Interrupted("stopped by the operator")
+
+    asked = Asked(stop)
+    monkeypatch.setattr(cells, "run", asked)
+    with pytest.raises(Interrupted):
+        run(write(tmp_path, more="seeds = [0, 1]"), tmp_path / "out")
+    assert asked.modes == ["train "]
+
+
 def test_a_label_is_no_reason_to_run_again(tmp_path: Path) -> None:
     recipe = load(write(tmp_path))
     run_ = Bench(recipe, tmp_path / "out")
@@ -613,6 +744,57 @@ def test_the_document_holds_the_documented_keys(small: tuple[Path, dict[str, Any
 
     documented = set().union(*(re.findall(r"`(\w+)`", line[0]) for line in lines[2:]))
     assert set(small[1]) == documented
+
+
+def test_price_is_what_the_method_needs_of_training(tmp_path: Path) -> None:
+    # 100 s of training, of which clients spent 20 % on distilling and the server 4 s on keeping.
+    record = {
+        "seconds": {"train": 100.0},
+        "distillation": {"client_seconds_share": 0.2, "seconds": 7.0},
+        "storage": {"updates_seconds": 4.0},
+    }
+    training = {"record": record, "storage": {"synthetic": 300, "updates": 5000}}
+    path = write(tmp_path)
+    told = path.read_text().replace('"class-pruning"', '"federaser", "quickdrop", "sga"')
+    path.write_text(told)
+    recipe = load(path)
+
+    found = {
+        one.name: harness._price(Task(recipe.cells[0], recipe.levels[0], one), training)
+        for one in recipe.contenders
+    }
+
+    both = {"train_seconds": 100.0, "plain_seconds": 76.0}
+    assert found["federaser"] == both | {"overhead_seconds": 4.0, "storage_bytes": 5000}
+    assert found["quickdrop"] == both | {"overhead_seconds": 20.0, "storage_bytes": 300}
+    assert found["sga"] == both | {"overhead_seconds": 0.0, "storage_bytes": 0}
+
+
+def test_rows_and_records_agree_on_the_speed_up(tmp_path: Path) -> None:
+    path = write(tmp_path, levels="[[levels]]\nsequence = [8, 7]\ncompare_at = [1, 2]\n")
+    told = path.read_text().replace('"influential-de", "class-pruning"', '"federaser", "quickdrop"')
+    path.write_text(told.replace("scale = 0", "scale = 10\ndistill_every = 1\nkeep_updates = 1"))
+
+    done = run(path, tmp_path / "out")
+
+    compared = 0
+    for file in (tmp_path / "out" / "cells").glob("*/*/*.json"):
+        for number, step in enumerate(json.loads(file.read_text())["steps"], start=1):
+            (row,) = (
+                row
+                for row in done.rows
+                if (row["method"], row["step"]) == (file.stem, number)
+                and row["level"].startswith("in a row") == file.parent.name.startswith("in-a-row")
+            )
+            assert step["state"] == row["state"] == "done"
+            speed_up = step["record"]["speed_up"]
+            assert row["overhead_seconds"] == pytest.approx(speed_up["overhead_seconds"])
+            assert row["overhead_seconds"] > 0
+            assert row["speed_up"] == pytest.approx(speed_up["request"])
+            for count, value in speed_up["amortised"].items():
+                assert row[f"speed_up_{count}"] == pytest.approx(value)
+            compared += 1
+    assert compared == 6
 
 
 def test_a_wrong_recipe_is_refused_before_anything_is_written(tmp_path: Path) -> None:

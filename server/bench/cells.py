@@ -3,10 +3,12 @@
     OUT/cells/iid-seed-0/train.json              the training
                          class-9/quickdrop.json  one method at one level, or one Retrained more
                          home-1f0c...            versions, stores and journals: the training resumes
-    OUT/cache/                                   Retrained models, shared by the values of a sweep
+    OUT/cache/4be9.../                           Retrained models, shared by the values of a sweep
 
-Each file holds the key of everything that its result depends on: the recipe's part and the code of
-the clients, the method and the measuring. A file with another key is made again.
+Each file holds the key of what its result depends on: the recipe's part, the kind of device, and
+the code of the clients, the method, the coordinator that runs and times it, and the measuring. A
+file with another key is made again. `FORMAT` stands for this file; versions of libraries and the
+machine have no part in it.
 """
 
 import ast
@@ -32,9 +34,20 @@ from client.errors import BadSetting, EffaceError
 from client.models import ModelSpec, build, loaded
 from client.seeds import generator
 from client.wire import ForgetSpec, tensors
-from server import evaluation
+from server import (
+    evaluation,
+    federation,
+    grid,
+    history,
+    journal,
+    registry,
+    runner,
+    service,
+    settings,
+)
 from server.bench import membership
 from server.bench.recipe import Cell, Contender, Level, Recipe, slug
+from server.engines import inline
 from server.federation import Round, from_numpy
 from server.grid import Interrupted
 from server.home import Home, HomeBusy, write_json
@@ -48,6 +61,11 @@ from strategies.methods import METHODS
 FORMAT: Final = 1  # of a kept result; a new one makes all of them anew
 # A benchmark shows how well a method forgot; it refuses none for it.
 JUDGE_ALL: Final = {"max_forget_accuracy": 100.0, "max_relearning_gap": 100.0}
+# What of the coordinator makes, times and judges a result, with the defaults of its settings.
+_COORDINATOR: Final = (
+    *(federation, grid, history, inline, journal, registry, runner, service, settings),
+    *(evaluation, membership),
+)
 _DROPPED: Final = ("settings", "report", "command", "channels")
 
 Report = Callable[[str, str], None]  # kind ("now", "done") and text
@@ -296,7 +314,7 @@ class Bench:
         """
         if not cell.sweep:
             return
-        shared, own = self.out / "cache", Home(home).cache
+        shared, own = self.out / "cache" / code("strategies.retraining")[:12], Home(home).cache
         shared.mkdir(parents=True, exist_ok=True)
         _pass_on(*((shared, own) if bring else (own, shared)))
 
@@ -470,11 +488,14 @@ def code(module: str) -> str:
     """Return a digest of the code that a method's results depend on.
 
     It is that of the clients, of the method's own module with all of `strategies` that it imports,
-    and of the measuring. A method that is added or changed leaves the others' results standing.
+    of the coordinator and of the measuring. A method that is added or changed leaves the others'
+    results standing; FedEraser's module alone is part of all, as the coordinator keeps and replays
+    updates with it.
     """
     found = hashlib.sha256(wire.fingerprint().encode())
-    measuring = [Path(str(evaluation.__file__)), Path(str(membership.__file__))]
-    for path in [*sorted(_imported(module)), *measuring]:
+    own = _imported(module) | _imported("strategies.federaser")
+    coordinator = [Path(str(part.__file__)) for part in _COORDINATOR]
+    for path in [*sorted(own), *coordinator]:
         found.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     return found.hexdigest()
 

@@ -201,7 +201,7 @@ def _method(result: Mapping[str, Any]) -> Row:
     row = _head(result, result["method"])
     row |= {"storage_bytes": result["storage_bytes"], "train_seconds": result["train_seconds"]}
     row["overhead_seconds"] = overhead = result["overhead_seconds"]
-    row["overhead_percent"] = 100.0 * overhead / result["train_seconds"]
+    row["overhead_percent"] = 100.0 * overhead / result["plain_seconds"]
     if result["state"] != "done":
         return row
     record = result["record"]

@@ -7,6 +7,7 @@ import logging
 import multiprocessing
 import os
 import queue
+import shlex
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,9 +23,11 @@ from server.bench import plots, table
 from server.bench.cells import Bench, Task, tasks
 from server.bench.columns import Row, rows
 from server.bench.recipe import Cell
+from server.grid import Interrupted
 from server.home import write_atomic
 from strategies.methods import METHODS
 
+RESULTS: Final = Path("benchmarks") / "results"  # where a folder of each recipe's name is usual
 USUAL_PEAK: Final = 1.5e9  # bytes that a cell takes, before one has told
 _POLL: Final = 0.2  # seconds
 
@@ -53,17 +56,16 @@ class Outcome:
     states: dict[str, int] = field(default_factory=dict)
 
 
-def bench(run: Bench, console: Console, *, command: str) -> Outcome:
+def bench(run: Bench, console: Console) -> Outcome:
     """Do what is missing of a recipe, and write its tables and plots.
 
     Args:
         run: The recipe and its folder.
         console: Where progress is shown.
-        command: The command line, for the tables' heading.
 
     Raises:
         CellFailed: If cells could not be trained.
-        KeyboardInterrupt: If it was stopped; what was finished is kept.
+        KeyboardInterrupt, Interrupted: If it was stopped; what was finished is kept.
     """
     everything = [task for cell in run.recipe.cells for task in tasks(run.recipe, cell)]
     kept = sum(run.finished(task) for task in everything)
@@ -74,7 +76,7 @@ def bench(run: Bench, console: Console, *, command: str) -> Outcome:
     outcome = Outcome(rows(found), {}, made=len(everything) - kept, kept=kept)
     for row in outcome.rows:
         outcome.states[row["state"]] = outcome.states.get(row["state"], 0) + 1
-    outcome.files = _write(run, found, outcome.rows, command)
+    outcome.files = _write(run, found, outcome.rows)
     if failed:
         raise CellFailed(
             f"cells must end, got {', '.join(failed)} that did not; the others are in "
@@ -83,26 +85,49 @@ def bench(run: Bench, console: Console, *, command: str) -> Outcome:
     return outcome
 
 
+def command_line(run: Bench) -> str:
+    """Return the command that makes a benchmark, for a shell in the present folder."""
+    here = Path.cwd()
+    said = ["efface", "bench", str(run.recipe.path)]
+    said += ["--data-dir", run.data_dir] if run.data_dir else []
+    if run.out.absolute() != here / RESULTS / run.recipe.name:
+        below = run.out.is_relative_to(here)
+        said += ["--out", str(run.out.relative_to(here) if below else run.out)]
+    said += ["--jobs", str(run.jobs)] if run.jobs > 1 else []
+    said += ["--device", run.device] if run.device != "auto" else []
+    return shlex.join(said)
+
+
 # ---- cells --------------------------------------------------------------------------------------
 
 
 def _all_cells(run: Bench, tell: Tell) -> list[str]:
-    """Run the cells that are not finished, `run.jobs` at a time; return those that did not end."""
+    """Run the cells that are not finished, `run.jobs` at a time; return those that did not end.
+
+    Raises:
+        KeyboardInterrupt, Interrupted: If it was stopped.
+    """
     waiting = [
         cell
         for cell in run.recipe.cells
         if not all(run.finished(task) for task in tasks(run.recipe, cell))
     ]
+    failed: list[str] = []
     if run.jobs == 1 or len(waiting) < 2:
         with _logged(run.out):
             for cell in waiting:
-                run.run(cell, lambda kind, text, name=cell.name: tell(name, kind, text))  # type: ignore[misc]
-        return []
+                try:
+                    run.run(cell, lambda kind, text, name=cell.name: tell(name, kind, text))  # type: ignore[misc]
+                except Interrupted:
+                    raise
+                except Exception:
+                    _log_failure(cell)
+                    failed.append(cell.name)
+        return failed
     # A process for each: it gives its memory back, and cells do not wait for one another's lock.
     context = multiprocessing.get_context("spawn")
     told: multiprocessing.Queue[tuple[str, str, str]] = context.Queue()
     working: dict[str, Any] = {}
-    failed: list[str] = []
     try:
         while waiting or working:
             while waiting and len(working) < run.jobs and (not working or _room(run.out)):
@@ -134,8 +159,12 @@ def _in_process(run: Bench, cell: Cell, told: Any) -> None:
         except KeyboardInterrupt:
             raise SystemExit(1) from None
         except Exception:
-            logging.getLogger("efface").exception("cell %s", cell.name)
+            _log_failure(cell)
             raise SystemExit(1) from None
+
+
+def _log_failure(cell: Cell) -> None:
+    logging.getLogger("efface").exception("cell %s", cell.name)
 
 
 def _room(out: Path) -> bool:
@@ -254,24 +283,35 @@ def results(run: Bench, everything: Sequence[Task]) -> list[dict[str, Any]]:
 
 
 def _price(task: Task, training: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what the training cost for the method's sake: seconds and stored bytes."""
+    """Return what the training cost for the method's sake: seconds and stored bytes.
+
+    The overhead is that of `server.service.speed_up`. `plain_seconds` is the training without
+    distilling and keeping updates, whichever of them the method needs.
+    """
     record, storage = training["record"], training["storage"]
     seconds = record["seconds"]["train"]
-    price = {"train_seconds": seconds, "overhead_seconds": 0.0, "storage_bytes": 0}
+    distilling = seconds * (record["distillation"] or {}).get("client_seconds_share", 0.0)
+    keeping = record["storage"]["updates_seconds"]
+    price = {
+        "train_seconds": seconds,
+        "plain_seconds": seconds - distilling - keeping,
+        "overhead_seconds": 0.0,
+        "storage_bytes": 0,
+    }
     if task.contender is None:
         return price
     needs = METHODS[task.contender.name].needs
     if needs.synthetic_data:
-        share = (record["distillation"] or {}).get("client_seconds_share", 0.0)
-        price |= {"overhead_seconds": seconds * share}
+        price["overhead_seconds"] += distilling
         price["storage_bytes"] += storage["synthetic"]
     if needs.history:
+        price["overhead_seconds"] += keeping
         price["storage_bytes"] += storage["updates"]
     return price
 
 
 def _write(
-    run: Bench, found: Sequence[Mapping[str, Any]], made: Sequence[Row], command: str
+    run: Bench, found: Sequence[Mapping[str, Any]], made: Sequence[Row]
 ) -> dict[str, list[Path]]:
     """Write the tidy tables, the Markdown page and the plots; return their paths."""
     csv_path, classes = run.out / "results.csv", run.out / "classes.csv"
@@ -281,7 +321,10 @@ def _write(
     drawn = plots.draw(run.recipe, found, made, run.out / "plots")
     page = run.out / "results.md"
     text = table.page(
-        run.recipe, made, command=command, drawn=[p.relative_to(run.out) for p in drawn]
+        run.recipe,
+        made,
+        command=command_line(run),
+        drawn=[p.relative_to(run.out) for p in drawn],
     )
     write_atomic(page, text.encode())
     return {"tables": [page], "rows": [csv_path, classes], "plots": drawn}

@@ -8,7 +8,7 @@ from typing import Any, Final
 from matplotlib import colormaps, rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator
 
 from server.bench.columns import COLUMNS, PHASES, Row
 from server.bench.recipe import Level, Recipe, slug
@@ -175,7 +175,7 @@ def _by_class(results: Sequence[Result], title: str) -> Figure:
 
 
 def _costs(rows: Sequence[Row], title: str) -> Figure:
-    """Bars, the mean over seeds; a cost of nothing has no bar."""
+    """Bars, the mean over seeds; a cost of nothing has no bar, and its number says so."""
     lines = [r for r in rows if r["state"] == "done" and r["method"] != "Original"]
     lines = [r for r in lines if not r["method"].startswith("Retrained, seed")]
     label = {id(r): ", ".join(filter(None, [r["method"], r["sweep"]])) for r in lines}
@@ -188,10 +188,13 @@ def _costs(rows: Sequence[Row], title: str) -> Figure:
         for place, model in enumerate(models):
             values = [r[key] for r in lines if label[id(r)] == model and r[key] is not None]
             mean = statistics.fmean(values) / column.unit if values else 0.0
-            axes.barh(place, mean, color=colour[model])
             if mean > 0:
+                axes.barh(place, mean, color=colour[model])
                 shown = f"{mean:,.0f}" if mean >= 100 else f"{mean:.3g}"
                 axes.text(mean, place, f" {shown}", va="center", fontsize=7)
+                continue
+            shown, at_the_axis = "0" if values else "not measured", axes.get_yaxis_transform()
+            axes.text(0, place, f" {shown}", va="center", fontsize=7, transform=at_the_axis)
         axes.set_yticks(range(len(models)), models)
         axes.set_title(column.heading, loc="left")
         _logarithmic(axes)
@@ -201,12 +204,19 @@ def _costs(rows: Sequence[Row], title: str) -> Figure:
 
 
 def _logarithmic(axes: Axes) -> None:
-    widths = [bar.get_width() for bar in axes.patches if bar.get_width() > 0]  # type: ignore[attr-defined]
-    if widths:
-        axes.set_xscale("log")
-        axes.set_xlim(min(widths) / 3, max(widths) * 8)
-    axes.set_xticks([])  # the bars say their numbers
+    """Scale the bars' axis, with decades as ticks; there is none where no bar is."""
+    widths = [bar.get_width() for bar in axes.patches]  # type: ignore[attr-defined]
+    if not widths:
+        axes.set_xticks([])
+        return
+    axes.set_xscale("log")
+    axes.set_xlim(min(widths) / 3, max(widths) * 8)
+    axes.xaxis.set_major_locator(LogLocator(numticks=7))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
     axes.set_xticks([], minor=True)
+    axes.tick_params(axis="x", labelsize=7)
+    axes.grid(axis="x", alpha=0.25)
+    axes.set_axisbelow(True)
 
 
 def _in_a_row(results: Sequence[Result], title: str) -> Figure:

@@ -29,6 +29,8 @@ def page(recipe: Recipe, rows: Sequence[Row], *, command: str, drawn: Sequence[P
         for level in recipe.levels:
             here = [r for r in rows if (r["partition"], r["level"]) == (partition, level.label)]
             lines += ["", f"## {level.label}, {partition}", ""]
+            if any(forget.clients for forget in level.requests):
+                lines += [CLIENT_LEVEL, ""]
             lines += level_table(here, recipe.columns, steps=level.in_a_row)
             lines += list(_troubles(here))
     for path in drawn:
@@ -42,7 +44,12 @@ _READING: Final = (
     "Retrained models that differ in their seed alone (over partitions as well where none do). "
     "Attack AUC: 0.5 cannot tell forgotten training examples from unseen ones; Retrained's is the "
     "aim. Relearning is the mean forget accuracy during 30 steps on 50 images of the class. Times "
-    "are wall seconds without evaluation; the training overhead is what distillation added."
+    "are wall seconds without evaluation; the training overhead is what distillation, "
+    "or keeping updates, added for the method's sake."
+)
+CLIENT_LEVEL: Final = (
+    "Where the client held most examples of a class, that class leaves with it: Retrained's R is "
+    "then below Original's, and a good method's R is expected to fall towards Retrained's."
 )
 
 

@@ -65,12 +65,8 @@ def bench(
     checked = load(recipe)
     check_data(checked, data_dir, device)
     folder = (out or OUT / checked.name).absolute()
-    said = ["efface", "bench", str(recipe)]
-    said += ["--data-dir", "DATA"] if data_dir else []
-    said += ["--jobs", str(jobs)] if jobs > 1 else []
-    said += ["--device", device] if device != "auto" else []
     run = Bench(checked, folder, data_dir, device, jobs)
-    done = run_bench(run, call.errors, command=" ".join(said))
+    done = run_bench(run, call.errors)
     document = {
         "format": FORMAT,
         "recipe": checked.name,
