@@ -154,7 +154,7 @@ def test_the_start_follows_torchs_default_distribution():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"name": "resnet19"}, "model must be one of convnet, lenet, resnet8, resnet20, .*, got 'resnet19'"),
+        ({"name": "resnet19"}, "model must be one of convnet, lenet, resnet8, .*, got 'resnet19'"),
         ({"num_classes": 1}, "num_classes must be at least 2, got 1"),
         ({"channels": 2}, "channels must be 1 or 3, got 2"),
         ({"image_size": 7}, "image_size must be at least 8, got 7; enlarge the images first"),
