@@ -508,6 +508,10 @@ def represent(node: Node, settings: wire.Representation) -> Answer:
         settings.model_classes,
         batch_size=settings.batch_size,
     )
+    # The sum over a class with one example would be that example's own activations.
+    lone = counts < wire.MIN_EXAMPLES
+    counts = counts.masked_fill(lone, 0)
+    sums = {name: of_layer.masked_fill(lone[:, None], 0.0) for name, of_layer in sums.items()}
     return {
         "num-examples": len(part),
         "samples": len(part),

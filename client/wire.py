@@ -71,7 +71,7 @@ METRICS: Final[Mapping[str, str]] = MappingProxyType(
     }
 )
 
-MIN_EXAMPLES: Final = 2  # behind a loss that goes up
+MIN_EXAMPLES: Final = 2  # behind a loss, or a sum of activations, that goes up
 
 
 def shown_loss(loss: Tensor, num_examples: Tensor | int) -> Tensor:
@@ -131,6 +131,11 @@ def positive() -> Rule:
 
 def at_least(low: int) -> Rule:
     return Rule(lambda v: v >= low, f"be at least {low}")
+
+
+def all_or_some() -> Rule:
+    """Return the rule of a number of examples whose sum goes up."""
+    return Rule(lambda v: v == 0 or v >= MIN_EXAMPLES, f"be 0 for all, or at least {MIN_EXAMPLES}")
 
 
 def one_of(*values: str) -> Rule:
@@ -399,7 +404,7 @@ class Settle(Common):
 class Representation(Common):
     """Class-wise sums of every convolution channel's pooled activation, on the training part."""
 
-    samples_per_class: int = setting(at_least(0), 0)  # 0 for all
+    samples_per_class: int = setting(all_or_some(), 0)
     batch_size: int = setting(at_least(1), 256)
 
 

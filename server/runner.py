@@ -211,19 +211,7 @@ def name_nodes(grid: NamedGrid, service: Service, request: str) -> None:
         request=request,
         lineage=request,
         phase="names",
-        seed=settings.seed,
-        dataset=settings.dataset,
-        partition=settings.partition,
-        num_clients=settings.num_clients,
-        max_samples=settings.max_samples,
-        partition_seed=settings.partition_seed,
-        model=spec.name,
-        model_classes=spec.num_classes,
-        model_channels=spec.channels,
-        model_image_size=spec.image_size,
-        model_width=spec.width,
-        model_depth=spec.depth,
-        threads=settings.threads,
+        **settings.told(spec),
     ).check()
     content = RecordDict({"arrays": ArrayRecord(), "config": told.config()})
     unnamed = [node.node_id for node in grid.get_nodes() if not node.name]

@@ -172,6 +172,32 @@ class RunSettings(Settings):
         if not self.local_steps and not self.local_epochs:
             raise BadSetting("local-steps or local-epochs must be positive, got 0 and 0")
 
+    def told(self, spec: ModelSpec) -> dict[str, Any]:
+        """Return what every message says of seed, data, model and machine (`client.wire.Common`).
+
+        Args:
+            spec: The model.
+        """
+        return {
+            "seed": self.seed,
+            "federation": self.federation,
+            "dataset": self.dataset,
+            "partition": self.partition,
+            "num_clients": self.num_clients,
+            "max_samples": self.max_samples,
+            "partition_seed": self.partition_seed,
+            "holdout": self.holdout,
+            "model": spec.name,
+            "model_classes": spec.num_classes,
+            "model_channels": spec.channels,
+            "model_image_size": spec.image_size,
+            "model_width": spec.width,
+            "model_depth": spec.depth,
+            "device": self.device,
+            "threads": self.threads,
+            "precision": self.precision,
+        }
+
     def model_spec(self, data: datasets.DataSet | None) -> ModelSpec:
         """Return the model to build.
 

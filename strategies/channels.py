@@ -38,7 +38,7 @@ class RepresentationRounds(Rounds):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Return the class means."""
-        answers = self._answers(server_round, list(replies))
+        answers = list(self._by_name(server_round, list(replies)).values())
         used = [(c, m) for c, m in answers if float(m["num-examples"]) > 0]
         if not used:
             raise NothingTouched("representation must use at least one example, got none")
@@ -85,13 +85,11 @@ class PartialChannelFedAvg(Rounds):
         self.layers = layers
         self.channels = from_text(settings.channels)
         self._informed: set[int] = set()
-        self._model: ArrayRecord | None = None
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Send slices to the nodes that have the rest of the model, the whole to the others."""
-        self._model = arrays
         slices = pack(take(tensors(arrays), self.layers, self.channels))
         messages = []
         for message in super().configure_train(server_round, arrays, config, grid):
@@ -110,12 +108,12 @@ class PartialChannelFedAvg(Rounds):
         """Return the model with the averaged slices in their places, and nothing else changed."""
         replies = list(replies)
         row, metrics = super().aggregate_train(server_round, replies)
-        if self._model is None or row is None:
-            raise NothingTouched("a round must be configured before it is aggregated")
+        if row is None:
+            return None, metrics
         self._informed |= {m.metadata.src_node_id for m in replies if not m.has_error()}
-        before = take(tensors(self._model), self.layers, self.channels)
+        before = take(tensors(self.sent), self.layers, self.channels)
         slices = unpack(tensors(row)[wire.SLICES], before)
-        return put(self._model, slices, self.layers, self.channels), metrics
+        return put(self.sent, slices, self.layers, self.channels), metrics
 
 
 def put(

@@ -25,7 +25,7 @@ from flwr.app import ArrayRecord
 from client.channels import Layer, from_text, layout, zero_
 from client.errors import BadSetting
 from client.models import ModelSpec, build, loaded
-from client.wire import Representation, Rule, at_least, one_of, tensors
+from client.wire import Representation, Rule, all_or_some, at_least, one_of, tensors
 from strategies.channels import Floats, RepresentationRounds, arrays_of
 from strategies.estimates import DOUBLES, FORWARD, Facts, Stretch, num_channels
 from strategies.federation import Federation
@@ -41,8 +41,8 @@ class ClassPruning(Hyperparameters):
     prune_share: float = option(0.1, Rule(lambda v: 0 < v < 1, "lie in (0, 1)"))
     # One threshold over all layers (Algorithm 2), or one a layer.
     scope: str = option("global", one_of("global", "layer"))
-    # Images of a class that a client looks at; 0 for all it has.
-    samples_per_class: int = option(0, at_least(0))
+    # Images of a class that a client looks at; 0 for all it has. It sends no sum over one alone.
+    samples_per_class: int = option(0, all_or_some())
     # Fine-tuning: rounds at most, percent of retain accuracy that ends it (0 for that before the
     # request), and points below it that are accepted.
     rounds: int = option(10, at_least(0))

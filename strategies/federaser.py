@@ -21,8 +21,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
-from flwr.serverapp import Grid
+from flwr.app import Array, ArrayRecord, Message, MetricRecord
 
 from client import wire
 from client.wire import Common, Rule
@@ -30,13 +29,13 @@ from strategies.averaging import weighted_average
 from strategies.estimates import Facts, Stretch
 from strategies.federation import Federation, StoredRound
 from strategies.method import Hyperparameters, Needs, option
-from strategies.relearning import ordinary_relearning
+from strategies.relearning import OrdinaryRelearning
 from strategies.rounds import NothingTouched, Rounds, summed
 from strategies.scaling import STATISTICS
 
 
 @dataclass(frozen=True)
-class FedEraser(Hyperparameters):
+class FedEraser(OrdinaryRelearning, Hyperparameters):
     """The paper's protocol; the retaining interval is `keep-updates`, a setting of training."""
 
     # r, the calibration ratio: share of the local steps of training that calibration takes.
@@ -83,10 +82,6 @@ class FedEraser(Hyperparameters):
             raise NothingTouched("stored updates must hold clients with data left, got none")
         return model
 
-    def relearn(self, federation: Federation, model: ArrayRecord) -> ArrayRecord:
-        """Return `model` with what the request names put back by ordinary rounds."""
-        return ordinary_relearning(federation, model)
-
     def estimate(self, facts: Facts) -> list[Stretch]:
         """Return what `forget` will take."""
         # Of a client's first round nobody is asked (step 1).
@@ -124,21 +119,13 @@ class ReplayedRound(Rounds):
         super().__init__(settings, participants=tuple(participants), min_share=min_share)
         self.stored = stored
         self.kept: StoredRound | None = None
-        self._model = ArrayRecord()
-
-    def configure_train(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """Address the participants, and remember the model that they start from."""
-        self._model = arrays
-        return super().configure_train(server_round, arrays, config, grid)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Return the model after the stored round."""
         self.kept = self.stored
-        return after(self._model, self.stored), summed([], 0)
+        return after(self.sent, self.stored), summed([], 0)
 
 
 class CalibratedRound(ReplayedRound):
@@ -153,21 +140,14 @@ class CalibratedRound(ReplayedRound):
             ClientLost: If fewer nodes answered than must.
             NothingTouched: If they used no example.
         """
-        answers = self._by_name(server_round, list(replies))
-        updates, weights = {}, {}
-        for name, (content, metrics) in answers.items():
-            if float(metrics["num-examples"]) > 0:
-                found = difference(next(iter(content.array_records.values())), self._model)
-                updates[name] = calibrated(self.stored.updates[name], found)
-                weights[name] = float(metrics["num-examples"])
-        if not updates:
-            raise NothingTouched(
-                f"{self.settings.phase} must use at least one example, got none on "
-                f"{len(answers)} clients"
-            )
+        used, metrics = self._used(server_round, list(replies))
+        updates = {
+            name: calibrated(self.stored.updates[name], difference(arrays, self.sent))
+            for name, (arrays, _) in used.items()
+        }
+        weights = {name: examples for name, (_, examples) in used.items()}
         self.kept = StoredRound(self.stored.number, updates, weights)
-        metrics_of_all = [metrics for _, metrics in answers.values()]
-        return after(self._model, self.kept), summed(metrics_of_all, len(self.failures))
+        return after(self.sent, self.kept), metrics
 
 
 def with_data_left(federation: Federation) -> set[str]:

@@ -34,7 +34,7 @@ from strategies.estimates import Facts, Stretch
 from strategies.federation import Federation
 from strategies.method import RATE, Hyperparameters, Needs, option
 from strategies.quickdrop_calibrated import without_directions
-from strategies.relearning import ordinary_relearning
+from strategies.relearning import OrdinaryRelearning
 from strategies.rounds import Rounds
 
 
@@ -49,7 +49,7 @@ class FisherRounds(Rounds):
 
 
 @dataclass(frozen=True)
-class FisherForgetting(Hyperparameters):
+class FisherForgetting(OrdinaryRelearning, Hyperparameters):
     """The paper's procedure: one message to the nodes, the noise on the coordinator's machine."""
 
     noise: float = option(3e-9, RATE)  # lambda * sigma_h^2
@@ -103,10 +103,6 @@ class FisherForgetting(Hyperparameters):
                 noise = deviation.clamp(max=self.clip) * n
                 state[name] = (state[name].double() + noise).to(state[name].dtype)
         return state
-
-    def relearn(self, federation: Federation, model: ArrayRecord) -> ArrayRecord:
-        """Return `model` with what the request names put back."""
-        return ordinary_relearning(federation, model)
 
     def estimate(self, facts: Facts) -> list[Stretch]:
         """Return what `forget` will take."""

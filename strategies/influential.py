@@ -39,11 +39,11 @@ from strategies.channels import (
 from strategies.estimates import DOUBLES, FORWARD, Facts, Stretch, num_channels
 from strategies.federation import Federation
 from strategies.method import COUNT, RATE, Hyperparameters, Needs, option
-from strategies.relearning import ordinary_relearning
+from strategies.relearning import OrdinaryRelearning
 
 
 @dataclass(frozen=True)
-class InfluentialChannels(Hyperparameters):
+class InfluentialChannels(OrdinaryRelearning, Hyperparameters):
     """What both schemes share: which channels are chosen."""
 
     # delta, the selection factor: share of each layer's channels.
@@ -91,10 +91,6 @@ class InfluentialChannels(Hyperparameters):
     def num_chosen(self, num_channels: int) -> int:
         """Return how many of a layer's channels are chosen."""
         return max(1, math.ceil(self.delta * num_channels))
-
-    def relearn(self, federation: Federation, model: ArrayRecord) -> ArrayRecord:
-        """Return `model` with the classes put back by ordinary rounds."""
-        return ordinary_relearning(federation, model)
 
 
 @dataclass(frozen=True)

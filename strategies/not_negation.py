@@ -25,11 +25,11 @@ from strategies.estimates import Facts, Stretch
 from strategies.federation import Federation
 from strategies.finetuning import fine_tune
 from strategies.method import COUNT, PERCENT, Hyperparameters, Needs, option
-from strategies.relearning import ordinary_relearning
+from strategies.relearning import OrdinaryRelearning
 
 
 @dataclass(frozen=True)
-class WeightNegation(Hyperparameters):
+class WeightNegation(OrdinaryRelearning, Hyperparameters):
     """The paper's protocol."""
 
     layers: int = option(1, COUNT)  # L_neg: the first so many layers
@@ -59,10 +59,6 @@ class WeightNegation(Hyperparameters):
         return fine_tune(
             federation, model, rounds=self.rounds, wanted=wanted, tolerance=self.tolerance
         )
-
-    def relearn(self, federation: Federation, model: ArrayRecord) -> ArrayRecord:
-        """Return `model` with what the request names put back."""
-        return ordinary_relearning(federation, model)
 
     def estimate(self, facts: Facts) -> list[Stretch]:
         """Return what `forget` will take."""

@@ -23,7 +23,7 @@ from strategies.estimates import Facts, Stretch
 from strategies.federation import Federation
 from strategies.finetuning import fine_tune
 from strategies.method import COUNT, PERCENT, RATE, Hyperparameters, Needs, option
-from strategies.relearning import ordinary_relearning
+from strategies.relearning import OrdinaryRelearning
 from strategies.scaling import ScaledAveraging
 
 
@@ -37,7 +37,7 @@ class NegatedRounds(ScaledAveraging):
 
 
 @dataclass(frozen=True)
-class NegatedPseudoGradients(Hyperparameters):
+class NegatedPseudoGradients(OrdinaryRelearning, Hyperparameters):
     """The paper's protocol."""
 
     eta_u: float = option(2.0, RATE)  # eta_u, as in the public code for PUF-Special
@@ -68,10 +68,6 @@ class NegatedPseudoGradients(Hyperparameters):
         return fine_tune(
             federation, model, rounds=self.rounds, wanted=wanted, tolerance=self.tolerance
         )
-
-    def relearn(self, federation: Federation, model: ArrayRecord) -> ArrayRecord:
-        """Return `model` with what the request names put back."""
-        return ordinary_relearning(federation, model)
 
     def estimate(self, facts: Facts) -> list[Stretch]:
         """Return what `forget` will take."""

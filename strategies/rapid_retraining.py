@@ -24,12 +24,12 @@ from strategies.estimates import DOUBLE, Facts, Stretch
 from strategies.federation import Federation
 from strategies.guard import retained
 from strategies.method import PERCENT, RATE, Hyperparameters, Needs, option
-from strategies.relearning import ordinary_relearning
+from strategies.relearning import OrdinaryRelearning
 from strategies.rounds import FederatedAveraging
 
 
 @dataclass(frozen=True)
-class RapidRetraining(Hyperparameters):
+class RapidRetraining(OrdinaryRelearning, Hyperparameters):
     """The paper's protocol; local steps and batches are those of the training."""
 
     lr: float = option(0.3, RATE)  # eta
@@ -66,10 +66,6 @@ class RapidRetraining(Hyperparameters):
             if wanted is not None and known is not None and known >= wanted:
                 break
         return model
-
-    def relearn(self, federation: Federation, model: ArrayRecord) -> ArrayRecord:
-        """Return `model` with what the request names put back."""
-        return ordinary_relearning(federation, model)
 
     def estimate(self, facts: Facts) -> list[Stretch]:
         """Return what `forget` will take."""

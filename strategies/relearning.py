@@ -6,6 +6,14 @@ from strategies.federation import Federation
 from strategies.rounds import FederatedAveraging
 
 
+class OrdinaryRelearning:
+    """Gives a method its `relearn`: by ordinary rounds."""
+
+    def relearn(self, federation: Federation, model: ArrayRecord) -> ArrayRecord:
+        """Return `model` with what the request names put back."""
+        return ordinary_relearning(federation, model)
+
+
 def ordinary_relearning(
     federation: Federation, model: ArrayRecord, *, holder_rounds: int = 4, rounds: int = 2
 ) -> ArrayRecord:

@@ -12,12 +12,12 @@ from flwr.app import ArrayRecord
 from strategies.estimates import Facts, Stretch
 from strategies.federation import Federation
 from strategies.method import Hyperparameters, Needs
-from strategies.relearning import ordinary_relearning
+from strategies.relearning import OrdinaryRelearning
 from strategies.rounds import FederatedAveraging
 
 
 @dataclass(frozen=True)
-class Retraining(Hyperparameters):
+class Retraining(OrdinaryRelearning, Hyperparameters):
     """The oracle as a method: slow, and forgets by construction."""
 
     needs: ClassVar[Needs] = Needs(levels=frozenset({"class", "client"}), target_online=False)
@@ -25,10 +25,6 @@ class Retraining(Hyperparameters):
     def forget(self, federation: Federation, model: ArrayRecord) -> ArrayRecord:
         """Return a model that never saw what the request names; `model` is not used."""
         return train(federation, phase="unlearn")
-
-    def relearn(self, federation: Federation, model: ArrayRecord) -> ArrayRecord:
-        """Return `model` with what the request names put back."""
-        return ordinary_relearning(federation, model)
 
     def estimate(self, facts: Facts) -> list[Stretch]:
         """Return what `forget` will take."""

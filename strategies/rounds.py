@@ -71,12 +71,14 @@ class Rounds(FedAvg):
         self.fraction = fraction
         self.min_share = min_share
         self.failures: list[Failure] = []
+        self.sent = ArrayRecord()  # the model that went down last
         self._asked: dict[int, str] = {}
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Address this round's nodes. `config` is not read: `settings` says it all."""
+        self.sent = arrays
         online = {node.name: node.node_id for node in grid.get_nodes()}
         wanted = sorted(online if self.participants is None else self.participants)
         missing = [name for name in wanted if name not in online]
@@ -109,19 +111,31 @@ class Rounds(FedAvg):
             ClientLost: If fewer nodes answered than must.
             NothingTouched: If they used no example.
         """
-        answers = self._answers(server_round, list(replies))
-        used = [(content, float(metrics["num-examples"])) for content, metrics in answers]
-        used = [(content, examples) for content, examples in used if examples > 0]
+        used, metrics = self._used(server_round, list(replies))
+        arrays, examples = zip(*used.values(), strict=True)
+        return weighted_average(arrays, examples), metrics
+
+    def _used(
+        self, server_round: int, replies: list[Message]
+    ) -> tuple[dict[str, tuple[ArrayRecord, float]], MetricRecord]:
+        """Return the arrays and examples of the nodes that used any, by name; the round's totals.
+
+        Raises:
+            ClientLost: If fewer nodes answered than must.
+            NothingTouched: If they used no example.
+        """
+        answers = self._by_name(server_round, replies)
+        used = {
+            name: (next(iter(content.array_records.values())), float(metrics["num-examples"]))
+            for name, (content, metrics) in answers.items()
+            if float(metrics["num-examples"]) > 0
+        }
         if not used:
             raise NothingTouched(
                 f"{self.settings.phase} must use at least one example, got none on "
                 f"{len(answers)} clients"
             )
-        model = weighted_average(
-            [next(iter(content.array_records.values())) for content, _ in used],
-            [examples for _, examples in used],
-        )
-        return model, summed([metrics for _, metrics in answers], len(self.failures))
+        return used, summed([metrics for _, metrics in answers.values()], len(self.failures))
 
     def _told(self, name: str, server_round: int) -> ConfigRecord:
         return replace(self.settings, client=name, server_round=server_round).config()
@@ -133,11 +147,6 @@ class Rounds(FedAvg):
         draws = generator(self.settings.seed, self.settings.phase + " sampling", server_round)
         chosen = torch.randperm(len(names), generator=draws)[:count].sort().values
         return [names[i] for i in chosen.tolist()]
-
-    def _answers(
-        self, server_round: int, replies: list[Message]
-    ) -> list[tuple[RecordDict, dict[str, Any]]]:
-        return list(self._by_name(server_round, replies).values())
 
     def _by_name(
         self, server_round: int, replies: list[Message]

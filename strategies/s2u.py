@@ -22,12 +22,12 @@ from client.wire import at_least, between
 from strategies.estimates import Facts, Stretch
 from strategies.federation import Federation
 from strategies.method import COUNT, Hyperparameters, Needs, option
-from strategies.relearning import ordinary_relearning
+from strategies.relearning import OrdinaryRelearning
 from strategies.scaling import ScaledAveraging
 
 
 @dataclass(frozen=True)
-class ScaleToUnlearn(Hyperparameters):
+class ScaleToUnlearn(OrdinaryRelearning, Hyperparameters):
     """The paper's protocol."""
 
     down: float = option(0.05, between(0.0, 1.0))  # of the leaver's update
@@ -46,10 +46,6 @@ class ScaleToUnlearn(Hyperparameters):
             others=self.up,
         )
         return federation.run("unlearn", rounds, model, num_rounds=self.rounds)
-
-    def relearn(self, federation: Federation, model: ArrayRecord) -> ArrayRecord:
-        """Return `model` with the clients that the request names put back."""
-        return ordinary_relearning(federation, model)
 
     def estimate(self, facts: Facts) -> list[Stretch]:
         """Return what `forget` will take."""

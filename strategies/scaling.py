@@ -4,11 +4,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
-from flwr.serverapp import Grid
+from flwr.app import Array, ArrayRecord, Message, MetricRecord
 
 from client.wire import Common
-from strategies.rounds import FederatedAveraging, NothingTouched, summed
+from strategies.rounds import FederatedAveraging
 
 STATISTICS: Final = ("running_mean", "running_var", "num_batches_tracked")
 
@@ -36,14 +35,6 @@ class ScaledAveraging(FederatedAveraging):
         super().__init__(settings, **more)
         self.scales = scales
         self.others = others
-        self._model: ArrayRecord | None = None
-
-    def configure_train(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """Address this round's nodes and keep theta."""
-        self._model = arrays
-        return super().configure_train(server_round, arrays, config, grid)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -54,20 +45,10 @@ class ScaledAveraging(FederatedAveraging):
             ClientLost: If fewer nodes answered than must.
             NothingTouched: If they used no example.
         """
-        answers = self._by_name(server_round, list(replies))
-        used = {n: (c, m) for n, (c, m) in answers.items() if float(m["num-examples"]) > 0}
-        if not used or self._model is None:
-            raise NothingTouched(
-                f"{self.settings.phase} must use at least one example, got none on "
-                f"{len(answers)} clients"
-            )
-        model = scaled_average(
-            self._model,
-            [next(iter(content.array_records.values())) for content, _ in used.values()],
-            [float(metrics["num-examples"]) for _, metrics in used.values()],
-            [self.scales.get(name, self.others) for name in used],
-        )
-        return model, summed([metrics for _, metrics in answers.values()], len(self.failures))
+        used, metrics = self._used(server_round, list(replies))
+        arrays, examples = zip(*used.values(), strict=True)
+        scales = [self.scales.get(name, self.others) for name in used]
+        return scaled_average(self.sent, arrays, examples, scales), metrics
 
 
 def scaled_average(

@@ -23,12 +23,12 @@ from strategies.estimates import Facts, Stretch
 from strategies.federation import Federation
 from strategies.finetuning import fine_tune
 from strategies.method import COUNT, PERCENT, RATE, Hyperparameters, Needs, option
-from strategies.relearning import ordinary_relearning
+from strategies.relearning import OrdinaryRelearning
 from strategies.rounds import AscentRounds
 
 
 @dataclass(frozen=True)
-class GradientAscent(Hyperparameters):
+class GradientAscent(OrdinaryRelearning, Hyperparameters):
     """The paper's protocol."""
 
     unlearn_rounds: int = option(2, COUNT)  # at most
@@ -73,10 +73,6 @@ class GradientAscent(Hyperparameters):
         return fine_tune(
             federation, model, rounds=self.rounds, wanted=wanted, tolerance=self.tolerance
         )
-
-    def relearn(self, federation: Federation, model: ArrayRecord) -> ArrayRecord:
-        """Return `model` with what the request names put back."""
-        return ordinary_relearning(federation, model)
 
     def estimate(self, facts: Facts) -> list[Stretch]:
         """Return what `forget` will take."""

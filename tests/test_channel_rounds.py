@@ -11,6 +11,7 @@ from flwr.app import ArrayRecord, ConfigRecord
 from client import wire
 from client.app import app
 from client.channels import from_text, layout
+from client.site import open_site
 from client.wire import Ablation, FitChannels, Representation
 from server.engines.inline import InlineGrid
 from server.grid import NamedGrid, size
@@ -117,6 +118,20 @@ def test_class_means_are_those_of_all_the_data_together(grid: NamedGrid) -> None
     sums = np.sum([c.array_records["arrays"]["body.4"].numpy() for c in contents], axis=0)
     np.testing.assert_allclose(means["body.4"].numpy(), sums / counts[:, None])
     assert metrics["num-examples"] == counts.sum()
+
+
+def test_no_lone_examples_activations_go_up(grid: NamedGrid) -> None:
+    few = RepresentationRounds(told(Representation, max_samples=40, **CLASS_3))
+    asked = list(few.configure_train(1, weights(), ConfigRecord(), grid))
+    contents = [reply.content for reply in grid.send_and_receive(asked)]
+    site = open_site(told(Representation, max_samples=40), {"partition-id": 0})
+    of_class = np.bincount(site.train.labels, minlength=10)
+    assert 1 in of_class  # or this test shows nothing
+    counts = np.asarray(contents[0].metric_records["metrics"]["count-per-class"])
+    assert list(counts) == [0 if n == 1 else n for n in of_class]
+    for sums in contents[0].array_records["arrays"].values():
+        assert not sums.numpy()[of_class == 1].any()
+        assert sums.numpy()[of_class > 1].any(axis=1).all()
 
 
 def test_effects_are_averaged_by_the_examples_behind_them(grid: NamedGrid) -> None:

@@ -526,6 +526,7 @@ def test_a_whole_number_is_a_number_but_not_the_other_way_round() -> None:
         (wire.DESCEND, "hold-features", 1001.0, "lie in [0, 1000]"),
         (wire.CONDENSE, "outer-steps", 0, "be at least 1"),
         (wire.CONDENSE, "inner-steps", 0, "be at least 1"),
+        (wire.REPRESENTATION, "samples-per-class", 1, "be 0 for all, or at least 2"),
         (wire.FISHER, "side", "all", "be one of retain, forget"),
         (wire.FISHER, "max-examples", 1, "be at least 2"),
         (wire.SETTLE, "action", "abort", "be one of forget, relearn"),

@@ -79,19 +79,7 @@ def _describe(settings: RunSettings, spec: ModelSpec, client: str) -> Describe:
         request="bench",
         lineage="bench",
         phase="describe",
-        seed=settings.seed,
-        dataset=settings.dataset,
-        partition=settings.partition,
-        num_clients=settings.num_clients,
-        max_samples=settings.max_samples,
-        partition_seed=settings.partition_seed,
-        holdout=settings.holdout,
-        model=spec.name,
-        model_classes=spec.num_classes,
-        model_channels=spec.channels,
-        model_image_size=spec.image_size,
-        model_width=spec.width,
-        model_depth=spec.depth,
+        **settings.told(spec),
     ).check()
 
 
