@@ -1178,10 +1178,10 @@ def hardware() -> str:
 
 
 def commit() -> str | None:
-    """Return the commit of the code that runs, or None outside a checkout."""
+    """Return the commit of the code that runs, with "-dirty" if it was changed since, if any."""
     try:
         found = subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"],
+            ["git", "describe", "--always", "--dirty", "--exclude=*"],
             cwd=Path(__file__).parent,
             capture_output=True,
             text=True,

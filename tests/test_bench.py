@@ -249,6 +249,8 @@ def result(seed: int = 0, method: str = "fast", **changed: Any) -> dict[str, Any
         "seconds": {"score": 0.5, "unlearn": 0.5, "recover": 1.0, "retrain": 100.0},
         "client_seconds": {"unlearn": 1.0, "recover": 2.0, "retrain": 180.0},
         "bytes": {"recover": {"up": 2_000_000, "down": 3_000_000}, "guard": {"up": 9, "down": 9}},
+        "num_clients": 10,
+        "model_bytes": 400_000,
     }
     kept = {
         "partition": "iid",
@@ -291,6 +293,7 @@ def test_rows_open_with_original_and_retrained_and_hold_the_gaps() -> None:
     assert (fast["auc_confidence"], retrained["auc_confidence"]) == (0.45, 0.4)
     assert (fast["rounds"], fast["samples"], fast["seconds"]) == (3, 300.0, 2.0)
     assert (fast["bytes_up"], fast["bytes_down"]) == (2_000_000, 3_000_000)  # measuring left out
+    assert fast["up_percent"] == pytest.approx(100 / 6)  # 2 MB in 3 rounds of 10 times 400 kB
     assert fast["retrained_rounds"] == 2
     assert (fast["speed_up"], fast["speed_up_1"]) == (50.0, 10.0)
     assert fast["overhead_percent"] == 10.0  # 8 s on 80 s of training alone
@@ -343,6 +346,12 @@ def test_a_table_reads_like_the_papers() -> None:
         "| fast | 1.0 ± 0.0 | 81.0 ± 0.0 | 50.0x ± 0.0 |",
         "| picky | refused: level must be class, got client | – | – |",
     ]
+
+
+def test_a_mean_says_of_how_many_it_is() -> None:
+    assert table.number([2.0, None, 4.0], "rounds") == "3 ± 1 (2 of 3)"
+    assert table.number([2.0, None], "rounds") == "2 (1 of 2)"
+    assert table.number([None], "rounds") == table.NOTHING
 
 
 def test_a_page_names_command_commit_hardware_and_seeds(tmp_path: Path) -> None:

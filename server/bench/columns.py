@@ -49,6 +49,7 @@ COLUMNS: Final[Mapping[str, Column]] = {
     "client_seconds": Column("client s", 2),
     "bytes_up": Column("up MB", 2, 1e6),
     "bytes_down": Column("down MB", 2, 1e6),
+    "up_percent": Column("up a round and client, % of the model"),
     "storage_bytes": Column("storage MB", 2, 1e6),
     "train_seconds": Column("training s"),
     "overhead_seconds": Column("training overhead s"),
@@ -242,6 +243,14 @@ def _costs(row: Row, record: Mapping[str, Any], phases: Sequence[str]) -> None:
         row[key] = total(record[key])
     for way in ("up", "down"):
         row[f"bytes_{way}"] = total({p: sizes[way] for p, sizes in record["bytes"].items()})
+    # Of the rounds alone: asking for scores sends no parameters.
+    trains = [phase for phase in phases if phase != "score"]
+    up = sum(record["bytes"].get(phase, {"up": 0})["up"] for phase in trains)
+    rounds = sum(record["rounds"].get(phase, 0) for phase in trains)
+    if record["model_bytes"] and record["num_clients"]:
+        row["up_percent"] = (
+            100 * up / max(1, rounds) / record["num_clients"] / record["model_bytes"]
+        )
 
 
 def curve_mean(scores: Mapping[str, Any]) -> float | None:

@@ -119,17 +119,21 @@ def _lines(rows: Sequence[Row], *, steps: bool) -> Iterator[tuple[str, list[Row]
 
 
 def number(values: Iterable[float | None], name: str) -> str:
-    """Return mean and standard deviation of a column's values; a dash where nothing is known."""
+    """Return mean and standard deviation of a column's values; a dash where nothing is known.
+
+    Where only some are known, it says of how many they are: "22.3 ± 4.0 (2 of 3)".
+    """
     column = COLUMNS[name]
+    values = list(values)
     known = [value / column.unit for value in values if value is not None]
     if not known:
         return NOTHING
     mean = f"{statistics.fmean(known):,.{column.digits}f}"
     if name.startswith("speed_up"):
         mean += "x"
-    if len(known) == 1:
-        return mean
-    return f"{mean} ± {statistics.stdev(known):,.{column.digits}f}"
+    if len(known) > 1:
+        mean += f" ± {statistics.stdev(known):,.{column.digits}f}"
+    return mean if len(known) == len(values) else f"{mean} ({len(known)} of {len(values)})"
 
 
 def _troubles(rows: Sequence[Row]) -> Iterator[str]:
