@@ -99,6 +99,11 @@ class RequestRow:
     before: Mapping[str, Any] | None  # evaluation of the base version
     after: Mapping[str, Any] | None  # evaluation of the result
 
+    @property
+    def token(self) -> str:
+        """The request's name for the nodes: unique even when a coordinator starts a new home."""
+        return f"{self.id}-{self.created:%Y%m%dT%H%M%S%f}"
+
 
 @dataclass(frozen=True)
 class VersionRow:

@@ -17,6 +17,7 @@ from client import wire
 from client.errors import EffaceError
 from client.wire import Describe
 from server import records
+from server.data import server_data
 from server.engines import superlink
 from server.federation import Cost, Round
 from server.grid import LOCAL_POLL_SECONDS, REMOTE_POLL_SECONDS, Interrupted, NamedGrid
@@ -25,8 +26,9 @@ from server.ledger import RequestRow
 from server.progress import EventFile, Everyone, Listener
 from server.registry import DEMO_PREFIX
 from server.report import write_report
-from server.service import Service, VerificationFailed, essence, server_data
-from server.settings import RunSettings, parse
+from server.service import Service
+from server.settings import RunSettings, essence, parse
+from server.work import VerificationFailed
 from strategies.rounds import Failure
 
 log = logging.getLogger("efface.server")

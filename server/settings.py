@@ -282,3 +282,37 @@ def parse(config: Mapping[str, Any]) -> RunSettings:
         BadSetting: Naming key, rule and value.
     """
     return RunSettings.parse(config)
+
+
+def federation_name(settings: RunSettings) -> str:
+    """Return the name under which versions and erasures of one set of clients belong together.
+
+    Simulated clients are what the data set's partition makes of them; real ones have data of their
+    own, and are those that one SuperLink reaches.
+    """
+    s = settings
+    if s.federation:
+        return s.federation
+    if not s.simulated:
+        return f"{s.dataset}, {s.num_clients} clients of SuperLink {s.superlink}"
+    subset = f", {s.max_samples} images" if s.max_samples else ""
+    return f"{s.dataset}, {s.num_clients} clients, {s.partition}{subset}, seed {s.partition_seed}"
+
+
+def essence(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that a request's result depends on."""
+    ways = [
+        "mode",
+        "home",
+        "request",
+        "engine",
+        "connection",
+        "client-gpus",
+        "asked-by",
+        "why",
+        "round-timeout",
+        "join-timeout",
+        "data-dir",
+        "device",
+    ]
+    return {key: value for key, value in settings.items() if key not in ways}

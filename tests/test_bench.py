@@ -606,6 +606,7 @@ def test_a_result_depends_on_the_code_of_its_method_alone(tmp_path: Path) -> Non
     "file",
     [
         *("federation.py", "service.py", "history.py", "grid.py", "settings.py", "runner.py"),
+        *("work.py", "books.py", "data.py"),
         *("evaluation.py", "engines/inline.py", "bench/membership.py"),
     ],
 )

@@ -32,9 +32,11 @@ from server.federation import Round
 from server.grid import NamedGrid, size
 from server.history import History
 from server.home import Home
+from server.registry import model_of
 from server.runner import run
-from server.service import PHASES, Service, VerificationFailed, _spec
+from server.service import Service
 from server.settings import RunSettings
+from server.work import PHASES, VerificationFailed
 from strategies.averaging import weighted_average
 from strategies.methods import METHODS
 
@@ -287,7 +289,7 @@ def test_a_new_version_without_it_is_in_service_and_the_earlier_one_is_kept(
     named = NAMED[level]
     assert card["erased"] == {"classes": list(named.classes), "clients": list(named.clients)}
     # The model that the card describes is the one that is there.
-    assert forms(build(_spec(card["model"]), torch.Generator()).state_dict()) == forms(after)
+    assert forms(build(model_of(card["model"]), torch.Generator()).state_dict()) == forms(after)
     assert tombstones(done.home) == [[named]] * 3
     if needs.history:  # what was calibrated without it is there for the next request
         assert kept(done.home)
@@ -482,7 +484,7 @@ def test_after_a_refused_result_the_same_request_gives_the_same_weights(
         return {"passed": False, "reasons": ["it is still known"], "not_measured": []}
 
     with monkeypatch.context() as patch:
-        patch.setattr("server.service.verdict", failed)
+        patch.setattr("server.work.verdict", failed)
         with pytest.raises(VerificationFailed, match=r"still known.*v0001 stays in service"):
             ask(home, "forget", name, level)
     assert requests(home) == [("r0001", "done"), ("r0002", "failed")]

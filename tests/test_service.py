@@ -17,6 +17,7 @@ from client.app import app
 from client.errors import BadSetting, EffaceError
 from client.store import Store
 from client.wire import ForgetSpec
+from server.data import server_data
 from server.engines.inline import InlineGrid
 from server.federation import Round
 from server.grid import ClientsMissing, NamedGrid
@@ -25,16 +26,9 @@ from server.home import Home
 from server.ledger import Ledger
 from server.registry import unpack
 from server.runner import run
-from server.service import (
-    AlreadyDone,
-    Service,
-    Unpublished,
-    Unsettled,
-    VerificationFailed,
-    _Work,
-    federation_name,
-)
-from server.settings import RunSettings
+from server.service import AlreadyDone, Service, Unpublished
+from server.settings import RunSettings, federation_name, parse
+from server.work import Unsettled, VerificationFailed, initial_weights
 from strategies.federaser import after
 from strategies.guard import CreptBack
 from strategies.rounds import ClientLost
@@ -730,8 +724,8 @@ def test_an_update_is_what_a_client_changed_in_its_round(kept: Path) -> None:
     (folder,) = (kept / "updates").iterdir()
     first, second = History(folder).rounds()
     service = Service.open(Home(kept))
-    row = service.ledger.request("r0001")
-    model = _Work(service, row, None, Watching()).initial()  # type: ignore[arg-type]
+    told = parse(service.ledger.request("r0001").settings)
+    model = initial_weights(told.model_spec(server_data(told)), told.seed)
     for kept_round in (first, second):
         assert len(set(kept_round.weights.values())) <= 2  # equal shares, give or take one
         model = after(model, kept_round)

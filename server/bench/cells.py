@@ -31,10 +31,11 @@ import torch
 import strategies
 from client import wire
 from client.errors import BadSetting, EffaceError
-from client.models import ModelSpec, build, loaded
-from client.seeds import generator
+from client.models import loaded
 from client.wire import ForgetSpec, tensors
 from server import (
+    books,
+    data,
     evaluation,
     federation,
     grid,
@@ -44,18 +45,22 @@ from server import (
     runner,
     service,
     settings,
+    work,
 )
 from server.bench import membership
 from server.bench.recipe import Cell, Contender, Level, Recipe, slug
+from server.data import own_samples, server_data
 from server.engines import inline
-from server.federation import Round, from_numpy
+from server.federation import Round, from_numpy, to_numpy
 from server.grid import Interrupted
 from server.home import Home, HomeBusy, write_json
 from server.ledger import Outcome
-from server.registry import unpack
+from server.provenance import commit, hardware
+from server.registry import model_of, unpack
 from server.runner import run
-from server.service import Service, commit, federation_name, hardware, own_samples, server_data
-from server.settings import RunSettings
+from server.service import Service
+from server.settings import RunSettings, federation_name
+from server.work import initial_weights, version_card
 from strategies.methods import METHODS
 
 FORMAT: Final = 1  # of a kept result; a new one makes all of them anew
@@ -63,8 +68,8 @@ FORMAT: Final = 1  # of a kept result; a new one makes all of them anew
 JUDGE_ALL: Final = {"max_forget_accuracy": 100.0, "max_relearning_gap": 100.0}
 # What of the coordinator makes, times and judges a result, with the defaults of its settings.
 _COORDINATOR: Final = (
-    *(federation, grid, history, inline, journal, registry, runner, service, settings),
-    *(evaluation, membership),
+    *(books, federation, grid, history, inline, journal, registry, runner, service, settings),
+    *(work, data, evaluation, membership),
 )
 _DROPPED: Final = ("settings", "report", "command", "channels")
 
@@ -324,27 +329,26 @@ class Bench:
     ) -> dict[str, dict[str, float]] | None:
         """Return the attacks' success on Original, on the method's version and on Retrained."""
         settings = RunSettings(**{"mode": "forget", **told}).check()
-        data = server_data(settings)
+        images = server_data(settings)
         if settings.server_samples:  # taken out of the test part: the method has seen them
-            _, data = own_samples(settings, data)
-        if data is None:
+            _, images = own_samples(settings, images)
+        if images is None:
             return None
         wanted = record["forget"]
         forget = ForgetSpec(wanted["level"], tuple(wanted["classes"]), tuple(wanted["clients"]))
-        spec = settings.model_spec(data)
-        found = membership.examples(settings, data, spec, forget)
+        spec = settings.model_spec(images)
+        found = membership.examples(settings, images, spec, forget)
         if found is None:
             return None
         registry = Service.open(Home(home)).registry
         models = {"retrained": (spec, retrained_weights(home, forget, settings))}
         for name, key in (("original", "base_version"), ("recovered", "model_version")):
             arrays, card = registry.load(record[key])
-            model = {**card["model"], "pruned": tuple(card["model"].get("pruned", ()))}
-            models[name] = (ModelSpec(**model), arrays)
+            models[name] = (model_of(card["model"]), arrays)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         return {
             name: membership.attack(
-                loaded(of, tensors(from_numpy(arrays))), data, *found, device=device
+                loaded(of, tensors(from_numpy(arrays))), images, *found, device=device
             )
             for name, (of, arrays) in models.items()
         }
@@ -383,23 +387,18 @@ def _enter_untrained(settings: RunSettings, home: Path) -> None:
     row = service.prepare(settings)
     service.ledger.start(row.id)
     spec = settings.model_spec(server_data(settings))
-    network = build(spec, generator(settings.seed, "initial weights"))
-    card: dict[str, Any] = {
-        "settings": settings.rooted().training(),
-        "data_dir": settings.rooted().data_dir,
-        "model": asdict(spec),
-        "request": row.id,
-        "code": wire.fingerprint(),
-        "hardware": hardware(),
-        "lineage": row.id,
-        "erased": {"classes": [], "clients": []},
-        "scores": None,
-        "training": {},
-    }
-    arrays = {name: tensor.numpy() for name, tensor in network.state_dict().items()}
+    card = version_card(
+        settings.rooted(),
+        spec,
+        row,
+        lineage=row.id,
+        erased={"classes": [], "clients": []},
+        scores=None,
+        training={},
+    )
     service.registry.commit(
         row.id,
-        arrays,
+        to_numpy(initial_weights(spec, settings.seed)),
         card,
         parent=None,
         federation=federation_name(settings),

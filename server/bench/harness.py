@@ -285,7 +285,7 @@ def results(run: Bench, everything: Sequence[Task]) -> list[dict[str, Any]]:
 def _price(task: Task, training: Mapping[str, Any]) -> dict[str, Any]:
     """Return what the training cost for the method's sake: seconds and stored bytes.
 
-    The overhead is that of `server.service.speed_up`. `plain_seconds` is the training without
+    The overhead is that of `server.work.speed_up`. `plain_seconds` is the training without
     distilling and keeping updates, whichever of them the method needs.
     """
     record, storage = training["record"], training["storage"]

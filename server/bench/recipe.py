@@ -14,7 +14,7 @@ from typing import Any, Final
 from client.errors import BadSetting
 from client.wire import ForgetSpec
 from server.bench.columns import COLUMNS, USUAL
-from server.service import check_samples, check_shares, check_simulation, server_data
+from server.data import check_samples, check_shares, check_simulation, server_data
 from server.settings import TRAINING, RunSettings
 from strategies.methods import METHODS, method
 

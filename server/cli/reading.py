@@ -325,10 +325,11 @@ def evaluate(
     from dataclasses import replace
 
     from client.wire import ForgetSpec
+    from server.data import server_data
     from server.evaluation import Judge
     from server.federation import from_numpy
     from server.registry import Registry
-    from server.service import inherited, server_data
+    from server.service import inherited
     from server.settings import RunSettings
 
     registry = Registry(home, ledger)
