@@ -16,10 +16,11 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordD
 from torch import nn
 
 from client import wire
-from client.app import HANDLERS, Node, answered, app
+from client.app import HANDLERS, app
 from client.channels import to_text, zero_
 from client.curvature import local_adahessian
 from client.errors import BadSetting, EffaceError
+from client.node import Node, answered
 from client.seeds import generator
 from client.site import open_site
 from client.store import Store

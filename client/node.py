@@ -1,0 +1,200 @@
+"""A node at work on one message: its data, its store, and the form of what it answers.
+
+`answered` turns a function of both into a Flower handler. Whatever fails, the coordinator is told
+no path and no value of the node's own.
+"""
+
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from flwr.app import ArrayRecord, Context, Message
+from torch import Tensor, nn
+
+from client import wire
+from client.channels import freeze, from_text
+from client.errors import BadSetting, EffaceError, StoreError
+from client.memory import keep_freed_memory
+from client.models import Classifier, loaded
+from client.seeds import generator
+from client.site import (
+    NODE_CONFIG,
+    SIMULATED_STORES,
+    NodeConfig,
+    Site,
+    erased_mask,
+    forget_mask,
+    open_site,
+)
+from client.store import Store, SyntheticSet, without
+from client.wire import Common, ForgetSpec
+
+log = logging.getLogger("efface.client")
+S = TypeVar("S", bound=Common)
+
+
+@dataclass(frozen=True)
+class Node:
+    """What a handler works with."""
+
+    site: Site
+    store: Store
+    device: torch.device
+    settings: Common
+    arrays: ArrayRecord
+    erased: list[ForgetSpec]  # tombstones in force: the server's and the node's own
+
+    @property
+    def model_name(self) -> str:
+        return str(self.settings.model_spec.base)  # synthetic sets outlive a pruning
+
+    def model(self) -> Classifier:
+        """Return the network with the parameters that came down, on the device.
+
+        Its pruned channels stay zero whatever it is trained on.
+        """
+        spec = self.settings.model_spec
+        network = loaded(spec, wire.tensors(self.arrays))
+        if spec.pruned and not spec.compact:
+            freeze(network, from_text(spec.pruned))
+        if self.device.type == "cuda":  # where convolutions are faster that way
+            return network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+        return network.to(self.device)
+
+    def draws(self, purpose: str = "") -> torch.Generator:
+        """Return the generator of this phase, round and node."""
+        s = self.settings
+        return generator(s.seed, s.phase + purpose, s.server_round, s.client)
+
+    def masks(self, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return which examples the request names and which may be trained on, as masks."""
+        forget = forget_mask(labels, self.settings.forget, self.settings.client)
+        gone = erased_mask(labels, self.erased, self.settings.client)
+        return forget & ~gone, ~forget & ~gone
+
+    def synthetic(self, *, before: int | None = None) -> SyntheticSet:
+        """Return the node's synthetic set.
+
+        Raises:
+            StoreError: If there is none for this model.
+        """
+        found = self.store.load(self.settings.lineage, model=self.model_name, before=before)
+        if found is None:
+            raise StoreError(
+                f"synthetic set of {self.settings.lineage} must exist on node "
+                f"{self.settings.client}, got none; train with distillation (scale above 0), or "
+                "choose a method that needs no synthetic data"
+            )
+        return SyntheticSet(found.images.to(self.device), found.labels.to(self.device))
+
+    def save(self, generation: int, synthetic: SyntheticSet) -> None:
+        self.store.save(self.settings.lineage, generation, synthetic, model=self.model_name)
+
+
+Metrics = dict[str, float | list[float]]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Arrays that are not the model that came down: channel scores, slices of channels.
+
+    Attributes:
+        state: Arrays by name.
+        like: Their agreed names, shapes and dtypes, from the model's layout and the settings alone.
+    """
+
+    state: dict[str, Tensor]
+    like: dict[str, wire.Form]
+
+
+Answer = tuple[Metrics, nn.Module | Scores | None]
+
+
+def _state(answer: nn.Module | Scores | None) -> Mapping[str, Tensor] | None:
+    if answer is None:
+        return None
+    return answer.state if isinstance(answer, Scores) else answer.state_dict()
+
+
+class NodeError(EffaceError):
+    """What the coordinator is told when a node fails: no path and no value of the node's own."""
+
+
+def answered(kind: type[S]) -> Callable[[Callable[[Node, S], Answer]], Callable[..., Message]]:
+    """Turn a function of a node and its settings into a Flower handler."""
+
+    def decorate(handle: Callable[[Node, S], Answer]) -> Callable[[Message, Context], Message]:
+        def handler(message: Message, context: Context) -> Message:
+            try:
+                started = time.perf_counter()
+                arrays, settings = wire.receive(message, kind)
+                node = _open(settings, arrays, context)
+                metrics, answer = handle(node, settings)
+                metrics["seconds"] = time.perf_counter() - started
+                metrics["partition"] = int(context.node_config.get("partition-id", -1))
+                return wire.reply(
+                    message,
+                    metrics,
+                    num_classes=settings.model_classes,
+                    state=_state(answer),
+                    like=answer.like if isinstance(answer, Scores) else wire.forms(arrays),
+                )
+            except Exception as error:
+                log.exception("%s failed", message.metadata.message_type)
+                raise NodeError(_told(error)) from None
+
+        return handler
+
+    return decorate
+
+
+def _told(error: Exception) -> str:
+    """Return what may go up about an error: what came from the coordinator, nothing of our own."""
+    if isinstance(error, BadSetting | wire.CodeMismatch):
+        return f"{type(error).__name__}: {error}"
+    if isinstance(error, StoreError) and "must exist on node" in str(error):
+        return f"StoreError: {error}"
+    return f"{type(error).__name__}: the node's own log says why"
+
+
+def _open(settings: Common, arrays: ArrayRecord, context: Context) -> Node:
+    keep_freed_memory()
+    if torch.get_num_threads() != settings.threads:
+        torch.set_num_threads(settings.threads)
+    wanted = str(context.node_config.get("device", settings.device))
+    if wanted == "auto":
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    store = Store(store_folder(settings, context.node_config))
+    tombstones = [
+        ForgetSpec("class", tuple(settings.erased_classes)),
+        ForgetSpec("client", (), tuple(settings.erased_clients)),
+        *store.state().tombstones.values(),
+    ]
+    # What the request names is its own business: relearning must reach below a tombstone.
+    erased = [rest for t in tombstones if (rest := without(t, settings.forget)) is not None]
+    site = open_site(settings, context.node_config)
+    return Node(site, store, torch.device(wanted), settings, arrays, erased)
+
+
+def store_folder(settings: Common, node: NodeConfig) -> Path:
+    """Return the node's store: the folder its operator named, or a simulated node's own.
+
+    Raises:
+        StoreError: If the operator named data and no store. What the coordinator tells must not
+            choose where a real node looks for its tombstones.
+    """
+    if node.get("store"):
+        return Path(str(node["store"]))
+    if node.get("data"):
+        raise StoreError(
+            "node config must name store beside data, got none; name a folder that outlives "
+            f"restarts: {NODE_CONFIG}"
+        )
+    root = os.environ.get(SIMULATED_STORES)
+    base = Path(root) if root else Path.home() / ".efface" / "clients"
+    return base / settings.population / settings.client
