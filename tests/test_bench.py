@@ -367,6 +367,22 @@ def test_a_page_names_command_commit_hardware_and_seeds(tmp_path: Path) -> None:
     assert table.CLIENT_LEVEL not in text
 
 
+def test_a_wide_table_parts_in_what_was_forgotten_and_what_it_cost(tmp_path: Path) -> None:
+    rows = [row | {"level": "class 9"} for row in columns.rows([result()])]
+
+    wide = table.page(load(write(tmp_path)), rows, command="")
+    narrow = table.page(
+        load(write(tmp_path, more='columns = ["forget_accuracy", "seconds"]')), rows, command=""
+    )
+
+    first, second = [line for line in wide.splitlines() if line.startswith("| model |")]
+    assert first.startswith("| model | F % | R % |")
+    assert first.endswith("| relearning |")
+    assert second.startswith("| model | rounds |")
+    assert second.endswith("| over 100 |")
+    assert "\n| model | F % | time s |\n" in narrow
+
+
 def test_a_page_says_how_to_read_r_where_a_client_is_forgotten(tmp_path: Path) -> None:
     levels = '[[levels]]\nclients = ["client-1"]\n[[levels]]\nsequence = ["client-0", 7]\n'
 

@@ -57,12 +57,15 @@ COLUMNS: Final[Mapping[str, Column]] = {
     "speed_up": Column("speed-up"),
     **{f"speed_up_{q}": Column(f"over {q}") for q in AMORTISED},
 }
-USUAL: Final = (
+FORGETTING: Final = (
     *("forget_accuracy", "retain_accuracy", "forget_gap", "retain_gap", "retain_gap_in_spreads"),
     *("kl", "total_variation", "auc_confidence", "auc_entropy", "relearning"),
+)
+COSTS: Final = (
     *("rounds", "samples", "seconds", "client_seconds", "bytes_up", "bytes_down"),
     *("storage_bytes", "overhead_seconds", "speed_up", *(f"speed_up_{q}" for q in AMORTISED)),
 )
+USUAL: Final = (*FORGETTING, *COSTS)
 WHERE: Final = ("partition", "partition_seed", "sweep", "seed", "level", "step")
 KEYS: Final = (*WHERE, "method", "state", "reason")
 NOTES: Final = ("jobs", "peak_bytes", "commit", "hardware")

@@ -5,10 +5,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from server.bench.columns import COLUMNS, Row
+from server.bench.columns import COLUMNS, COSTS, Row
 from server.bench.recipe import Recipe
 
 NOTHING: Final = "–"
+MOST_COLUMNS: Final = 14  # of one table
 
 
 def page(recipe: Recipe, rows: Sequence[Row], *, command: str, drawn: Sequence[Path] = ()) -> str:
@@ -31,11 +32,19 @@ def page(recipe: Recipe, rows: Sequence[Row], *, command: str, drawn: Sequence[P
             lines += ["", f"## {level.label}, {partition}", ""]
             if any(forget.clients for forget in level.requests):
                 lines += [CLIENT_LEVEL, ""]
-            lines += level_table(here, recipe.columns, steps=level.in_a_row)
-            lines += list(_troubles(here))
+            for columns in _parts(recipe.columns):
+                lines += [*level_table(here, columns, steps=level.in_a_row), ""]
+            lines = [*lines[:-1], *_troubles(here)]
     for path in drawn:
         lines += ["", f"![{path.stem}]({path.as_posix()})"]
     return "\n".join(lines) + "\n"
+
+
+def _parts(columns: Sequence[str]) -> list[Sequence[str]]:
+    """Return the columns of each table: wide ones part in two, what was forgotten and its costs."""
+    costs = [name for name in columns if name in COSTS]
+    others = [name for name in columns if name not in COSTS]
+    return [part for part in (others, costs) if part] if len(columns) > MOST_COLUMNS else [columns]
 
 
 _READING: Final = (
