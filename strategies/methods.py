@@ -12,7 +12,7 @@ from strategies.not_negation import WeightNegation
 from strategies.puf import NegatedPseudoGradients
 from strategies.quickdrop import QuickDrop
 from strategies.quickdrop_calibrated import CalibratedQuickDrop
-from strategies.quickdrop_subset import RealSubset
+from strategies.quickdrop_subset import CalibratedRealSubset, RealSubset
 from strategies.rapid_retraining import RapidRetraining
 from strategies.retraining import Retraining
 from strategies.s2u import ScaleToUnlearn
@@ -31,6 +31,7 @@ METHODS: Final[dict[str, Any]] = {
     "puf": NegatedPseudoGradients,
     "s2u": ScaleToUnlearn,
     "quickdrop-subset": RealSubset,
+    "quickdrop-calibrated-subset": CalibratedRealSubset,
     "fisher": FisherForgetting,
     "rapid-retraining": RapidRetraining,
 }

@@ -32,7 +32,7 @@ from flwr.app import Array, ArrayRecord
 
 from client.wire import Ascend, Descend, Fit, between
 from strategies.estimates import Facts, Stretch, compact
-from strategies.federation import Federation
+from strategies.federation import Federation, S
 from strategies.guard import estimated, guarded_recovery, retained
 from strategies.method import COUNT, PERCENT, RATE, Hyperparameters, Needs, option
 from strategies.rounds import AscentRounds, FederatedAveraging, RecoveryRounds
@@ -69,6 +69,15 @@ class CalibratedQuickDrop(Hyperparameters):
     tolerance: float = option(3.0, PERCENT)  # points that recovery may leave missing
 
     needs: ClassVar[Needs] = Needs(levels=frozenset({"class", "client"}), synthetic_data=True)
+    compact: ClassVar[str] = "synthetic"  # what S and S_f are made of
+
+    def told(self, federation: Federation, kind: type[S], **values: Any) -> S:
+        """Return what the nodes are told of an ascent or descent."""
+        return federation.settings(kind, **values)
+
+    def reduction(self, facts: Facts) -> int:
+        """Return s: one image of S stands for so many of the data."""
+        return facts.scale
 
     def forget(self, federation: Federation, model: ArrayRecord) -> ArrayRecord:
         """Return `model` without what the request names."""
@@ -77,15 +86,17 @@ class CalibratedQuickDrop(Hyperparameters):
         wanted = retained(federation, model, self.tolerance)
 
         # 1. Climb: every class as far as the share of it that goes.
-        climb = federation.settings(
+        climb = self.told(
+            federation,
             Ascend,
+            data=self.compact,
             epochs=self.unlearn_steps,
             batch_size=WHOLE,
             lr=self.unlearn_lr if classes else self.client_unlearn_lr,
             freeze_head=True,
             freeze_stem=True,
         )
-        holders = federation.holders(synthetic=True)
+        holders = federation.holders(synthetic=self.needs.synthetic_data)
 
         def ascent(rollbacks: int) -> AscentRounds:
             # What came back although it had been as far down as data never seen goes deeper.
@@ -98,7 +109,14 @@ class CalibratedQuickDrop(Hyperparameters):
         model = without_directions(model, share)
 
         # 3. Recover on S \ S_f and as many originals.
-        rounds = federation.settings(Descend, epochs=1, lr=self.client_recover_lr, freeze_stem=True)
+        rounds = self.told(
+            federation,
+            Descend,
+            data=f"{self.compact}+original",
+            epochs=1,
+            lr=self.client_recover_lr,
+            freeze_stem=True,
+        )
         watched = functools.partial(guarded_recovery, federation, remedy=REMEDY)
         if not classes:  # a client's data are like the others': there is nothing to hold down
             gentle = RecoveryRounds(replace(rounds, batches=self.client_recover_batches))
@@ -126,7 +144,8 @@ class CalibratedQuickDrop(Hyperparameters):
     def estimate(self, facts: Facts) -> list[Stretch]:
         """Return what `forget` will take."""
         classes = facts.level == "class"
-        forget, retain = (compact(side, facts.scale) for side in (facts.goes, facts.stays))
+        s = self.reduction(facts)
+        forget, retain = (compact(side, s) for side in (facts.goes, facts.stays))
         # Holders pass the forgotten images along with every batch, to hold them down.
         held = self.recover_batches * forget if classes else 0
         return estimated(

@@ -61,6 +61,9 @@ JOB: dict[str, Any] = {
 OPTIONS = {
     "quickdrop": "recover-epochs=1,threshold=100,tolerance=100",
     "quickdrop-calibrated": "recover-rounds=2,client-recover-rounds=2,threshold=100,tolerance=100",
+    "quickdrop-calibrated-subset": (
+        "recover-rounds=2,client-recover-rounds=2,threshold=100,tolerance=100"
+    ),
     "quickdrop-subset": "recover-epochs=1,threshold=100,tolerance=100",
     "class-pruning": "rounds=2,target=100",
     "influential-de": "rounds=2",

@@ -11,10 +11,11 @@ from flwr.app import ArrayRecord, Message
 from client import wire
 from client.app import app
 from client.errors import BadSetting
-from client.wire import ForgetSpec
+from client.wire import Fit, ForgetSpec
 from server.engines.inline import InlineGrid
 from strategies.quickdrop import QuickDrop
-from strategies.quickdrop_subset import RealSubset
+from strategies.quickdrop_calibrated import CalibratedQuickDrop
+from strategies.quickdrop_subset import CalibratedRealSubset, RealSubset
 from tests.messages import NUM_CLIENTS, message, told, weights
 from tests.recording import MODEL, Recording
 
@@ -23,7 +24,10 @@ CLASS_3: dict[str, Any] = {"forget_level": "class", "forget_classes": [3]}
 # ---- the protocol -------------------------------------------------------------------------------
 
 
-def steps(method: QuickDrop, function: str, **more: Any) -> Any:
+CONTROLS = [(RealSubset, QuickDrop), (CalibratedRealSubset, CalibratedQuickDrop)]
+
+
+def steps(method: Any, function: str, **more: Any) -> Any:
     federation = Recording(**more)
     getattr(method, function)(federation, MODEL)
     return federation
@@ -33,23 +37,30 @@ def steps(method: QuickDrop, function: str, **more: Any) -> Any:
 @pytest.mark.parametrize(
     "spec", [ForgetSpec("class", (3,)), ForgetSpec("client", (), ("client-0",))]
 )
-def test_all_but_the_images_is_quickdrops(function: str, spec: ForgetSpec) -> None:
-    control = steps(RealSubset(), function, forget=spec)
-    original = steps(QuickDrop(), function, forget=spec)
+@pytest.mark.parametrize(("of", "distilled"), CONTROLS)
+def test_all_but_the_images_is_as_in_the_method(
+    of: type, distilled: type, function: str, spec: ForgetSpec
+) -> None:
+    control = steps(of(), function, forget=spec)
+    original = steps(distilled(), function, forget=spec)
     assert control.phases == original.phases
     for mine, theirs in zip(control.steps, original.steps, strict=True):
         assert (mine.participants, mine.num_rounds) == (theirs.participants, theirs.num_rounds)
         if mine.phase in ("holders", "measure"):
             continue
         changed = {k for k, v in vars(theirs.settings).items() if vars(mine.settings)[k] != v}
+        if isinstance(theirs.settings, Fit):  # ordinary rounds are on all of the data
+            assert not changed
+            continue
         assert changed == {"data", "scale"}
         expected = {"synthetic": "subset", "synthetic+original": "subset+original"}
         assert mine.settings.data == expected[theirs.settings.data]
 
 
-def test_holders_are_counted_by_their_real_data() -> None:
-    assert steps(RealSubset(), "forget").first("holders").settings is False
-    assert not RealSubset.needs.synthetic_data
+@pytest.mark.parametrize("of", [RealSubset, CalibratedRealSubset])
+def test_holders_are_counted_by_their_real_data(of: Any) -> None:
+    assert steps(of(), "forget").first("holders").settings is False
+    assert not of.needs.synthetic_data
 
 
 class Scaled(Recording):
@@ -59,9 +70,10 @@ class Scaled(Recording):
         return super().settings(kind, **{"scale": 7, **more})
 
 
-def test_the_subset_is_as_large_as_the_synthetic_set_was() -> None:
+@pytest.mark.parametrize("of", [RealSubset, CalibratedRealSubset])
+def test_the_subset_is_as_large_as_the_synthetic_set_was(of: Any) -> None:
     federation: Any = Scaled()
-    RealSubset().forget(federation, MODEL)
+    of().forget(federation, MODEL)
     sizes = {federation.first(phase).settings.scale for phase in ("unlearn", "recover")}
     assert sizes == {7}
 
