@@ -309,7 +309,9 @@ def represent(node: Node, settings: wire.Representation) -> Answer:
     forget, keep = node.masks(node.site.train.labels)
     part = node.site.train.where(forget | keep)
     if settings.samples_per_class:
-        part = _at_most(part, settings.samples_per_class, node.draws())
+        # Other examples for every number: the difference of two answers is no example's.
+        draws = node.draws(f" {settings.samples_per_class} a class")
+        part = _at_most(part, settings.samples_per_class, draws)
     sums, counts = class_activations(
         node.model(),
         node.site.pick(part, node.device),

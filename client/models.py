@@ -10,7 +10,7 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +49,11 @@ class ModelSpec:
     depth: int = 3
     pruned: tuple[str, ...] = field(default=(), repr=False)
     compact: bool = field(default=False, repr=False)
+
+    @classmethod
+    def of_card(cls, card: Mapping[str, Any]) -> "ModelSpec":
+        """Return the model that a version's card describes, as JSON holds it."""
+        return cls(**{**card, "pruned": tuple(card.get("pruned", ()))})
 
     @property
     def base(self) -> "ModelSpec":

@@ -51,7 +51,8 @@ class Node:
 
     @property
     def model_name(self) -> str:
-        return str(self.settings.model_spec.base)  # synthetic sets outlive a pruning
+        """The model as synthetic sets name theirs: they outlive a pruning."""
+        return str(self.settings.model_spec.base)
 
     def model(self) -> Classifier:
         """Return the network with the parameters that came down, on the device.
@@ -93,6 +94,7 @@ class Node:
         return SyntheticSet(found.images.to(self.device), found.labels.to(self.device))
 
     def save(self, generation: int, synthetic: SyntheticSet) -> None:
+        """Keep a synthetic set in the node's store."""
         self.store.save(self.settings.lineage, generation, synthetic, model=self.model_name)
 
 

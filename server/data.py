@@ -1,4 +1,7 @@
-"""What the coordinator sees of the data: its own test images, and in a simulation all of it."""
+"""The coordinator's data: its test images, its own examples, and in a simulation all shares.
+
+The `check_*` functions refuse what could not work, before any work starts.
+"""
 
 import os
 from dataclasses import replace

@@ -3,11 +3,15 @@
 import os
 import platform
 import subprocess
+from functools import lru_cache
 from pathlib import Path
+from typing import Final
 
 import torch
 
 from server.settings import TRAINING, RunSettings
+
+PRODUCT: Final = ("client", "strategies", "server", "pyproject.toml")
 
 
 def command(settings: RunSettings, kind: str) -> str:
@@ -38,17 +42,23 @@ def hardware() -> str:
     return f"{os.cpu_count()} cores, {processor}{accelerator}; torch {torch.__version__}"
 
 
+@lru_cache(maxsize=1)
 def commit() -> str | None:
-    """Return the commit of the code that runs, with "-dirty" if it was changed since, if any."""
+    """Return the commit of the code that runs, None outside a checkout.
+
+    It ends in "-dirty" if a file of the product was changed since. It is read once: the files may
+    change while the process runs, and what it runs does not.
+    """
+    root = Path(__file__).parent.parent
+
+    def git(*asked: str) -> str:
+        told = ["git", "--no-optional-locks", *asked]
+        done = subprocess.run(told, cwd=root, capture_output=True, text=True, timeout=5, check=True)
+        return done.stdout.strip()
+
     try:
-        found = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--exclude=*"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            timeout=5,
-            check=True,
-        )
+        head = git("rev-parse", "--short", "HEAD")
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", *PRODUCT)
     except (OSError, subprocess.SubprocessError):
         return None
-    return found.stdout.strip()
+    return f"{head}-dirty" if changed else head

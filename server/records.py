@@ -20,6 +20,7 @@ from server.ledger import Ledger, RequestRow
 log = logging.getLogger("efface.server")
 RECORD: Final = "record.json"
 PENDING: Final = "record.pending.json"
+PHASES: Final = ("train", "retrain", "score", "unlearn", "recover", "relearn")  # of its costs
 JOURNALS: Final = ("journal", "retrain")  # what only a resume needs
 REFUSED: Final = "verification failed"  # opens the reason of a failed request that has a record
 

@@ -25,7 +25,6 @@ import safetensors.numpy
 from safetensors import SafetensorError
 
 from client.errors import EffaceError
-from client.models import ModelSpec
 from server.home import Home, HomeBusy, plain, sync_folder, write_atomic, write_json
 from server.ledger import (
     Ledger,
@@ -376,8 +375,3 @@ def _checksum(head: str, arrays: Mapping[str, np.ndarray[Any, Any]]) -> int:
 
 def _dtypes(arrays: Mapping[str, np.ndarray[Any, Any]]) -> str:
     return ", ".join(sorted({array.dtype.name for array in arrays.values()}))
-
-
-def model_of(model: Mapping[str, Any]) -> ModelSpec:
-    """Return the model that a version's card describes."""
-    return ModelSpec(**{**model, "pruned": tuple(model.get("pruned", ()))})

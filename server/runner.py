@@ -213,7 +213,7 @@ def name_nodes(grid: NamedGrid, service: Service, request: str) -> None:
         request=request,
         lineage=request,
         phase="names",
-        **settings.told(spec),
+        **settings.common(spec),
     ).check()
     content = RecordDict({"arrays": ArrayRecord(), "config": told.config()})
     unnamed = [node.node_id for node in grid.get_nodes() if not node.name]

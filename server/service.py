@@ -1,9 +1,7 @@
-"""Requests from arrival to verdict: train, forget, relearn.
+"""Requests on arrival: checked, written down, and handed to `server.work`.
 
-`prepare_*` checks a request and writes it down; nothing has started when it fails. `execute` runs
-what was written down on any engine's grid, and either a new version enters the registry together
-with the request's new state, or nothing does. A stopped request goes on where it was when it is
-executed again.
+`prepare` checks a request to train, forget or relearn; nothing has started when it fails. `execute`
+has what was written down carried out on any engine's grid, and a stopped one goes on from there.
 """
 
 from dataclasses import asdict, dataclass, replace
@@ -13,17 +11,22 @@ import torch
 
 from client.datasets import DataSet
 from client.errors import BadSetting, EffaceError
-from client.models import build
+from client.models import ModelSpec, build
 from client.wire import ForgetSpec
 from server import planning
 from server.books import Books
-from server.data import check_samples, check_shares, check_simulation, own_samples, server_data
-from server.data import shares as shares_of
+from server.data import (
+    check_samples,
+    check_shares,
+    check_simulation,
+    own_samples,
+    server_data,
+    shares,
+)
 from server.grid import Interrupted, NamedGrid
 from server.ledger import Erased, RequestRow, VersionRow
 from server.progress import Listener
 from server.provenance import hardware
-from server.registry import model_of
 from server.settings import RunSettings, essence, federation_name, parse
 from server.work import Unsettled, VerificationFailed, Work
 from strategies.methods import METHODS, method
@@ -56,7 +59,7 @@ class _Checked:
 
 
 class Service(Books):
-    """The coordinator's work on one home."""
+    """Takes requests on one home."""
 
     # ---- arrival -------------------------------------------------------------------------------
 
@@ -166,9 +169,9 @@ class Service(Books):
         if chosen is not None:
             settings = replace(settings, method=chosen.method)
         if settings.mode == "forget":
-            self._check_new(forget, base, erased, spec.num_classes)
+            _check_not_forgotten(forget, base, erased, spec.num_classes)
         else:
-            self._check_known(settings, base)
+            _check_forgotten(settings, base)
         serving = self.ledger.in_service(base.federation)
         if not settings.trial and serving is not None and serving.id != base.id:
             raise BadSetting(
@@ -178,55 +181,6 @@ class Service(Books):
         if settings.forget.level == "client":
             self._check_clients(settings)
         return _Checked(asked, settings.method, base, situation, chosen)
-
-    def _check_new(
-        self, forget: ForgetSpec, base: VersionRow, erased: Erased, num_classes: int
-    ) -> None:
-        """Refuse to forget what a version has forgotten, or all but one class."""
-        gone = base.card["erased"]
-        classes = [c for c in forget.classes if c in gone["classes"]]
-        clients = [c for c in forget.clients if c in gone["clients"]]
-        if classes or clients:
-            again = ForgetSpec(forget.level, tuple(classes), tuple(clients))
-            if again != forget:
-                raise BadSetting(
-                    f"request must name only what version {base.id} knows, got {again}, which is "
-                    "forgotten already; leave that out"
-                )
-            by = (
-                erased.class_requests.get(classes[0], "an earlier request")
-                if classes
-                else erased.client_requests.get(clients[0], "an earlier request")
-            )
-            raise AlreadyDone(
-                f"version {base.id} has forgotten {again} already ({by}); nothing was changed"
-            )
-        if len({*forget.classes, *gone["classes"]}) >= num_classes - 1:
-            raise BadSetting("request must leave at least two classes, got one that does not")
-
-    def _check_known(self, settings: RunSettings, base: VersionRow) -> None:
-        """Refuse to relearn what a version still knows, or what cannot be trained back."""
-        if base.card["model"].get("pruned"):
-            raise BadSetting(
-                f"relearning must start from a version with all its channels, got {base.id}, "
-                "whose pruned channels cannot be trained back; train again, or keep it so"
-            )
-        if not METHODS[settings.method].needs.relearning:
-            raise BadSetting(
-                f"method {settings.method} must be able to relearn, got one that cannot: "
-                "what it removes cannot be trained back; choose another method"
-            )
-        forget, gone = settings.forget, base.card["erased"]
-        known = ForgetSpec(
-            forget.level,
-            tuple(c for c in forget.classes if c not in gone["classes"]),
-            tuple(c for c in forget.clients if c not in gone["clients"]),
-        )
-        if known.classes or known.clients:
-            raise BadSetting(
-                f"relearning must name what version {base.id} has forgotten, got {known}; "
-                "see `efface requests`"
-            )
 
     def _situation(
         self, settings: RunSettings, base: VersionRow, data: DataSet | None
@@ -238,9 +192,9 @@ class Service(Books):
         return planning.Situation(
             settings=settings,
             base=base,
-            spec=model_of(base.card["model"]),
+            spec=ModelSpec.of_card(base.card["model"]),
             data=data,
-            shares=shares_of(settings, data),
+            shares=shares(settings, data),
             kept=self.history(base.card),
             check_samples=check_samples,
             server_examples=samples,
@@ -339,7 +293,72 @@ class Service(Books):
             self.sweep()
 
 
-# ---- small things -------------------------------------------------------------------------------
+# ---- checks of a request ------------------------------------------------------------------------
+
+
+def inherited(settings: RunSettings, base: VersionRow) -> RunSettings:
+    """Return `settings` with everything a version was trained with taken from its card."""
+    own = {
+        key: value for key, value in settings.plain().items() if key not in base.card["settings"]
+    }
+    merged = parse({**own, **base.card["settings"]})
+    # Data files may have moved since; where they were is only the default.
+    data_dir = settings.data_dir or base.card["data_dir"]
+    return replace(merged, version=base.id, data_dir=data_dir)
+
+
+def _check_not_forgotten(
+    forget: ForgetSpec, base: VersionRow, erased: Erased, num_classes: int
+) -> None:
+    """Refuse to forget what a version has forgotten, or all but one class."""
+    gone = base.card["erased"]
+    classes = [c for c in forget.classes if c in gone["classes"]]
+    clients = [c for c in forget.clients if c in gone["clients"]]
+    if classes or clients:
+        again = ForgetSpec(forget.level, tuple(classes), tuple(clients))
+        if again != forget:
+            raise BadSetting(
+                f"request must name only what version {base.id} knows, got {again}, which is "
+                "forgotten already; leave that out"
+            )
+        by = (
+            erased.class_requests.get(classes[0], "an earlier request")
+            if classes
+            else erased.client_requests.get(clients[0], "an earlier request")
+        )
+        raise AlreadyDone(
+            f"version {base.id} has forgotten {again} already ({by}); nothing was changed"
+        )
+    if len({*forget.classes, *gone["classes"]}) >= num_classes - 1:
+        raise BadSetting("request must leave at least two classes, got one that does not")
+
+
+def _check_forgotten(settings: RunSettings, base: VersionRow) -> None:
+    """Refuse to relearn what a version still knows, or what cannot be trained back."""
+    if base.card["model"].get("pruned"):
+        raise BadSetting(
+            f"relearning must start from a version with all its channels, got {base.id}, "
+            "whose pruned channels cannot be trained back; train again, or keep it so"
+        )
+    if not METHODS[settings.method].needs.relearning:
+        raise BadSetting(
+            f"method {settings.method} must be able to relearn, got one that cannot: "
+            "what it removes cannot be trained back; choose another method"
+        )
+    forget, gone = settings.forget, base.card["erased"]
+    known = ForgetSpec(
+        forget.level,
+        tuple(c for c in forget.classes if c not in gone["classes"]),
+        tuple(c for c in forget.clients if c not in gone["clients"]),
+    )
+    if known.classes or known.clients:
+        raise BadSetting(
+            f"relearning must name what version {base.id} has forgotten, got {known}; "
+            "see `efface requests`"
+        )
+
+
+# ---- errors ------------------------------------------------------------------------------------
 
 
 def _stop_reason(error: BaseException) -> str:
@@ -356,14 +375,3 @@ def _unpublished(row: RequestRow, error: BaseException) -> EffaceError:
         + f"; {row.id} is {row.state} ({row.result_version or row.reason}) all the same. "
         f"Write the report with: efface report {row.id}"
     )
-
-
-def inherited(settings: RunSettings, base: VersionRow) -> RunSettings:
-    """Return `settings` with everything a version was trained with taken from its card."""
-    own = {
-        key: value for key, value in settings.plain().items() if key not in base.card["settings"]
-    }
-    merged = parse({**own, **base.card["settings"]})
-    # Data files may have moved since; where they were is only the default.
-    data_dir = settings.data_dir or base.card["data_dir"]
-    return replace(merged, version=base.id, data_dir=data_dir)

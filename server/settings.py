@@ -172,7 +172,7 @@ class RunSettings(Settings):
         if not self.local_steps and not self.local_epochs:
             raise BadSetting("local-steps or local-epochs must be positive, got 0 and 0")
 
-    def told(self, spec: ModelSpec) -> dict[str, Any]:
+    def common(self, spec: ModelSpec) -> dict[str, Any]:
         """Return what every message says of seed, data, model and machine (`client.wire.Common`).
 
         Args:

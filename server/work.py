@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Final
+from typing import Any
 
 from flwr.app import ArrayRecord
 
@@ -31,15 +31,13 @@ from server.journal import Journal
 from server.ledger import Outcome, RequestRow, VersionRow
 from server.progress import Listener
 from server.provenance import command, commit, hardware
-from server.registry import model_of, pack, unpack
+from server.registry import pack, unpack
 from server.settings import RunSettings, essence, parse
 from strategies.federation import Plan, Samples
 from strategies.method import Needs
 from strategies.methods import METHODS, method
 from strategies.retraining import train
 from strategies.rounds import ClientLost
-
-PHASES: Final = ("train", "retrain", "score", "unlearn", "recover", "relearn")
 
 
 class VerificationFailed(EffaceError):
@@ -241,7 +239,7 @@ class Work:
         s = self.settings
         base = self.books.registry.load(str(self.row.base_version))[0]
         card = self.books.registry.load(str(self.row.base_version))[1]
-        before = replace(judge, spec=model_of(card["model"]))
+        before = replace(judge, spec=ModelSpec.of_card(card["model"]))
         for name, weights, by in (
             ("original", from_numpy(base), before),
             ("recovered", model, judge),
@@ -310,7 +308,9 @@ class Work:
     ) -> dict[str, Any]:
         """Return the first version's scores on this request's sets: what relearning aims at."""
         arrays, card = self.books.registry.load(root)
-        return replace(judge, spec=model_of(card["model"])).full(from_numpy(arrays), federation)
+        return replace(judge, spec=ModelSpec.of_card(card["model"])).full(
+            from_numpy(arrays), federation
+        )
 
     def _refuse(self, record: dict[str, Any]) -> None:
         """Record a result that did not forget, without a version, and say so."""
@@ -345,7 +345,7 @@ class Work:
             "fingerprint": wire.fingerprint(),
             "request": self.row.token,
             "lineage": lineage,
-            **s.told(self.spec),
+            **s.common(self.spec),
             "scale": s.scale,
             "model_pruned": list((model or {}).get("pruned", ())),
             "model_compact": bool((model or {}).get("compact", False)),
@@ -441,10 +441,12 @@ class Work:
     ) -> None:
         """Put costs, timeline, storage and speed-up into a record."""
         costs = federation.costs
-        record["seconds"] = {p: costs[p].seconds for p in PHASES if p in costs}
-        record["seconds_measuring"] = {p: c.seconds for p, c in costs.items() if p not in PHASES}
+        record["seconds"] = {p: costs[p].seconds for p in records.PHASES if p in costs}
+        record["seconds_measuring"] = {
+            p: c.seconds for p, c in costs.items() if p not in records.PHASES
+        }
         for key in ("rounds", "samples", "client_seconds"):
-            record[key] = {p: getattr(costs[p], key) for p in PHASES if p in costs}
+            record[key] = {p: getattr(costs[p], key) for p in records.PHASES if p in costs}
         record["bytes"] = {p: {"up": c.up, "down": c.down} for p, c in costs.items()}
         record["timeline"] = [n for n in federation.notes if "per_class_accuracy" in n]
         ascents = [n for n in record["timeline"] if n["phase"] == "unlearn"]

@@ -15,6 +15,7 @@ from flwr.serverapp import Grid
 from client import wire
 from client.channels import Layer, from_text, pack, scatter, take, unpack
 from client.wire import tensors
+from strategies.averaging import weighted_average
 from strategies.rounds import NothingTouched, Rounds, summed
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
@@ -43,6 +44,13 @@ class RepresentationRounds(Rounds):
         if not used:
             raise NothingTouched("representation must use at least one example, got none")
         counts: Floats = np.sum([m["count-per-class"] for _, m in used], axis=0, dtype=np.float64)
+        for label in self.settings.forget_classes:
+            if not counts[label]:
+                raise NothingTouched(
+                    f"class {label} must have at least {wire.MIN_EXAMPLES} examples on one of the "
+                    "clients, got none that has: a lone example's activations stay with it; choose "
+                    "another method"
+                )
         records = [next(iter(content.array_records.values())) for content, _ in used]
         means = ArrayRecord()
         for name in records[0]:
@@ -107,12 +115,12 @@ class PartialChannelFedAvg(Rounds):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Return the model with the averaged slices in their places, and nothing else changed."""
         replies = list(replies)
-        row, metrics = super().aggregate_train(server_round, replies)
-        if row is None:
-            return None, metrics
+        used, metrics = self._used(server_round, replies)
+        rows, examples = zip(*used.values(), strict=True)
         self._informed |= {m.metadata.src_node_id for m in replies if not m.has_error()}
         before = take(tensors(self.sent), self.layers, self.channels)
-        slices = unpack(tensors(row)[wire.SLICES], before)
+        row = tensors(weighted_average(rows, examples))[wire.SLICES]
+        slices = unpack(row, before)
         return put(self.sent, slices, self.layers, self.channels), metrics
 
 

@@ -159,11 +159,15 @@ def tf_idf(representation: Floats, label: int) -> Floats:
         TF_j  = A_uj / sum_j' A_uj'
         IDF_j = log((1 + |U|) / (1 + #{i : A_ij >= mean over the channels of A_i}))
 
+    U are the classes that some node holds. Of the others, all of whose row is 0, every channel
+    would count as common.
+
     Args:
-        representation: A, `(|U|, C)`, at least 0: class means of the channels' activations.
+        representation: A, `(K, C)`, at least 0: class means of the channels' activations.
         label: u, the class to forget.
     """
     target = representation[label]
+    representation = representation[representation.any(axis=1)]
     total = float(target.sum())
     frequency = target / total if total > 0 else np.zeros_like(target)
     common = representation >= representation.mean(axis=1, keepdims=True)

@@ -43,7 +43,7 @@ class QuickDrop(Hyperparameters):
     tolerance: float = option(3.0, PERCENT)  # points that recovery may leave missing
 
     needs: ClassVar[Needs] = Needs(levels=frozenset({"class", "client"}), synthetic_data=True)
-    compact: ClassVar[str] = "synthetic"  # what S and S_f are made of
+    source: ClassVar[str] = "synthetic"  # what S and S_f are made of
 
     def told(self, federation: Federation, kind: type[S], **values: Any) -> S:
         """Return what the nodes are told of an ascent or descent."""
@@ -67,7 +67,7 @@ class QuickDrop(Hyperparameters):
             self.told(
                 federation,
                 Ascend,
-                data=self.compact,
+                data=self.source,
                 epochs=self.unlearn_epochs,
                 lr=self.unlearn_lr,
                 batch_size=self.batch_size,
@@ -85,7 +85,7 @@ class QuickDrop(Hyperparameters):
             self.told(
                 federation,
                 Descend,
-                data=f"{self.compact}+original",
+                data=f"{self.source}+original",
                 epochs=self.recover_epochs,
                 lr=self.recover_lr,
                 batch_size=self.recover_batch,
@@ -106,7 +106,7 @@ class QuickDrop(Hyperparameters):
         told = self.told(
             federation,
             Descend,
-            data=f"{self.compact}+original",
+            data=f"{self.source}+original",
             side="all",
             epochs=self.relearn_epochs,
             lr=self.relearn_lr,

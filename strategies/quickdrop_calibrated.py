@@ -69,7 +69,7 @@ class CalibratedQuickDrop(Hyperparameters):
     tolerance: float = option(3.0, PERCENT)  # points that recovery may leave missing
 
     needs: ClassVar[Needs] = Needs(levels=frozenset({"class", "client"}), synthetic_data=True)
-    compact: ClassVar[str] = "synthetic"  # what S and S_f are made of
+    source: ClassVar[str] = "synthetic"  # what S and S_f are made of
 
     def told(self, federation: Federation, kind: type[S], **values: Any) -> S:
         """Return what the nodes are told of an ascent or descent."""
@@ -89,7 +89,7 @@ class CalibratedQuickDrop(Hyperparameters):
         climb = self.told(
             federation,
             Ascend,
-            data=self.compact,
+            data=self.source,
             epochs=self.unlearn_steps,
             batch_size=WHOLE,
             lr=self.unlearn_lr if classes else self.client_unlearn_lr,
@@ -112,7 +112,7 @@ class CalibratedQuickDrop(Hyperparameters):
         rounds = self.told(
             federation,
             Descend,
-            data=f"{self.compact}+original",
+            data=f"{self.source}+original",
             epochs=1,
             lr=self.client_recover_lr,
             freeze_stem=True,

@@ -20,7 +20,7 @@ from strategies.quickdrop import QuickDrop
 from strategies.quickdrop_calibrated import CalibratedQuickDrop
 
 USUAL_SCALE = 10  # where training made no synthetic sets
-NEEDS = Needs(levels=frozenset({"class", "client"}))
+_NEEDS = Needs(levels=frozenset({"class", "client"}))
 
 
 class OnRealSubset:
@@ -46,8 +46,8 @@ class RealSubset(OnRealSubset, QuickDrop):
     finetune_steps: int = option(0, Rule(lambda v: v == 0, "be 0: a subset is not distilled"))
     scale: int = option(0, at_least(0))  # s; 0 for that of the training
 
-    needs: ClassVar[Needs] = NEEDS
-    compact: ClassVar[str] = "subset"
+    needs: ClassVar[Needs] = _NEEDS
+    source: ClassVar[str] = "subset"
 
 
 @dataclass(frozen=True)
@@ -56,5 +56,5 @@ class CalibratedRealSubset(OnRealSubset, CalibratedQuickDrop):
 
     scale: int = option(0, at_least(0))  # s; 0 for that of the training
 
-    needs: ClassVar[Needs] = NEEDS
-    compact: ClassVar[str] = "subset"
+    needs: ClassVar[Needs] = _NEEDS
+    source: ClassVar[str] = "subset"

@@ -71,7 +71,7 @@ class Rounds(FedAvg):
         self.fraction = fraction
         self.min_share = min_share
         self.failures: list[Failure] = []
-        self.sent = ArrayRecord()  # the model that went down last
+        self.sent = ArrayRecord()  # the model of the round under way
         self._asked: dict[int, str] = {}
 
     def configure_train(

@@ -294,6 +294,11 @@ def test_rows_open_with_original_and_retrained_and_hold_the_gaps() -> None:
     assert (fast["rounds"], fast["samples"], fast["seconds"]) == (3, 300.0, 2.0)
     assert (fast["bytes_up"], fast["bytes_down"]) == (2_000_000, 3_000_000)  # measuring left out
     assert fast["up_percent"] == pytest.approx(100 / 6)  # 2 MB in 3 rounds of 10 times 400 kB
+    scored = result()
+    scored["record"]["bytes"]["score"] = {"up": 1_000_000, "down": 0}
+    (*_, row) = columns.rows([scored])
+    assert row["bytes_up"] == 3_000_000
+    assert row["up_percent"] == fast["up_percent"]  # scores are no parameters
     assert fast["retrained_rounds"] == 2
     assert (fast["speed_up"], fast["speed_up_1"]) == (50.0, 10.0)
     assert fast["overhead_percent"] == 10.0  # 8 s on 80 s of training alone

@@ -10,9 +10,8 @@ import torch
 
 from client.channels import from_text, layout
 from client.errors import BadSetting
-from client.models import build
+from client.models import ModelSpec, build
 from server.home import Home
-from server.registry import model_of
 from server.runner import run
 from server.service import Service
 from server.settings import RunSettings
@@ -74,7 +73,7 @@ def test_pruned_channels_are_zero_in_the_new_version_and_its_card_names_them(hom
     # A quarter of 8 + 8 channels.
     assert sum(map(len, pruned.values())) == 4
     assert record["rounds"] == {"score": 1, "unlearn": 0, "recover": 2}
-    for layer in layout(build(model_of(card["model"]), torch.Generator())):
+    for layer in layout(build(ModelSpec.of_card(card["model"]), torch.Generator())):
         rows = list(pruned.get(layer.name, ()))
         for name in layer.tensors:
             assert not arrays[name][rows].any()
@@ -105,7 +104,7 @@ def test_every_parameter_outside_the_chosen_channels_is_the_same_bit_for_bit(
 ) -> None:
     record = ask(home, "forget", method=method, forget_classes="3", **more)
     (before, card), (after, _) = load(home, "v0001"), load(home, "v0002")
-    layers = layout(build(model_of(card["model"]), torch.Generator()))
+    layers = layout(build(ModelSpec.of_card(card["model"]), torch.Generator()))
     changed = 0
     for layer in layers:
         rows = record["channels"]["chosen"][layer.name]

@@ -1,6 +1,7 @@
 """Rounds about channels, with real nodes on digits: what crosses the wire, and what changes."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from client.wire import Ablation, FitChannels, Representation
 from server.engines.inline import InlineGrid
 from server.grid import NamedGrid, size
 from strategies.channels import AblationRounds, PartialChannelFedAvg, RepresentationRounds
-from strategies.rounds import ClientLost
+from strategies.rounds import ClientLost, NothingTouched
 from tests.messages import NUM_CLIENTS, network, told, weights
 
 CLASS_3 = {"forget_level": "class", "forget_classes": [3]}
@@ -132,6 +133,31 @@ def test_no_lone_examples_activations_go_up(grid: NamedGrid) -> None:
     for sums in contents[0].array_records["arrays"].values():
         assert not sums.numpy()[of_class == 1].any()
         assert sums.numpy()[of_class > 1].any(axis=1).all()
+
+
+def test_a_class_of_lone_examples_is_refused_before_anything_is_pruned(grid: NamedGrid) -> None:
+    told_few = told(Representation, max_samples=40, forget_level="class")
+    counts = [
+        np.bincount(open_site(told_few, {"partition-id": i}).train.labels, minlength=10)
+        for i in range(NUM_CLIENTS)
+    ]
+    lone = next(c for c in range(10) if max(n[c] for n in counts) == 1)
+    rounds = RepresentationRounds(replace(told_few, forget_classes=[lone]))
+    asked = list(rounds.configure_train(1, weights(), ConfigRecord(), grid))
+    with pytest.raises(NothingTouched, match=f"class {lone} must have at least 2 examples on one"):
+        rounds.aggregate_train(1, grid.send_and_receive(asked))
+
+
+def test_other_examples_stand_for_a_class_with_every_number(grid: NamedGrid) -> None:
+    # Were one selection part of the next, the difference of two answers would be one example's.
+    sums = []
+    for number in (5, 6):
+        rounds = RepresentationRounds(told(Representation, samples_per_class=number, **CLASS_3))
+        asked = list(rounds.configure_train(1, weights(), ConfigRecord(), grid))
+        (answer, *_) = grid.send_and_receive(asked)
+        sums.append(answer.content.array_records["arrays"]["body.0"].numpy())
+    # Pooled activations are 0 or more: the larger of nested selections would exceed everywhere.
+    assert (sums[1] < sums[0]).any()
 
 
 def test_effects_are_averaged_by_the_examples_behind_them(grid: NamedGrid) -> None:

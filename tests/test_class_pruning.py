@@ -39,6 +39,12 @@ def test_a_class_that_nobody_holds_scores_nothing() -> None:
     assert tf_idf(np.array([[0.0, 0.0], [1.0, 2.0]]), 0).tolist() == [0.0, 0.0]
 
 
+def test_a_class_that_nobody_holds_does_not_count_among_the_classes() -> None:
+    # Else all its channels, 0 as their mean is, would be common ones.
+    with_one = np.vstack([THREE, np.zeros((1, 3))])
+    assert tf_idf(with_one, 0).tolist() == tf_idf(THREE, 0).tolist()
+
+
 def test_high_scores_go() -> None:
     scores = {"body.0": tf_idf(THREE, 0)}
     # A third of three channels: channel 0, the most of class 0; 2 has half of its score.

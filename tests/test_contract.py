@@ -24,7 +24,7 @@ from flwr.app import Array, ArrayRecord, Context, Message
 import client.app
 from client import wire
 from client.errors import BadSetting, EffaceError
-from client.models import build
+from client.models import ModelSpec, build
 from client.store import Store
 from client.wire import ForgetSpec, Form, forms
 from server.engines.inline import InlineGrid
@@ -32,11 +32,11 @@ from server.federation import Round
 from server.grid import NamedGrid, size
 from server.history import History
 from server.home import Home
-from server.registry import model_of
+from server.records import PHASES
 from server.runner import run
 from server.service import Service
 from server.settings import RunSettings
-from server.work import PHASES, VerificationFailed
+from server.work import VerificationFailed
 from strategies.averaging import weighted_average
 from strategies.methods import METHODS
 
@@ -292,7 +292,8 @@ def test_a_new_version_without_it_is_in_service_and_the_earlier_one_is_kept(
     named = NAMED[level]
     assert card["erased"] == {"classes": list(named.classes), "clients": list(named.clients)}
     # The model that the card describes is the one that is there.
-    assert forms(build(model_of(card["model"]), torch.Generator()).state_dict()) == forms(after)
+    described = build(ModelSpec.of_card(card["model"]), torch.Generator())
+    assert forms(described.state_dict()) == forms(after)
     assert tombstones(done.home) == [[named]] * 3
     if needs.history:  # what was calibrated without it is there for the next request
         assert kept(done.home)

@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -78,6 +79,22 @@ def test_nothing_is_read_with_pickle() -> None:
         and (node.value.id, node.attr) == ("torch", "load")
     ]
     assert loads == []
+
+
+def test_the_registry_reads_cards_without_torch() -> None:
+    code = "import sys; import server.registry; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.strip() == "False", done.stderr
+
+
+def test_every_package_is_installed() -> None:
+    told = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    there = {
+        path.parent.relative_to(ROOT).as_posix().replace("/", ".")
+        for package in OURS
+        for path in (ROOT / package).rglob("__init__.py")
+    }
+    assert set(told) == there
 
 
 def test_a_node_needs_the_client_folder_alone(tmp_path: Path) -> None:

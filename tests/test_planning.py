@@ -167,10 +167,12 @@ def test_the_coordinators_own_work_asks_nobody() -> None:
     assert [(s.clients, s.down, s.up) for s in estimate("influential-ce")] == [(0, 0.0, 0.0)] * 2
 
 
-def test_the_control_takes_the_scale_of_training_or_its_own() -> None:
-    assert estimate("quickdrop-subset")[0].samples == estimate("quickdrop")[0].samples
+def test_the_controls_take_the_scale_of_training_or_their_own() -> None:
+    for name in ("quickdrop", "quickdrop-calibrated"):
+        assert brief(estimate(f"{name}-subset")) == brief(estimate(name))
     # One image for 20: ceil(30 / 20) + ceil(30 / 20) + 20 / 20 = 5, three times.
     assert estimate("quickdrop-subset", scale="20")[0].samples == 15
+    assert estimate("quickdrop-calibrated-subset", scale="20")[0].samples == 150  # thirty times
 
 
 def test_a_class_of_a_node_has_an_image_however_small_it_is() -> None:

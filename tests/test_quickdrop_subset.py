@@ -78,9 +78,10 @@ def test_the_subset_is_as_large_as_the_synthetic_set_was(of: Any) -> None:
     assert sizes == {7}
 
 
+@pytest.mark.parametrize("of", [RealSubset, CalibratedRealSubset])
 @pytest.mark.parametrize(("option", "expected"), [("0", 10), ("4", 4)])
-def test_without_one_its_size_is_an_option(option: str, expected: int) -> None:
-    control = steps(RealSubset().with_values({"scale": option}), "forget")
+def test_without_one_its_size_is_an_option(of: Any, option: str, expected: int) -> None:
+    control = steps(of().with_values({"scale": option}), "forget")
     assert control.first("unlearn").settings.scale == expected
 
 

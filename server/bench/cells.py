@@ -31,7 +31,7 @@ import torch
 import strategies
 from client import wire
 from client.errors import BadSetting, EffaceError
-from client.models import loaded
+from client.models import ModelSpec, loaded
 from client.wire import ForgetSpec, tensors
 from server import (
     books,
@@ -56,7 +56,7 @@ from server.grid import Interrupted
 from server.home import Home, HomeBusy, write_json
 from server.ledger import Outcome
 from server.provenance import commit, hardware
-from server.registry import model_of, unpack
+from server.registry import unpack
 from server.runner import run
 from server.service import Service
 from server.settings import RunSettings, federation_name
@@ -329,26 +329,28 @@ class Bench:
     ) -> dict[str, dict[str, float]] | None:
         """Return the attacks' success on Original, on the method's version and on Retrained."""
         settings = RunSettings(**{"mode": "forget", **told}).check()
-        images = server_data(settings)
+        dataset = server_data(settings)
         if settings.server_samples:  # taken out of the test part: the method has seen them
-            _, images = own_samples(settings, images)
-        if images is None:
-            return None
+            _, dataset = own_samples(settings, dataset)
+        if dataset is None:
+            raise EffaceError(
+                f"dataset must have test images to attack with, got {told['dataset']}"
+            )
         wanted = record["forget"]
         forget = ForgetSpec(wanted["level"], tuple(wanted["classes"]), tuple(wanted["clients"]))
-        spec = settings.model_spec(images)
-        found = membership.examples(settings, images, spec, forget)
+        spec = settings.model_spec(dataset)
+        found = membership.examples(settings, dataset, spec, forget)
         if found is None:
             return None
         registry = Service.open(Home(home)).registry
         models = {"retrained": (spec, retrained_weights(home, forget, settings))}
         for name, key in (("original", "base_version"), ("recovered", "model_version")):
             arrays, card = registry.load(record[key])
-            models[name] = (model_of(card["model"]), arrays)
+            models[name] = (ModelSpec.of_card(card["model"]), arrays)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         return {
             name: membership.attack(
-                loaded(of, tensors(from_numpy(arrays))), images, *found, device=device
+                loaded(of, tensors(from_numpy(arrays))), dataset, *found, device=device
             )
             for name, (of, arrays) in models.items()
         }

@@ -66,6 +66,11 @@ COSTS: Final = (
     *("storage_bytes", "overhead_seconds", "speed_up", *(f"speed_up_{q}" for q in AMORTISED)),
 )
 USUAL: Final = (*FORGETTING, *COSTS)
+# Shown in the second part of a wide table, if a recipe asks for them.
+OF_COSTS: Final = frozenset(
+    {*COSTS, "retrained_rounds", "up_percent", "relearn_seconds", "train_seconds"}
+    | {"overhead_percent"}
+)
 WHERE: Final = ("partition", "partition_seed", "sweep", "seed", "level", "step")
 KEYS: Final = (*WHERE, "method", "state", "reason")
 NOTES: Final = ("jobs", "peak_bytes", "commit", "hardware")

@@ -79,7 +79,7 @@ def _describe(settings: RunSettings, spec: ModelSpec, client: str) -> Describe:
         request="bench",
         lineage="bench",
         phase="describe",
-        **settings.told(spec),
+        **settings.common(spec),
     ).check()
 
 

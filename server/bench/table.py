@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from server.bench.columns import COLUMNS, COSTS, Row
+from server.bench.columns import COLUMNS, OF_COSTS, Row
 from server.bench.recipe import Recipe
 
 NOTHING: Final = "–"
@@ -32,8 +32,9 @@ def page(recipe: Recipe, rows: Sequence[Row], *, command: str, drawn: Sequence[P
             lines += ["", f"## {level.label}, {partition}", ""]
             if any(forget.clients for forget in level.requests):
                 lines += [CLIENT_LEVEL, ""]
-            for columns in _parts(recipe.columns):
-                lines += [*level_table(here, columns, steps=level.in_a_row), ""]
+            for number, columns in enumerate(_parts(recipe.columns)):
+                part = level_table(here, columns, steps=level.in_a_row, reasons=not number)
+                lines += [*part, ""]
             lines = [*lines[:-1], *_troubles(here)]
     for path in drawn:
         lines += ["", f"![{path.stem}]({path.as_posix()})"]
@@ -42,13 +43,14 @@ def page(recipe: Recipe, rows: Sequence[Row], *, command: str, drawn: Sequence[P
 
 def _parts(columns: Sequence[str]) -> list[Sequence[str]]:
     """Return the columns of each table: wide ones part in two, what was forgotten and its costs."""
-    costs = [name for name in columns if name in COSTS]
-    others = [name for name in columns if name not in COSTS]
+    costs = [name for name in columns if name in OF_COSTS]
+    others = [name for name in columns if name not in OF_COSTS]
     return [part for part in (others, costs) if part] if len(columns) > MOST_COLUMNS else [columns]
 
 
 _READING: Final = (
-    "Means ± standard deviations over the seeds; accuracies and gaps in percentage points. Gaps, "
+    'Means ± standard deviations over the seeds, with "(2 of 3)" where only some have a number; '
+    "accuracies and gaps in percentage points. Gaps, "
     'KL and TV are against Retrained of the same seed, and "spread" is the standard deviation of '
     "Retrained models that differ in their seed alone (over partitions as well where none do). "
     "Attack AUC: 0.5 cannot tell forgotten training examples from unseen ones; Retrained's is the "
@@ -76,15 +78,18 @@ def _provenance(recipe: Recipe, rows: Sequence[Row]) -> str:
     )
 
 
-def level_table(rows: Sequence[Row], columns: Sequence[str], *, steps: bool = False) -> list[str]:
+def level_table(
+    rows: Sequence[Row], columns: Sequence[str], *, steps: bool = False, reasons: bool = True
+) -> list[str]:
     """Return one table in Markdown: a line a model, and a step or swept value if there are several.
 
     Args:
         rows: Of one partition and level, all seeds.
         columns: Names in `COLUMNS`; those without any number are left out.
         steps: Whether the rows are requests in a row.
+        reasons: Whether a row that did not end says why.
     """
-    headings, lines = cells(rows, columns, steps=steps)
+    headings, lines = cells(rows, columns, steps=steps, reasons=reasons)
     made = ["| " + " | ".join(headings) + " |", "|---" * len(headings) + "|"]
     return made + ["| " + " | ".join(line) + " |" for line in lines]
 

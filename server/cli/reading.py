@@ -274,9 +274,11 @@ def _method(name: str) -> dict[str, Any]:
     from strategies.methods import METHODS
 
     kind = METHODS[name]
+    alone = [other.__module__ for other in METHODS.values()].count(kind.__module__) == 1
+    about = sys.modules[kind.__module__].__doc__ if alone else kind.__doc__
     needs = kind.needs
     options = [f for f in fields(kind) if f.default is not MISSING]
-    summary = (sys.modules[kind.__module__].__doc__ or "").strip().partition("\n")[0]
+    summary = (about or "").strip().partition("\n")[0]
     return {
         "name": name,
         "summary": summary,

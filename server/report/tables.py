@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from server.display import stored_updates
+from server.records import PHASES
 from server.report.pictures import curves_of
 from server.report.words import (
     MODELS,
-    PHASES,
     as_count,
     as_gap,
     as_loss,
@@ -244,6 +244,7 @@ def speed_up_rows(record: Mapping[str, Any]) -> Mapping[str, Any] | None:
 
 
 def overhead_line(record: Mapping[str, Any]) -> str | None:
+    """Return what distillation took of the training, None where there was none."""
     distillation = record.get("distillation")
     if not distillation:
         return None
@@ -259,6 +260,7 @@ def overhead_line(record: Mapping[str, Any]) -> str | None:
 
 
 def provenance_rows(record: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return who asked for what, and what ran where, as names and values."""
     lineage = " \N{RIGHTWARDS ARROW} ".join(
         str(record[key]) for key in ("base_version", "model_version") if record.get(key)
     )

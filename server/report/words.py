@@ -12,7 +12,6 @@ MODELS = {
     "recovered": "Recovered",
     "relearned": "Relearned",
 }
-PHASES = ("train", "retrain", "score", "unlearn", "recover", "relearn")
 MINUS = "\N{MINUS SIGN}"
 _NONE = "\N{EN DASH}"
 

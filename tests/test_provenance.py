@@ -1,0 +1,56 @@
+"""The commit that a result names: that of the product's code, and whether it was changed."""
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from server import provenance
+
+
+def git(where: Path, *told: str) -> str:
+    who = ["-c", "user.name=a", "-c", "user.email=a@example.org", "-c", "commit.gpgsign=false"]
+    done = subprocess.run(
+        ["git", *who, *told], cwd=where, check=True, capture_output=True, text=True
+    )
+    return done.stdout.strip()
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    for file in ("server/a.py", "client/b.py", "strategies/c.py", "pyproject.toml", "notes.md"):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_text("one\n")
+    git(tmp_path, "init", "-q")
+    git(tmp_path, "add", "-A")
+    git(tmp_path, "commit", "-q", "-m", "one")
+    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "server" / "provenance.py"))
+    provenance.commit.cache_clear()
+    yield tmp_path
+    provenance.commit.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("changed", "ending"),
+    [("", ""), ("notes.md", ""), ("new.py", ""), ("client/b.py", "-dirty")],
+)
+def test_code_that_was_changed_is_told_apart(checkout: Path, changed: str, ending: str) -> None:
+    if changed:
+        (checkout / changed).write_text("two\n")
+    assert provenance.commit() == git(checkout, "rev-parse", "--short", "HEAD") + ending
+
+
+def test_it_stays_that_of_the_start(checkout: Path) -> None:
+    before = provenance.commit()
+    (checkout / "client" / "b.py").write_text("two\n")
+    git(checkout, "commit", "-q", "-a", "-m", "two")
+    assert provenance.commit() == before
+
+
+def test_outside_a_checkout_there_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "server" / "provenance.py"))
+    (tmp_path / "server").mkdir()
+    provenance.commit.cache_clear()
+    assert provenance.commit() is None
+    provenance.commit.cache_clear()
