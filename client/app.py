@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from client import wire
 from client.ascent import ascend
 from client.channels import checked, from_text, layout, pack, scatter, take, train_only, unpack
-from client.curvature import fisher_diagonal, local_adahessian
+from client.curvature import fisher_diagonal, local_quasi_newton
 from client.distillation import Matcher, condense, due, initialise, real_gradients
 from client.errors import BadSetting
 from client.evaluation import evaluate
@@ -73,12 +73,13 @@ def fit(node: Node, settings: wire.Fit) -> Answer:
         distiller = _Distiller(node, settings, keep, num_steps)
     pick = node.site.pick(part, node.device)
     batches = minibatches(len(part), settings.batch_size, num_steps, node.draws())
-    if settings.optimiser == "adahessian":
-        trained = local_adahessian(
+    if settings.optimiser == "quasi-newton":
+        trained = local_quasi_newton(
             model,
             pick,
             batches,
             lr=settings.lr,
+            curvature=settings.curvature,
             beta1=settings.beta1,
             beta2=settings.beta2,
             hessian_power=settings.hessian_power,

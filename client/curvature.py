@@ -3,9 +3,10 @@
 `fisher_diagonal` is the noise's measure in Golatkar, Achille and Soatto, "Eternal Sunshine of the
 Spotless Net: Selective Forgetting in Deep Networks", CVPR 2020, https://arxiv.org/abs/1911.04933.
 
-`local_adahessian` is Yao et al., "ADAHESSIAN: An Adaptive Second Order Optimizer for Machine
-Learning", AAAI 2021, https://arxiv.org/abs/2006.00719, Algorithm 1. Departs from the paper: the
-moments start at zero in every local phase, because nothing stays on a node between messages.
+`local_quasi_newton` is Yao et al., "ADAHESSIAN: An Adaptive Second Order Optimizer for Machine
+Learning", AAAI 2021, https://arxiv.org/abs/2006.00719, Algorithm 1, with their curvature or with
+the empirical Fisher information in its place. Departs from the paper: the moments start at zero in
+every local phase, because nothing stays on a node between messages.
 
 Shapes: B batch, C channels, H height, W width, K classes.
 """
@@ -65,34 +66,39 @@ def hessian_diagonal(
 
         D = z * (H z),  z of random signs: E[D] = diag(H)
 
-    Convolutions get the mean of |D| over their kernel's places, as in the paper, section 3.2.
-
     Args:
         gradients: Of the loss in `weights`, with their graph.
         weights: What they were taken in.
         generator: On the CPU; draws the signs.
 
     Returns:
-        Tensors that broadcast to the weights' shapes.
+        Tensors in the weights' shapes.
     """
     signs = [(2.0 * torch.randint(0, 2, w.shape, generator=generator) - 1.0).to(w) for w in weights]
     products = torch.autograd.grad(list(gradients), list(weights), grad_outputs=signs)
-    estimates = []
-    for z, product in zip(signs, products, strict=True):
-        estimate = (z * product).detach()
-        if estimate.dim() == 4:
-            estimate = estimate.abs().mean(dim=(2, 3), keepdim=True)
-        estimates.append(estimate)
-    return estimates
+    return [(z * product).detach() for z, product in zip(signs, products, strict=True)]
 
 
-def local_adahessian(
+def over_kernels(curvature: Tensor) -> Tensor:
+    """Return a convolution's mean of |D| over each kernel's places, as Yao et al., section 3.2.
+
+    Args:
+        curvature: D, in a weight's shape; of other layers it is returned as it is.
+
+    Returns:
+        A tensor that broadcasts to the weight's shape.
+    """
+    return curvature.abs().mean(dim=(2, 3), keepdim=True) if curvature.dim() == 4 else curvature
+
+
+def local_quasi_newton(
     model: nn.Module,
     pick: Pick,
     batches: Iterator[Tensor],
     *,
     lr: float,
     generator: torch.Generator,
+    curvature: str = "fisher",
     beta1: float = 0.9,
     beta2: float = 0.999,
     hessian_power: float = 1.0,
@@ -105,12 +111,16 @@ def local_adahessian(
         m <- beta1 m + (1 - beta1) g          v <- beta2 v + (1 - beta2) D^2
         w <- w - lr * m / (1 - beta1^t) / ((v / (1 - beta2^t))^(k / 2) + eps)
 
+    The curvature D is the batch's squared gradient g^2 ("fisher"), which costs nothing more, or
+    Hutchinson's estimate ("hessian"), with which a step costs about three of SGD's.
+
     Args:
         model: Classifier from images `(B, C, H, W)` to logits `(B, K)`.
         pick: The data.
         batches: Positions of each step's batch.
         lr: Learning rate, positive.
         generator: Draws the estimate's signs.
+        curvature: "fisher" or "hessian".
         beta1: Decay of the mean gradient, in [0, 1).
         beta2: Decay of the mean square of the curvature D, in [0, 1).
         hessian_power: k in [0, 1]; 0 leaves the curvature out.
@@ -119,9 +129,10 @@ def local_adahessian(
         proximal: mu of FedProx; the centre is the model as it comes in.
 
     Returns:
-        Steps, images and mean loss. A step costs about three of SGD's.
+        Steps, images and mean loss.
     """
     model.train()
+    hessian = curvature == "hessian"
     weights = [p for p in model.parameters() if p.requires_grad]
     centre = [w.detach().clone() for w in weights]
     means = [torch.zeros_like(w) for w in weights]
@@ -131,15 +142,18 @@ def local_adahessian(
     for step, batch in enumerate(batches, start=1):
         images, labels = pick(batch)
         loss = cross_entropy(model(images), labels)
-        gradients = torch.autograd.grad(loss, weights, create_graph=True)
-        curvature = hessian_diagonal(gradients, weights, generator)
+        gradients = torch.autograd.grad(loss, weights, create_graph=hessian)
+        if hessian:
+            diagonal = hessian_diagonal(gradients, weights, generator)
+        else:
+            diagonal = [g.square() for g in gradients]
         with torch.no_grad():
             slopes = [
                 g + proximal * (w - c) for g, w, c in zip(gradients, weights, centre, strict=True)
             ]
-            for w, m, v, g, d in zip(weights, means, squares, slopes, curvature, strict=True):
+            for w, m, v, g, d in zip(weights, means, squares, slopes, diagonal, strict=True):
                 m.lerp_(g, 1 - beta1)
-                v.lerp_((d * d).expand_as(v), 1 - beta2)
+                v.lerp_(over_kernels(d).square().expand_as(v), 1 - beta2)
                 divisor = (v / (1 - beta2**step)).pow_(hessian_power / 2).add_(eps)
                 w.mul_(1 - lr * weight_decay).addcdiv_(m, divisor, value=-lr / (1 - beta1**step))
         losses.append(loss.detach())

@@ -324,9 +324,9 @@ class Fit(Common):
     momentum: float = setting(between(0.0, 0.999), 0.0)
     weight_decay: float = setting(between(0.0, 1.0), 0.0)
     proximal: float = setting(between(0.0, 1e6), 0.0)  # mu of FedProx
-    optimiser: str = setting(
-        one_of("sgd", "adahessian"), "sgd"
-    )  # the latter without momentum, but:
+    optimiser: str = setting(one_of("sgd", "quasi-newton"), "sgd")
+    # Of quasi-Newton steps, which take no momentum:
+    curvature: str = setting(one_of("fisher", "hessian"), "fisher")
     beta1: float = setting(between(0.0, 0.999), 0.9)  # decay of the mean gradient
     beta2: float = setting(between(0.0, 0.9999), 0.999)  # of the mean square of the curvature
     hessian_power: float = setting(between(0.0, 1.0), 1.0)  # k, of the curvature

@@ -8,7 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from client import curvature
-from client.curvature import fisher_diagonal, hessian_diagonal, local_adahessian
+from client.curvature import (
+    fisher_diagonal,
+    hessian_diagonal,
+    local_quasi_newton,
+    over_kernels,
+)
 from client.models import ModelSpec, build
 from client.training import Trained
 
@@ -107,7 +112,8 @@ def test_a_convolutions_kernel_shares_one_curvature() -> None:
     # One filter of 1 x 2 x 1 x 2: diagonal ((2, -4), (6, 6)), its kernels' means of |D| 3 and 6.
     weight = torch.ones(1, 2, 1, 2, requires_grad=True)
     loss = (torch.tensor([[[[1.0, -2.0]], [[3.0, 3.0]]]]) * weight**2).sum()
-    found = diagonal_of(loss, weight)
+    assert diagonal_of(loss, weight).flatten().tolist() == [2.0, -4.0, 6.0, 6.0]
+    found = over_kernels(diagonal_of(loss, weight))
     assert found.shape == (1, 2, 1, 1)
     assert found.flatten().tolist() == [3.0, 6.0]
 
@@ -126,14 +132,17 @@ class Odds(nn.Module):
         return torch.stack([self.weight * images[:, 0], torch.zeros(len(images))], dim=1)
 
 
-def steps(model: nn.Module, num_steps: int = 1, **options: float) -> Trained:
+def steps(
+    model: nn.Module, num_steps: int = 1, curvature: str = "hessian", **options: float
+) -> Trained:
     images, labels = torch.ones(2, 1), torch.zeros(2, dtype=torch.int64)
     batches: Iterator[Tensor] = iter([torch.arange(2)] * num_steps)
-    return local_adahessian(
+    return local_quasi_newton(
         model,
         lambda batch: (images[batch], labels[batch]),
         batches,
         generator=seeded(),
+        curvature=curvature,
         **{"lr": 1.0, "eps": 0.25, **options},
     )
 
@@ -144,6 +153,17 @@ def test_the_first_step_divides_the_gradient_by_the_curvature() -> None:
     done = steps(model, lr=0.5)
     assert model.weight.tolist() == pytest.approx([0.5])
     assert (done.num_steps, done.samples, done.loss) == (1, 2, pytest.approx(math.log(2)))
+
+
+def test_the_first_step_divides_the_gradient_by_its_square() -> None:
+    # w = 0: g = -1/2, the empirical Fisher information is 1/4 here, too; at w = ln 3, p = 3/4,
+    # g = -1/4, g^2 = 1/16 where the Hessian has 3/16: the step is 1/4 / (1/16 + 1/4) = 4/5.
+    model = Odds()
+    steps(model, curvature="fisher", lr=0.5)
+    assert model.weight.tolist() == pytest.approx([0.5])
+    model = Odds(math.log(3))
+    steps(model, curvature="fisher")
+    assert model.weight.tolist() == pytest.approx([math.log(3) + 4 / 5])
 
 
 @pytest.mark.parametrize(("power", "expected"), [(0.0, 0.4), (0.5, 2 / 3), (1.0, 1.0)])
@@ -188,7 +208,8 @@ def test_steps_depend_on_their_generator_alone() -> None:
         model = build(spec, seeded())
         torch.manual_seed(seed)  # whatever was drawn before
         pick = lambda batch: (images[batch], labels[batch])  # noqa: E731
-        local_adahessian(model, pick, iter([labels] * 3), lr=0.1, generator=seeded(2))
+        batches = iter([labels] * 3)
+        local_quasi_newton(model, pick, batches, lr=0.1, generator=seeded(2), curvature="hessian")
         return torch.cat([p.detach().flatten() for p in model.parameters()])
 
     assert torch.equal(trained(0), trained(1))

@@ -33,7 +33,8 @@ def test_it_starts_again_and_ends_when_the_accuracy_is_back(spec: ForgetSpec) ->
     assert federation.phases == ["measure", *["unlearn", "measure"] * 3]
     step = federation.first("unlearn")
     assert (type(step.rounds), step.model, step.num_rounds) == (FederatedAveraging, INITIAL, 1)
-    assert (step.settings.optimiser, step.settings.side) == ("adahessian", "retain")
+    told = step.settings
+    assert (told.optimiser, told.curvature, told.side) == ("quasi-newton", "fisher", "retain")
     # As many nodes as in training, of all that have data left.
     assert (step.participants, step.rounds.fraction, step.rounds.min_share) == (None, 0.5, 0.25)
 
@@ -53,15 +54,17 @@ def test_it_ends_with_the_rounds_where_nothing_is_held_out(
 
 def test_options_reach_the_nodes() -> None:
     options = {"lr": "0.2", "beta1": "0.8", "beta2": "0.9", "hessian-power": "1", "eps": "0.5"}
+    options["curvature"] = "hessian"
     told = forget(Learning(), **options).first("unlearn").settings
-    found = (told.lr, told.beta1, told.beta2, told.hessian_power, told.eps)
-    assert found == (0.2, 0.8, 0.9, 1.0, 0.5)
+    found = (told.lr, told.beta1, told.beta2, told.hessian_power, told.eps, told.curvature)
+    assert found == (0.2, 0.8, 0.9, 1.0, 0.5, "hessian")
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"hessian-power": "2"}, r"hessian-power must lie in \[0, 1\], got 2"),
+        ({"curvature": "exact"}, "curvature must be one of fisher, hessian, got 'exact'"),
         ({"beta2": "1"}, r"beta2 must lie in \[0, 0.9999\], got 1"),
         ({"rounds": "-1"}, "rounds must be at least 0, got -1"),
     ],

@@ -18,7 +18,7 @@ from torch import nn
 from client import wire
 from client.app import HANDLERS, app
 from client.channels import to_text, zero_
-from client.curvature import local_adahessian
+from client.curvature import local_quasi_newton
 from client.errors import BadSetting, EffaceError
 from client.node import Node, answered
 from client.seeds import generator
@@ -200,10 +200,13 @@ def test_a_node_trains_on_the_side_that_is_asked_for(grid: InlineGrid) -> None:
     assert reply.content.metric_records["metrics"]["num-examples"] == 0
 
 
-def test_a_node_trains_with_the_optimiser_that_is_asked_for(grid: InlineGrid) -> None:
+@pytest.mark.parametrize("curvature", ["fisher", "hessian"])
+def test_a_node_trains_with_the_optimiser_that_is_asked_for(
+    grid: InlineGrid, curvature: str
+) -> None:
     site = open_site(told(Common), {"partition-id": 0})
     model = network()
-    local_adahessian(
+    local_quasi_newton(
         model,
         site.pick(site.train, torch.device("cpu")),
         minibatches(len(site.train), 32, 2, generator(0, "test", 0, "client-0")),
@@ -213,15 +216,16 @@ def test_a_node_trains_with_the_optimiser_that_is_asked_for(grid: InlineGrid) ->
         eps=0.01,
         weight_decay=0.1,
         generator=generator(0, "test curvature", 0, "client-0"),
+        curvature=curvature,
     )
     options = {"beta1": 0.8, "hessian_power": 0.5, "eps": 0.01, "weight_decay": 0.1}
-    reply = fit(grid, optimiser="adahessian", server_round=0, **options)
+    reply = fit(grid, optimiser="quasi-newton", server_round=0, curvature=curvature, **options)
     for name, value in model.state_dict().items():
         found = reply.content.array_records["arrays"][name].numpy()
         assert np.array_equal(found, value.numpy())
 
 
-@pytest.mark.parametrize("more", [{"side": "forget"}, {"optimiser": "adahessian"}])
+@pytest.mark.parametrize("more", [{"side": "forget"}, {"optimiser": "quasi-newton"}])
 def test_synthetic_sets_are_made_by_sgd_on_what_is_retained(
     grid: InlineGrid, more: dict[str, str], tmp_path: Path
 ) -> None:
@@ -486,7 +490,8 @@ def test_a_whole_number_is_a_number_but_not_the_other_way_round() -> None:
         (wire.FIT, "distill-every", 0, "be at least 1"),
         (wire.FIT, "distill-fraction", 1.5, "lie in [0, 1]"),
         (wire.FIT, "side", "both", "be one of retain, forget, all"),
-        (wire.FIT, "optimiser", "adam", "be one of sgd, adahessian"),
+        (wire.FIT, "optimiser", "adam", "be one of sgd, quasi-newton"),
+        (wire.FIT, "curvature", "exact", "be one of fisher, hessian"),
         (wire.FIT, "beta1", 1.0, "lie in [0, 0.999]"),
         (wire.FIT, "beta2", 1.0, "lie in [0, 0.9999]"),
         (wire.FIT, "hessian-power", 1.5, "lie in [0, 1]"),
@@ -786,13 +791,21 @@ def test_the_kept_model_goes_when_the_request_is_settled(grid: InlineGrid, tmp_p
     assert not list((tmp_path / "private").rglob("base-*"))
 
 
-@pytest.mark.parametrize("optimiser", ["sgd", "adahessian"])
-def test_pruned_channels_stay_zero_through_training(grid: InlineGrid, optimiser: str) -> None:
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"optimiser": "sgd", "momentum": 0.9},
+        {"optimiser": "quasi-newton"},
+        {"optimiser": "quasi-newton", "curvature": "hessian"},
+    ],
+)
+def test_pruned_channels_stay_zero_through_training(
+    grid: InlineGrid, how: dict[str, str | float]
+) -> None:
     pruned = {"body.0": (0, 3), "body.4": (7,)}
     model = network()
     zero_(model, pruned)
-    more = {"scale": 0, "steps": 5, "momentum": 0.9, "optimiser": optimiser}
-    asked = config_of(wire.FIT, model_pruned=to_text(pruned), **more)
+    asked = config_of(wire.FIT, model_pruned=to_text(pruned), scale=0, steps=5, **how)
     (reply,) = grid.send_and_receive([message(wire.FIT, asked, ArrayRecord(model.state_dict()))])
     trained = reply.content.array_records["arrays"]
     for name, rows in (("body.0", [0, 3]), ("body.1", [0, 3]), ("body.4", [7]), ("body.5", [7])):
