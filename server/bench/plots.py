@@ -132,9 +132,12 @@ def _over_time(results: Sequence[Result], title: str) -> Figure:
                     linewidth=2.0 if model == "Retrained" else 1.2,
                     label=model,
                 )
-        axes.set_xscale("symlog", linthresh=longest / 1000)
+        decades = longest / 1000  # of the decades; before it, labels would lie upon each other
+        axes.set_xscale("symlog", linthresh=decades)
         axes.set_xlim(left=0)
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+        axes.xaxis.set_major_formatter(
+            FuncFormatter(lambda x, _, start=decades: f"{x:g}" if x == 0 or x >= start else "")
+        )
         axes.set_ylim(-3, 103)
         axes.set_xlabel("seconds since the request (logarithmic)")
         axes.set_ylabel(f"{name} accuracy, %")
