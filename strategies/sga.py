@@ -7,8 +7,9 @@ state it and measure it: SGA-Or.
 Departs from the paper:
 1. Without the elastic weight consolidation that Wu et al. add to the ascent; Algorithm 1 has none.
 2. The paper's rounds go on "until convergence". Here a class climbs to a given loss at most, since
-   an ascent has no end of its own; at class level the ascent ends when the class is forgotten on
-   held-out data, and recovery when the rest is back; or after the rounds.
+   an ascent has no end of its own: at client level to that of a uniform guess, for the others hold
+   its classes, too, and deeper these would be lost. At class level the ascent ends when the class
+   is forgotten on held-out data, and recovery when the rest is back; or after the rounds.
 3. Relearning is by ordinary rounds.
 """
 
@@ -37,6 +38,7 @@ class GradientAscent(OrdinaryRelearning, Hyperparameters):
     batch_size: int = option(64, COUNT)
     # Loss at which a class climbs no further, in units of a uniform guess's, log K; 0 for no end.
     depth: float = option(8.0, between(0.0, 1e3))
+    client_depth: float = option(1.0, between(0.0, 1e3))  # the same at client level
     threshold: float = option(1.0, PERCENT)  # forget accuracy that ends the ascent on a class
     # Recovery: rounds at most, and points of retain accuracy that it may leave missing.
     rounds: int = option(10, at_least(0))
@@ -49,8 +51,9 @@ class GradientAscent(OrdinaryRelearning, Hyperparameters):
         wanted = federation.accuracies(model).retain
 
         # 1. Unlearn: every holder of D_f climbs its loss (line 3).
+        classes = federation.forget.level == "class"
         num_classes = federation.spec.num_classes
-        loss = self.depth * math.log(num_classes)
+        loss = (self.depth if classes else self.client_depth) * math.log(num_classes)
         ascent = AscentRounds(
             federation.settings(
                 Ascend,
@@ -66,7 +69,7 @@ class GradientAscent(OrdinaryRelearning, Hyperparameters):
             model = federation.run("unlearn", ascent, model, num_rounds=1)
             known = federation.accuracies(model).forget
             # A client's data are like the others': they are not forgotten at zero accuracy.
-            if federation.forget.level == "class" and known is not None and known <= self.threshold:
+            if classes and known is not None and known <= self.threshold:
                 break
 
         # 2. Recover: all descend on D without D_f (line 4).

@@ -64,6 +64,17 @@ def test_depth_is_counted_in_guesses_and_may_have_no_end() -> None:
     assert forget(Recording(), depth="0").first("unlearn").settings.target_losses == []
 
 
+def test_a_client_is_climbed_to_a_uniform_guess() -> None:
+    def aims(**options: str) -> list[float]:
+        told: list[float] = (
+            forget(Recording(CLIENT), **options).first("unlearn").settings.target_losses
+        )
+        return told
+
+    assert aims() == aims(depth="3") == pytest.approx([math.log(10)] * 10)
+    assert aims(**{"client-depth": "2"}) == pytest.approx([2 * math.log(10)] * 10)
+
+
 def test_a_round_on_one_node_is_one_step_up_the_loss_of_its_forget_data(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
