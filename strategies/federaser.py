@@ -13,6 +13,8 @@ Departs from the paper:
 4. Calibrated updates are kept in place of the stored ones, so that a later request finds some.
 5. Of training, rounds 1, 1 + Delta t, 1 + 2 Delta t, ... are kept. The public code keeps Delta t,
    2 Delta t, ...: its first step would then come from a model that knows the client.
+6. Some ordinary rounds follow until the accuracy is back, as where Dhasade et al. 2024 (QuickDrop,
+   table 2) measure it; `rounds=0` leaves them out.
 """
 
 import math
@@ -24,11 +26,12 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, Message, MetricRecord
 
 from client import wire
-from client.wire import Common, Rule
+from client.wire import Common, Rule, at_least
 from strategies.averaging import weighted_average
 from strategies.estimates import Facts, Stretch
 from strategies.federation import Federation, StoredRound
-from strategies.method import Hyperparameters, Needs, option
+from strategies.finetuning import fine_tune
+from strategies.method import PERCENT, Hyperparameters, Needs, option
 from strategies.relearning import OrdinaryRelearning
 from strategies.rounds import NothingTouched, Rounds, summed
 from strategies.scaling import STATISTICS
@@ -40,6 +43,9 @@ class FedEraser(OrdinaryRelearning, Hyperparameters):
 
     # r, the calibration ratio: share of the local steps of training that calibration takes.
     ratio: float = option(0.5, Rule(lambda v: 0 < v <= 1, "lie in (0, 1]"))
+    # Recovery: rounds at most, and points of retain accuracy that it may leave missing.
+    rounds: int = option(3, at_least(0))
+    tolerance: float = option(0.0, PERCENT)
 
     needs: ClassVar[Needs] = Needs(
         levels=frozenset({"class", "client"}),
@@ -49,7 +55,8 @@ class FedEraser(OrdinaryRelearning, Hyperparameters):
     )
 
     def forget(self, federation: Federation, model: ArrayRecord) -> ArrayRecord:
-        """Return a model rebuilt from the initial weights; `model` is not used."""
+        """Return a model rebuilt from the initial weights; `model` says how good it was."""
+        wanted = federation.accuracies(model).retain if self.rounds else None
         model, replayed = federation.initial(), 0
         ordinary = federation.ordinary()
         told = replace(
@@ -67,20 +74,23 @@ class FedEraser(OrdinaryRelearning, Hyperparameters):
                 {name: kept.updates[name] for name in names},
                 {name: kept.weights[name] for name in names},
             )
-            rounds: ReplayedRound
+            replay: ReplayedRound
             if kept.number == 1 and federation.forget.level == "client":
                 # 1. Neither the initial model nor the others' updates of it know the client.
-                rounds = ReplayedRound(told, stored)
+                replay = ReplayedRound(told, stored)
             else:
                 # 2. The others train a little from the new model, for the directions, which take
                 #    the lengths of what was kept; their weighted mean is the next step.
                 min_share = federation.plan.min_share
-                rounds = CalibratedRound(told, stored, participants=names, min_share=min_share)
-            model = federation.run("unlearn", rounds, model, num_rounds=1)
+                replay = CalibratedRound(told, stored, participants=names, min_share=min_share)
+            model = federation.run("unlearn", replay, model, num_rounds=1)
             replayed += 1
         if not replayed:
             raise NothingTouched("stored updates must hold clients with data left, got none")
-        return model
+        # 3. Ordinary rounds: what the rounds that were not kept would have brought.
+        return fine_tune(
+            federation, model, rounds=self.rounds, wanted=wanted, tolerance=self.tolerance
+        )
 
     def estimate(self, facts: Facts) -> list[Stretch]:
         """Return what `forget` will take."""
@@ -88,7 +98,11 @@ class FedEraser(OrdinaryRelearning, Hyperparameters):
         free = min(1, facts.stored_rounds) if facts.level == "client" else 0
         calibration = facts.training("unlearn", facts.stored_rounds - free)
         replayed = [Stretch("unlearn", free)] if free else []
-        return [*replayed, replace(calibration, samples=self.ratio * calibration.samples)]
+        return [
+            *replayed,
+            replace(calibration, samples=self.ratio * calibration.samples),
+            *(facts.fine_tuning(self.rounds) if self.rounds else ()),
+        ]
 
 
 class ReplayedRound(Rounds):

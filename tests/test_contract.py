@@ -601,10 +601,11 @@ def test_single_nodes_updates_are_read_only_if_the_method_says_so(
     name: str,
     level: str,
 ) -> None:
-    monkeypatch.setattr("server.runner.NamedGrid", SecureGrid)
+    expected = load(whole(name, level).home, "v0002")[0]  # before the grid is another
     home = fresh(name)
+    monkeypatch.setattr("server.runner.NamedGrid", SecureGrid)
     ask(home, "forget", name, level)
-    found, expected = load(home, "v0002")[0], load(whole(name, level).home, "v0002")[0]
+    found = load(home, "v0002")[0]
     # Means of means are rounded differently, and every step builds on the last.
     near = all(np.allclose(found[key], expected[key], rtol=1e-3, atol=1e-4) for key in expected)
     assert near is not METHODS[name].needs.individual_updates

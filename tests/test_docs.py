@@ -13,6 +13,7 @@ import pytest
 import typer.main
 from typer.testing import CliRunner
 
+from benchmarks.quote import RESULTS, quoted
 from server.cli import app
 from server.cli.options import OPTIONS, SPOKEN_OTHERWISE
 from server.settings import RunSettings
@@ -55,11 +56,20 @@ def test_the_readme_names_every_command(name: str) -> None:
     assert f"efface {name}" in README
 
 
-def test_the_files_that_the_readme_links_to_exist() -> None:
-    links = re.findall(r"\]\((?!https?:|#)([^)#]+)", README)
+@pytest.mark.parametrize("name", ["README.md", "benchmarks/README.md", "benchmarks/RESULTS.md"])
+def test_the_files_that_a_page_links_to_exist(name: str) -> None:
+    page = ROOT / name
+    links = re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text())
 
     assert links
-    assert [link for link in links if not (ROOT / link).exists()] == []
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_results_are_quoted_as_the_harness_wrote_them() -> None:
+    text = RESULTS.read_text()
+
+    assert len(re.findall("^<!-- results/", text, re.MULTILINE)) == text.count("<!-- end -->") > 0
+    assert quoted(text) == text
 
 
 def test_options_are_the_settings_with_their_defaults() -> None:
