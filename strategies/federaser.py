@@ -13,8 +13,8 @@ Departs from the paper:
 4. Calibrated updates are kept in place of the stored ones, so that a later request finds some.
 5. Of training, rounds 1, 1 + Delta t, 1 + 2 Delta t, ... are kept. The public code keeps Delta t,
    2 Delta t, ...: its first step would then come from a model that knows the client.
-6. Some ordinary rounds follow until the accuracy is back, as where Dhasade et al. 2024 (QuickDrop,
-   table 2) measure it; `rounds=0` leaves them out.
+6. With `rounds=3`, up to three ordinary rounds follow until the accuracy is back, as where Dhasade
+   et al. 2024 (QuickDrop, table 2) measure it.
 """
 
 import math
@@ -44,7 +44,7 @@ class FedEraser(OrdinaryRelearning, Hyperparameters):
     # r, the calibration ratio: share of the local steps of training that calibration takes.
     ratio: float = option(0.5, Rule(lambda v: 0 < v <= 1, "lie in (0, 1]"))
     # Recovery: rounds at most, and points of retain accuracy that it may leave missing.
-    rounds: int = option(3, at_least(0))
+    rounds: int = option(0, at_least(0))
     tolerance: float = option(0.0, PERCENT)
 
     needs: ClassVar[Needs] = Needs(
@@ -87,7 +87,7 @@ class FedEraser(OrdinaryRelearning, Hyperparameters):
             replayed += 1
         if not replayed:
             raise NothingTouched("stored updates must hold clients with data left, got none")
-        # 3. Ordinary rounds: what the rounds that were not kept would have brought.
+        # 3. If asked for, ordinary rounds: what the rounds that were not kept would have brought.
         return fine_tune(
             federation, model, rounds=self.rounds, wanted=wanted, tolerance=self.tolerance
         )

@@ -245,7 +245,7 @@ def retrained(*, num_rounds: int = 3, **more: Any) -> list[float]:
 
 def test_calibration_takes_its_share_of_the_local_steps_and_asks_those_that_stay() -> None:
     federation = points(ALL, stored=history(ALL, steps=5), steps=5)
-    FedEraser(ratio=0.5, rounds=0).forget(federation, federation.initial())
+    FedEraser(ratio=0.5).forget(federation, federation.initial())
     # Round 1 needs nobody; 3 is the ceiling of 2.5.
     assert federation.asked == [("client-0", 3), ("client-1", 3)] * 2
 
@@ -253,7 +253,7 @@ def test_calibration_takes_its_share_of_the_local_steps_and_asks_those_that_stay
 def test_the_first_round_without_a_client_is_retrainings_own() -> None:
     stored = history(ALL)[:1]
     federation = points(ALL, stored=stored)
-    found = FedEraser(ratio=1.0, rounds=0).forget(federation, federation.initial())
+    found = FedEraser(ratio=1.0).forget(federation, federation.initial())
     # Half way to (8, 0) with one example, to (0, 4) with three: (4, 0) / 4 + 3 (0, 2) / 4.
     assert tensor(found) == [1.0, 1.5]
     assert tensor(found) == retrained(num_rounds=1)
@@ -262,25 +262,25 @@ def test_the_first_round_without_a_client_is_retrainings_own() -> None:
 
 def test_with_the_history_of_those_that_stay_every_round_is_retrainings_own() -> None:
     federation = points(ALL, stored=history(REST))
-    found = FedEraser(ratio=1.0, rounds=0).forget(federation, federation.initial())
+    found = FedEraser(ratio=1.0).forget(federation, federation.initial())
     assert tensor(found) == pytest.approx(retrained(), rel=1e-6)
     # With the client in the history the lengths of later rounds are others.
     federation = points(ALL, stored=history(ALL))
-    found = FedEraser(ratio=1.0, rounds=0).forget(federation, federation.initial())
+    found = FedEraser(ratio=1.0).forget(federation, federation.initial())
     assert tensor(found) != pytest.approx(retrained(), rel=1e-2)
 
 
 def test_fewer_steps_are_enough_where_they_lead_the_same_way() -> None:
     # Towards a point the way is straight: a third of the steps has the direction of all.
     federation = points(ALL, stored=history(REST, steps=3), steps=3)
-    found = FedEraser(ratio=0.3, rounds=0).forget(federation, federation.initial())
+    found = FedEraser(ratio=0.3).forget(federation, federation.initial())
     assert {steps for _, steps in federation.asked} == {1}
     assert tensor(found) == pytest.approx(retrained(steps=3), rel=1e-6)
 
 
 def test_every_round_is_calibrated_where_a_class_is_forgotten() -> None:
     federation = points(ALL, stored=history(ALL)[:1], forget=ForgetSpec("class", (0,)))
-    FedEraser(rounds=0).forget(federation, federation.initial())
+    FedEraser().forget(federation, federation.initial())
     # client-0 has nothing but class 0.
     assert federation.asked == [("client-1", 1), ("client-2", 1)]
 
@@ -296,22 +296,28 @@ def test_ordinary_rounds_follow_until_the_accuracy_is_back() -> None:
 
     replayed = [("client-0", 1), ("client-1", 1)]  # the second of two rounds; the first asks nobody
     ordinary = [*replayed, ("client-2", 1)]
-    for options, recovery in (({}, 2), ({"rounds": 1}, 1), ({"tolerance": 5.0}, 1)):
+    asked: list[tuple[dict[str, Any], int]] = [
+        ({}, 0),
+        ({"rounds": 1}, 1),
+        ({"rounds": 3}, 2),
+        ({"rounds": 3, "tolerance": 5.0}, 1),
+    ]
+    for options, recovery in asked:
         federation = points(ALL, stored=history(ALL)[:2], kind=Learning)
-        FedEraser(**options).forget(federation, federation.initial())  # type: ignore[arg-type]
+        FedEraser(**options).forget(federation, federation.initial())
         assert federation.asked == [*replayed, *ordinary * recovery]
 
 
 def test_erased_clients_and_rounds_of_nobody_left_are_skipped() -> None:
     all_, client_2 = history(ALL), history(["client-2"])
     federation = points(ALL, stored=[client_2[0], all_[1]], erased_clients=("client-0",))
-    found = FedEraser(ratio=1.0, rounds=0).forget(federation, federation.initial())
+    found = FedEraser(ratio=1.0).forget(federation, federation.initial())
     assert federation.asked == [("client-1", 1)]
     length = np.linalg.norm(all_[1].updates["client-1"]["w"].numpy())
     assert tensor(found) == pytest.approx([0.0, float(length)])
     federation = points(ALL, stored=client_2)
     with pytest.raises(NothingTouched, match="must hold clients with data left, got none"):
-        FedEraser(rounds=0).forget(federation, federation.initial())
+        FedEraser().forget(federation, federation.initial())
 
 
 # ---- on real nodes ------------------------------------------------------------------------------
@@ -343,7 +349,7 @@ def test_on_real_nodes_it_equals_retraining_where_the_history_is_that_of_those_t
         wanted = to_numpy(train(without, phase="train"))
         erasing = federation("erasing", forget_level="client", forget_clients=["client-2"])
         erasing.history = kept.rounds
-        found = to_numpy(FedEraser(ratio=1.0, rounds=0).forget(erasing, weights()))
+        found = to_numpy(FedEraser(ratio=1.0).forget(erasing, weights()))
 
     assert [(r.number, sorted(r.updates)) for r in kept.rounds()] == [(n, REST) for n in (1, 2, 3)]
     assert erasing.costs["unlearn"].rounds == 3
@@ -378,7 +384,7 @@ class Silent:
 def ask(home: Path, mode: str, **more: Any) -> dict[str, Any]:
     told_ = {"mode": mode, "home": str(home), **JOB, **more}
     if mode == "forget":
-        told_ = {"method": "federaser", "method_options": "rounds=0", **told_}
+        told_ = {"method": "federaser", **told_}
     return run(RunSettings(**told_).check(), Silent())
 
 
@@ -458,7 +464,6 @@ def test_a_stopped_request_goes_on_and_ends_with_the_same_weights_and_updates(
     whole = Path(shutil.copytree(home, tmp_path / "whole"))
     ask(whole, "forget", forget_classes="3")
     told_ = {**JOB, "mode": "forget", "home": str(home), "method": "federaser"}
-    told_["method_options"] = "rounds=0"
     with pytest.raises(KeyboardInterrupt):
         run(RunSettings(**told_, forget_classes="3").check(), Stop())
     assert {name for name, _, _ in stored(home)} == {"r0001", "r0002"}

@@ -100,14 +100,7 @@ def measured(times: int) -> tuple[Any, ...]:
         ),
         ("puf", [("unlearn", 1, 3, 300.0, *WHOLE), TUNED, measured(11)]),
         # Half of the steps in each of four stored rounds.
-        (
-            "federaser",
-            [
-                ("unlearn", 4, 5, 250.0, *WHOLE),
-                ("recover", 3, 10, 1000.0, *WHOLE),
-                measured(4),
-            ],
-        ),
+        ("federaser", [("unlearn", 4, 5, 250.0, *WHOLE)]),
         # 64 examples of each of ten clients, ten classes; the noise is drawn here.
         ("fisher", [("score", 1, 10, 6400, *WHOLE), ("unlearn", 1, 0, 0.0, 0.0, 0.0)]),
         ("rapid-retraining", [("unlearn", 7, 5, 500.0, *WHOLE), measured(8)]),
@@ -115,6 +108,11 @@ def measured(times: int) -> tuple[Any, ...]:
 )
 def test_a_class_costs_what_the_protocol_says(name: str, expected: list[Any]) -> None:
     assert brief(estimate(name)) == expected
+
+
+def test_ordinary_rounds_after_a_replay_are_counted_where_they_are_asked_for() -> None:
+    more = [("recover", 3, 10, 1000.0, *WHOLE), measured(4)]
+    assert brief(estimate("federaser", rounds="3")) == [*brief(estimate("federaser")), *more]
 
 
 def test_a_hessians_diagonal_costs_three_times_the_gradient() -> None:
@@ -130,12 +128,7 @@ def test_a_hessians_diagonal_costs_three_times_the_gradient() -> None:
         # The first round is added as it was kept, without asking anybody.
         (
             "federaser",
-            [
-                ("unlearn", 1, 0, 0.0, 0.0, 0.0),
-                ("unlearn", 3, 5, 225.0, *WHOLE),
-                ("recover", 3, 10, 900.0, *WHOLE),
-                measured(4),
-            ],
+            [("unlearn", 1, 0, 0.0, 0.0, 0.0), ("unlearn", 3, 5, 225.0, *WHOLE)],
         ),
         (
             "quickdrop",
