@@ -119,7 +119,7 @@ def local_quasi_newton(
         pick: The data.
         batches: Positions of each step's batch.
         lr: Learning rate, positive.
-        generator: Draws the estimate's signs.
+        generator: Draws the signs; used for "hessian" alone.
         curvature: "fisher" or "hessian".
         beta1: Decay of the mean gradient, in [0, 1).
         beta2: Decay of the mean square of the curvature D, in [0, 1).

@@ -17,7 +17,8 @@ from client.wire import Condense
 from strategies.federation import Plan
 
 FORWARD: Final = 1 / 3  # of the time of an image in training, which goes forward and backward
-DOUBLE: Final = 3.0  # backward with a graph and once more, as for a diagonal of the Hessian
+# Likewise, work: backward with a graph and once more, as for a diagonal of the Hessian.
+SECOND_ORDER: Final = 3.0
 DOUBLES: Final = 8  # bytes of a score, float64
 
 
@@ -146,7 +147,7 @@ class Facts:
         steps = outer_steps * Condense.inner_steps
         images = compact(self.stays, scale)
         real = min(self.retain, self.clients * self.spec.num_classes * Condense.batch_size)
-        return Stretch("recover", 1, self.clients, steps * (real + (1 + DOUBLE) * images))
+        return Stretch("recover", 1, self.clients, steps * (real + (1 + SECOND_ORDER) * images))
 
     def layers(self) -> tuple[Layer, ...]:
         """Return the model's layers; the last is the classifier."""

@@ -386,7 +386,7 @@ def test_without_the_cost_of_training_images_stand_for_time() -> None:
 
 TABLES = {
     "class": ("quickdrop-table2-cpu", "quickdrop-table2-cifar10-cpu"),
-    "client": ("quickdrop-table4-cpu",),
+    "client": ("quickdrop-clients-cpu",),
 }
 
 

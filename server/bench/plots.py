@@ -8,7 +8,7 @@ from typing import Any, Final
 from matplotlib import colormaps, rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from server.bench.columns import COLUMNS, PHASES, Row
 from server.bench.recipe import Level, Recipe, slug
@@ -101,13 +101,14 @@ def curve(
 
 
 def _over_time(results: Sequence[Result], title: str) -> Figure:
-    """One line a method, the first seed that ended; logarithmic time from the request's arrival."""
-    figure = Figure(figsize=(9.5, 4.2), layout="constrained")
+    """One line a method, the first seed that ended; logarithmic time since the request."""
+    figure = Figure(figsize=(9.5, 4.8), layout="constrained")
     forget, retain = figure.subplots(1, 2)
     shown: dict[str, Any] = {}
+    swept = next((r["sweep"] for r in results if r.get("record")), "")
     for result in results:
         record = result.get("record")
-        if not record or result["oracle"] is not None:
+        if not record or result["oracle"] is not None or result["sweep"] != swept:
             continue
         if "Retrained" not in shown and record["retrained"]:
             shown["Retrained"] = curve(record, record["retrained"]["timeline"], ("retrain",))
@@ -132,19 +133,19 @@ def _over_time(results: Sequence[Result], title: str) -> Figure:
                     linewidth=2.0 if model == "Retrained" else 1.2,
                     label=model,
                 )
-        decades = longest / 1000  # of the decades; before it, labels would lie upon each other
-        axes.set_xscale("symlog", linthresh=decades)
+        linear_until = longest / 1000  # labels there would lie upon each other
+        axes.set_xscale("symlog", linthresh=linear_until)
         axes.set_xlim(left=0)
         axes.xaxis.set_major_formatter(
-            FuncFormatter(lambda x, _, start=decades: f"{x:g}" if x == 0 or x >= start else "")
+            FuncFormatter(lambda x, _, start=linear_until: f"{x:g}" if x == 0 or x >= start else "")
         )
         axes.set_ylim(-3, 103)
         axes.set_xlabel("seconds since the request (logarithmic)")
         axes.set_ylabel(f"{name} accuracy, %")
         axes.grid(alpha=0.25)
+    title = ", ".join(filter(None, [title, swept]))
     figure.suptitle(f"{title}: accuracy against time, first seed")
-    handles, labels = retain.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=8)
+    _legend(figure, *retain.get_legend_handles_labels())
     return figure
 
 
@@ -256,12 +257,14 @@ def _in_a_row(results: Sequence[Result], title: str) -> Figure:
 
 def _sweep(rows: Sequence[Row], title: str) -> Figure:
     """Retain accuracy and request time against the swept value, a line a model."""
-    figure = Figure(figsize=(9.5, 3.8), layout="constrained")
+    figure = Figure(figsize=(9.5, 4.4), layout="constrained")
     left, right = figure.subplots(1, 2)
     models = list(dict.fromkeys(r["method"] for r in rows if r["state"] == "done"))
     models = [model for model in models if not model.startswith("Retrained, seed")]
     values = list(dict.fromkeys(r["sweep"] for r in rows))
     colour = colours(models)
+    settings = [value.partition("=")[2] for value in values]
+    line = ".-" if all(map(_is_number, settings)) else "o"  # nothing lies between two networks
     panels = ((left, "retain_accuracy", "retain accuracy, %"), (right, "seconds", "request, s"))
     for axes, key, name in panels:
         for model in models:
@@ -271,13 +274,34 @@ def _sweep(rows: Sequence[Row], title: str) -> Figure:
                 if known := [v for v in found if v is not None]:
                     points.append((place, statistics.fmean(known)))
             if points:
-                axes.plot(*zip(*points, strict=True), ".-", color=colour[model], label=model)
-        axes.set_xticks(range(len(values)), [v.partition("=")[2] for v in values])
+                axes.plot(*zip(*points, strict=True), line, color=colour[model], label=model)
+        axes.set_xticks(range(len(values)), settings)
         axes.set_xlabel(values[0].partition("=")[0])
         axes.set_ylabel(name)
         axes.grid(alpha=0.25)
     right.set_yscale("log")
+    right.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+    bottom, top = right.get_ylim()
+    if top / bottom > 10:  # within one decade the minor ticks alone have labels
+        right.yaxis.set_minor_formatter(NullFormatter())
+    else:
+        right.yaxis.set_minor_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
     figure.suptitle(title)
-    handles, labels = left.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=8)
+    _legend(figure, *left.get_legend_handles_labels())
     return figure
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _legend(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) -> None:
+    """Put one legend for all panels below them: names with options are long."""
+    columns = 2 if max(map(len, labels), default=0) > 40 else 4
+    figure.legend(
+        handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=8
+    )
