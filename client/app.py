@@ -4,6 +4,7 @@ Each handler does one step of a protocol with the settings, data and store that 
 Nothing stays in memory between messages.
 """
 
+import math
 import time
 from collections.abc import Callable
 from typing import Final
@@ -11,23 +12,26 @@ from typing import Final
 import torch
 from flwr.app import Message
 from flwr.clientapp import ClientApp
-from torch import Tensor, nn
+from torch import Tensor
 
 from client import wire
+from client.ablation import ablation
+from client.activations import class_activations
 from client.ascent import ascend
 from client.channels import checked, from_text, layout, pack, scatter, take, train_only, unpack
+from client.compact import next_generation, random_subset, redrawn, synthetic_for
 from client.curvature import fisher_diagonal, local_quasi_newton
-from client.distillation import Matcher, condense, due, initialise, real_gradients
+from client.distillation import condense
 from client.errors import BadSetting
 from client.evaluation import evaluate
+from client.in_situ import InSitu
 from client.models import build, loaded
 from client.node import Answer, Metrics, Node, Scores, answered
 from client.perturbation import wrong_labels
 from client.recovery import descend
-from client.scoring import ablation, class_activations
+from client.sampling import as_many, at_most, at_random
 from client.seeds import generator
-from client.site import Part, erased_mask, forget_mask
-from client.store import SyntheticSet
+from client.site import erased_mask, forget_mask
 from client.training import Trained, local_sgd, minibatches, steps_in
 
 app = ClientApp()
@@ -70,7 +74,7 @@ def fit(node: Node, settings: wire.Fit) -> Answer:
     num_steps = settings.steps or steps_in(settings.epochs, len(part), settings.batch_size)
     distiller = None
     if settings.scale:
-        distiller = _Distiller(node, settings, keep, num_steps)
+        distiller = InSitu(node, settings, keep, num_steps)
     pick = node.site.pick(part, node.device)
     batches = minibatches(len(part), settings.batch_size, num_steps, node.draws())
     if settings.optimiser == "quasi-newton":
@@ -113,57 +117,15 @@ def _side(side: str, forget: Tensor, retain: Tensor) -> Tensor:
     return {"retain": retain, "forget": forget, "all": forget | retain}[side]
 
 
-class _Distiller:
-    """Matching's place in the local loop, with its time and its share of the work."""
-
-    def __init__(self, node: Node, settings: wire.Fit, keep: Tensor, num_steps: int) -> None:
-        started = time.perf_counter()
-        self.settings = settings
-        found = node.store.load(
-            settings.lineage, model=node.model_name, before=settings.server_round
-        )
-        if found is None:
-            start = generator(settings.seed, "synthetic", 0, settings.client)
-            found = initialise(node.site, keep, settings.scale, start)
-        self.matcher = Matcher(
-            SyntheticSet(found.images.to(node.device), found.labels.to(node.device)),
-            lr=settings.image_lr,
-            momentum=settings.image_momentum,
-            num_steps=settings.image_steps,
-        )
-        self.planned = float(num_steps * min(settings.batch_size, int(keep.sum())))
-        self.spent = 0.0
-        self.seconds = time.perf_counter() - started
-
-    def bind(
-        self, model: nn.Module
-    ) -> Callable[[int, Tensor, Tensor], tuple[list[Tensor], Tensor] | None]:
-        def gradients(
-            step: int, images: Tensor, labels: Tensor
-        ) -> tuple[list[Tensor], Tensor] | None:
-            s = self.settings
-            cost = self.matcher.cost(labels)
-            if not due(step, s.distill_every, s.distill_fraction, self.spent, self.planned, cost):
-                return None
-            self.spent += cost
-            batch, loss, by_class = real_gradients(model, images, labels)
-            started = time.perf_counter()
-            self.matcher.match(model, by_class)
-            self.seconds += time.perf_counter() - started
-            return batch, loss
-
-        return gradients
-
-
 @app.train("ascend")
 @answered(wire.Ascend)
 def climb(node: Node, settings: wire.Ascend) -> Answer:
     """Raise the loss on what is to be forgotten."""
     if settings.data == "original":
         forget, _ = node.masks(node.site.train.labels)
-        images, labels = _all(node, node.site.train.where(forget))
+        images, labels = node.examples(node.site.train.where(forget))
     else:
-        held = node.synthetic() if settings.data == "synthetic" else _subset(node)
+        held = node.synthetic() if settings.data == "synthetic" else random_subset(node)
         forget, _ = node.masks(held.labels.cpu())
         chosen = held.where(forget.to(node.device))
         images, labels = chosen.images, chosen.labels
@@ -200,7 +162,7 @@ def recover(node: Node, settings: wire.Descend) -> Answer:
     chosen = None
     if settings.data != "original":
         real = settings.data.startswith("subset")
-        compact = _subset(node) if real else _synthetic_for(node, settings, wanted)
+        compact = random_subset(node) if real else synthetic_for(node, settings, wanted)
         own = node.masks(compact.labels.cpu())
         chosen = compact.where(_side(settings.side, *own).to(node.device))
         images.append(chosen.images)
@@ -213,22 +175,23 @@ def recover(node: Node, settings: wire.Descend) -> Answer:
         if chosen is not None:
             # The same originals in every round: a node keeps 1 + 1 % of its data at hand.
             draw = generator(settings.seed, "augment", 0, settings.client)
-            part = _as_many(part, chosen.labels.cpu(), draw)
-        real_images, real_labels = _all(node, part)
+            part = as_many(part, chosen.labels.cpu(), draw)
+        real_images, real_labels = node.examples(part)
         images.append(real_images)
         labels.append(real_labels)
     all_images, all_labels = torch.cat(images), torch.cat(labels)
     model = node.model()
     if not len(all_labels):
         return _worked(0), model
+    batch_size = settings.batch_size
+    if settings.batches:
+        batch_size = math.ceil(len(all_labels) / settings.batches)
     done = descend(
         model,
         all_images,
         all_labels,
         epochs=settings.epochs,
-        batch_size=-(-len(all_labels) // settings.batches)
-        if settings.batches
-        else settings.batch_size,
+        batch_size=batch_size,
         lr=settings.lr,
         momentum=settings.momentum,
         generator=node.draws(),
@@ -241,67 +204,6 @@ def recover(node: Node, settings: wire.Descend) -> Answer:
     return _worked(len(all_labels), done, num_distinct=max(map(len, labels))), model
 
 
-def _as_many(part: Part, labels: Tensor, draws: torch.Generator) -> Part:
-    """Return random examples of `part`, as many of each class as `labels` has, or all it has."""
-    rows = []
-    for label, count in zip(*labels.unique(return_counts=True), strict=True):
-        of_class = (part.labels == label).nonzero().flatten()
-        rows.append(of_class[torch.randperm(len(of_class), generator=draws)[: int(count)]])
-    index = torch.cat(rows) if rows else torch.empty(0, dtype=torch.int64)
-    return Part(part.split, part.index[index])
-
-
-def _all(node: Node, part: Part) -> tuple[Tensor, Tensor]:
-    return node.site.pick(part, node.device)(torch.arange(len(part)))
-
-
-def _subset(node: Node) -> SyntheticSet:
-    """Return random real images, as many of each class as a synthetic set has: its control.
-
-    Those that training with distillation starts from, drawn anew from all of the node's data and
-    kept nowhere. The caller takes from them what it may use.
-    """
-    s = node.settings
-    if not s.scale:
-        raise BadSetting("scale must be at least 1 for data subset, got 0")
-    labels = node.site.train.labels
-    draw = generator(s.seed, "synthetic", 0, s.client)
-    found = initialise(node.site, torch.ones_like(labels, dtype=torch.bool), s.scale, draw)
-    return SyntheticSet(found.images.to(node.device), found.labels.to(node.device))
-
-
-def _synthetic_for(node: Node, settings: wire.Descend, wanted: Tensor) -> SyntheticSet:
-    """Return the node's synthetic set; for relearning, with what was destroyed drawn anew."""
-    if settings.side == "retain":
-        return node.synthetic()
-    found = _redrawn(node, wanted)
-    return SyntheticSet(found.images.to(node.device), found.labels.to(node.device))
-
-
-def _redrawn(node: Node, wanted: Tensor) -> SyntheticSet:
-    """Return the stored synthetic set, completed where `wanted` classes have no images left.
-
-    They get new ones, random real images as at the start of training: what a client brings back is
-    its to use again.
-    """
-    s = node.settings
-    labels = node.site.train.labels
-    found = node.store.load(s.lineage, model=node.model_name)
-    missing = wanted if found is None else wanted & ~torch.isin(labels, found.labels.unique())
-    if found is None or bool(missing.any()):
-        draw = generator(s.seed, "synthetic", 0, s.client)
-        fresh = initialise(node.site, missing, max(1, s.scale), draw)
-        found = fresh if found is None else found.joined(fresh)
-        if len(found):
-            node.save(_next_generation(node), found)
-    return found
-
-
-def _next_generation(node: Node) -> int:
-    numbers = [g.number for g in node.store.generations() if g.lineage == node.settings.lineage]
-    return max(numbers, default=0) + 1
-
-
 @app.train("representation")
 @answered(wire.Representation)
 def represent(node: Node, settings: wire.Representation) -> Answer:
@@ -312,7 +214,7 @@ def represent(node: Node, settings: wire.Representation) -> Answer:
     if settings.samples_per_class:
         # Other examples for every number: the difference of two answers is no example's.
         draws = node.draws(f" {settings.samples_per_class} a class")
-        part = _at_most(part, settings.samples_per_class, draws)
+        part = at_most(part, settings.samples_per_class, draws)
     sums, counts = class_activations(
         node.model(),
         node.site.pick(part, node.device),
@@ -338,27 +240,12 @@ def represent(node: Node, settings: wire.Representation) -> Answer:
     )
 
 
-def _at_most(part: Part, num_examples: int, draws: torch.Generator) -> Part:
-    """Return random examples of `part`, at most so many of each class."""
-    order = torch.randperm(len(part), generator=draws)
-    rows = [order[part.labels[order] == label][:num_examples] for label in part.labels.unique()]
-    return Part(part.split, part.index[torch.cat(rows).sort().values]) if rows else part
-
-
-def _some(part: Part, num_examples: int, draws: torch.Generator) -> Part:
-    """Return random examples of `part`, at most so many."""
-    if len(part) <= num_examples:
-        return part
-    order = torch.randperm(len(part), generator=draws)[:num_examples]
-    return Part(part.split, part.index[order.sort().values])
-
-
 @app.train("ablation")
 @answered(wire.Ablation)
 def ablate(node: Node, settings: wire.Ablation) -> Answer:
     """Measure what zeroing each channel does to the accuracy on what is to be forgotten."""
     forget, _ = node.masks(node.site.train.labels)
-    part = _some(node.site.train.where(forget), settings.max_examples, node.draws())
+    part = at_random(node.site.train.where(forget), settings.max_examples, node.draws())
     model = node.model()
     like = {
         f"{kind}/{layer.name}": wire.Form((layer.num_channels,), "float64")
@@ -370,7 +257,7 @@ def ablate(node: Node, settings: wire.Ablation) -> Answer:
             name: torch.zeros(form.shape, dtype=torch.float64) for name, form in like.items()
         }
         return {"num-examples": 0, "samples": 0}, Scores(nothing, like)
-    effects = ablation(model, *_all(node, part))
+    effects = ablation(model, *node.examples(part))
     state = {f"accuracy/{name}": effect for name, effect in effects.accuracy.items()}
     state |= {f"loss/{n}": wire.shown_loss(e, len(part)) for n, e in effects.loss.items()}
     return {"num-examples": len(part), "samples": len(part)}, Scores(state, like)
@@ -381,14 +268,14 @@ def ablate(node: Node, settings: wire.Ablation) -> Answer:
 def fisher(node: Node, settings: wire.Fisher) -> Answer:
     """Measure how much each parameter tells of the labels, on one side of the data."""
     wanted = _side(settings.side, *node.masks(node.site.train.labels))
-    part = _some(node.site.train.where(wanted), settings.max_examples, node.draws())
+    part = at_random(node.site.train.where(wanted), settings.max_examples, node.draws())
     model = node.model()
     parameters = dict(model.named_parameters())
     like = wire.forms(parameters)
     if len(part) < wire.MIN_EXAMPLES:  # of one example it would be that example's own gradient
         nothing = {name: torch.zeros_like(p) for name, p in parameters.items()}
         return {"num-examples": 0, "samples": 0}, Scores(nothing, like)
-    images, _ = _all(node, part)
+    images, _ = node.examples(part)
     passes = len(part) * settings.model_classes
     return {"num-examples": len(part), "samples": passes}, Scores(
         fisher_diagonal(model, images), like
@@ -505,7 +392,7 @@ def fine_tune(node: Node, settings: wire.Condense) -> Answer:
             image_lr=settings.image_lr,
             lr=settings.lr,
         )
-        node.save(_next_generation(node), better)
+        node.save(next_generation(node), better)
         node.store.settle(done, "condense", settings.forget)
     return {"num-examples": len(synthetic), "applied": float(done in state.applied)}, None
 
@@ -527,7 +414,7 @@ def settle(node: Node, settings: wire.Settle) -> Answer:
         # The next request to forget it must find its synthetic stand-ins again.
         forget, _ = node.masks(node.site.train.labels)
         if bool(forget.any()):
-            _redrawn(node, forget)
+            redrawn(node, forget)
     return {
         "num-examples": len(node.site.train),
         "applied": float(not new),

@@ -26,6 +26,7 @@ from client.site import (
     NODE_CONFIG,
     SIMULATED_STORES,
     NodeConfig,
+    Part,
     Site,
     erased_mask,
     forget_mask,
@@ -77,6 +78,10 @@ class Node:
         forget = forget_mask(labels, self.settings.forget, self.settings.client)
         gone = erased_mask(labels, self.erased, self.settings.client)
         return forget & ~gone, ~forget & ~gone
+
+    def examples(self, part: Part) -> tuple[Tensor, Tensor]:
+        """Return all images and labels of a part, normalised."""
+        return self.site.pick(part, self.device)(torch.arange(len(part)))
 
     def synthetic(self, *, before: int | None = None) -> SyntheticSet:
         """Return the node's synthetic set.

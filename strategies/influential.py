@@ -22,10 +22,10 @@ import numpy as np
 import torch
 from flwr.app import ArrayRecord
 
+from client.ablation import ablation
 from client.channels import Layer, layout, take, to_text, train_only
 from client.models import build, loaded
 from client.perturbation import wrong_labels
-from client.scoring import ablation
 from client.seeds import generator
 from client.training import local_sgd, minibatches
 from client.wire import Ablation, FitChannels, Rule, between, one_of, tensors
