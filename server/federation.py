@@ -17,8 +17,8 @@ from client.models import ModelSpec
 from client.wire import Common, Condense, Describe, Fit, ForgetSpec, Heldout
 from server.grid import NamedGrid
 from server.journal import Journal
-from strategies.federaser import ReplayedRound, difference
 from strategies.federation import Accuracies, Plan, Samples, StoredRound
+from strategies.replay import ReplayedRound, difference
 from strategies.rounds import ClientLost, Failure, NothingTouched, Rounds, checked
 
 S = TypeVar("S", bound=Common)

@@ -18,22 +18,21 @@ Departs from the paper:
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, Message, MetricRecord
 
-from client import wire
-from client.wire import Common, Rule, at_least
-from strategies.averaging import weighted_average
+from client.wire import Rule, at_least
 from strategies.estimates import Facts, Stretch
 from strategies.federation import Federation, StoredRound
 from strategies.finetuning import fine_tune
 from strategies.method import PERCENT, Hyperparameters, Needs, option
 from strategies.relearning import OrdinaryRelearning
-from strategies.rounds import NothingTouched, Rounds, summed
+from strategies.replay import ReplayedRound, after, difference
+from strategies.rounds import NothingTouched
 from strategies.scaling import STATISTICS
 
 
@@ -105,43 +104,6 @@ class FedEraser(OrdinaryRelearning, Hyperparameters):
         ]
 
 
-class ReplayedRound(Rounds):
-    """A stored round added to the model as it was kept; no node is asked.
-
-    Attributes:
-        kept: What is to be kept of it, in place of what was stored.
-    """
-
-    message_type = wire.FIT
-
-    def __init__(
-        self,
-        settings: Common,
-        stored: StoredRound,
-        *,
-        participants: Iterable[str] = (),
-        min_share: float = 0.5,
-    ) -> None:
-        """Configure the round.
-
-        Args:
-            settings: Calibration training.
-            stored: What the nodes sent in training; of those alone that stay.
-            participants: Names of the nodes asked to calibrate.
-            min_share: Share of them that must answer, in (0, 1].
-        """
-        super().__init__(settings, participants=tuple(participants), min_share=min_share)
-        self.stored = stored
-        self.kept: StoredRound | None = None
-
-    def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Return the model after the stored round."""
-        self.kept = self.stored
-        return after(self.sent, self.stored), summed([], 0)
-
-
 class CalibratedRound(ReplayedRound):
     """A stored round with its directions found anew by training on what is retained."""
 
@@ -195,21 +157,3 @@ def calibrated(stored: ArrayRecord, found: ArrayRecord) -> ArrayRecord:
         return Array(np.multiply(direction, scale, dtype=np.float64).astype(direction.dtype))
 
     return ArrayRecord({name: one(name) for name in found})
-
-
-def after(model: ArrayRecord, done: StoredRound) -> ArrayRecord:
-    """Return M + sum_k w_k U_k / sum_k w_k, w_k the numbers of examples."""
-    names = sorted(done.updates)
-    mean = weighted_average([done.updates[n] for n in names], [done.weights[n] for n in names])
-    return _combined(model, mean, 1)
-
-
-def difference(end: Mapping[str, Array], start: Mapping[str, Array]) -> ArrayRecord:
-    """Return `end - start`, tensor by tensor, with their dtypes."""
-    return _combined(end, start, -1)
-
-
-def _combined(one: Mapping[str, Array], other: Mapping[str, Array], sign: int) -> ArrayRecord:
-    return ArrayRecord(
-        {name: Array(np.asarray(one[name].numpy() + sign * other[name].numpy())) for name in one}
-    )

@@ -18,7 +18,7 @@ from client import datasets
 from client.datasets import DataSet, Split
 from client.errors import BadSetting, EffaceError
 from client.wire import ForgetSpec
-from server.bench import cells, columns, harness, membership, plots, table
+from server.bench import cells, columns, harness, keys, membership, plots, table
 from server.bench import recipe as recipe_module
 from server.bench.cells import Bench, Task, tasks
 from server.bench.harness import CellFailed, bench
@@ -616,11 +616,11 @@ def test_a_failure_is_kept_and_a_defect_is_tried_again(
 
 
 def test_a_result_depends_on_the_code_of_its_method_alone(tmp_path: Path) -> None:
-    imported = {path.name for path in cells._imported("strategies.class_pruning")}
+    imported = {path.name for path in keys._imported("strategies.class_pruning")}
 
     assert {"class_pruning.py", "channels.py", "rounds.py", "method.py"} <= imported
-    assert not {"quickdrop.py", "influential.py", "methods.py"} & imported
-    assert cells.code("strategies.class_pruning") != cells.code("strategies.influential")
+    assert not {"quickdrop.py", "influential.py", "federaser.py", "methods.py"} & imported
+    assert keys.code("strategies.class_pruning") != keys.code("strategies.influential")
 
 
 @pytest.mark.parametrize(
@@ -634,7 +634,7 @@ def test_a_result_depends_on_the_code_of_its_method_alone(tmp_path: Path) -> Non
 def test_a_result_depends_on_what_runs_and_measures_it(
     monkeypatch: pytest.MonkeyPatch, file: str
 ) -> None:
-    before, real = cells.code.__wrapped__("strategies.sga"), Path.read_bytes
+    before, real = keys.code.__wrapped__("strategies.sga"), Path.read_bytes
     changed = ROOT / "server" / file
     assert changed.exists()
 
@@ -643,7 +643,7 @@ def test_a_result_depends_on_what_runs_and_measures_it(
 
     monkeypatch.setattr(Path, "read_bytes", read)
 
-    assert cells.code.__wrapped__("strategies.sga") != before
+    assert keys.code.__wrapped__("strategies.sga") != before
 
 
 def test_sweeps_share_retrained_models_of_the_same_code_alone(

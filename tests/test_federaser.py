@@ -26,15 +26,9 @@ from server.registry import unpack
 from server.runner import run
 from server.service import Service
 from server.settings import RunSettings
-from strategies.federaser import (
-    CalibratedRound,
-    FedEraser,
-    ReplayedRound,
-    after,
-    calibrated,
-    difference,
-)
+from strategies.federaser import CalibratedRound, FedEraser, calibrated
 from strategies.federation import Plan, StoredRound
+from strategies.replay import ReplayedRound, after, difference
 from strategies.retraining import train
 from strategies.rounds import NothingTouched
 from tests.messages import told, values, weights

@@ -29,8 +29,8 @@ from server.runner import run
 from server.service import AlreadyDone, Service, Unpublished
 from server.settings import RunSettings, federation_name, parse
 from server.work import Unsettled, VerificationFailed, initial_weights
-from strategies.federaser import after
 from strategies.guard import CreptBack
+from strategies.replay import after
 from strategies.rounds import ClientLost
 
 JOB: dict[str, Any] = {

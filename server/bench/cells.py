@@ -11,10 +11,8 @@ file with another key is made again. `FORMAT` stands for this file; versions of 
 machine have no part in it.
 """
 
-import ast
 import contextlib
 import functools
-import hashlib
 import json
 import os
 import resource
@@ -22,35 +20,19 @@ import shutil
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 
-import strategies
 from client import wire
 from client.errors import BadSetting, EffaceError
 from client.models import ModelSpec, loaded
 from client.wire import ForgetSpec, tensors
-from server import (
-    books,
-    data,
-    evaluation,
-    federation,
-    grid,
-    history,
-    journal,
-    registry,
-    runner,
-    service,
-    settings,
-    work,
-)
 from server.bench import membership
+from server.bench.keys import code, digest
 from server.bench.recipe import Cell, Contender, Level, Recipe, slug
 from server.data import own_samples, server_data
-from server.engines import inline
 from server.federation import Round, from_numpy, to_numpy
 from server.grid import Interrupted
 from server.home import Home, HomeBusy, write_json
@@ -66,11 +48,6 @@ from strategies.methods import METHODS
 FORMAT: Final = 1  # of a kept result; a new one makes all of them anew
 # A benchmark shows how well a method forgot; it refuses none for it.
 JUDGE_ALL: Final = {"max_forget_accuracy": 100.0, "max_relearning_gap": 100.0}
-# What of the coordinator makes, times and judges a result, with the defaults of its settings.
-_COORDINATOR: Final = (
-    *(books, federation, grid, history, inline, journal, registry, runner, service, settings),
-    *(work, data, evaluation, membership),
-)
 _DROPPED: Final = ("settings", "report", "command", "channels")
 
 Report = Callable[[str, str], None]  # kind ("now", "done") and text
@@ -474,46 +451,3 @@ class _Listener:
 
     def note(self, text: str) -> None:
         """Notes are for a request that somebody watches."""
-
-
-# ---- keys ---------------------------------------------------------------------------------------
-
-
-def digest(depends: Any) -> str:
-    """Return the SHA-256 of a JSON value, in hexadecimal."""
-    return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
-
-
-@lru_cache(maxsize=64)
-def code(module: str) -> str:
-    """Return a digest of the code that a method's results depend on.
-
-    It is that of the clients, of the method's own module with all of `strategies` that it imports,
-    of the coordinator and of the measuring. A method that is added or changed leaves the others'
-    results standing; FedEraser's module alone is part of all, as the coordinator keeps and replays
-    updates with it.
-    """
-    found = hashlib.sha256(wire.fingerprint().encode())
-    own = _imported(module) | _imported("strategies.federaser")
-    coordinator = [Path(str(part.__file__)) for part in _COORDINATOR]
-    for path in [*sorted(own), *coordinator]:
-        found.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
-    return found.hexdigest()
-
-
-def _imported(module: str) -> set[Path]:
-    """Return the files of `strategies` that a module of it imports, itself included."""
-    folder = Path(str(strategies.__file__)).parent
-    found: set[Path] = set()
-    left = [module]
-    while left:
-        path = folder / f"{left.pop().removeprefix('strategies.')}.py"
-        if path in found or not path.exists():
-            continue
-        found.add(path)
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("strategies"):
-                left += [str(node.module), *(f"strategies.{name.name}" for name in node.names)]
-            elif isinstance(node, ast.Import):
-                left += [name.name for name in node.names if name.name.startswith("strategies")]
-    return found
