@@ -276,6 +276,7 @@ def _sweep(rows: Sequence[Row], title: str) -> Figure:
             if points:
                 axes.plot(*zip(*points, strict=True), line, color=colour[model], label=model)
         axes.set_xticks(range(len(values)), settings)
+        axes.set_xlim(-0.5, len(values) - 0.5)
         axes.set_xlabel(values[0].partition("=")[0])
         axes.set_ylabel(name)
         axes.grid(alpha=0.25)
