@@ -100,8 +100,15 @@ class Facts:
 
     @property
     def drawn(self) -> int:
-        """Nodes in a round of training."""
-        return max(1, round(self.plan.fraction * self.clients))
+        """Nodes in a round that is open to all (see `strategies.participation`)."""
+        if self.plan.fraction >= 1:
+            return self.clients
+        return max(1, round(self.plan.fraction * self.keepers))
+
+    @property
+    def busy(self) -> float:
+        """Share of the nodes with data left that such a round asks."""
+        return min(1.0, self.drawn / max(1, self.keepers))
 
     def exchange(
         self, phase: str, rounds: int, *, clients: int, samples: float, **more: Any
@@ -112,10 +119,8 @@ class Facts:
 
     def training(self, phase: str, rounds: int, **more: Any) -> Stretch:
         """Return rounds as in training, on what is retained."""
-        busy = self.keepers * self.drawn / max(1, self.clients)
-        return self.exchange(
-            phase, rounds, clients=self.drawn, samples=busy * self.per_round, **more
-        )
+        samples = self.busy * self.keepers * self.per_round
+        return self.exchange(phase, rounds, clients=self.drawn, samples=samples, **more)
 
     def measured(self, rounds: int, **more: Any) -> Stretch:
         """Return measurings of a model on the nodes' held-out data."""
@@ -132,13 +137,7 @@ class Facts:
     def fine_tuning(self, rounds: int, *, before: int = 1) -> list[Stretch]:
         """Return what `strategies.finetuning.fine_tune` takes, measured `before` it besides."""
         return [
-            self.exchange(
-                "recover",
-                rounds,
-                clients=self.clients,
-                samples=self.keepers * self.per_round,
-                early=True,
-            ),
+            self.training("recover", rounds, early=True),
             self.measured(before + rounds, early=True),
         ]
 

@@ -30,6 +30,7 @@ from strategies.estimates import Facts, Stretch
 from strategies.federation import Federation, StoredRound
 from strategies.finetuning import fine_tune
 from strategies.method import PERCENT, Hyperparameters, Needs, option
+from strategies.participation import with_data_left
 from strategies.relearning import OrdinaryRelearning
 from strategies.replay import ReplayedRound, after, difference
 from strategies.rounds import NothingTouched
@@ -124,18 +125,6 @@ class CalibratedRound(ReplayedRound):
         weights = {name: examples for name, (_, examples) in used.items()}
         self.kept = StoredRound(self.stored.number, updates, weights)
         return after(self.sent, self.kept), metrics
-
-
-def with_data_left(federation: Federation) -> set[str]:
-    """Return the names of the nodes that have examples left when the request is done."""
-    told = federation.ordinary()
-    gone = {*federation.forget.clients, *federation.erased_clients}
-    classes = {*federation.forget.classes, *told.erased_classes}
-    return {
-        name
-        for name, counts in federation.class_counts().items()
-        if name not in gone and sum(n for c, n in enumerate(counts) if c not in classes) > 0
-    }
 
 
 def calibrated(stored: ArrayRecord, found: ArrayRecord) -> ArrayRecord:

@@ -3,6 +3,7 @@
 from flwr.app import ArrayRecord
 
 from strategies.federation import Federation
+from strategies.participation import as_in_training
 from strategies.rounds import FederatedAveraging
 
 
@@ -14,7 +15,7 @@ def fine_tune(
     wanted: float | None,
     tolerance: float = 0.0,
 ) -> ArrayRecord:
-    """Return `model` after ordinary rounds of all nodes that have data left.
+    """Return `model` after ordinary rounds: nodes with data left, as many as in training.
 
     Args:
         federation: Runs the rounds one by one, and measures before each.
@@ -23,7 +24,7 @@ def fine_tune(
         wanted: Retain accuracy in percent on held-out data that ends it; None for none.
         tolerance: Points below it that are accepted.
     """
-    fit = FederatedAveraging(federation.ordinary())
+    fit = FederatedAveraging(federation.ordinary(), **as_in_training(federation))
     for _ in range(rounds):
         if wanted is not None:
             known = federation.accuracies(model).retain

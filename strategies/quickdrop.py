@@ -19,6 +19,7 @@ from strategies.estimates import Facts, Stretch, compact
 from strategies.federation import Federation, S
 from strategies.guard import estimated, guarded_recovery, retained
 from strategies.method import COUNT, PERCENT, RATE, Hyperparameters, Needs, option
+from strategies.participation import as_in_training
 from strategies.rounds import AscentRounds, RecoveryRounds
 
 
@@ -80,7 +81,8 @@ class QuickDrop(Hyperparameters):
         if self.finetune_steps:
             federation.condense(federation.settings(Condense, outer_steps=self.finetune_steps))
 
-        # 3. Recover: all with data left descend on S \ S_f, mixed 1:1 with originals.
+        # 3. Recover: those with data left, as many as in training, descend on S \ S_f, mixed 1:1
+        #    with originals.
         recovery = RecoveryRounds(
             self.told(
                 federation,
@@ -89,7 +91,8 @@ class QuickDrop(Hyperparameters):
                 epochs=self.recover_epochs,
                 lr=self.recover_lr,
                 batch_size=self.recover_batch,
-            )
+            ),
+            **as_in_training(federation),
         )
         return guarded_recovery(
             federation,
@@ -116,7 +119,7 @@ class QuickDrop(Hyperparameters):
         alone = RecoveryRounds(told, participants=federation.holders(synthetic=False))
         model = federation.run("relearn", alone, model, num_rounds=self.relearn_holder_rounds)
         # 2. All nodes settle.
-        together = RecoveryRounds(told)
+        together = RecoveryRounds(told, **as_in_training(federation, back=True))
         return federation.run("relearn", together, model, num_rounds=self.relearn_rounds)
 
     def estimate(self, facts: Facts) -> list[Stretch]:
@@ -133,8 +136,8 @@ class QuickDrop(Hyperparameters):
             facts.exchange(
                 "recover",
                 self.recover_rounds,
-                clients=facts.clients,
-                samples=self.recover_epochs * 2 * compact(facts.stays, s),
+                clients=facts.drawn,
+                samples=facts.busy * self.recover_epochs * 2 * compact(facts.stays, s),
             ),
             threshold=self.watched(facts.level),
         )

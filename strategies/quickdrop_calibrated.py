@@ -35,6 +35,7 @@ from strategies.estimates import Facts, Stretch, compact
 from strategies.federation import Federation, S
 from strategies.guard import estimated, guarded_recovery, retained
 from strategies.method import COUNT, PERCENT, RATE, Hyperparameters, Needs, option
+from strategies.participation import as_in_training
 from strategies.rounds import AscentRounds, FederatedAveraging, RecoveryRounds
 
 HEAD = ("classifier.weight", "classifier.bias")
@@ -117,16 +118,17 @@ class CalibratedQuickDrop(Hyperparameters):
             lr=self.client_recover_lr,
             freeze_stem=True,
         )
+        drawn = as_in_training(federation)
         watched = functools.partial(guarded_recovery, federation, remedy=REMEDY)
         if not classes:  # a client's data are like the others': there is nothing to hold down
-            gentle = RecoveryRounds(replace(rounds, batches=self.client_recover_batches))
+            gentle = RecoveryRounds(replace(rounds, batches=self.client_recover_batches), **drawn)
             number = self.client_recover_rounds
             return watched(model, ascent, gentle, num_rounds=number, threshold=100.0, wanted=wanted)
         rounds = replace(
             rounds, batches=self.recover_batches, hold=self.hold, hold_features=self.hold_features
         )
-        fast = RecoveryRounds(replace(rounds, lr=self.recover_lr))
-        last = RecoveryRounds(replace(rounds, lr=self.recover_last_lr))
+        fast = RecoveryRounds(replace(rounds, lr=self.recover_lr), **drawn)
+        last = RecoveryRounds(replace(rounds, lr=self.recover_last_lr), **drawn)
         number = self.recover_rounds - 1
         model = watched(model, ascent, fast, num_rounds=number, threshold=self.threshold)
         return watched(model, ascent, last, num_rounds=1, threshold=self.threshold, wanted=wanted)
@@ -134,12 +136,12 @@ class CalibratedQuickDrop(Hyperparameters):
     def relearn(self, federation: Federation, model: ArrayRecord) -> ArrayRecord:
         """Return `model` with what the request names put back."""
         # 1. The holders alone bring it back: among all nodes' updates theirs would be diluted.
-        holders = federation.holders(synthetic=False)
-        rounds = self._ordinary(federation, holders, side="all")
-        model = federation.run("relearn", rounds, model, num_rounds=self.relearn_holder_rounds)
+        told = self._ordinary(federation)
+        alone = FederatedAveraging(told, participants=federation.holders(synthetic=False))
+        model = federation.run("relearn", alone, model, num_rounds=self.relearn_holder_rounds)
         # 2. All nodes settle.
-        rounds = self._ordinary(federation, side="all")
-        return federation.run("relearn", rounds, model, num_rounds=self.relearn_rounds)
+        together = FederatedAveraging(told, **as_in_training(federation, back=True))
+        return federation.run("relearn", together, model, num_rounds=self.relearn_rounds)
 
     def estimate(self, facts: Facts) -> list[Stretch]:
         """Return what `forget` will take."""
@@ -159,25 +161,22 @@ class CalibratedQuickDrop(Hyperparameters):
             facts.exchange(
                 "recover",
                 self.recover_rounds if classes else self.client_recover_rounds,
-                clients=facts.clients,
-                samples=2 * retain + held,
+                clients=facts.drawn,
+                samples=facts.busy * (2 * retain + held),
             ),
             threshold=self.threshold if classes else 100.0,
             calls=2 if classes else 1,
         )
 
-    def _ordinary(
-        self, federation: Federation, participants: list[str] | None = None, **more: Any
-    ) -> FederatedAveraging:
-        told = federation.settings(
+    def _ordinary(self, federation: Federation) -> Fit:
+        return federation.settings(
             Fit,
+            side="all",
             steps=self.full_steps,
             lr=self.full_lr,
             batch_size=self.batch_size,
             scale=0,  # the synthetic sets are made in the first training only
-            **more,
         )
-        return FederatedAveraging(told, participants=participants)
 
 
 def shares(federation: Federation) -> Floats:

@@ -27,6 +27,7 @@ from strategies.estimates import SECOND_ORDER, Facts, Stretch
 from strategies.federation import Federation
 from strategies.guard import retained
 from strategies.method import PERCENT, RATE, Hyperparameters, Needs, option
+from strategies.participation import as_in_training
 from strategies.relearning import OrdinaryRelearning
 from strategies.rounds import FederatedAveraging
 
@@ -62,11 +63,10 @@ class RapidRetraining(OrdinaryRelearning, Hyperparameters):
             hessian_power=self.hessian_power,
             eps=self.eps,
         )
-        plan = federation.plan
-        rounds = FederatedAveraging(told, fraction=plan.fraction, min_share=plan.min_share)
+        rounds = FederatedAveraging(told, **as_in_training(federation))
 
         # 2. Train until the accuracy is back.
-        for _ in range(self.rounds or plan.num_rounds):
+        for _ in range(self.rounds or federation.plan.num_rounds):
             model = federation.run("unlearn", rounds, model, num_rounds=1)
             known = federation.accuracies(model).retain
             if wanted is not None and known is not None and known >= wanted:

@@ -3,6 +3,7 @@
 from flwr.app import ArrayRecord
 
 from strategies.federation import Federation
+from strategies.participation import as_in_training
 from strategies.rounds import FederatedAveraging
 
 
@@ -24,9 +25,10 @@ def ordinary_relearning(
         model: The model to start from.
         holder_rounds: Rounds of the holders alone: among all nodes' updates theirs would be
             diluted.
-        rounds: Rounds of all nodes after them.
+        rounds: Rounds as in training after them.
     """
     told = federation.ordinary(side="all")
     alone = FederatedAveraging(told, participants=federation.holders(synthetic=False))
     model = federation.run("relearn", alone, model, num_rounds=holder_rounds)
-    return federation.run("relearn", FederatedAveraging(told), model, num_rounds=rounds)
+    together = FederatedAveraging(told, **as_in_training(federation, back=True))
+    return federation.run("relearn", together, model, num_rounds=rounds)

@@ -12,6 +12,7 @@ from flwr.app import ArrayRecord
 from strategies.estimates import Facts, Stretch
 from strategies.federation import Federation
 from strategies.method import Hyperparameters, Needs
+from strategies.participation import as_in_training
 from strategies.relearning import OrdinaryRelearning
 from strategies.rounds import FederatedAveraging
 
@@ -40,6 +41,6 @@ def train(federation: Federation, *, phase: str, **values: Any) -> ArrayRecord:
         values: Settings of `wire.Fit` beside the ordinary ones; what the request names is left out.
     """
     initial = federation.initial()
-    plan, told = federation.plan, federation.ordinary(**values)
-    rounds = FederatedAveraging(told, fraction=plan.fraction, min_share=plan.min_share)
-    return federation.run(phase, rounds, initial, num_rounds=plan.num_rounds)
+    told = federation.ordinary(**values)
+    rounds = FederatedAveraging(told, **as_in_training(federation))
+    return federation.run(phase, rounds, initial, num_rounds=federation.plan.num_rounds)

@@ -88,7 +88,12 @@ OPTIONS: Final = (
     Option("momentum", 0.0, TRAINING, "Momentum of the clients' SGD, 0 to 0.999."),
     Option("weight-decay", 0.0, TRAINING, "Weight decay of the clients' SGD, 0 to 1."),
     Option("proximal", 0.0, TRAINING, "Weight of FedProx's term; 0 for plain averaging."),
-    Option("fraction", 1.0, TRAINING, "Share of the clients drawn every round, above 0 to 1."),
+    Option(
+        "fraction",
+        1.0,
+        TRAINING,
+        "Share of the clients drawn every round, above 0 to 1; recovery draws as many.",
+    ),
     Option(
         "min-share", 0.5, TRAINING, "Share of the drawn clients that must answer, above 0 to 1."
     ),

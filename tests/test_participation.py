@@ -1,0 +1,120 @@
+"""Partial participation: who is drawn, who must not be, and that recovery draws as training did."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from client.wire import ForgetSpec
+from server.runner import run
+from server.settings import RunSettings
+from strategies.federation import Plan
+from strategies.methods import METHODS
+from strategies.participation import as_in_training, with_data_left
+from tests.recording import MODEL, Recording
+
+CLASS, NONE = ForgetSpec("class", (3,)), ForgetSpec("none")
+CLIENT = ForgetSpec("client", (), ("client-0",))
+# Client-0 holds examples of these alone.
+FIRST_CLASSES = ForgetSpec("class", (0, 1, 2))
+
+
+class Everybody(Recording):
+    @property
+    def plan(self) -> Plan:
+        return Plan(num_rounds=7, fraction=1.0, min_share=0.25)
+
+
+@pytest.mark.parametrize(
+    ("federation", "back", "left"),
+    [
+        (Recording(CLASS), False, ["client-0", "client-1", "client-2"]),
+        (Recording(FIRST_CLASSES), False, ["client-1", "client-2"]),
+        (Recording(CLIENT), False, ["client-1", "client-2"]),
+        (Recording(CLIENT), True, None),
+        (Recording(CLIENT, erased_clients=("client-1",)), False, ["client-2"]),
+        (Recording(CLIENT, erased_clients=("client-1",)), True, ["client-0", "client-2"]),
+        # What comes back is there again, although its tombstone is not yet lifted.
+        (Recording(CLIENT, erased_clients=("client-0",)), True, None),
+        (Recording(NONE), False, None),
+    ],
+)
+def test_nodes_whose_data_are_gone_are_not_drawn(
+    federation: Recording, back: bool, left: list[str] | None
+) -> None:
+    found = as_in_training(federation, back=back)
+    assert found == {"participants": left, "fraction": 0.5, "min_share": 0.25}
+    if left is not None:
+        assert with_data_left(federation, back=back) == set(left)
+
+
+def test_where_all_take_part_those_without_data_say_so_themselves() -> None:
+    found = as_in_training(Everybody(CLIENT))
+    assert found == {"participants": None, "fraction": 1.0, "min_share": 0.25}
+
+
+RECOVERING = [
+    *("quickdrop", "quickdrop-calibrated", "quickdrop-subset", "quickdrop-calibrated-subset"),
+    *("sga", "puf", "not"),
+]
+
+
+@pytest.mark.parametrize("spec", [CLASS, CLIENT], ids=["class", "client"])
+@pytest.mark.parametrize("name", RECOVERING)
+def test_holders_all_unlearn_and_as_many_as_in_training_recover(
+    name: str, spec: ForgetSpec
+) -> None:
+    # An accuracy that is never back: all rounds are run.
+    federation = Falling(spec)
+    METHODS[name]().forget(federation, MODEL)
+    recovered = [step for step in federation.steps if step.phase == "recover"]
+    assert recovered
+    drawn = as_in_training(federation)
+    for step in recovered:
+        found = step.rounds
+        assert (found.participants, found.fraction) == (drawn["participants"], 0.5)
+        assert found.min_share == 0.25
+    for step in federation.steps:
+        if step.phase == "unlearn" and step.rounds is not None:  # not on the coordinator's machine
+            assert (step.participants, step.rounds.fraction) == (["client-0", "client-2"], 1.0)
+
+
+class Falling(Recording):
+    """Its model was once better than it will ever be again."""
+
+    def accuracies(self, model: Any) -> Any:
+        found = super().accuracies(model)
+        self.retain = 50.0
+        return found
+
+
+JOB = {
+    **{"dataset": "digits", "num_clients": 4, "partition": "iid", "fraction": 0.25, "rounds": 6},
+    **{"local_steps": 2, "batch_size": 16, "model_width": 4, "model_depth": 1, "seed": 0},
+    **{"evaluate_every": 0, "max_forget_accuracy": 100.0, "max_relearning_gap": 100.0},
+    "compare": "none",
+    "engine": "inline",
+}
+
+
+class Drawn:
+    def __init__(self) -> None:
+        self.clients: list[int] = []
+
+    def round(self, done: Any, scores: Any) -> None:
+        self.clients.append(done.num_clients)
+
+    def note(self, text: str) -> None: ...
+
+
+@pytest.mark.parametrize("method", ["retraining", "puf"])
+def test_one_node_a_round_is_never_the_one_that_left(tmp_path: Path, method: str) -> None:
+    def ask(mode: str, **more: Any) -> tuple[dict[str, Any], Drawn]:
+        told, watched = {**JOB, "home": str(tmp_path), "mode": mode, **more}, Drawn()
+        return run(RunSettings(**told).check(), watched), watched
+
+    ask("train")
+    for client in ("client-0", "client-3"):  # of six rounds with one of four nodes
+        record, watched = ask("forget", method=method, forget_clients=client, trial=True)
+        assert set(watched.clients) == {1}
+        assert record["recovered"]["retain_accuracy"] > 10
