@@ -17,9 +17,22 @@ from client.store import SyntheticSet
 
 
 class InSitu:
-    """Matching's place in the local loop, with its time and its share of the work."""
+    """Matching's place in the local loop, with its time and its share of the work.
+
+    Attributes:
+        matcher: Holds the synthetic set.
+        seconds: What distillation has taken so far.
+    """
 
     def __init__(self, node: Node, settings: wire.Fit, keep: Tensor, num_steps: int) -> None:
+        """Take up the node's synthetic set, or begin one.
+
+        Args:
+            node: Whose data and store.
+            settings: What the coordinator told.
+            keep: Which training examples may be used, bool `(n,)`.
+            num_steps: Of local training.
+        """
         started = time.perf_counter()
         self.settings = settings
         found = node.store.load(
@@ -41,6 +54,12 @@ class InSitu:
     def bind(
         self, model: nn.Module
     ) -> Callable[[int, Tensor, Tensor], tuple[list[Tensor], Tensor] | None]:
+        """Return what `client.training.local_sgd` asks before every step of `model`.
+
+        It matches the synthetic set to the batch's gradients and returns these with the loss, or
+        None where no matching is due.
+        """
+
         def gradients(
             step: int, images: Tensor, labels: Tensor
         ) -> tuple[list[Tensor], Tensor] | None:

@@ -26,6 +26,7 @@ from strategies.federation import Plan
 from strategies.method import Method
 from strategies.methods import METHODS, method
 from strategies.retraining import Retraining
+from strategies.rounds import num_drawn
 
 AUTO: Final = "auto"  # in a method's place: choose one
 
@@ -162,7 +163,7 @@ class Situation:
 
     @property
     def _drawn(self) -> int:
-        return max(1, round(self.settings.fraction * self.settings.num_clients))
+        return num_drawn(self.settings.fraction, self.settings.num_clients)
 
     @property
     def _per_round(self) -> float:

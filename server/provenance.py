@@ -1,5 +1,7 @@
 """Where a result comes from: the command that asked for it, the machine, the code."""
 
+import ast
+import hashlib
 import os
 import platform
 import subprocess
@@ -9,6 +11,8 @@ from typing import Final
 
 import torch
 
+import strategies
+from client import wire
 from server.settings import TRAINING, RunSettings
 
 PRODUCT: Final = ("client", "strategies", "server", "pyproject.toml")
@@ -62,3 +66,30 @@ def commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return f"{head}-dirty" if changed else head
+
+
+@lru_cache(maxsize=64)
+def code(*modules: str) -> str:
+    """Return a digest of the code of clients and of these `strategies` with their imports."""
+    found = hashlib.sha256(wire.fingerprint().encode())
+    for path in sorted(set().union(*map(imported, modules))):
+        found.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return found.hexdigest()
+
+
+def imported(module: str) -> set[Path]:
+    """Return the files of `strategies` that a module of it imports, itself included."""
+    folder = Path(str(strategies.__file__)).parent
+    found: set[Path] = set()
+    left = [module]
+    while left:
+        path = folder / f"{left.pop().removeprefix('strategies.')}.py"
+        if path in found or not path.exists():
+            continue
+        found.add(path)
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("strategies"):
+                left += [str(node.module), *(f"strategies.{name.name}" for name in node.names)]
+            elif isinstance(node, ast.Import):
+                left += [name.name for name in node.names if name.name.startswith("strategies")]
+    return found

@@ -30,7 +30,7 @@ from server.home import write_atomic
 from server.journal import Journal
 from server.ledger import Outcome, RequestRow, VersionRow
 from server.progress import Listener
-from server.provenance import command, commit, hardware
+from server.provenance import code, command, commit, hardware
 from server.registry import pack, unpack
 from server.settings import RunSettings, essence, parse
 from strategies.federation import Plan, Samples
@@ -271,7 +271,7 @@ class Work:
             "model": asdict(self.spec),
             "forget": asdict(federation.forget),
             "erased": [federation.common["erased_classes"], federation.common["erased_clients"]],
-            "code": wire.fingerprint(),
+            "code": code("strategies.retraining"),
             # Two federations may share every setting, and a site's data may change.
             "federation": self.row.federation,
             "data": federation.class_counts(),

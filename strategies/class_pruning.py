@@ -61,7 +61,7 @@ class ClassPruning(Hyperparameters):
 
         # 1. Clients score channels by class (Algorithm 1); the server forms the global means.
         asked = federation.settings(Representation, samples_per_class=self.samples_per_class)
-        rounds = RepresentationRounds(asked)
+        rounds = RepresentationRounds(asked, min_share=federation.plan.min_share)
         means = federation.run("score", rounds, model, num_rounds=1)
         representation = {name: means[name].numpy() for name in means}
 

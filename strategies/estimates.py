@@ -15,6 +15,7 @@ from client.channels import Layer, layout, pack, take
 from client.models import ModelSpec, build
 from client.wire import Condense
 from strategies.federation import Plan
+from strategies.rounds import num_drawn
 
 FORWARD: Final = 1 / 3  # of the time of an image in training, which goes forward and backward
 # Likewise, work: backward with a graph and once more, as for a diagonal of the Hessian.
@@ -103,7 +104,7 @@ class Facts:
         """Nodes in a round that is open to all (see `strategies.participation`)."""
         if self.plan.fraction >= 1:
             return self.clients
-        return max(1, round(self.plan.fraction * self.keepers))
+        return num_drawn(self.plan.fraction, self.keepers)
 
     @property
     def busy(self) -> float:

@@ -33,7 +33,7 @@ from strategies.method import PERCENT, Hyperparameters, Needs, option
 from strategies.participation import with_data_left
 from strategies.relearning import OrdinaryRelearning
 from strategies.replay import ReplayedRound, after, difference
-from strategies.rounds import NothingTouched
+from strategies.rounds import NothingTouched, num_drawn
 from strategies.scaling import STATISTICS
 
 
@@ -41,7 +41,8 @@ from strategies.scaling import STATISTICS
 class FedEraser(OrdinaryRelearning, Hyperparameters):
     """The paper's protocol; the retaining interval is `keep-updates`, a setting of training."""
 
-    # r, the calibration ratio: share of the local steps of training that calibration takes.
+    # r, the calibration ratio: share of the local steps, or epochs, of training that calibration
+    # takes, rounded up: one epoch stays one.
     ratio: float = option(0.5, Rule(lambda v: 0 < v <= 1, "lie in (0, 1]"))
     # Recovery: rounds at most, and points of retain accuracy that it may leave missing.
     rounds: int = option(0, at_least(0))
@@ -96,11 +97,18 @@ class FedEraser(OrdinaryRelearning, Hyperparameters):
         """Return what `forget` will take."""
         # Of a client's first round nobody is asked (step 1).
         free = min(1, facts.stored_rounds) if facts.level == "client" else 0
-        calibration = facts.training("unlearn", facts.stored_rounds - free)
+        # Those that a stored round holds: drawn from all in training, and with data left.
+        asked = min(facts.keepers, num_drawn(facts.plan.fraction, facts.clients))
+        calibration = facts.exchange(
+            "unlearn",
+            facts.stored_rounds - free,
+            clients=asked,
+            samples=self.ratio * asked * facts.per_round,
+        )
         replayed = [Stretch("unlearn", free)] if free else []
         return [
             *replayed,
-            replace(calibration, samples=self.ratio * calibration.samples),
+            calibration,
             *(facts.fine_tuning(self.rounds) if self.rounds else ()),
         ]
 

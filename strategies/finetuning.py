@@ -15,7 +15,7 @@ def fine_tune(
     wanted: float | None,
     tolerance: float = 0.0,
 ) -> ArrayRecord:
-    """Return `model` after ordinary rounds: nodes with data left, as many as in training.
+    """Return `model` after ordinary rounds: nodes with data left, drawn as in training.
 
     Args:
         federation: Runs the rounds one by one, and measures before each.

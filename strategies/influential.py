@@ -109,7 +109,8 @@ class DecentralisedChannels(InfluentialChannels):
         """Return `model` with the classes' influential channels trained to forget them."""
         # 1. The holders measure what zeroing each channel costs; the server selects.
         asked = federation.settings(Ablation, max_examples=self.max_samples)
-        ablations = AblationRounds(asked, participants=federation.holders(synthetic=False))
+        holders = federation.holders(synthetic=False)
+        ablations = AblationRounds(asked, participants=holders)
         found = federation.run("score", ablations, model, num_rounds=1)
         layers = layout(build(federation.spec, torch.Generator()))
         channels = self.chosen(federation, found, layers, asked.seed)
@@ -123,7 +124,8 @@ class DecentralisedChannels(InfluentialChannels):
             momentum=self.momentum,
             batch_size=self.batch_size,
         )
-        rounds = PartialChannelFedAvg(told, layers)
+        min_share = federation.plan.min_share
+        rounds = PartialChannelFedAvg(told, layers, min_share=min_share, required=holders)
         return federation.run("unlearn", rounds, model, num_rounds=self.rounds)
 
     def estimate(self, facts: Facts) -> list[Stretch]:

@@ -1,4 +1,4 @@
-"""Who takes part in a round that is open to all: as many as in training, of those with data left.
+"""Who takes part in a round that is open to all: as in training, a share of those with data left.
 
 Holders of what is to be forgotten are not drawn but all asked: what one of them holds would stay.
 """
@@ -17,10 +17,10 @@ class Drawn(TypedDict):
 
 
 def as_in_training(federation: Federation, *, back: bool = False) -> Drawn:
-    """Return how nodes are drawn: as in the rounds that trained the version.
+    """Return how nodes are drawn: the same share as in the rounds that trained the version.
 
     Where only some are, none is drawn whose data are all gone: a round of such nodes alone would
-    change nothing.
+    change nothing. All are asked for their counts then, and all must answer.
 
     Args:
         federation: Says what is forgotten, and how the version was trained.

@@ -10,8 +10,11 @@ Plato's implementation of the paper (TL-System/plato, examples/fedunlearning_bas
 
 Departs from the paper:
 1. The Fisher information is the square of a batch's mean gradient, not the mean over its examples
-   of their squares, for which each would need a gradient of its own. Learning rate, epsilon and the
-   curvature's power are not the paper's but were chosen on digits and one training on MNIST.
+   of their squares, for which each would need a gradient of its own; over a convolution's kernel it
+   is averaged, as in AdaHessian (Yao et al. 2021). Its running mean D is raised to a power k: with
+   k = 1/2 here the divisor is about the size of the gradient, as Adam's is; `hessian-power=1`
+   divides by the curvature itself. Learning rate, epsilon and k are not the paper's but were chosen
+   on digits and one training on MNIST.
 2. It ends when the accuracy on the nodes' held-out data is back, and after as many rounds as the
    original training at the latest; the paper compares the rounds until convergence.
 3. The moments start at zero in every round: nothing stays on a node between messages.

@@ -37,6 +37,16 @@ class Failure:
     reason: str
 
 
+def num_drawn(fraction: float, count: int) -> int:
+    """Return how many of `count` nodes a round asks: a share of them, at least one if there is one.
+
+    Args:
+        fraction: The share, in (0, 1].
+        count: Nodes that may be drawn, at least 0.
+    """
+    return min(count, max(1, round(fraction * count)))
+
+
 class Rounds(FedAvg):
     """Rounds of one message type, averaged by the number of examples that each node used.
 
@@ -56,6 +66,7 @@ class Rounds(FedAvg):
         participants: Collection[str] | None = None,
         fraction: float = 1.0,
         min_share: float = 0.5,
+        required: Collection[str] = (),
     ) -> None:
         """Configure the rounds.
 
@@ -64,12 +75,15 @@ class Rounds(FedAvg):
             participants: Names of the nodes that may take part; None for all that are online.
             fraction: Share of them drawn in every round, in (0, 1].
             min_share: Share of the nodes drawn that must answer, in (0, 1].
+            required: Names of those of them that must, whatever the share: without their answer
+                nothing is unlearned.
         """
         super().__init__(weighted_by_key="num-examples")
         self.settings = settings
         self.participants = participants
         self.fraction = fraction
         self.min_share = min_share
+        self.required = required
         self.failures: list[Failure] = []
         self.sent = ArrayRecord()  # the model of the round under way
         self._asked: dict[int, str] = {}
@@ -81,8 +95,8 @@ class Rounds(FedAvg):
         self.sent = arrays
         online = {node.name: node.node_id for node in grid.get_nodes()}
         wanted = sorted(online if self.participants is None else self.participants)
-        missing = [name for name in wanted if name not in online]
-        if missing and self.takes_all:
+        needed = wanted if self.takes_all else sorted(self.required)
+        if missing := [name for name in needed if name not in online]:
             raise ClientLost(f"clients must be online for {self.settings.phase}: {missing}")
         names = self._drawn([name for name in wanted if name in online], server_round)
         self._asked = {online[name]: name for name in names}
@@ -143,7 +157,7 @@ class Rounds(FedAvg):
     def _drawn(self, names: list[str], server_round: int) -> list[str]:
         if self.fraction >= 1.0 or not names:
             return names
-        count = max(1, round(self.fraction * len(names)))
+        count = num_drawn(self.fraction, len(names))
         draws = generator(self.settings.seed, self.settings.phase + " sampling", server_round)
         chosen = torch.randperm(len(names), generator=draws)[:count].sort().values
         return [names[i] for i in chosen.tolist()]
@@ -180,6 +194,13 @@ class Rounds(FedAvg):
             raise ClientLost(
                 f"round {server_round} of {self.settings.phase} must have {max(1, needed)} answers "
                 f"of {len(self._asked)} clients, got {len(by_name)} ({reasons})"
+            )
+        if lost := sorted(set(self.required) - set(by_name)):
+            reasons = "; ".join(f"{f.client}: {f.reason}" for f in self.failures) or "none online"
+            raise ClientLost(
+                f"round {server_round} of {self.settings.phase} must have the answers of the "
+                f"clients that hold what is to be forgotten, got none of {', '.join(lost)} "
+                f"({reasons})"
             )
         return {name: by_name[name] for name in sorted(by_name)}
 

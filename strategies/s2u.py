@@ -44,6 +44,8 @@ class ScaleToUnlearn(OrdinaryRelearning, Hyperparameters):
             federation.ordinary(side="all"),
             scales=dict.fromkeys(leavers, self.down),
             others=self.up,
+            min_share=federation.plan.min_share,
+            required=leavers,
         )
         return federation.run("unlearn", rounds, model, num_rounds=self.rounds)
 

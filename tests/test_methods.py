@@ -34,7 +34,7 @@ def test_quickdrop_climbs_once_with_the_holders_then_recovers_with_all() -> None
     assert (ascent.settings.target_losses, ascent.settings.freeze_head) == ([], False)
     recovery = federation.first("recover")
     assert isinstance(recovery.settings, Descend)
-    assert recovery.participants is None  # everybody with data left
+    assert recovery.participants == ["client-0", "client-1", "client-2"]  # all with data left
     assert (recovery.settings.data, recovery.settings.side) == ("synthetic+original", "retain")
     assert (recovery.settings.hold, recovery.settings.hold_features) == (0.0, 0.0)
 

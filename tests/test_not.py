@@ -89,5 +89,7 @@ def test_negation_is_the_servers_and_fine_tuning_is_everybodys() -> None:
         assert federation.phases == ["measure", "unlearn", *["measure", "recover"] * 2]
         assert federation.first("unlearn").settings == 0  # no image passed through a model
         step = federation.first("recover")
-        assert (step.participants, step.settings.side) == (None, "retain")
+        left = set(step.participants)
+        assert left == {"client-0", "client-1", "client-2"} - set(what.clients)
+        assert step.settings.side == "retain"
         assert changed(weights(), step.model) == {"body.0.weight"}

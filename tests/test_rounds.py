@@ -26,6 +26,7 @@ from strategies.rounds import (
     NothingTouched,
     RecoveryRounds,
     Rounds,
+    num_drawn,
 )
 from strategies.scaling import ScaledAveraging, scaled_average
 from tests.messages import network, told, weights
@@ -301,6 +302,32 @@ def test_the_ascent_needs_every_holder(lost: Callable[[Message], list[Message]])
     one, two = asked(rounds, NAMES)
     with pytest.raises(ClientLost, match="must have 2 answers of 2 clients, got 1"):
         rounds.aggregate_train(1, [answer(one, 1.0, 10), *lost(two)])
+
+
+@pytest.mark.parametrize("lost", [lambda m: [], lambda m: [failure(m)]])
+def test_those_that_unlearning_depends_on_must_answer_whatever_the_share(
+    lost: Callable[[Message], list[Message]],
+) -> None:
+    rounds = averaging(min_share=0.1, required=["b"])
+    one, two = asked(rounds, ["a", "b"])
+    assert averaged(rounds, [*lost(one), answer(two, 3.0, 10)]) == 3.0
+    with pytest.raises(ClientLost, match=r"must have the answers of .* got none of b"):
+        rounds.aggregate_train(1, [answer(one, 1.0, 10), *lost(two)])
+
+
+def test_those_that_unlearning_depends_on_must_be_online() -> None:
+    with pytest.raises(ClientLost, match=r"clients must be online for test: \['z'\]"):
+        asked(averaging(min_share=0.1, required=["z"]), ["a", "b"])
+
+
+@pytest.mark.parametrize(
+    ("fraction", "count", "expected"),
+    [(1.0, 3, 3), (0.5, 3, 2), (0.5, 2, 1), (0.1, 100, 10), (0.1, 3, 1), (0.1, 0, 0)],
+)
+def test_a_share_of_the_nodes_is_drawn_and_at_least_one(
+    fraction: float, count: int, expected: int
+) -> None:
+    assert num_drawn(fraction, count) == expected
 
 
 def test_a_reply_of_other_code_is_refused() -> None:

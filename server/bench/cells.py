@@ -25,12 +25,12 @@ from typing import Any, Final
 
 import torch
 
-from client import wire
 from client.errors import BadSetting, EffaceError
 from client.models import ModelSpec, loaded
 from client.wire import ForgetSpec, tensors
+from server import provenance
 from server.bench import membership
-from server.bench.keys import code, digest
+from server.bench.keys import code, digest, of_recipe
 from server.bench.recipe import Cell, Contender, Level, Recipe, slug
 from server.data import own_samples, server_data
 from server.federation import Round, from_numpy, to_numpy
@@ -96,6 +96,7 @@ class Bench:
         data_dir: Folder of the published data sets.
         device: Where clients compute.
         jobs: Cells that run side by side, for the record: they slow each other down.
+        any_code: Whether results of other code than today's, or another device, count as finished.
     """
 
     recipe: Recipe
@@ -103,6 +104,7 @@ class Bench:
     data_dir: str = ""
     device: str = "auto"
     jobs: int = 1
+    any_code: bool = False
 
     # ---- what is finished ------------------------------------------------------------------------
 
@@ -116,7 +118,13 @@ class Bench:
             kept = json.loads(self.path(task).read_text())
         except (OSError, ValueError):
             return None
-        same = isinstance(kept, dict) and kept.get("key") == digest(self.depends(task))
+        if not isinstance(kept, dict):
+            return None
+        depends = self.depends(task)
+        if self.any_code:
+            same = digest(of_recipe(kept.get("depends"))) == digest(of_recipe(depends))
+        else:
+            same = kept.get("key") == digest(depends)
         return kept if same else None
 
     def finished(self, task: Task) -> bool:
@@ -324,7 +332,8 @@ class Bench:
         for name, key in (("original", "base_version"), ("recovered", "model_version")):
             arrays, card = registry.load(record[key])
             models[name] = (ModelSpec.of_card(card["model"]), arrays)
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        here = "cuda" if torch.cuda.is_available() else "cpu"
+        device = torch.device(here if self.device == "auto" else self.device)
         return {
             name: membership.attack(
                 loaded(of, tensors(from_numpy(arrays))), dataset, *found, device=device
@@ -355,7 +364,8 @@ def retrained_weights(home: Path, forget: ForgetSpec, settings: RunSettings) -> 
         same = inputs["forget"] == json.loads(json.dumps(asdict(forget)))
         trained = settings.training()
         same &= all(trained[key] == value for key, value in inputs["training"].items())
-        if same and inputs["code"] == wire.fingerprint() and not any(inputs["erased"]):
+        same &= inputs["code"] == provenance.code("strategies.retraining")
+        if same and not any(inputs["erased"]):
             return arrays
     raise EffaceError(f"cache must hold Retrained without {forget}, got none in {home / 'cache'}")
 

@@ -46,6 +46,7 @@ COLUMNS: Final[Mapping[str, Column]] = {
     "retrained_rounds": Column("Retrained's rounds to that R", 0),
     "samples": Column("samples", 0),
     "seconds": Column("time s", 2),
+    "guard_seconds": Column("its checks s", 2),
     "client_seconds": Column("client s", 2),
     "bytes_up": Column("up MB", 2, 1e6),
     "bytes_down": Column("down MB", 2, 1e6),
@@ -55,6 +56,7 @@ COLUMNS: Final[Mapping[str, Column]] = {
     "overhead_seconds": Column("training overhead s"),
     "overhead_percent": Column("overhead % of training"),
     "speed_up": Column("speed-up"),
+    "speed_up_checked": Column("with its checks"),
     **{f"speed_up_{q}": Column(f"over {q}") for q in AMORTISED},
 }
 FORGETTING: Final = (
@@ -62,8 +64,9 @@ FORGETTING: Final = (
     *("kl", "total_variation", "auc_confidence", "auc_entropy", "relearning"),
 )
 COSTS: Final = (
-    *("rounds", "samples", "seconds", "client_seconds", "bytes_up", "bytes_down"),
-    *("storage_bytes", "overhead_seconds", "speed_up", *(f"speed_up_{q}" for q in AMORTISED)),
+    *("rounds", "samples", "seconds", "guard_seconds", "client_seconds", "bytes_up", "bytes_down"),
+    *("storage_bytes", "overhead_seconds", "speed_up", "speed_up_checked"),
+    *(f"speed_up_{q}" for q in AMORTISED),
 )
 USUAL: Final = (*FORGETTING, *COSTS)
 # Shown in the second part of a wide table, if a recipe asks for them.
@@ -114,12 +117,16 @@ def speed_ups(retrain: float, request: float, overhead: float) -> dict[str, floa
 
 
 def spread(groups: Iterable[Sequence[float]]) -> float | None:
-    """Return the standard deviation within groups, pooled; None if no group has two values."""
+    """Return the standard deviation within groups, pooled.
+
+    None below two degrees of freedom: of two values alone it says next to nothing.
+    """
     groups = [group for group in groups if len(group) > 1]
-    if not groups:
+    freedom = sum(len(group) - 1 for group in groups)
+    if freedom < 2:
         return None
     squares = sum(statistics.variance(group) * (len(group) - 1) for group in groups)
-    return math.sqrt(squares / sum(len(group) - 1 for group in groups))
+    return math.sqrt(squares / freedom)
 
 
 # ---- rows ---------------------------------------------------------------------------------------
@@ -192,8 +199,9 @@ def _retrained(result: Mapping[str, Any]) -> Row:
     _scores(row, record["retrained"], None)
     _attack(row, result, "retrained")
     _costs(row, record, ("retrain",))
-    row |= {"storage_bytes": 0, "overhead_seconds": 0.0}
-    row |= dict.fromkeys(["speed_up", *(f"speed_up_{q}" for q in AMORTISED)], 1.0)
+    row |= {"storage_bytes": 0, "overhead_seconds": 0.0, "guard_seconds": 0.0}
+    speed_ups = ("speed_up", "speed_up_checked", *(f"speed_up_{q}" for q in AMORTISED))
+    row |= dict.fromkeys(speed_ups, 1.0)
     return row
 
 
@@ -228,7 +236,9 @@ def _method(result: Mapping[str, Any]) -> Row:
             record["retrained"]["timeline"], record["recovered"]["retain_accuracy"]
         )
         if row["seconds"] > 0:
-            row |= speed_ups(record["seconds"]["retrain"], row["seconds"], overhead)
+            retrain = record["seconds"]["retrain"]
+            row |= speed_ups(retrain, row["seconds"], overhead)
+            row["speed_up_checked"] = retrain / (row["seconds"] + row["guard_seconds"])
     relearned = result.get("relearn") or {}
     if "record" in relearned:
         for side in ("forget", "retain"):
@@ -247,6 +257,7 @@ def _costs(row: Row, record: Mapping[str, Any], phases: Sequence[str]) -> None:
         return sum(costs.get(phase, 0) for phase in phases)
 
     row["rounds"] = total({**record["rounds"], "score": 0})  # scoring trains nothing
+    row["guard_seconds"] = record["seconds_measuring"].get("guard", 0.0)
     for key in ("samples", "seconds", "client_seconds"):
         row[key] = total(record[key])
     for way in ("up", "down"):

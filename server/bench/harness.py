@@ -18,7 +18,7 @@ from typing import Any, Final
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from client.errors import EffaceError
+from client.errors import BadSetting, EffaceError
 from server.bench import plots, table
 from server.bench.cells import Bench, Task, tasks
 from server.bench.columns import Row, rows
@@ -56,24 +56,34 @@ class Outcome:
     states: dict[str, int] = field(default_factory=dict)
 
 
-def bench(run: Bench, console: Console) -> Outcome:
+def bench(run: Bench, console: Console, *, work: bool = True) -> Outcome:
     """Do what is missing of a recipe, and write its tables and plots.
 
     Args:
         run: The recipe and its folder.
         console: Where progress is shown.
+        work: Whether to do what is missing; without it, the tables are of what is there.
 
     Raises:
+        BadSetting: If nothing is finished, and nothing is to be done.
         CellFailed: If cells could not be trained.
         KeyboardInterrupt, Interrupted: If it was stopped; what was finished is kept.
     """
     everything = [task for cell in run.recipe.cells for task in tasks(run.recipe, cell)]
     kept = sum(run.finished(task) for task in everything)
-    run.out.mkdir(parents=True, exist_ok=True)
-    with _watching(console, len(everything), kept) as tell:
-        failed = _all_cells(run, tell)
+    failed: list[str] = []
+    if work:
+        run.out.mkdir(parents=True, exist_ok=True)
+        with _watching(console, len(everything), kept) as tell:
+            failed = _all_cells(run, tell)
     found = results(run, everything)
-    outcome = Outcome(rows(found), {}, made=len(everything) - kept, kept=kept)
+    if not work and not found:
+        raise BadSetting(
+            f"results must be there for tables, got none in {run.out}; run the same command "
+            "without --tables"
+        )
+    made = len(everything) - kept if work else 0
+    outcome = Outcome(rows(found), {}, made=made, kept=kept)
     for row in outcome.rows:
         outcome.states[row["state"]] = outcome.states.get(row["state"], 0) + 1
     outcome.files = _write(run, found, outcome.rows)

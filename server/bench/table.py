@@ -55,7 +55,8 @@ _READING: Final = (
     "Retrained models that differ in their seed alone (over partitions as well where none do). "
     "Attack AUC: 0.5 cannot tell forgotten training examples from unseen ones; Retrained's is the "
     "aim. Relearning is the mean forget accuracy during 30 steps on 50 images of the class. Times "
-    "are wall seconds without evaluation; the training overhead is what distillation, "
+    "are wall seconds without evaluation; a method's checks are the measurings on held-out data "
+    "that it waits for, to go back or to end; the training overhead is what distillation, "
     "or keeping updates, added for the method's sake."
 )
 CLIENT_LEVEL: Final = (

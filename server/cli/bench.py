@@ -53,6 +53,14 @@ def bench(
         int, typer.Option("--jobs", "-j", help="Cells to run side by side, memory allowing.")
     ] = 1,
     device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
+    tables: Annotated[
+        bool,
+        typer.Option(
+            "--tables",
+            help="Do no work: write tables and plots again from what is there, whatever code made "
+            "it.",
+        ),
+    ] = False,
 ) -> Answer:
     """Compare methods as a recipe says; each cell keeps homes of its own in the results' folder."""
     from server.bench.cells import Bench
@@ -63,10 +71,11 @@ def bench(
     if jobs < 1:
         raise BadSetting(f"jobs must be at least 1, got {jobs}")
     checked = load(recipe)
-    check_data(checked, data_dir, device)
+    if not tables:
+        check_data(checked, data_dir, device)
     folder = (out or OUT / checked.name).absolute()
-    run = Bench(checked, folder, data_dir, device, jobs)
-    done = run_bench(run, call.errors)
+    run = Bench(checked, folder, data_dir, device, jobs, any_code=tables)
+    done = run_bench(run, call.errors, work=not tables)
     document = {
         "format": FORMAT,
         "recipe": checked.name,

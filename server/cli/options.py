@@ -92,7 +92,7 @@ OPTIONS: Final = (
         "fraction",
         1.0,
         TRAINING,
-        "Share of the clients drawn every round, above 0 to 1; recovery draws as many.",
+        "Share of the clients drawn every round, above 0 to 1; recovery draws the same.",
     ),
     Option(
         "min-share", 0.5, TRAINING, "Share of the drawn clients that must answer, above 0 to 1."
