@@ -1,12 +1,16 @@
 """Partial participation: who is drawn, who must not be, and that recovery draws as training did."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from client.wire import ForgetSpec
+from server.home import Home
 from server.runner import run
+from server.service import Service
 from server.settings import RunSettings
 from strategies.federation import Plan
 from strategies.methods import METHODS
@@ -98,23 +102,49 @@ JOB = {
 
 
 class Drawn:
-    def __init__(self) -> None:
+    """Remembers how many nodes each round had; presses Ctrl-C in one of them."""
+
+    def __init__(self, stop_at: int | None = None) -> None:
+        self.stop_at = stop_at
         self.clients: list[int] = []
 
     def round(self, done: Any, scores: Any) -> None:
+        if len(self.clients) == self.stop_at:
+            raise KeyboardInterrupt
         self.clients.append(done.num_clients)
 
     def note(self, text: str) -> None: ...
 
 
-@pytest.mark.parametrize("method", ["retraining", "puf"])
-def test_one_node_a_round_is_never_the_one_that_left(tmp_path: Path, method: str) -> None:
-    def ask(mode: str, **more: Any) -> tuple[dict[str, Any], Drawn]:
-        told, watched = {**JOB, "home": str(tmp_path), "mode": mode, **more}, Drawn()
-        return run(RunSettings(**told).check(), watched), watched
+def ask(home: Path, mode: str, watching: Drawn, **more: Any) -> dict[str, Any]:
+    return run(RunSettings(**{**JOB, "home": str(home), "mode": mode, **more}).check(), watching)
 
-    ask("train")
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("trained") / "home"
+    ask(home, "train", Drawn())
+    return home
+
+
+@pytest.mark.parametrize("method", ["retraining", "puf"])
+def test_one_node_a_round_is_never_the_one_that_left(trained: Path, method: str) -> None:
     for client in ("client-0", "client-3"):  # of six rounds with one of four nodes
-        record, watched = ask("forget", method=method, forget_clients=client, trial=True)
-        assert set(watched.clients) == {1}
+        watching = Drawn()
+        told = {"method": method, "forget_clients": client, "trial": True}
+        record = ask(trained, "forget", watching, **told)
+        assert set(watching.clients) == {1}
         assert record["recovered"]["retain_accuracy"] > 10
+
+
+def test_a_stopped_request_draws_the_same_nodes_again(trained: Path, tmp_path: Path) -> None:
+    told = {"method": "retraining", "forget_clients": "client-1", "trial": True}
+    found = []
+    for name, stop_at in (("whole", None), ("stopped", 3)):
+        home = Path(shutil.copytree(trained, tmp_path / name))
+        if stop_at is not None:
+            with pytest.raises(KeyboardInterrupt):
+                ask(home, "forget", Drawn(stop_at), **told)
+        version = ask(home, "forget", Drawn(), **told)["model_version"]
+        found.append(Service.open(Home(home)).registry.load(version)[0])
+    assert all(np.array_equal(found[0][name], found[1][name]) for name in found[0])
