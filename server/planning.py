@@ -34,11 +34,13 @@ RULE: Final = (
     "the shortest by estimate of the methods that can serve the request here and that "
     "benchmarks/RESULTS.md shows to forget as Retrained does"
 )
-# Kept by hand, by level, and checked by a test against the harness's tables that compare methods:
-# quickdrop-table2-cpu and quickdrop-table2-cifar10-cpu for classes, quickdrop-clients-cpu for
-# clients. In each, in the mean over its trainings: forget accuracy within 2 points of Retrained's,
-# retain accuracy at most 1.5 below, and at class level at most a fifth of Original's lead over
-# Retrained left in the relearning curve. Retraining forgets by construction, and can always serve.
+# Kept by hand, by level, and checked by a test against the harness's tables that compare methods,
+# in the means over trainings. Classes (quickdrop-table2-cpu, quickdrop-table2-cifar10-cpu): in each
+# table, forget accuracy within 2 points of Retrained's, retain accuracy at most 1.5 below, and at
+# most a fifth of Original's lead over Retrained left in the relearning curve. Clients
+# (quickdrop-clients-cpu, quickdrop-table4-cpu): forget accuracy within 3 points of Retrained's in
+# the mean over clients, whatever the sign, and retain accuracy at most 1.5 below for each. Retraining
+# forgets by construction, and can always serve.
 SHOWN: Final[Mapping[str, tuple[str, ...]]] = {
     "class": ("quickdrop-calibrated", "quickdrop-calibrated-subset", "sga", "puf", "retraining"),
     "client": ("quickdrop-calibrated", "quickdrop-calibrated-subset", "puf", "retraining"),

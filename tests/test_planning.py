@@ -387,45 +387,59 @@ def test_without_the_cost_of_training_images_stand_for_time() -> None:
 
 TABLES = {
     "class": ("quickdrop-table2-cpu", "quickdrop-table2-cifar10-cpu"),
-    "client": ("quickdrop-clients-cpu",),
+    "client": ("quickdrop-clients-cpu", "quickdrop-table4-cpu"),
 }
+Models = dict[str, dict[str, float]]  # means over trainings, by model and column
 
 
-def measured_means(table: str) -> Iterator[dict[str, dict[str, float]]]:
-    """Yield the means over seeds of each of a table's partitions, by model and column."""
+def measured_means(table: str) -> Iterator[Models]:
+    """Yield the means over trainings of each partition and request of a table.
+
+    Retrained's are over those of other seeds, too.
+    """
     path = ROOT / "benchmarks" / "results" / table / "results.csv"
     with path.open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["state"] == "done"]
-    for partition in dict.fromkeys(row["partition"] for row in rows):
-        models: dict[str, list[dict[str, str]]] = {}
-        for row in rows:
-            if row["partition"] == partition:
-                models.setdefault(row["method"], []).append(row)
+    groups: dict[tuple[str, str], dict[str, list[dict[str, str]]]] = {}
+    for row in rows:
+        group = groups.setdefault((row["partition"], row["level"]), {})
+        group.setdefault(row["method"].partition(",")[0], []).append(row)
+    for models in groups.values():
         yield {
             model: {
-                column: statistics.fmean(float(row[column]) for row in seeds)
+                column: statistics.fmean(float(row[column]) for row in found if row[column])
                 for column in ("forget_accuracy", "retain_accuracy", "relearning")
-                if all(row[column] for row in seeds)
+                if any(row[column] for row in found)
             }
-            for model, seeds in models.items()
+            for model, found in models.items()
         }
 
 
-def forgets(level: str, name: str, models: dict[str, dict[str, float]]) -> bool:
-    mine, retrained = models[name], models["Retrained"]
-    forgotten = abs(mine["forget_accuracy"] - retrained["forget_accuracy"]) <= 2.0
-    kept = mine["retain_accuracy"] >= retrained["retain_accuracy"] - 1.5
-    if level == "client":
-        return forgotten and kept
-    lead = models["Original"]["relearning"] - retrained["relearning"]
-    return forgotten and kept and mine["relearning"] - retrained["relearning"] <= lead / 5
+def gap(models: Models, name: str, column: str) -> float:
+    return models[name][column] - models["Retrained"][column]
+
+
+def forgets_classes(name: str, tables: list[Models]) -> bool:
+    return all(
+        abs(gap(models, name, "forget_accuracy")) <= 2.0
+        and gap(models, name, "retain_accuracy") >= -1.5
+        and gap(models, name, "relearning") <= gap(models, "Original", "relearning") / 5
+        for models in tables
+    )
+
+
+def forgets_clients(name: str, tables: list[Models]) -> bool:
+    # One client's held-out examples are 40 to 60: what counts is the mean over clients.
+    far = statistics.fmean(abs(gap(models, name, "forget_accuracy")) for models in tables)
+    return far <= 3.0 and all(gap(models, name, "retain_accuracy") >= -1.5 for models in tables)
 
 
 @pytest.mark.parametrize("level", TABLES)
 def test_what_is_preferred_is_what_the_results_show(level: str) -> None:
     tables = [models for table in TABLES[level] for models in measured_means(table)]
     measured = set.intersection(*map(set, tables)) & set(METHODS)
-    shown = {name for name in measured if all(forgets(level, name, models) for models in tables)}
+    forgets = {"class": forgets_classes, "client": forgets_clients}[level]
+    shown = {name for name in measured if forgets(name, tables)}
     assert set(SHOWN[level]) == shown | {"retraining"}
 
 
