@@ -39,8 +39,8 @@ RULE: Final = (
 # table, forget accuracy within 2 points of Retrained's, retain accuracy at most 1.5 below, and at
 # most a fifth of Original's lead over Retrained left in the relearning curve. Clients
 # (quickdrop-clients-cpu, quickdrop-table4-cpu): forget accuracy within 3 points of Retrained's in
-# the mean over clients, whatever the sign, and retain accuracy at most 1.5 below for each. Retraining
-# forgets by construction, and can always serve.
+# the mean over clients, whatever the sign, and retain accuracy at most 1.5 below for each.
+# Retraining forgets by construction, and can always serve.
 SHOWN: Final[Mapping[str, tuple[str, ...]]] = {
     "class": ("quickdrop-calibrated", "quickdrop-calibrated-subset", "sga", "puf", "retraining"),
     "client": ("quickdrop-calibrated", "quickdrop-calibrated-subset", "puf", "retraining"),
