@@ -329,6 +329,24 @@ class GridFederation:
             )
         return names
 
+    def keepers(self, *, synthetic: bool = False, back: bool = False) -> list[str]:
+        """Return the names of the nodes with data left (see the protocol).
+
+        Raises:
+            NothingTouched: If there is none.
+            ClientLost: If a node does not answer.
+        """
+        kind = "-synthetic" if synthetic else ""
+        keys = [f"num-retain{kind}", *([f"num-forget{kind}"] if back else [])]
+        counts = self.describe()
+        names = sorted(name for name, m in counts.items() if sum(m[key] for key in keys) > 0)
+        if not names:
+            raise NothingTouched(
+                f"at least one of {len(counts)} clients must have data left without {self.forget}, "
+                "got none; check the request with `efface show`"
+            )
+        return names
+
     def describe(self) -> dict[str, dict[str, Any]]:
         """Return every node's counts by its name (see `client.app.describe`)."""
         settings = self.settings(Describe, phase="describe")

@@ -30,7 +30,6 @@ from strategies.estimates import Facts, Stretch
 from strategies.federation import Federation, StoredRound
 from strategies.finetuning import fine_tune
 from strategies.method import PERCENT, Hyperparameters, Needs, option
-from strategies.participation import with_data_left
 from strategies.relearning import OrdinaryRelearning
 from strategies.replay import ReplayedRound, after, difference
 from strategies.rounds import NothingTouched, num_drawn
@@ -65,7 +64,7 @@ class FedEraser(OrdinaryRelearning, Hyperparameters):
             steps=math.ceil(self.ratio * ordinary.steps),
             epochs=math.ceil(self.ratio * ordinary.epochs),
         )
-        left = with_data_left(federation)
+        left = set(federation.keepers())
         for kept in federation.history():
             names = [name for name in sorted(kept.updates) if name in left]
             if not names:

@@ -96,6 +96,17 @@ class Federation(Protocol):
             NothingTouched: If there is none.
         """
 
+    def keepers(self, *, synthetic: bool = False, back: bool = False) -> list[str]:
+        """Return the names of the nodes that hold data to train on when the request is done.
+
+        Args:
+            synthetic: Count the synthetic stand-ins instead of the real examples.
+            back: Whether what the request names is there again, as in relearning.
+
+        Raises:
+            NothingTouched: If there is none.
+        """
+
     def class_counts(self) -> dict[str, list[float]]:
         """Return every node's number of training examples by class, whatever is forgotten."""
 

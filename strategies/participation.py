@@ -16,46 +16,27 @@ class Drawn(TypedDict):
     min_share: float
 
 
-def as_in_training(federation: Federation, *, back: bool = False) -> Drawn:
+def as_in_training(federation: Federation, *, synthetic: bool = False, back: bool = False) -> Drawn:
     """Return how nodes are drawn: the same share as in the rounds that trained the version.
 
-    Where only some are, none is drawn whose data are all gone: a round of such nodes alone would
-    change nothing. All are asked for their counts then, and all must answer.
+    Where only some are, none is drawn whose data are all gone, or that never took part in training
+    and so has no synthetic data: a round of such nodes alone would change nothing. All are asked
+    for their counts then, and all must answer.
 
     Args:
         federation: Says what is forgotten, and how the version was trained.
+        synthetic: Whether the round is on synthetic data.
         back: Whether what the request names is there again, as in relearning.
     """
     plan = federation.plan
-    gone = _gone(federation, back=back)
-    chosen = plan.fraction < 1 and any(gone)
+    asks = plan.fraction < 1 and _anything_gone(federation)
     return {
-        "participants": sorted(with_data_left(federation, back=back)) if chosen else None,
+        "participants": federation.keepers(synthetic=synthetic, back=back) if asks else None,
         "fraction": plan.fraction,
         "min_share": plan.min_share,
     }
 
 
-def with_data_left(federation: Federation, *, back: bool = False) -> set[str]:
-    """Return the names of the nodes that have examples when the request is done.
-
-    Args:
-        federation: Says who holds what.
-        back: Whether what the request names is there again, as in relearning.
-    """
-    clients, classes = _gone(federation, back=back)
-    return {
-        name
-        for name, counts in federation.class_counts().items()
-        if name not in clients and sum(n for c, n in enumerate(counts) if c not in classes) > 0
-    }
-
-
-def _gone(federation: Federation, *, back: bool) -> tuple[set[str], set[int]]:
-    """Return the clients and the classes that nobody may train on."""
-    forget = federation.forget
-    clients = set(federation.erased_clients)
-    classes = set(federation.ordinary().erased_classes)
-    if back:
-        return clients - set(forget.clients), classes - set(forget.classes)
-    return clients | set(forget.clients), classes | set(forget.classes)
+def _anything_gone(federation: Federation) -> bool:
+    erased = (federation.erased_clients, federation.ordinary().erased_classes)
+    return federation.forget.level != "none" or any(erased)

@@ -95,7 +95,7 @@ class QuickDrop(Hyperparameters):
                 lr=self.recover_lr,
                 batch_size=self.recover_batch,
             ),
-            **as_in_training(federation),
+            **as_in_training(federation, synthetic=self.needs.synthetic_data),
         )
         return guarded_recovery(
             federation,

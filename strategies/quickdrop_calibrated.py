@@ -118,7 +118,7 @@ class CalibratedQuickDrop(Hyperparameters):
             lr=self.client_recover_lr,
             freeze_stem=True,
         )
-        drawn = as_in_training(federation)
+        drawn = as_in_training(federation, synthetic=self.needs.synthetic_data)
         watched = functools.partial(guarded_recovery, federation, remedy=REMEDY)
         if not classes:  # a client's data are like the others': there is nothing to hold down
             gentle = RecoveryRounds(replace(rounds, batches=self.client_recover_batches), **drawn)

@@ -45,6 +45,7 @@ class Recording:
     retain: float | None = 99.0
     erased_clients: tuple[str, ...] = ()
     nobody: bool = False
+    asked_for_synthetic: list[bool] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
 
     def settings(self, kind: Any, **more: Any) -> Any:
@@ -84,6 +85,20 @@ class Recording:
         model, samples = work()
         self.steps.append(Step(phase, samples, model=model))
         return model
+
+    def keepers(self, *, synthetic: bool = False, back: bool = False) -> list[str]:
+        self.asked_for_synthetic.append(synthetic)
+        clients, classes = set(self.erased_clients), set()
+        if back:
+            clients -= set(self.forget.clients)
+        else:
+            clients |= set(self.forget.clients)
+            classes |= set(self.forget.classes)
+        return [
+            name
+            for name, counts in self.class_counts().items()
+            if name not in clients and sum(n for c, n in enumerate(counts) if c not in classes)
+        ]
 
     def class_counts(self) -> dict[str, list[float]]:
         # Of class 0 client-0 has all, of class 1 three quarters, of class 2 a half.

@@ -91,7 +91,7 @@ def test_relearning_is_on_all_data_and_ends_with_all_nodes(name: str) -> None:
     assert set(federation.phases[1:]) == {"relearn"}
     assert federation.first("holders").settings is False  # real data count: the rest is destroyed
     assert {step.settings.side for step in federation.steps[1:]} == {"all"}
-    assert federation.steps[-1].participants is None
+    assert federation.steps[-1].participants == ["client-0", "client-1", "client-2"]
 
 
 # ---- the calibrated variant ---------------------------------------------------------------------

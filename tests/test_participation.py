@@ -14,13 +14,14 @@ from server.service import Service
 from server.settings import RunSettings
 from strategies.federation import Plan
 from strategies.methods import METHODS
-from strategies.participation import as_in_training, with_data_left
+from strategies.participation import as_in_training
 from tests.recording import MODEL, Recording
 
 CLASS, NONE = ForgetSpec("class", (3,)), ForgetSpec("none")
 CLIENT = ForgetSpec("client", (), ("client-0",))
 # Client-0 holds examples of these alone.
 FIRST_CLASSES = ForgetSpec("class", (0, 1, 2))
+EVERYBODY = ["client-0", "client-1", "client-2"]
 
 
 class Everybody(Recording):
@@ -32,14 +33,18 @@ class Everybody(Recording):
 @pytest.mark.parametrize(
     ("federation", "back", "left"),
     [
-        (Recording(CLASS), False, ["client-0", "client-1", "client-2"]),
+        (Recording(CLASS), False, EVERYBODY),
         (Recording(FIRST_CLASSES), False, ["client-1", "client-2"]),
         (Recording(CLIENT), False, ["client-1", "client-2"]),
-        (Recording(CLIENT), True, None),
+        (Recording(CLIENT), True, EVERYBODY),
         (Recording(CLIENT, erased_clients=("client-1",)), False, ["client-2"]),
         (Recording(CLIENT, erased_clients=("client-1",)), True, ["client-0", "client-2"]),
         # What comes back is there again, although its tombstone is not yet lifted.
-        (Recording(CLIENT, erased_clients=("client-0",)), True, None),
+        (
+            Recording(CLIENT, erased_clients=("client-0",)),
+            True,
+            ["client-0", "client-1", "client-2"],
+        ),
         (Recording(NONE), False, None),
     ],
 )
@@ -48,8 +53,6 @@ def test_nodes_whose_data_are_gone_are_not_drawn(
 ) -> None:
     found = as_in_training(federation, back=back)
     assert found == {"participants": left, "fraction": 0.5, "min_share": 0.25}
-    if left is not None:
-        assert with_data_left(federation, back=back) == set(left)
 
 
 def test_where_all_take_part_those_without_data_say_so_themselves() -> None:
@@ -78,6 +81,8 @@ def test_holders_all_unlearn_and_as_many_as_in_training_recover(
         found = step.rounds
         assert (found.participants, found.fraction) == (drawn["participants"], 0.5)
         assert found.min_share == 0.25
+    # Nodes that never took part in training have no synthetic data.
+    assert set(federation.asked_for_synthetic[:-1]) == {METHODS[name].needs.synthetic_data}
     for step in federation.steps:
         if step.phase == "unlearn" and step.rounds is not None:  # not on the coordinator's machine
             assert (step.participants, step.rounds.fraction) == (["client-0", "client-2"], 1.0)
@@ -148,3 +153,13 @@ def test_a_stopped_request_draws_the_same_nodes_again(trained: Path, tmp_path: P
         version = ask(home, "forget", Drawn(), **told)["model_version"]
         found.append(Service.open(Home(home)).registry.load(version)[0])
     assert all(np.array_equal(found[0][name], found[1][name]) for name in found[0])
+
+
+def test_nodes_that_never_trained_have_no_synthetic_data_and_are_not_drawn(tmp_path: Path) -> None:
+    watching = Drawn()
+    ask(tmp_path, "train", watching, rounds=2, scale=20)  # of four nodes two at most take part
+    told = {"method": "quickdrop", "forget_classes": "3", "trial": True, "rounds": 2, "scale": 20}
+    told["method_options"] = "recover-rounds=4,recover-epochs=1,threshold=100,tolerance=100"
+    watching = Drawn()
+    ask(tmp_path, "forget", watching, **told)
+    assert watching.clients[-4:] == [1, 1, 1, 1]
