@@ -11,6 +11,8 @@ Departs from the paper:
    server has examples of the class itself. Rounds are averaged by |D_i| instead of 1 / n.
 3. The last layer's channels are the classes: those to forget are chosen without measuring.
 4. Channels go down as slices, too, from a node's second round on.
+5. Every node takes part in every round of DE, whatever share training drew; those that hold the
+   class must answer.
 """
 
 import math

@@ -189,14 +189,13 @@ class Rounds(FedAvg):
         needed = (
             len(self._asked) if self.takes_all else math.ceil(self.min_share * len(self._asked))
         )
+        reasons = "; ".join(f"{f.client}: {f.reason}" for f in self.failures) or "none online"
         if len(by_name) < max(1, needed):
-            reasons = "; ".join(f"{f.client}: {f.reason}" for f in self.failures) or "none online"
             raise ClientLost(
                 f"round {server_round} of {self.settings.phase} must have {max(1, needed)} answers "
                 f"of {len(self._asked)} clients, got {len(by_name)} ({reasons})"
             )
         if lost := sorted(set(self.required) - set(by_name)):
-            reasons = "; ".join(f"{f.client}: {f.reason}" for f in self.failures) or "none online"
             raise ClientLost(
                 f"round {server_round} of {self.settings.phase} must have the answers of the "
                 f"clients that hold what is to be forgotten, got none of {', '.join(lost)} "

@@ -10,7 +10,8 @@ Departs from the paper:
 1. The values of the two scales and the number of rounds are not the paper's but were chosen on
    digits.
 2. A norm layer's running statistics are scaled by at most 1 (`strategies.scaling`).
-3. Relearning is by ordinary rounds.
+3. Every node takes part, whatever share training drew; the leavers must answer.
+4. Relearning is by ordinary rounds.
 """
 
 from dataclasses import dataclass
