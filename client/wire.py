@@ -86,14 +86,23 @@ def shown_loss(loss: Tensor, num_examples: Tensor | int) -> Tensor:
 
 @lru_cache(maxsize=1)  # the sources do not change while a process lives
 def fingerprint() -> str:
-    """Return the SHA-256 of this folder's Python sources, names included, in hexadecimal.
+    """Return the SHA-256 of this folder's Python sources, paths included, in hexadecimal.
 
     Server and nodes compare it in every message: replies of other code than the coordinator
     believes to run must never be averaged.
     """
+    return digest_of(Path(__file__).parent)
+
+
+def digest_of(folder: Path) -> str:
+    """Return the SHA-256 of a folder's Python sources and of its subfolders', in hexadecimal.
+
+    Paths are part of it: a file that moves changes what runs.
+    """
     digest = hashlib.sha256()
-    for source in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(source.name.encode() + b"\0" + source.read_bytes() + b"\0")
+    for source in sorted(folder.rglob("*.py")):
+        path = source.relative_to(folder).as_posix()
+        digest.update(path.encode() + b"\0" + source.read_bytes() + b"\0")
     return digest.hexdigest()
 
 

@@ -72,24 +72,44 @@ def commit() -> str | None:
 def code(*modules: str) -> str:
     """Return a digest of the code of clients and of these `strategies` with their imports."""
     found = hashlib.sha256(wire.fingerprint().encode())
+    folder = _folder()
     for path in sorted(set().union(*map(imported, modules))):
-        found.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+        name = path.relative_to(folder).as_posix()
+        found.update(name.encode() + b"\0" + path.read_bytes() + b"\0")
     return found.hexdigest()
 
 
 def imported(module: str) -> set[Path]:
-    """Return the files of `strategies` that a module of it imports, itself included."""
-    folder = Path(str(strategies.__file__)).parent
+    """Return the files of `strategies` that a module of it imports, itself included.
+
+    Raises:
+        ValueError: If there is no such module: its results would depend on nothing.
+    """
     found: set[Path] = set()
     left = [module]
     while left:
-        path = folder / f"{left.pop().removeprefix('strategies.')}.py"
-        if path in found or not path.exists():
+        path = _file(left.pop())
+        if path is None or path in found:
             continue
         found.add(path)
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("strategies"):
-                left += [str(node.module), *(f"strategies.{name.name}" for name in node.names)]
+                left += [str(node.module), *(f"{node.module}.{name.name}" for name in node.names)]
             elif isinstance(node, ast.Import):
                 left += [name.name for name in node.names if name.name.startswith("strategies")]
+    if not found:
+        raise ValueError(f"module must be one of strategies, got {module!r}")
     return found
+
+
+def _file(module: str) -> Path | None:
+    """Return the file of a module of `strategies`, or None for a name that is no module."""
+    stem = _folder().parent.joinpath(*module.split("."))
+    for path in (stem.with_suffix(".py"), stem / "__init__.py"):
+        if path.exists():
+            return path
+    return None
+
+
+def _folder() -> Path:
+    return Path(str(strategies.__file__)).parent

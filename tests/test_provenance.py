@@ -54,3 +54,24 @@ def test_outside_a_checkout_there_is_none(tmp_path: Path, monkeypatch: pytest.Mo
     provenance.commit.cache_clear()
     assert provenance.commit() is None
     provenance.commit.cache_clear()
+
+
+def test_the_imports_of_a_module_are_found_in_subfolders_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "strategies"
+    (folder / "rounds").mkdir(parents=True)
+    (folder / "__init__.py").write_text("")
+    (folder / "one.py").write_text("from strategies.rounds import base\nimport os\n")
+    (folder / "rounds" / "__init__.py").write_text("")
+    (folder / "rounds" / "base.py").write_text("import strategies.rounds.deep\n")
+    (folder / "rounds" / "deep.py").write_text("")
+    monkeypatch.setattr(provenance.strategies, "__file__", str(folder / "__init__.py"))
+    found = {str(p.relative_to(folder)) for p in provenance.imported("strategies.one")}
+    # Of `import a.b.c` it is c that counts; of `from a.b import c` b and c.
+    assert found == {"one.py", "rounds/__init__.py", "rounds/base.py", "rounds/deep.py"}
+
+
+def test_a_module_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(ValueError, match="strategies.nothing"):
+        provenance.imported("strategies.nothing")

@@ -833,3 +833,15 @@ def test_threads_read_arrays_one_after_another() -> None:
     for reader in readers:
         reader.join()
     assert most == [1, 1, 1, 1]
+
+
+def test_the_fingerprint_sees_subfolders_and_paths(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "app.py").write_text("1")
+    (tmp_path / "data" / "own.py").write_text("2")
+    seen = {wire.digest_of(tmp_path)}
+    (tmp_path / "data" / "own.py").write_text("3")
+    seen.add(wire.digest_of(tmp_path))
+    (tmp_path / "data" / "own.py").rename(tmp_path / "own.py")
+    seen.add(wire.digest_of(tmp_path))
+    assert len(seen) == 3
