@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from client.ablation import Effects, ablation
-from client.channels import layout
+from client.channels.ablation import Effects, ablation
+from client.channels.layout import layout
+from client.learning.models import Classifier, ModelSpec, build
 from client.memory import keep_freed_memory
-from client.models import Classifier, ModelSpec, build
 
 
 def main() -> None:

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from client import wire
-from client.models import ModelSpec
-from client.site import open_site
+from client.data.site import open_site
+from client.learning.models import ModelSpec
 from client.store import Store
 from client.wire import Describe
 from server.settings import parse

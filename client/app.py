@@ -15,24 +15,26 @@ from flwr.clientapp import ClientApp
 from torch import Tensor
 
 from client import wire
-from client.ablation import ablation
-from client.activations import class_activations
-from client.ascent import ascend
-from client.channels import checked, from_text, layout, pack, scatter, take, train_only, unpack
-from client.compact import next_generation, random_subset, redrawn, synthetic_for
-from client.curvature import fisher_diagonal, local_quasi_newton
-from client.distillation import condense
+from client.channels.ablation import ablation
+from client.channels.activations import class_activations
+from client.channels.layout import checked, from_text, layout
+from client.channels.masks import train_only
+from client.channels.slices import from_row, scatter, take, to_row
+from client.data.sampling import as_many, at_most, at_random
+from client.data.site import erased_mask, forget_mask
 from client.errors import BadSetting
-from client.evaluation import evaluate
-from client.in_situ import InSitu
-from client.models import build, loaded
-from client.node import Answer, Metrics, Node, Scores, answered
-from client.perturbation import wrong_labels
-from client.recovery import descend
-from client.sampling import as_many, at_most, at_random
+from client.learning.ascent import ascend
+from client.learning.curvature import fisher_diagonal, local_quasi_newton
+from client.learning.distillation import condense
+from client.learning.evaluation import evaluate
+from client.learning.in_situ import InSitu
+from client.learning.models import build, loaded
+from client.learning.perturbation import wrong_labels
+from client.learning.recovery import descend
+from client.learning.synthetic import next_generation, random_subset, redrawn, synthetic_for
+from client.learning.training import Trained, local_sgd, minibatches, steps_in
+from client.node import Answer, Metrics, Node, ReplyArrays, answered
 from client.seeds import generator
-from client.site import erased_mask, forget_mask
-from client.training import Trained, local_sgd, minibatches, steps_in
 
 app = ClientApp()
 
@@ -230,7 +232,7 @@ def represent(node: Node, settings: wire.Representation) -> Answer:
         "num-examples": len(part),
         "samples": len(part),
         "count-per-class": [float(n) for n in counts],
-    }, Scores(
+    }, ReplyArrays(
         sums,
         {
             layer.name: wire.Form((settings.model_classes, layer.num_channels), "float64")
@@ -256,11 +258,11 @@ def ablate(node: Node, settings: wire.Ablation) -> Answer:
         nothing = {
             name: torch.zeros(form.shape, dtype=torch.float64) for name, form in like.items()
         }
-        return {"num-examples": 0, "samples": 0}, Scores(nothing, like)
+        return {"num-examples": 0, "samples": 0}, ReplyArrays(nothing, like)
     effects = ablation(model, *node.examples(part))
     state = {f"accuracy/{name}": effect for name, effect in effects.accuracy.items()}
     state |= {f"loss/{n}": wire.shown_loss(e, len(part)) for n, e in effects.loss.items()}
-    return {"num-examples": len(part), "samples": len(part)}, Scores(state, like)
+    return {"num-examples": len(part), "samples": len(part)}, ReplyArrays(state, like)
 
 
 @app.train("fisher")
@@ -274,10 +276,10 @@ def fisher(node: Node, settings: wire.Fisher) -> Answer:
     like = wire.forms(parameters)
     if len(part) < wire.MIN_EXAMPLES:  # of one example it would be that example's own gradient
         nothing = {name: torch.zeros_like(p) for name, p in parameters.items()}
-        return {"num-examples": 0, "samples": 0}, Scores(nothing, like)
+        return {"num-examples": 0, "samples": 0}, ReplyArrays(nothing, like)
     images, _ = node.examples(part)
     passes = len(part) * settings.model_classes
-    return {"num-examples": len(part), "samples": passes}, Scores(
+    return {"num-examples": len(part), "samples": passes}, ReplyArrays(
         fisher_diagonal(model, images), like
     )
 
@@ -299,10 +301,10 @@ def fit_channels(node: Node, settings: wire.FitChannels) -> Answer:
         node.store.keep_base(settings.request, whole)
     else:
         whole = node.store.base(settings.request)
-        slices = unpack(sent[wire.SLICES], take(whole, layers, channels))
+        slices = from_row(sent[wire.SLICES], take(whole, layers, channels))
         whole = scatter(whole, slices, layers, channels)
         model = loaded(settings.model_spec, whole)
-    expected = wire.forms({wire.SLICES: pack(take(whole, layers, channels))})
+    expected = wire.forms({wire.SLICES: to_row(take(whole, layers, channels))})
     model = model.to(node.device)
     train_only(model, layers, channels)
     forget, keep = node.masks(node.site.train.labels)
@@ -323,8 +325,8 @@ def fit_channels(node: Node, settings: wire.FitChannels) -> Answer:
             momentum=settings.momentum,
             precision=settings.precision,
         )
-    row = pack(take(model.state_dict(), layers, channels))
-    return _worked(len(part), trained), Scores({wire.SLICES: row}, expected)
+    row = to_row(take(model.state_dict(), layers, channels))
+    return _worked(len(part), trained), ReplyArrays({wire.SLICES: row}, expected)
 
 
 @app.evaluate("heldout")

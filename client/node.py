@@ -17,12 +17,9 @@ from flwr.app import ArrayRecord, Context, Message
 from torch import Tensor, nn
 
 from client import wire
-from client.channels import freeze, from_text
-from client.errors import BadSetting, EffaceError, StoreError
-from client.memory import keep_freed_memory
-from client.models import Classifier, loaded
-from client.seeds import generator
-from client.site import (
+from client.channels.layout import from_text
+from client.channels.masks import freeze
+from client.data.site import (
     NODE_CONFIG,
     SIMULATED_STORES,
     NodeConfig,
@@ -32,6 +29,10 @@ from client.site import (
     forget_mask,
     open_site,
 )
+from client.errors import BadSetting, EffaceError, StoreError
+from client.learning.models import Classifier, loaded
+from client.memory import keep_freed_memory
+from client.seeds import generator
 from client.store import Store, SyntheticSet, without
 from client.wire import Common, ForgetSpec
 
@@ -107,7 +108,7 @@ Metrics = dict[str, float | list[float]]
 
 
 @dataclass(frozen=True)
-class Scores:
+class ReplyArrays:
     """Arrays that are not the model that came down: channel scores, slices of channels.
 
     Attributes:
@@ -119,13 +120,13 @@ class Scores:
     like: dict[str, wire.Form]
 
 
-Answer = tuple[Metrics, nn.Module | Scores | None]
+Answer = tuple[Metrics, nn.Module | ReplyArrays | None]
 
 
-def _state(answer: nn.Module | Scores | None) -> Mapping[str, Tensor] | None:
+def _state(answer: nn.Module | ReplyArrays | None) -> Mapping[str, Tensor] | None:
     if answer is None:
         return None
-    return answer.state if isinstance(answer, Scores) else answer.state_dict()
+    return answer.state if isinstance(answer, ReplyArrays) else answer.state_dict()
 
 
 class NodeError(EffaceError):
@@ -149,7 +150,7 @@ def answered(kind: type[S]) -> Callable[[Callable[[Node, S], Answer]], Callable[
                     metrics,
                     num_classes=settings.model_classes,
                     state=_state(answer),
-                    like=answer.like if isinstance(answer, Scores) else wire.forms(arrays),
+                    like=answer.like if isinstance(answer, ReplyArrays) else wire.forms(arrays),
                 )
             except Exception as error:
                 log.exception("%s failed", message.metadata.message_type)

@@ -21,8 +21,8 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from torch import Tensor
 
 from client.errors import BadSetting, EffaceError
-from client.models import NAMES as MODEL_NAMES
-from client.models import ModelSpec
+from client.learning.models import NAMES as MODEL_NAMES
+from client.learning.models import ModelSpec
 
 # ---- message types: "<flower category>.<action>" ------------------------------------------------
 FIT: Final = "train.fit"  # local SGD, with distillation in situ if asked for
@@ -273,7 +273,9 @@ class Common(Settings):
     model_image_size: int = setting(at_least(8))
     model_width: int = setting(at_least(1), 128)
     model_depth: int = setting(between(1, 8), 3)
-    model_pruned: list[str] = setting(_texts, [])  # channels without effect (client.channels)
+    model_pruned: list[str] = setting(
+        _texts, []
+    )  # channels without effect (client.channels.layout)
     model_compact: bool = setting(ANY, False)  # they are not there any more
 
     device: str = setting(

@@ -16,20 +16,20 @@ from flwr.serverapp import Grid
 from client import wire
 from client.errors import EffaceError
 from client.wire import Describe
-from server import records
-from server.data import server_data
-from server.engines import superlink
-from server.federation import Cost, Round
-from server.grid import LOCAL_POLL_SECONDS, REMOTE_POLL_SECONDS, Interrupted, NamedGrid
-from server.home import Home, write_json
-from server.ledger import RequestRow
-from server.progress import EventFile, Everyone, Listener
-from server.registry import DEMO_PREFIX
-from server.report import write_report
-from server.service import Service
+from server.nodes.engines import superlink
+from server.nodes.federation import Cost, Round
+from server.nodes.grid import LOCAL_POLL_SECONDS, REMOTE_POLL_SECONDS, Interrupted, NamedGrid
+from server.report.write import write_report
+from server.requests import records
+from server.requests.data import server_data
+from server.requests.execution import VerificationFailed
+from server.requests.intake import Service
+from server.requests.progress import EventFile, Listener, Listeners
 from server.settings import RunSettings, essence, parse
-from server.work import VerificationFailed
-from strategies.rounds import Failure
+from server.storage.home import Home, write_json
+from server.storage.ledger import RequestRow
+from server.storage.registry import DEMO_PREFIX
+from strategies.rounds.base import Failure
 
 log = logging.getLogger("efface.server")
 DEMO_OPTIONS: Final = "unlearn-lr=0.05,unlearn-epochs=6,relearn-lr=0.1,relearn-rounds=3"
@@ -74,7 +74,7 @@ def _inline(
     listener: Listener,
 ) -> dict[str, Any]:
     from client.app import app
-    from server.engines.inline import InlineGrid
+    from server.nodes.engines.inline import InlineGrid
 
     node: dict[str, bool | float | int | str] = {}
     directory = settings.data_dir or stored.data_dir
@@ -95,7 +95,7 @@ def _ray(
 ) -> dict[str, Any]:
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     from client.app import app
-    from server.engines.ray import run_on_ray
+    from server.nodes.engines.ray import run_on_ray
 
     stop = threading.Event()
     records: list[dict[str, Any]] = []
@@ -292,7 +292,7 @@ def defaults() -> dict[str, str | int | float | bool]:
 def _with_events(home: Home, row: RequestRow, listener: Listener) -> Listener:
     folder = home.runs / row.id
     folder.mkdir(mode=0o700, exist_ok=True)
-    return Everyone([EventFile(folder / "events.jsonl"), listener])
+    return Listeners([EventFile(folder / "events.jsonl"), listener])
 
 
 class LogListener:

@@ -9,10 +9,11 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Final
 
-from client import datasets, partition
+from client.data import datasets
 from client.errors import BadSetting
-from client.models import NAMES as MODEL_NAMES
-from client.models import ModelSpec
+from client.learning.models import NAMES as MODEL_NAMES
+from client.learning.models import ModelSpec
+from client.simulation import partition
 from client.wire import ForgetSpec, Rule, Settings, at_least, between, one_of, positive, setting
 
 _seed: Final = Rule(lambda v: 0 <= v < 2**63, "lie in [0, 2^63)")

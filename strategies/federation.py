@@ -1,4 +1,4 @@
-"""What a method sees of the federation. `server.federation` implements it over Flower's Grid."""
+"""What a method sees of the federation; `server.nodes.federation` implements it over the Grid."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -7,10 +7,10 @@ from typing import Any, Protocol, TypeVar
 from flwr.app import ArrayRecord
 from torch import Tensor
 
-from client.channels import Channels
-from client.models import ModelSpec
+from client.channels.layout import Channels
+from client.learning.models import ModelSpec
 from client.wire import Common, Condense, Fit, ForgetSpec
-from strategies.rounds import Rounds
+from strategies.rounds.base import Rounds
 
 S = TypeVar("S", bound=Common)
 

@@ -7,8 +7,8 @@ from flwr.app import ArrayRecord
 
 from client.errors import BadSetting
 from client.wire import Rule, at_least, between, positive
-from strategies.estimates import Facts, Stretch
 from strategies.federation import Federation
+from strategies.parts.estimates import Facts, Stretch
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 
 from client import wire
-from client.models import Classifier, ModelSpec, build
+from client.learning.models import Classifier, ModelSpec, build
 from client.wire import Common
 
 NUM_CLIENTS = 3

@@ -8,10 +8,10 @@ import numpy as np
 from flwr.app import Array, ArrayRecord
 
 from client import wire
-from client.models import ModelSpec
+from client.learning.models import ModelSpec
 from client.wire import Condense, ForgetSpec
 from strategies.federation import Accuracies, Plan
-from strategies.rounds import NothingTouched
+from strategies.rounds.base import NothingTouched
 from tests.messages import SPEC, values
 
 MODEL = ArrayRecord(

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from benchmarks.quote import QUOTE, RESULTS, quoted
 from server.cli import app
-from server.cli.options import OPTIONS, SPOKEN_OTHERWISE
+from server.cli.options import NAMED_DIFFERENTLY, OPTIONS
 from server.settings import RunSettings
 
 ROOT = Path(__file__).parent.parent
@@ -77,12 +77,12 @@ def test_options_are_the_settings_with_their_defaults() -> None:
     by_key = {option.key: option.default for option in OPTIONS}
     settings = {f.name.replace("_", "-"): f.default for f in fields(RunSettings)}
 
-    expected = {key: v for key, v in settings.items() if key not in SPOKEN_OTHERWISE}
+    expected = {key: v for key, v in settings.items() if key not in NAMED_DIFFERENTLY}
     assert by_key == expected
     assert {key: type(v) for key, v in by_key.items()} == {
         key: type(v) for key, v in expected.items()
     }
-    assert set(settings) >= SPOKEN_OTHERWISE
+    assert set(settings) >= NAMED_DIFFERENTLY
 
 
 def test_the_flower_app_has_the_settings_defaults() -> None:

@@ -49,18 +49,21 @@ def test_no_layer_imports_one_above_it(package: str, above: str) -> None:
 
 def test_a_violation_would_be_seen(tmp_path: Path) -> None:
     offender = tmp_path / "offender.py"
-    offender.write_text("def late():\n    from server import ledger\n    import server.home as h\n")
-    assert set(imports(offender)) == {"server", "server.ledger", "server.home"}
+    offender.write_text(
+        "def late():\n    from server.storage import ledger\n    import server.storage.home as h\n"
+    )
+    found = {"server.storage", "server.storage.ledger", "server.storage.home"}
+    assert set(imports(offender)) == found
 
 
 def test_the_metrics_module_alone_knows_prometheus() -> None:
     found = [file for package in OURS for file in importers(package, "prometheus_client")]
-    assert found == ["server/metrics.py"]
+    assert found == ["server/nodes/metrics.py"]
 
 
 def test_only_the_ray_engine_knows_ray() -> None:
     found = [file for package in OURS for file in importers(package, "ray")]
-    assert found in ([], ["server/engines/ray.py"])
+    assert found in ([], ["server/nodes/engines/ray.py"])
 
 
 def test_the_product_does_not_import_its_tests() -> None:
@@ -82,19 +85,21 @@ def test_nothing_is_read_with_pickle() -> None:
 
 
 def test_the_registry_reads_cards_without_torch() -> None:
-    code = "import sys; import server.registry; print('torch' in sys.modules)"
+    code = "import sys; import server.storage.registry; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.strip() == "False", done.stderr
 
 
 def test_every_package_is_installed() -> None:
+    from setuptools import find_packages
+
     told = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
     there = {
         path.parent.relative_to(ROOT).as_posix().replace("/", ".")
         for package in OURS
-        for path in (ROOT / package).rglob("__init__.py")
+        for path in (ROOT / package).rglob("*.py")
     }
-    assert set(told) == there
+    assert set(find_packages(str(ROOT), include=told["find"]["include"])) == there
 
 
 def test_a_node_needs_the_client_folder_alone(tmp_path: Path) -> None:

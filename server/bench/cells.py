@@ -26,24 +26,24 @@ from typing import Any, Final
 import torch
 
 from client.errors import BadSetting, EffaceError
-from client.models import ModelSpec, loaded
+from client.learning.models import ModelSpec, loaded
 from client.wire import ForgetSpec, tensors
 from server import provenance
 from server.bench import membership
 from server.bench.keys import code, digest, of_recipe
 from server.bench.recipe import Cell, Contender, Level, Recipe, slug
-from server.data import own_samples, server_data
-from server.federation import Round, from_numpy, to_numpy
-from server.grid import Interrupted
-from server.home import Home, HomeBusy, write_json
-from server.ledger import Outcome
+from server.nodes.federation import Round, from_numpy, to_numpy
+from server.nodes.grid import Interrupted
 from server.provenance import commit, hardware
-from server.registry import unpack
+from server.requests.data import own_samples, server_data
+from server.requests.execution import initial_weights, version_card
+from server.requests.intake import Service
 from server.runner import run
-from server.service import Service
 from server.settings import RunSettings, federation_name
-from server.work import initial_weights, version_card
-from strategies.methods import METHODS
+from server.storage.home import Home, HomeBusy, write_json
+from server.storage.ledger import Outcome
+from server.storage.registry import unpack
+from strategies.table import METHODS
 
 FORMAT: Final = 1  # of a kept result; a new one makes all of them anew
 # A benchmark shows how well a method forgot; it refuses none for it.
@@ -138,7 +138,7 @@ class Bench:
             "format": FORMAT,
             "settings": dict(task.cell.settings),
             "device": self.device.split(":")[0],
-            "code": code("strategies.retraining"),
+            "code": code("strategies.methods.retraining"),
         }
         if task.level is None:
             return trained
@@ -303,7 +303,10 @@ class Bench:
         """
         if not cell.sweep:
             return
-        shared, own = self.out / "cache" / code("strategies.retraining")[:12], Home(home).cache
+        shared, own = (
+            self.out / "cache" / code("strategies.methods.retraining")[:12],
+            Home(home).cache,
+        )
         shared.mkdir(parents=True, exist_ok=True)
         _pass_on(*((shared, own) if bring else (own, shared)))
 
@@ -364,7 +367,7 @@ def retrained_weights(home: Path, forget: ForgetSpec, settings: RunSettings) -> 
         same = inputs["forget"] == json.loads(json.dumps(asdict(forget)))
         trained = settings.training()
         same &= all(trained[key] == value for key, value in inputs["training"].items())
-        same &= inputs["code"] == provenance.code("strategies.retraining")
+        same &= inputs["code"] == provenance.code("strategies.methods.retraining")
         if same and not any(inputs["erased"]):
             return arrays
     raise EffaceError(f"cache must hold Retrained without {forget}, got none in {home / 'cache'}")

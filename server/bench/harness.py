@@ -23,9 +23,9 @@ from server.bench import plots, table
 from server.bench.cells import Bench, Task, tasks
 from server.bench.columns import Row, rows
 from server.bench.recipe import Cell
-from server.grid import Interrupted
-from server.home import write_atomic
-from strategies.methods import METHODS
+from server.nodes.grid import Interrupted
+from server.storage.home import write_atomic
+from strategies.table import METHODS
 
 RESULTS: Final = Path("benchmarks") / "results"  # where a folder of each recipe's name is usual
 USUAL_PEAK: Final = 1.5e9  # bytes that a cell takes, before one has told
@@ -295,8 +295,8 @@ def results(run: Bench, everything: Sequence[Task]) -> list[dict[str, Any]]:
 def _price(task: Task, training: Mapping[str, Any]) -> dict[str, Any]:
     """Return what the training cost for the method's sake: seconds and stored bytes.
 
-    The overhead is that of `server.work.speed_up`. `plain_seconds` is the training without
-    distilling and keeping updates, whichever of them the method needs.
+    The overhead is that of `server.requests.execution.speed_up`. `plain_seconds` is the training
+    without distilling and keeping updates, whichever of them the method needs.
     """
     record, storage = training["record"], training["storage"]
     seconds = record["seconds"]["train"]

@@ -6,28 +6,18 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
-from server import (
-    books,
-    data,
-    evaluation,
-    federation,
-    grid,
-    history,
-    journal,
-    provenance,
-    registry,
-    runner,
-    service,
-    settings,
-    work,
-)
+from server import provenance, runner, settings
 from server.bench import membership
-from server.engines import inline
+from server.evidence import measures
+from server.nodes import federation, grid
+from server.nodes.engines import inline
+from server.requests import data, execution, intake, workspace
+from server.storage import history, journal, registry
 
 # What of the coordinator makes, times and judges a result, with the defaults of its settings.
 _COORDINATOR: Final = (
-    *(books, federation, grid, history, inline, journal, registry, runner, service, settings),
-    *(work, data, evaluation, membership),
+    *(workspace, federation, grid, history, inline, journal, registry, runner, intake, settings),
+    *(execution, data, measures, membership),
 )
 
 
@@ -53,7 +43,7 @@ def code(module: str) -> str:
     results standing.
     """
     # The coordinator keeps and replays updates, and trains what the method is compared with.
-    own = provenance.code(module, "strategies.replay", "strategies.retraining")
+    own = provenance.code(module, "strategies.rounds.replay", "strategies.methods.retraining")
     found = hashlib.sha256(own.encode())
     for part in _COORDINATOR:
         path = Path(str(part.__file__))

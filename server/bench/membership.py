@@ -17,11 +17,12 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
-from client import datasets, wire
-from client.datasets import DataSet, Split
-from client.models import ModelSpec
+from client import wire
+from client.data import datasets
+from client.data.datasets import DataSet, Split
+from client.data.site import forget_mask, open_site
+from client.learning.models import ModelSpec
 from client.seeds import generator
-from client.site import forget_mask, open_site
 from client.wire import Describe, ForgetSpec
 from server.settings import RunSettings
 

@@ -14,9 +14,9 @@ from typing import Any, Final
 from client.errors import BadSetting
 from client.wire import ForgetSpec
 from server.bench.columns import COLUMNS, USUAL
-from server.data import check_samples, check_shares, check_simulation, server_data
+from server.requests.data import check_samples, check_shares, check_simulation, server_data
 from server.settings import TRAINING, RunSettings
-from strategies.methods import METHODS, method
+from strategies.table import METHODS, method
 
 _DATA: Final = frozenset(
     {"dataset", "num_clients", "max_samples", "holdout", "partition_seed", "partition"}
@@ -43,7 +43,7 @@ class Contender:
 
     Attributes:
         label: The row's name.
-        name: The method's, in `strategies.methods.METHODS`.
+        name: The method's, in `strategies.table.METHODS`.
         options: Its hyper-parameters, `name=value,name=value`.
         server_samples: The coordinator's own examples, if the method needs some.
     """

@@ -7,7 +7,7 @@ import typer
 
 from client.errors import BadSetting
 from server.cli.command import FAILED, FORMAT, Answer, Call, command
-from server.display import table
+from server.report.display import table
 
 GROUP: Final = "Compare"
 OUT: Final = Path("benchmarks") / "results"

@@ -19,7 +19,7 @@ from rich.console import Console, RenderableType
 
 from client.errors import BadSetting, EffaceError
 from server.cli import options
-from server.home import plain
+from server.storage.home import plain
 
 FAILED: Final = 1
 USAGE: Final = 2

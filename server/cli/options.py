@@ -182,7 +182,7 @@ OPTIONS: Final = (
 )
 
 # Settings that a command gives in its own words: --class, --client, --set, --by, --home, ...
-SPOKEN_OTHERWISE: Final = frozenset(
+NAMED_DIFFERENTLY: Final = frozenset(
     {
         "mode",
         "home",

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from client.errors import BadSetting, DataError, EffaceError
-from server import display
 from server.cli.command import FORMAT, Answer, Call, command
-from server.display import number, table
+from server.report import display
+from server.report.display import number, table
 
 if TYPE_CHECKING:
-    from server.home import Home
-    from server.ledger import Ledger, RequestRow, VersionRow
+    from server.storage.home import Home
+    from server.storage.ledger import Ledger, RequestRow, VersionRow
 
 GROUP: Final = "Look"
 
@@ -61,7 +61,7 @@ def requests(
     ] = "",
 ) -> Answer:
     """List all requests: who asked for what, and what came of it."""
-    from server.ledger import TRANSITIONS
+    from server.storage.ledger import TRANSITIONS
 
     if state and state not in TRANSITIONS:
         raise BadSetting(f"state must be one of {', '.join(TRANSITIONS)}, got {state!r}")
@@ -104,7 +104,7 @@ def show(call: Call, identifier: Identifier) -> Answer:
 
 
 def _show_request(home: "Home", row: "RequestRow") -> Answer:
-    from server import records
+    from server.requests import records
 
     record = records.read(home, row)
     facts = [
@@ -201,8 +201,8 @@ def report(
     if identifier.startswith("v"):
         identifier = ledger.version(identifier).request
     row = ledger.request(identifier)
-    from server import records
-    from server.report import write_report
+    from server.report.write import write_report
+    from server.requests import records
 
     record = records.read(home, row)
     if record is None:
@@ -230,7 +230,7 @@ def methods(
     ] = "",
 ) -> Answer:
     """List the methods: which requests they serve, what they need, their hyper-parameters."""
-    from strategies.methods import METHODS
+    from strategies.table import METHODS
 
     if name and name not in METHODS:
         raise BadSetting(f"method must be one of {', '.join(METHODS)}, got {name!r}")
@@ -270,8 +270,8 @@ def _method(name: str) -> dict[str, Any]:
     """Return a method as JSON holds it."""
     import sys
 
-    from server.planning import SHOWN
-    from strategies.methods import METHODS
+    from server.requests.planning import SHOWN
+    from strategies.table import METHODS
 
     kind = METHODS[name]
     alone = [other.__module__ for other in METHODS.values()].count(kind.__module__) == 1
@@ -327,12 +327,12 @@ def evaluate(
     from dataclasses import replace
 
     from client.wire import ForgetSpec
-    from server.data import server_data
-    from server.evaluation import Judge
-    from server.federation import from_numpy
-    from server.registry import Registry
-    from server.service import inherited
+    from server.evidence.measures import Judge
+    from server.nodes.federation import from_numpy
+    from server.requests.data import server_data
+    from server.requests.intake import inherited
     from server.settings import RunSettings
+    from server.storage.registry import Registry
 
     registry = Registry(home, ledger)
     row = registry.resolve(version or None)
@@ -399,8 +399,8 @@ def _curve_lines(asked: tuple[int, ...], curve: dict[str, Any] | None) -> list[A
 
 def opened(call: Call) -> tuple["Home", "Ledger"]:
     """Return the home and its ledger."""
-    from server.home import Home
-    from server.ledger import Ledger, database_url
+    from server.storage.home import Home
+    from server.storage.ledger import Ledger, database_url
 
     home = Home(call.home or None)
     return home, Ledger.open(database_url(home))

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from client.errors import BadSetting
-from server import display
 from server.cli import options
 from server.cli.command import FORMAT, OTHER, Answer, Call, command
 from server.cli.options import LEARNING, REQUEST, RUNNING, chosen
+from server.report import display
 
 if TYPE_CHECKING:
-    from server.metrics import Metrics
-    from server.progress import Listener
+    from server.nodes.metrics import Metrics
+    from server.requests.progress import Listener
     from server.settings import RunSettings
 
 GROUP: Final = "Train and forget"
@@ -238,8 +238,8 @@ def settings_for(
 
 def carry_out(call: Call, settings: "RunSettings", metrics_port: int | None) -> Answer:
     """Run one request and return what it came to."""
+    from server.requests.intake import AlreadyDone
     from server.runner import run
-    from server.service import AlreadyDone
 
     with watched(call, metrics_port) as (listener, metrics):
         try:
@@ -253,8 +253,8 @@ def carry_out(call: Call, settings: "RunSettings", metrics_port: int | None) -> 
 def planned(call: Call, settings: "RunSettings") -> Answer:
     """Return what a request to forget would take; nothing is written down."""
     from server.cli.reading import opened
-    from server.registry import Registry
-    from server.service import AlreadyDone, Service
+    from server.requests.intake import AlreadyDone, Service
+    from server.storage.registry import Registry
 
     home, ledger = opened(call)
     try:
@@ -272,13 +272,13 @@ def _nothing_to_do(done: Exception) -> Answer:
 @contextmanager
 def watched(call: Call, metrics_port: int | None) -> Iterator[tuple["Listener", "Metrics | None"]]:
     """Give the listener for a run: the terminal, and Prometheus if a port was named."""
-    from server.progress import Everyone, Listener, MetricsListener
+    from server.requests.progress import Listener, Listeners, MetricsListener
 
     with ExitStack() as stack:
         metrics = None
         watchers: list[Listener] = []
         if metrics_port is not None:
-            from server.metrics import Metrics
+            from server.nodes.metrics import Metrics
 
             metrics = Metrics()
             server = metrics.serve(metrics_port)
@@ -289,7 +289,7 @@ def watched(call: Call, metrics_port: int | None) -> Iterator[tuple["Listener", 
             watchers.append(MetricsListener(metrics))
         terminal = stack.enter_context(display.watching(call.errors))
         stack.enter_context(_node_log(terminal))
-        yield Everyone([terminal, *watchers]), metrics
+        yield Listeners([terminal, *watchers]), metrics
 
 
 class _OneLine(logging.Handler):

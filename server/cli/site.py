@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from client.errors import BadSetting, EffaceError, StoreError
-from server import display
 from server.cli.command import FORMAT, NOT_VERIFIED, Answer, Call, command
-from server.display import table
+from server.report import display
+from server.report.display import table
 
 if TYPE_CHECKING:
     from client.store import Generation, Store
@@ -164,7 +164,7 @@ def site_report(
         raise BadSetting(f"output must lie in a folder that exists, got {path}")
     import torch
 
-    from client import datasets
+    from client.data import datasets
     from client.site_report import write_site_report
 
     newest = {g.lineage: g for g in store.generations()}
@@ -226,7 +226,7 @@ def unpack(
     ],
 ) -> Answer:
     """Unpack every .gz and .xz file under SRC to the same place under DEST."""
-    from client import datasets
+    from client.data import datasets
 
     files = [str(path) for path in datasets.unpack(source, destination)]
     return Answer({"format": FORMAT, "files": files}, files)
@@ -244,7 +244,7 @@ def list_data(
     ] = None,
 ) -> Answer:
     """List the data sets by name, and which of them can be read here."""
-    from client import datasets
+    from client.data import datasets
 
     named = data_dir or os.environ.get("EFFACE_DATA_DIR")
     where = Path(named) if named else None

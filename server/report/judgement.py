@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from server.display import RETAIN_TOLERANCE, original_knows_no_better
+from server.report.display import RETAIN_TOLERANCE, original_knows_no_better
 from server.report.words import (
     MINUS,
     as_gap,

@@ -6,9 +6,9 @@ from typing import Any
 
 from markupsafe import Markup
 
-from server.plots import Curve, accuracy_over_phases, cost_bars, relearning_curves
-from server.records import PHASES
+from server.report.plots import Curve, accuracy_over_phases, cost_bars, relearning_curves
 from server.report.words import forgotten_classes, outcome_of
+from server.requests.records import PHASES
 
 
 def phases_plot(record: Mapping[str, Any]) -> Markup | None:

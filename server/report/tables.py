@@ -4,8 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from server.display import stored_updates
-from server.records import PHASES
+from server.report.display import stored_updates
 from server.report.pictures import curves_of
 from server.report.words import (
     MODELS,
@@ -23,6 +22,7 @@ from server.report.words import (
     sum_of,
     value_of,
 )
+from server.requests.records import PHASES
 
 _NOT_OF_THE_REQUEST = {"train", "retrain", "relearn"}
 _MOST_CLASSES_IN_TABLE = 20

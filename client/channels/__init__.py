@@ -1,0 +1,1 @@
+"""Channels of a network: layout, activations, ablation, slices, masks, removal."""

@@ -1,0 +1,31 @@
+"""Random examples of a part of a node's data."""
+
+import torch
+from torch import Tensor
+
+from client.data.site import Part
+
+
+def at_most(part: Part, num_examples: int, draws: torch.Generator) -> Part:
+    """Return random examples of `part`, at most so many of each class."""
+    order = torch.randperm(len(part), generator=draws)
+    rows = [order[part.labels[order] == label][:num_examples] for label in part.labels.unique()]
+    return Part(part.split, part.index[torch.cat(rows).sort().values]) if rows else part
+
+
+def at_random(part: Part, num_examples: int, draws: torch.Generator) -> Part:
+    """Return random examples of `part`, at most so many."""
+    if len(part) <= num_examples:
+        return part
+    order = torch.randperm(len(part), generator=draws)[:num_examples]
+    return Part(part.split, part.index[order.sort().values])
+
+
+def as_many(part: Part, labels: Tensor, draws: torch.Generator) -> Part:
+    """Return random examples of `part`, as many of each class as `labels` has, or all it has."""
+    rows = []
+    for label, count in zip(*labels.unique(return_counts=True), strict=True):
+        of_class = (part.labels == label).nonzero().flatten()
+        rows.append(of_class[torch.randperm(len(of_class), generator=draws)[: int(count)]])
+    index = torch.cat(rows) if rows else torch.empty(0, dtype=torch.int64)
+    return Part(part.split, part.index[index])

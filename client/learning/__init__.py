@@ -1,0 +1,1 @@
+"""What a node computes: models, training, ascent, recovery, distillation, measuring."""

@@ -1,0 +1,99 @@
+"""Stochastic gradient ascent on the data to forget.
+
+Wu et al., "Federated Unlearning: Guarantee the Right of Clients to Forget", 2022, as QuickDrop
+states it (Dhasade et al. 2024, Algorithm 1, line 14).
+
+Departs from the paper: can stop at a given loss of each class, and can leave the last layer,
+or the first, as it is.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from client.errors import EffaceError
+from client.learning.models import Classifier
+from client.learning.training import Trained, minibatches, steps_in
+
+
+def ascend(
+    model: Classifier,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    epochs: int,
+    batch_size: int,
+    lr: float,
+    generator: torch.Generator,
+    target_losses: Sequence[float] = (),
+    freeze_head: bool = False,
+    freeze_stem: bool = False,
+) -> Trained:
+    """Raise the loss on the forget data, in place.
+
+        w <- w + lr * grad L(w; B)
+
+    Args:
+        model: Classifier from images to logits `(B, K)`.
+        images: Normalised images `(n, C, H, W)` float32, n > 0.
+        labels: `(n,)` int64.
+        epochs: Passes over the images, at most.
+        batch_size: Images a step.
+        lr: eta_theta while unlearning, positive.
+        generator: Orders the images.
+        target_losses: Depth of every class, K numbers: a class takes no part in a step whose batch
+            has a mean loss of at least this on it, and the climb stops when none is left. Empty to
+            climb with all classes to the end.
+        freeze_head: Leave `model.classifier` as it is.
+        freeze_stem: Leave `model.stem()` as it is, running statistics included.
+
+    Returns:
+        Steps, images and mean loss.
+
+    Raises:
+        EffaceError: If there is no image, or the loss stops being finite.
+    """
+    if not len(labels):
+        raise EffaceError("forget data must hold at least one example, got none on this node")
+    model.train()
+    if freeze_head:
+        model.classifier.requires_grad_(False)
+    if freeze_stem:
+        model.freeze_stem()
+    weights = [p for p in model.parameters() if p.requires_grad]
+    depths = torch.tensor(target_losses, device=images.device) if target_losses else None
+    losses: list[float] = []
+    samples = num_steps = 0
+    for batch in minibatches(
+        len(labels), batch_size, steps_in(epochs, len(labels), batch_size), generator
+    ):
+        chosen = labels[batch]
+        each = cross_entropy(model(images[batch]), chosen, reduction="none")
+        loss = each.mean()
+        losses.append(float(loss.detach()))
+        if not math.isfinite(losses[-1]):
+            raise EffaceError(
+                f"loss while unlearning must stay finite, got {losses[-1]} after {len(losses)} "
+                f"steps; lower the learning rate (now {lr:g})"
+            )
+        samples += len(batch)
+        if depths is not None:
+            climbing = _below(each, chosen, depths)
+            if not bool(climbing.any()):
+                break
+            loss = each[climbing].mean()
+        gradients = torch.autograd.grad(loss, weights)
+        with torch.no_grad():
+            torch._foreach_add_(list[Tensor](weights), gradients, alpha=lr)
+        num_steps += 1
+    return Trained(num_steps, samples, sum(losses) / len(losses))
+
+
+def _below(losses: Tensor, labels: Tensor, depths: Tensor) -> Tensor:
+    """Return a mask `(n,)` of the examples whose class has a mean loss below its depth."""
+    sums = torch.zeros_like(depths).index_add_(0, labels, losses.detach().to(depths.dtype))
+    counts = torch.bincount(labels, minlength=len(depths))
+    return (sums < depths * counts)[labels]

@@ -1,0 +1,147 @@
+"""Descent on the compact data: recovery after an ascent, and relearning.
+
+Dhasade et al. 2024 (QuickDrop), sections 3.3.1 and 3.4: the synthetic images mixed with as many
+original ones (1:1), ordinary SGD.
+
+Departs from the paper: `hold` and `hold_features` add two bounded terms that keep the forgotten
+images down while the rest is recovered, so that they do not creep back; `freeze_stem` leaves the
+first layer, whose edges and blobs serve any class, as it is.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from client.learning.models import Classifier
+from client.learning.training import Trained, minibatches, steps_in
+
+
+def known(
+    features: Tensor, logits: Tensor, labels: Tensor, *, outputs: float, on_features: float
+) -> Tensor:
+    """Return the penalty on what the model still knows of forgotten images.
+
+        outputs * mean_i -log(1 - p_i(true class))  +  on_features * mean_i,f feature_if^2
+
+    Both terms are at least 0 and vanish when nothing is known, unlike a negated loss, which has no
+    bound.
+
+    Args:
+        features: Input of the last layer, `(n, F)`.
+        logits: `(n, K)`.
+        labels: The forgotten images' classes, `(n,)` int64.
+        outputs: Weight of the first term.
+        on_features: Weight of the second.
+    """
+    penalty = torch.zeros((), device=logits.device)
+    if outputs:
+        # log(1 - p_y) = logsumexp over the other classes - logsumexp over all.
+        others = logits.scatter(1, labels[:, None], float("-inf"))
+        penalty = penalty + outputs * (logits.logsumexp(1) - others.logsumexp(1)).mean()
+    if on_features:
+        penalty = penalty + on_features * features.square().mean()
+    return penalty
+
+
+def descend(
+    model: Classifier,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    epochs: int,
+    batch_size: int,
+    lr: float,
+    generator: torch.Generator,
+    momentum: float = 0.0,
+    held: tuple[Tensor, Tensor] | None = None,
+    hold: float = 0.0,
+    hold_features: float = 0.0,
+    freeze_stem: bool = False,
+) -> Trained:
+    """Train on the compact data, in place.
+
+    Args:
+        model: Classifier with `features` and `classifier`.
+        images: Normalised images `(n, C, H, W)` float32.
+        labels: `(n,)` int64.
+        epochs: Passes over the images.
+        batch_size: Images a step.
+        lr: eta_theta while recovering.
+        generator: Orders the images.
+        momentum: Of SGD.
+        held: Forgotten images and labels to hold down, or None; each step takes at most
+            `batch_size` of them.
+        hold: Weight of the bounded output term.
+        hold_features: Weight of the feature term.
+        freeze_stem: Leave the model's stem as it is: almost half of a step's time on small images.
+
+    Returns:
+        Steps, images (held ones included) and mean loss on `images`.
+    """
+    model.train()
+    if freeze_stem:
+        model.freeze_stem()
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d) and m.training]
+    weights = [p for p in model.parameters() if p.requires_grad]
+    optimiser = torch.optim.SGD(weights, lr=lr, momentum=momentum)
+    num_steps = steps_in(epochs, len(labels), batch_size)
+    holding = held is not None and len(held[1]) > 0 and (hold > 0 or hold_features > 0)
+    chosen = (
+        minibatches(len(held[1]), batch_size, num_steps, generator)
+        if held is not None and holding
+        else None
+    )
+    losses: list[Tensor] = []
+    samples = 0
+    for batch in minibatches(len(labels), batch_size, num_steps, generator):
+        size = len(batch)
+        if held is not None and chosen is not None:
+            rows = next(chosen)
+            features = _features(model, images[batch], held[0][rows], norms)
+        else:
+            features = model.features(images[batch])
+        logits = model.classifier(features)
+        loss = cross_entropy(logits[:size], labels[batch])
+        losses.append(loss.detach())
+        if held is not None and chosen is not None:
+            loss = loss + known(
+                features[size:],
+                logits[size:],
+                held[1][rows],
+                outputs=hold,
+                on_features=hold_features,
+            )
+        samples += len(features)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    mean = float(torch.stack(losses).double().mean()) if losses else 0.0
+    return Trained(len(losses), samples, mean)
+
+
+def _features(
+    model: Classifier, images: Tensor, held: Tensor, norms: Sequence[nn.Module]
+) -> Tensor:
+    """Return the features of `images`, then those of `held`, which leaves the former unchanged.
+
+    Without BatchNorm an image's features are its own, and one pass does for both. BatchNorm in
+    training mixes what shares a batch, so that there the held images pass by themselves and under
+    the running statistics: as the model is judged, and without a trace in these.
+
+    Args:
+        model: In training mode.
+        images: `(n, C, H, W)`.
+        held: `(m, C, H, W)`.
+        norms: The model's BatchNorms in training mode.
+    """
+    if not norms:
+        return model.features(torch.cat([images, held]))
+    features = model.features(images)
+    for norm in norms:
+        norm.eval()
+    apart = model.features(held)
+    for norm in norms:
+        norm.train()
+    return torch.cat([features, apart])

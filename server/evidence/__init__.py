@@ -1,0 +1,1 @@
+"""Measuring a version, and the verdict on it."""

@@ -1,0 +1,250 @@
+"""The coordinator's judgement of a version: accuracies, and how fast it relearns."""
+
+import functools
+import operator
+import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+from flwr.app import ArrayRecord
+from torch import Tensor, nn
+
+from client.data import datasets
+from client.data.datasets import DataSet, Split
+from client.learning.evaluation import Scores, evaluate, relearning_curve
+from client.learning.models import ModelSpec, loaded
+from client.seeds import generator
+from client.wire import ForgetSpec, tensors
+from server.nodes.federation import GridFederation
+from server.report.display import RETAIN_TOLERANCE, original_knows_no_better
+
+RELEARN_STEPS: Final = (5, 10, 15, 20, 25, 30)
+RELEARN_FORGET: Final = 50  # images of the forgotten classes in the relearning set, at most
+RELEARN_OTHERS: Final = 450
+RELEARN_LR: Final = 0.02
+RELEARN_BATCH: Final = 64
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Scores versions for one request.
+
+    Attributes:
+        spec: The model.
+        data: The coordinator's data set, whose test part is used; None if it has none.
+        forget: What the request names.
+        erased: Classes that earlier requests erased: neither forgotten now nor retained.
+    """
+
+    spec: ModelSpec
+    data: DataSet | None
+    forget: ForgetSpec
+    erased: tuple[int, ...] = ()
+
+    @property
+    def retained(self) -> list[int]:
+        """Classes that must stay."""
+        gone = {*self.erased, *self.forget.classes}
+        return [c for c in range(self.spec.num_classes) if c not in gone]
+
+    def model(self, arrays: ArrayRecord) -> nn.Module:
+        """Return the network with these weights."""
+        return loaded(self.spec, tensors(arrays))
+
+    def test(self, arrays: ArrayRecord) -> Scores | None:
+        """Return the scores on the coordinator's test part."""
+        if self.data is None or not len(self.data.test.labels):
+            return None
+        return self._scores(self.model(arrays), self.data.test)
+
+    def _scores(self, model: nn.Module, split: Split, index: Tensor | None = None) -> Scores:
+        """Score a model on some examples, the machine's cores side by side.
+
+        Each core takes a stretch on one thread: torch's own threads wait for one another at every
+        layer, and for ever when the machine is busy.
+        """
+        pick = _picker(self.data, split, index)
+        positions = torch.arange(len(split.labels) if index is None else len(index))
+        stretches = [part for part in positions.chunk(os.cpu_count() or 1) if len(part)]
+
+        def score(part: Tensor) -> Scores:
+            torch.set_num_threads(1)
+            return evaluate(model, lambda b: pick(part[b]), len(part), self.spec.num_classes)
+
+        model.eval()
+        with ThreadPoolExecutor(max(1, len(stretches))) as pool:
+            parts = list(pool.map(score, stretches))
+        return functools.reduce(operator.add, parts)
+
+    def quick(self, arrays: ArrayRecord) -> dict[str, Any]:
+        """Return what is shown after every round, from the coordinator's test part alone."""
+        scores = self.test(arrays)
+        if scores is None:
+            return {}
+        return self._numbers(scores)
+
+    def full(self, arrays: ArrayRecord, federation: GridFederation) -> dict[str, Any]:
+        """Return a version's scores on test data and on the clients' held-out data.
+
+        Classes are judged on the coordinator's test part, clients on their own held-out part.
+        Where the coordinator has no data, everything is held-out data.
+        """
+        sides = federation.heldout(arrays, self.spec)
+        heldout = {
+            "forget_accuracy": sides.forget.accuracy(),
+            "retain_accuracy": sides.retain.accuracy(),
+        }
+        scores = self.test(arrays)
+        numbers = self._numbers(scores if scores is not None else sides.forget + sides.retain)
+        if self.forget.level == "client":
+            numbers["forget_accuracy"] = heldout["forget_accuracy"]
+        return {**numbers, "heldout": heldout, "relearning_curve": None}
+
+    def relearning(self, arrays: ArrayRecord) -> dict[str, Any] | None:
+        """Return the relearning curve, or None where it is not defined.
+
+        It needs test images of forgotten classes: half of them, 50 at most, are in the relearning
+        set with 450 others; the rest measure. The set and its order are the same for all versions.
+        """
+        if self.data is None or self.forget.level != "class":
+            return None
+        test = self.data.test
+        named = torch.isin(test.labels, torch.tensor(self.forget.classes))
+        kept = torch.isin(test.labels, torch.tensor(self.retained))
+        draws = generator(0, "relearning set", 0, *map(str, self.forget.classes))
+        forgotten, others = _shuffled(named, draws), _shuffled(kept, draws)
+        num_forget = min(RELEARN_FORGET, len(forgotten) // 2)
+        if not num_forget or not len(others):
+            return None
+        chosen = torch.cat([forgotten[:num_forget], others[:RELEARN_OTHERS]])
+        measured = forgotten[num_forget:]
+
+        def forget_accuracy(model: nn.Module) -> float:
+            return self._scores(model, test, measured).accuracy() or 0.0
+
+        torch.set_num_threads(1)
+        curve = relearning_curve(
+            self.model(arrays),
+            _picker(self.data, test, chosen),
+            len(chosen),
+            forget_accuracy,
+            steps=RELEARN_STEPS,
+            lr=RELEARN_LR,
+            batch_size=RELEARN_BATCH,
+            generator=draws,
+        )
+        return {
+            "steps": list(RELEARN_STEPS),
+            "forget_accuracy": curve,
+            "mean": sum(curve) / len(curve),
+        }
+
+    def _numbers(self, scores: Scores) -> dict[str, Any]:
+        named = self.forget.classes if self.forget.level == "class" else ()
+        return {
+            "forget_accuracy": scores.accuracy(named) if named else None,
+            "retain_accuracy": scores.accuracy(self.retained),
+            "loss": scores.mean_loss(),
+            "per_class_accuracy": [scores.accuracy([c]) for c in range(self.spec.num_classes)],
+        }
+
+
+def _shuffled(mask: Tensor, draws: torch.Generator) -> Tensor:
+    positions = mask.nonzero().flatten()
+    return positions[torch.randperm(len(positions), generator=draws)]
+
+
+def _picker(data: DataSet | None, split: Split, index: Tensor | None = None) -> Any:
+    if data is None:
+        raise ValueError("data must be given, got None")
+
+    def pick(batch: Tensor) -> tuple[Tensor, Tensor]:
+        chosen = batch if index is None else index[batch]
+        images = datasets.normalise(split.images[chosen], data.mean, data.std)
+        return images, split.labels[chosen]
+
+    return pick
+
+
+def verdict(
+    record: Mapping[str, Any], *, max_forget_accuracy: float, max_relearning_gap: float
+) -> dict[str, Any]:
+    """Return whether a forget request did what it should, and why.
+
+    Args:
+        record: The request's record with the scores measured.
+        max_forget_accuracy: Highest forget accuracy in percent that counts as forgotten, or what
+            Retrained has if that is more. Class level only: a client's data are forgotten at the
+            accuracy of data never seen, which only Retrained can tell.
+        max_relearning_gap: Highest excess of the relearning curve's mean over Retrained's, in
+            points.
+
+    Returns:
+        `{"passed": bool or None, "reasons": [str, ...], "not_measured": [str, ...]}`: None where
+        nothing could be measured that would tell. Accuracy lost on the rest is a reason that
+        begins with "remark": nothing is decided by it.
+    """
+    result, retrained = record["recovered"], record.get("retrained")
+    reasons: list[str] = []
+    unknown: list[str] = []
+    passed, told = True, False
+    level = record["forget"]["level"]
+    accuracy = result["forget_accuracy"]
+    goal = None if retrained is None else retrained["forget_accuracy"]
+    if level == "class":
+        limit = max_forget_accuracy
+        if goal is not None:
+            limit = max(limit, goal)
+        held = accuracy is not None and accuracy <= limit
+        passed, told = passed and held, True
+        shown = "not measured" if accuracy is None else f"{accuracy:.1f} %"
+        reasons.append(f"forget accuracy {shown}, {'at most' if held else 'above'} {limit:.1f} %")
+    elif goal is not None and accuracy is not None:
+        limit = goal + max_forget_accuracy
+        before = record["original"]["forget_accuracy"]
+        if before is not None and before <= limit:
+            reasons.append(original_knows_no_better(record["forget"]))
+        else:
+            held = accuracy <= limit
+            passed, told = passed and held, True
+            reasons.append(
+                f"accuracy on the client's held-out data {accuracy:.1f} %, "
+                f"{'at most' if held else 'above'} Retrained's + {max_forget_accuracy:g} points"
+            )
+    else:
+        unknown.append("forget accuracy against Retrained (--compare retrain)")
+    for label in record["erased_before"]:
+        back = result["per_class_accuracy"][label]
+        if back is not None and back > max_forget_accuracy:
+            passed, told = False, True
+            reasons.append(f"class {label}, erased earlier, is back at {back:.1f} %")
+    mine, theirs = _curve_mean(result), _curve_mean(retrained)
+    if mine is not None and theirs is not None:
+        gap = mine - theirs
+        held = gap <= max_relearning_gap
+        passed, told = passed and held, True
+        reasons.append(
+            f"relearning curve {gap:+.1f} points against Retrained, "
+            f"{'within' if held else 'beyond'} +{max_relearning_gap:g}"
+            + ("" if held else ": the class is hidden, not forgotten")
+        )
+    elif level == "class":  # of a client it is not defined
+        unknown.append("relearning curve against Retrained (--compare retrain)")
+    kept = None if retrained is None else retrained["retain_accuracy"]
+    if kept is not None and result["retain_accuracy"] is not None:
+        lost = kept - result["retain_accuracy"]
+        if lost > RETAIN_TOLERANCE:
+            reasons.append(
+                f"remark: retain accuracy {result['retain_accuracy']:.1f} % is {lost:.1f} points "
+                f"below Retrained's, more than {RETAIN_TOLERANCE:g}"
+            )
+    # Without any measure the result is neither shown to have forgotten nor not to have.
+    return {"passed": passed if told else None, "reasons": reasons, "not_measured": unknown}
+
+
+def _curve_mean(scores: Mapping[str, Any] | None) -> float | None:
+    curve = None if scores is None else scores.get("relearning_curve")
+    return None if curve is None else float(curve["mean"])

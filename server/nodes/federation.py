@@ -1,0 +1,486 @@
+"""The federation as methods see it, over Flower's Grid: rounds that are timed, counted, resumed."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+
+from client import wire
+from client.channels.layout import Channels, to_text
+from client.errors import BadSetting
+from client.learning.evaluation import Scores
+from client.learning.models import ModelSpec, compact
+from client.wire import Common, Condense, Describe, Fit, ForgetSpec, Heldout
+from server.nodes.grid import NamedGrid
+from server.storage.journal import Journal
+from strategies.federation import Accuracies, Plan, Samples, StoredRound
+from strategies.rounds.base import ClientLost, Failure, NothingTouched, Rounds, checked
+from strategies.rounds.replay import ReplayedRound, difference
+
+S = TypeVar("S", bound=Common)
+
+
+@dataclass
+class Cost:
+    """What a phase cost, evaluation by the server excluded.
+
+    Attributes:
+        seconds: Wall time.
+        client_seconds: Sum over the clients of the time in their handlers.
+        distill_seconds: Part of `client_seconds` spent on matching gradients.
+        keep_seconds: Part of `seconds` spent on keeping updates.
+        rounds: Rounds completed.
+        samples: Images passed through a model by clients, repeats counted.
+        up: Bytes from clients.
+        down: Bytes to clients.
+    """
+
+    seconds: float = 0.0
+    client_seconds: float = 0.0
+    distill_seconds: float = 0.0
+    keep_seconds: float = 0.0
+    rounds: int = 0
+    samples: float = 0.0
+    up: int = 0
+    down: int = 0
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(**{key: getattr(self, key) + getattr(other, key) for key in vars(self)})
+
+
+@dataclass(frozen=True)
+class Round:
+    """A finished round, as listeners see it."""
+
+    phase: str
+    number: int  # counted through the phase, from 1
+    of: int  # rounds planned in this stretch, counted the same way
+    cost: Cost
+    loss: float
+    num_clients: int
+    failures: list[Failure] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Sides:
+    """Scores on what a request names, and on what is retained."""
+
+    forget: Scores
+    retain: Scores
+
+
+def nothing_kept() -> Iterator[StoredRound]:
+    """Refuse: no stored update.
+
+    Raises:
+        BadSetting: Always.
+    """
+    raise BadSetting(
+        "version must have stored updates of its training, got none; train with --keep-updates 2, "
+        "or choose another method"
+    )
+
+
+OnRound = Callable[[Round, ArrayRecord], dict[str, Any] | None]
+
+
+@dataclass
+class GridFederation:
+    """Runs a request's rounds on a grid; implements `strategies.federation.Federation`.
+
+    Attributes:
+        grid: The nodes.
+        common: Values that every message carries (see `client.wire.Common`).
+        journal: Remembers what was done, so that a stopped request goes on where it was.
+        on_round: Called after every round, outside the timing; what it returns is kept in `notes`.
+        training: Settings of an ordinary round (see `client.wire.Fit`).
+        own_samples: The coordinator's own examples, if it has any.
+        plan: How the version was trained.
+        first_weights: Returns those that training began with.
+        history: Yields what was kept of it.
+        keep: Keeps what clients sent in a round of training, or what stands for it after a replay.
+        keep_every: Interval in rounds at which those of training are kept, from the first on.
+        findings: What the method explained of itself.
+        costs: Cost by phase, read from the journal for rounds done earlier.
+        notes: What `on_round` returned, in order, resumed rounds included.
+    """
+
+    grid: NamedGrid
+    common: dict[str, Any]
+    journal: Journal
+    on_round: OnRound = lambda done, model: None
+    training: dict[str, Any] = field(default_factory=dict)
+    own_samples: Samples | None = None
+    plan: Plan = field(default_factory=lambda: Plan(0, 1.0, 1.0))
+    first_weights: Callable[[], ArrayRecord] = ArrayRecord
+    history: Callable[[], Iterator[StoredRound]] = nothing_kept
+    keep: Callable[[StoredRound], None] | None = None
+    keep_every: int = 1
+    findings: dict[str, Any] = field(default_factory=dict)
+    costs: dict[str, Cost] = field(default_factory=dict)
+    notes: list[dict[str, Any]] = field(default_factory=list)
+    _stretches: int = 0
+    _asked: int = 0
+    _rounds_of: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def forget(self) -> ForgetSpec:
+        """What the request names."""
+        c = self.common
+        return ForgetSpec(
+            c.get("forget_level", "none"),
+            tuple(c.get("forget_classes", ())),
+            tuple(c.get("forget_clients", ())),
+        )
+
+    @property
+    def erased_clients(self) -> tuple[str, ...]:
+        """Clients that earlier requests removed."""
+        return tuple(self.common.get("erased_clients", ()))
+
+    def settings(self, kind: type[S], **values: Any) -> S:
+        """Return a message's settings: the request's own, completed by `values`."""
+        filled = {"client": "unaddressed", "phase": "?", **self.common, **values}
+        return kind(**filled).check()
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The model, with the channels that are pruned already."""
+        return self.settings(Describe).model_spec
+
+    def prune(self, channels: Channels) -> None:
+        """Have these channels, and no others, be without effect in all that follows."""
+        self.common["model_pruned"] = to_text(channels)
+
+    def compact(self, model: ArrayRecord) -> ArrayRecord:
+        """Return `model` without its pruned channels, which are gone in all that follows."""
+        _, state = compact(self.spec, wire.tensors(model))
+        self.common["model_compact"] = True
+        return from_numpy({name: tensor.numpy() for name, tensor in state.items()})
+
+    def initial(self) -> ArrayRecord:
+        """Return the weights that training began with (see the protocol)."""
+        self.common |= {"model_pruned": [], "model_compact": False}
+        return self.first_weights()
+
+    def ordinary(self, **values: Any) -> Fit:
+        """Return the settings of an ordinary round of training (see the protocol)."""
+        return self.settings(Fit, **{**self.training, **values})
+
+    def samples(self) -> Samples:
+        """Return the coordinator's own examples (see the protocol)."""
+        if self.own_samples is None:
+            raise BadSetting(
+                "server-samples must name the coordinator's own examples, got none; try "
+                "--server-samples test:1600 or npz:PATH"
+            )
+        return self.own_samples
+
+    def explain(self, **findings: Any) -> None:
+        """Put what the method found into the request's record."""
+        self.findings |= findings
+
+    def run(
+        self, phase: str, rounds: Rounds, model: ArrayRecord, *, num_rounds: int
+    ) -> ArrayRecord:
+        """Run rounds of one kind; those that the journal knows are not run again."""
+        self._stretches += 1
+        key = f"{phase}-{self._stretches}"
+        rounds.settings = replace(rounds.settings, phase=phase)
+        first = self._rounds_of.get(phase, 0)
+        self._rounds_of[phase] = first + num_rounds
+
+        def rest() -> tuple[dict[str, np.ndarray[Any, Any]], Any]:
+            nonlocal model
+            latest = self.journal.latest(key)
+            done = 0
+            history: list[dict[str, Any]] = []
+            if latest is not None:
+                done, arrays, history = latest
+                model = from_numpy(arrays)
+            for number in range(done + 1, num_rounds + 1):
+                model, finished = self._round(rounds, model, first + number, first + num_rounds)
+                note = self.on_round(finished, model) if rounds.changes_model else None
+                history.append({"cost": vars(finished.cost), "note": note})
+                if number < num_rounds:
+                    self.journal.save_round(key, number, to_numpy(model), history)
+            return to_numpy(model), history
+
+        return self._remember(phase, *self.journal.arrays(key, rest))
+
+    def _remember(
+        self,
+        phase: str,
+        arrays: dict[str, np.ndarray[Any, Any]],
+        history: list[dict[str, Any]],
+    ) -> ArrayRecord:
+        for entry in history:
+            self._add(phase, Cost(**entry["cost"]))
+            if entry["note"] is not None:
+                self.notes.append(entry["note"])
+        return from_numpy(arrays)
+
+    def locally(
+        self,
+        phase: str,
+        work: Callable[[], tuple[ArrayRecord, int]],
+        *,
+        changes_model: bool = True,
+    ) -> ArrayRecord:
+        """Do work on this machine (see the protocol); it is not done again after a stop."""
+        self._stretches += 1
+        number = self._rounds_of[phase] = self._rounds_of.get(phase, 0) + 1
+
+        def once() -> tuple[dict[str, np.ndarray[Any, Any]], Any]:
+            started = time.perf_counter()
+            model, samples = work()
+            cost = Cost(seconds=time.perf_counter() - started, samples=samples)
+            done = Round(phase, number, number, cost, 0.0, 0)
+            note = self.on_round(done, model) if changes_model else None
+            return to_numpy(model), [{"cost": vars(cost), "note": note}]
+
+        return self._remember(phase, *self.journal.arrays(f"{phase}-{self._stretches}", once))
+
+    def _round(
+        self, rounds: Rounds, model: ArrayRecord, number: int, planned: int
+    ) -> tuple[ArrayRecord, Round]:
+        self.grid.take_traffic()
+        started = time.perf_counter()
+        asked = list(rounds.configure_train(number, model, ConfigRecord(), self.grid))
+        replies = self.grid.send_and_receive(asked) if asked else []
+        averaged, metrics = rounds.aggregate_train(number, replies)
+        if averaged is None or metrics is None:
+            raise NothingTouched(f"{rounds.settings.phase} must change the model, got no answer")
+        traffic = self.grid.take_traffic()
+        answered = time.perf_counter()
+        self._keep(rounds, number, model, replies)
+        ended = time.perf_counter()
+        cost = Cost(
+            seconds=ended - started,
+            client_seconds=_number(metrics["client-seconds"]),
+            distill_seconds=_number(metrics["seconds-distill"]),
+            keep_seconds=ended - answered if self.keep is not None else 0.0,
+            rounds=1,
+            samples=_number(metrics["samples"]),
+            up=traffic.up,
+            down=traffic.down,
+        )
+        finished = Round(
+            rounds.settings.phase,
+            number,
+            planned,
+            cost,
+            _number(metrics["loss"]),
+            int(_number(metrics["num-clients"])),
+            rounds.failures,
+        )
+        return averaged, finished
+
+    def _keep(
+        self, rounds: Rounds, number: int, model: ArrayRecord, replies: Sequence[Message]
+    ) -> None:
+        """Keep a round's updates before the journal has the round: a stop loses neither alone."""
+        if self.keep is None:
+            return
+        if isinstance(rounds, ReplayedRound):
+            if rounds.kept is not None:
+                self.keep(rounds.kept)
+            return
+        if rounds.settings.phase != "train" or (number - 1) % self.keep_every:
+            return
+        names = {node.node_id: node.name for node in self.grid.get_nodes()}
+        updates, weights = {}, {}
+        for reply in replies:
+            name = names.get(reply.metadata.src_node_id)
+            if name is None or reply.has_error():
+                continue
+            examples = float(checked(reply.content, name)["num-examples"])
+            if examples > 0:
+                arrays = next(iter(reply.content.array_records.values()))
+                updates[name], weights[name] = difference(arrays, model), examples
+        self.keep(StoredRound(number, updates, weights))
+
+    # -- questions -------------------------------------------------------------------------------
+
+    def holders(self, *, synthetic: bool) -> list[str]:
+        """Return the names of the nodes that hold data to forget.
+
+        Raises:
+            NothingTouched: If there is none.
+            ClientLost: If a node does not answer: it might hold some.
+        """
+        counts = self.describe()
+        key = "num-forget-synthetic" if synthetic else "num-forget"
+        names = sorted(name for name, metrics in counts.items() if metrics[key] > 0)
+        if not names:
+            real = sum(metrics["num-forget"] for metrics in counts.values())
+            why = (
+                f"their {int(real)} real examples have no synthetic stand-ins: train with "
+                "distillation (scale above 0), or choose another method"
+                if synthetic and real
+                else "check the request with `efface show`"
+            )
+            raise NothingTouched(
+                f"{self.forget} must be held by at least one client, got none; {why}"
+            )
+        return names
+
+    def keepers(self, *, synthetic: bool = False, back: bool = False) -> list[str]:
+        """Return the names of the nodes with data left (see the protocol).
+
+        Raises:
+            NothingTouched: If there is none.
+            ClientLost: If a node does not answer.
+        """
+        kind = "-synthetic" if synthetic else ""
+        keys = [f"num-retain{kind}", *([f"num-forget{kind}"] if back else [])]
+        counts = self.describe()
+        names = sorted(name for name, m in counts.items() if sum(m[key] for key in keys) > 0)
+        if not names:
+            raise NothingTouched(
+                f"at least one of {len(counts)} clients must have data left without {self.forget}, "
+                "got none; check the request with `efface show`"
+            )
+        return names
+
+    def describe(self) -> dict[str, dict[str, Any]]:
+        """Return every node's counts by its name (see `client.app.describe`)."""
+        settings = self.settings(Describe, phase="describe")
+        return self._ask(wire.DESCRIBE, settings, ArrayRecord(), phase="describe", name="describe")
+
+    def class_counts(self) -> dict[str, list[float]]:
+        """Return every node's number of training examples by class, whatever is forgotten."""
+        return {name: m["count-train-per-class"] for name, m in self.describe().items()}
+
+    def condense(self, settings: Condense) -> None:
+        """Have every node that holds synthetic data fine-tune it."""
+        told = replace(settings, phase="condense")
+        names = [n for n, m in self.describe().items() if m["num-retain-synthetic"] > 0]
+        self._ask(wire.CONDENSE, told, ArrayRecord(), phase="recover", name="condense", names=names)
+
+    def settle(self, action: str, *, destroy: bool) -> dict[str, dict[str, Any]]:
+        """Have every node write or lift its tombstone; all must answer."""
+        settings = self.settings(wire.Settle, phase="settle", action=action, destroy=destroy)
+        return self._ask(wire.SETTLE, settings, ArrayRecord(), phase="settle", name="settle")
+
+    def accuracies(self, model: ArrayRecord) -> Accuracies:
+        """Return the accuracies on the nodes' held-out data (see the protocol)."""
+        c = self.common
+        told = self.settings(
+            Heldout,
+            phase="guard",
+            forget_classes=sorted({*c.get("forget_classes", []), *c.get("erased_classes", [])}),
+            forget_clients=sorted({*c.get("forget_clients", []), *c.get("erased_clients", [])}),
+        )
+        found = self._heldout(told, model, phase="guard")
+        if self.forget.level == "client":
+            return Accuracies(found.forget.accuracy(), found.retain.accuracy())
+        each = [found.forget.accuracy([c]) for c in told.forget_classes]
+        known = max((accuracy for accuracy in each if accuracy is not None), default=None)
+        return Accuracies(known, found.retain.accuracy())
+
+    def heldout(self, model: ArrayRecord, spec: ModelSpec) -> Sides:
+        """Return the scores of a model, which `spec` describes, on the clients' held-out parts."""
+        told = self.settings(
+            Heldout,
+            phase="evaluate",
+            model_pruned=list(spec.pruned),
+            model_compact=spec.compact,
+        )
+        return self._heldout(told, model, phase="evaluate")
+
+    def _heldout(self, settings: Heldout, model: ArrayRecord, *, phase: str) -> Sides:
+        answers = self._ask(wire.HELDOUT, settings, model, phase=phase, name=f"heldout-{phase}")
+        return Sides(*(_total(answers, side) for side in ("forget", "retain")))
+
+    def _ask(
+        self,
+        message_type: str,
+        settings: Common,
+        arrays: ArrayRecord,
+        *,
+        phase: str,
+        name: str,
+        names: Sequence[str] | None = None,
+    ) -> dict[str, dict[str, Any]]:
+        """Ask nodes one question; all must answer. Answers are remembered in the journal.
+
+        Raises:
+            ClientLost: If a node fails or does not answer.
+        """
+        self._asked += 1
+        key = f"{name}-{self._asked}"
+
+        def ask() -> dict[str, Any]:
+            self.grid.take_traffic()
+            started = time.perf_counter()
+            online = {node.name: node.node_id for node in self.grid.get_nodes()}
+            wanted = sorted(online if names is None else names)
+            if absent := [n for n in wanted if n not in online]:
+                raise ClientLost(f"clients must be online for {name}: {', '.join(absent)}")
+            by_id = {online[n]: n for n in wanted}
+            messages = [
+                Message(
+                    RecordDict({"arrays": arrays, "config": replace(settings, client=n).config()}),
+                    dst_node_id=online[n],
+                    message_type=message_type,
+                )
+                for n in wanted
+            ]
+            answers: dict[str, dict[str, Any]] = {}
+            errors: list[str] = []
+            for reply in self.grid.send_and_receive(messages):
+                who = by_id.get(reply.metadata.src_node_id, "?")
+                if reply.has_error():
+                    errors.append(f"{who}: {reply.error.reason}")
+                else:
+                    answers[who] = checked(reply.content, who)
+            if silent := [n for n in wanted if n not in answers]:
+                raise ClientLost(
+                    f"clients must answer {name}: {', '.join(silent)} did not "
+                    f"({'; '.join(errors) or 'no answer before the deadline'})"
+                )
+            traffic = self.grid.take_traffic()
+            cost = Cost(
+                seconds=time.perf_counter() - started,
+                client_seconds=sum(float(m["seconds"]) for m in answers.values()),
+                samples=sum(float(m.get("samples", 0.0)) for m in answers.values()),
+                up=traffic.up,
+                down=traffic.down,
+            )
+            return {"answers": answers, "cost": vars(cost)}
+
+        remembered = self.journal.value(key, ask)
+        self._add(phase, Cost(**remembered["cost"]))
+        answers: dict[str, dict[str, Any]] = remembered["answers"]
+        return answers
+
+    def _add(self, phase: str, cost: Cost) -> None:
+        self.costs[phase] = self.costs.get(phase, Cost()) + cost
+
+
+def _total(answers: dict[str, dict[str, Any]], side: str) -> Scores:
+    """Return the sum of the nodes' scores on one side."""
+    sums = [
+        torch.tensor([m[f"{side}-{what}-per-class"] for m in answers.values()]).double().sum(dim=0)
+        for what in ("correct", "count", "loss")
+    ]
+    return Scores(sums[0].long(), sums[1].long(), sums[2])
+
+
+def _number(value: Any) -> float:
+    return float(value)
+
+
+def to_numpy(model: ArrayRecord) -> dict[str, np.ndarray[Any, Any]]:
+    """Return the arrays of a record by name."""
+    return {name: array.numpy() for name, array in model.items()}
+
+
+def from_numpy(arrays: dict[str, np.ndarray[Any, Any]]) -> ArrayRecord:
+    """Return a record of arrays, in the order given."""
+    return ArrayRecord({name: Array(array) for name, array in arrays.items()})

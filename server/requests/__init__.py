@@ -1,0 +1,1 @@
+"""Requests: checked on arrival, carried out, recorded."""

@@ -1,0 +1,128 @@
+"""The coordinator's data: its test images, its own examples, and in a simulation all shares.
+
+The `check_*` functions refuse what could not work, before any work starts.
+"""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from client.data import datasets
+from client.data.datasets import DataSet
+from client.data.splits import Split, pixel_statistics
+from client.errors import BadSetting
+from client.seeds import generator
+from client.simulation.shares import shares as shares_of
+from server.settings import RunSettings
+from strategies.federation import Samples
+
+
+def server_data(settings: RunSettings) -> DataSet | None:
+    """Return the coordinator's data set, or None if it has none."""
+    if settings.dataset == "none":
+        return None
+    return datasets.load(settings.dataset, _data_dir(settings))
+
+
+def _data_dir(settings: RunSettings) -> Path | None:
+    directory = settings.data_dir or os.environ.get("EFFACE_DATA_DIR")
+    return Path(directory) if directory else None
+
+
+def check_simulation(settings: RunSettings, data: DataSet | None) -> None:
+    """Refuse once what every simulated client would refuse on its own.
+
+    Raises:
+        BadSetting: If there is no data to share, or not the device.
+    """
+    if not settings.simulated:
+        return
+    if data is None:
+        raise BadSetting(
+            "dataset must be one that simulated clients can share on engine "
+            f"{settings.engine}, got none; clients with data of their own need --engine superlink"
+        )
+    if settings.device.startswith("cuda") and not torch.cuda.is_available():
+        raise BadSetting(
+            f"device must be one that torch finds here, got {settings.device!r}; try --device auto"
+        )
+
+
+def check_shares(settings: RunSettings, data: DataSet | None) -> None:
+    """Refuse once a partition that simulated clients could not share the data by.
+
+    Raises:
+        BadSetting: If it leaves a client too little, or there are not so many samples.
+    """
+    if not settings.simulated or data is None:
+        return
+    if settings.max_samples > len(data.train):
+        raise BadSetting(
+            f"max-samples must be at most {len(data.train)}, got {settings.max_samples}"
+        )
+    shares(settings, data)
+
+
+def shares(settings: RunSettings, data: DataSet | None) -> tuple[torch.Tensor, ...] | None:
+    """Return the positions of every simulated client's examples; None where clients are real."""
+    s = settings
+    if not s.simulated or data is None:
+        return None
+    # The nodes' own function, which keeps what it found for those in this process.
+    return shares_of(
+        s.dataset, _data_dir(s), s.partition, s.num_clients, s.max_samples, s.partition_seed
+    )
+
+
+def own_samples(settings: RunSettings, data: DataSet | None) -> tuple[Samples, DataSet | None]:
+    """Return the coordinator's own examples, and its data without those taken from the test part.
+
+    Raises:
+        BadSetting: If `server-samples` reads wrong, or asks for more than there is.
+    """
+    kind, _, rest = settings.server_samples.partition(":")
+    if kind == "npz" and rest:
+        source = datasets.load(settings.server_samples).train
+        index, left = torch.arange(len(source)), data
+    elif kind == "test" and rest.isdecimal() and int(rest) > 0:
+        if data is None or len(data.test) <= int(rest):
+            raise BadSetting(
+                f"server-samples must leave test images to measure on, got {rest} of "
+                f"{0 if data is None else len(data.test)}"
+            )
+        draws = generator(settings.seed, "server samples")
+        order = torch.randperm(len(data.test), generator=draws)
+        source, index, others = data.test, order[: int(rest)], order[int(rest) :].sort().values
+        left = replace(data, test=Split(source.images[others], source.labels[others], None))
+    else:
+        raise BadSetting(
+            f"server-samples must be test:NUMBER or npz:PATH, got {settings.server_samples!r}"
+        )
+    if data is None:
+        mean, std = pixel_statistics(source.images)
+    else:
+        mean, std = data.mean, data.std
+    images = datasets.normalise(source.images[index], mean, std)
+    return Samples(images, source.labels[index]), left
+
+
+def check_samples(settings: RunSettings, data: DataSet | None) -> None:
+    """Refuse a request that needs examples of the coordinator's own without them.
+
+    Raises:
+        BadSetting: If there are none, or none of a class to forget.
+    """
+    if not settings.server_samples:
+        raise BadSetting(
+            f"method {settings.method} must have examples of the coordinator's own, got no "
+            "server-samples; try --server-samples test:1600 or npz:PATH"
+        )
+    samples, _ = own_samples(settings, data)
+    held = set(samples.labels.tolist())
+    if missing := [c for c in settings.forget.classes if c not in held]:
+        raise BadSetting(
+            f"server-samples must hold every class to forget, got none of {missing[0]}; add "
+            "examples"
+        )

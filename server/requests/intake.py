@@ -1,0 +1,377 @@
+"""Requests on arrival: checked, written down, and handed to `server.requests.execution`.
+
+`prepare` checks a request to train, forget or relearn; nothing has started when it fails. `execute`
+has what was written down carried out on any engine's grid, and a stopped one goes on from there.
+"""
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+
+from client.data.datasets import DataSet
+from client.errors import BadSetting, EffaceError
+from client.learning.models import ModelSpec, build
+from client.wire import ForgetSpec
+from server.nodes.grid import Interrupted, NamedGrid
+from server.provenance import hardware
+from server.requests import planning
+from server.requests.data import (
+    check_samples,
+    check_shares,
+    check_simulation,
+    own_samples,
+    server_data,
+    shares,
+)
+from server.requests.execution import Unsettled, VerificationFailed, Work
+from server.requests.progress import Listener
+from server.requests.workspace import Workspace
+from server.settings import RunSettings, essence, federation_name, parse
+from server.storage.ledger import Erased, RequestRow, VersionRow
+from strategies.table import METHODS, method
+
+
+class AlreadyDone(EffaceError):
+    """The version has forgotten this already; nothing was changed."""
+
+
+class Unpublished(EffaceError):
+    """The request is done and its version entered; only its report is not written yet."""
+
+
+@dataclass(frozen=True)
+class _Checked:
+    """A request on a version that has passed every check.
+
+    `settings` are as they were asked; `method` is the one they name, or the one chosen.
+    """
+
+    settings: RunSettings
+    method: str
+    base: VersionRow
+    situation: planning.Situation
+    chosen: planning.Chosen | None
+
+    @property
+    def kind(self) -> str:
+        return "forget" if self.settings.mode == "forget" else "relearn"
+
+
+class Service(Workspace):
+    """Takes requests on one home."""
+
+    # ---- arrival -------------------------------------------------------------------------------
+
+    def prepare(self, settings: RunSettings) -> RequestRow:
+        """Check a request and write it down; an interrupted one that is the same is taken up.
+
+        Raises:
+            BadSetting: If something asked for is unknown or out of range.
+            AlreadyDone: If the version has forgotten the same thing already.
+        """
+        if settings.mode == "request":
+            return self.ledger.request(settings.request)
+        settings = settings.rooted()
+        if settings.mode == "train":
+            return self._prepare_train(settings)
+        return self._prepare_change(settings)
+
+    def _prepare_train(self, settings: RunSettings) -> RequestRow:
+        settings.check_training()
+        data = server_data(settings)
+        check_simulation(settings, data)
+        check_shares(settings, data)
+        if data is None and not settings.holdout:
+            raise BadSetting(
+                "holdout must be positive when the coordinator has no data, got 0: nothing could "
+                "be measured"
+            )
+        build(settings.model_spec(data), torch.Generator())
+        federation = federation_name(settings)
+        return self._write_down(
+            settings, kind="train", method="fedavg", federation=federation, forget=ForgetSpec()
+        )
+
+    def _prepare_change(self, settings: RunSettings) -> RequestRow:
+        checked = self._checked(settings)
+        row = self._write_down(
+            checked.settings,
+            kind=checked.kind,
+            method=checked.method,
+            federation=checked.base.federation,
+            forget=checked.settings.forget,
+            base=checked.base.id,
+        )
+        if checked.chosen is not None:
+            self.note_choice(row, checked.chosen)
+        return row
+
+    def plan(self, settings: RunSettings) -> dict[str, Any]:
+        """Check a request to forget as `prepare` does and return what it will take.
+
+        Nothing is written down, and no node is asked.
+
+        Raises:
+            BadSetting, AlreadyDone: As `prepare`.
+        """
+        checked = self._checked(settings.rooted())
+        told, base = checked.settings, checked.base
+        same = self._interrupted(told, "forget", base.federation, base.id)
+        name = checked.method if same is None else same.method
+        chosen = None if checked.chosen is None else asdict(checked.chosen)
+        return {
+            "format": 1,
+            "changed": False,
+            "kind": "forget",
+            "method": name,
+            "chosen": chosen if same is None else self.chosen(same),
+            "forget": asdict(told.forget),
+            "base_version": base.id,
+            "federation": base.federation,
+            "engine": told.engine,
+            "takes_up": None if same is None else same.id,
+            **checked.situation.document(name),
+        }
+
+    def _checked(self, settings: RunSettings) -> _Checked:
+        base = self.registry.resolve(settings.version or None)
+        settings = inherited(settings, base)
+        forget = settings.forget
+        if forget.level == "none":
+            raise BadSetting(
+                "request must name classes or clients, got nothing; "
+                "try --class 9 or --client client-0"
+            )
+        automatic = settings.method == planning.AUTO
+        if automatic and settings.options:
+            raise BadSetting(
+                "option must be for a method that is named, got method auto with "
+                f"{settings.method_options!r}; name the method, or leave --set out"
+            )
+        if not automatic:
+            method(settings.method, forget.level, settings.options)
+        data = server_data(settings)
+        check_simulation(settings, data)
+        spec = settings.model_spec(data)
+        out = [c for c in forget.classes if c >= spec.num_classes]
+        if out:
+            raise BadSetting(f"class must lie in [0, {spec.num_classes}), got {out[0]}")
+        erased = self.ledger.erased(base.federation)
+        situation = self._situation(settings, base, data)
+        chosen = None
+        if automatic:
+            forgetting = settings.mode == "forget"
+            chosen = situation.choose() if forgetting else self._as_forgotten(erased, forget)
+        elif settings.mode == "forget":
+            situation.check(settings.method)
+        asked = settings
+        if chosen is not None:
+            settings = replace(settings, method=chosen.method)
+        if settings.mode == "forget":
+            _check_not_forgotten(forget, base, erased, spec.num_classes)
+        else:
+            _check_forgotten(settings, base)
+        serving = self.ledger.in_service(base.federation)
+        if not settings.trial and serving is not None and serving.id != base.id:
+            raise BadSetting(
+                f"version must be the one in service ({serving.id}), got {base.id}, which may "
+                "know what was erased since; leave --version out, or add --trial to experiment"
+            )
+        if settings.forget.level == "client":
+            self._check_clients(settings)
+        return _Checked(asked, settings.method, base, situation, chosen)
+
+    def _situation(
+        self, settings: RunSettings, base: VersionRow, data: DataSet | None
+    ) -> planning.Situation:
+        root = self.registry.lineage(base.id)[-1]
+        samples = 0
+        if settings.server_samples:
+            samples = len(own_samples(settings, data)[0].labels)
+        return planning.Situation(
+            settings=settings,
+            base=base,
+            spec=ModelSpec.of_card(base.card["model"]),
+            data=data,
+            shares=shares(settings, data),
+            kept=self.history(base.card),
+            check_samples=check_samples,
+            server_examples=samples,
+            trained_on=self.ledger.request(root.request).settings["engine"],
+            trained_by=root.card["hardware"],
+            machine=hardware(),
+        )
+
+    def _as_forgotten(self, erased: Erased, forget: ForgetSpec) -> planning.Chosen:
+        """Return the method by which something was forgotten: it knows how to bring it back.
+
+        Raises:
+            BadSetting: If nothing of it was.
+        """
+        found = [
+            *(erased.class_requests.get(label) for label in forget.classes),
+            *(erased.client_requests.get(name) for name in forget.clients),
+        ]
+        for request in filter(None, found):
+            row = self.ledger.request(request)
+            return planning.Chosen(row.method, f"{forget} was forgotten by it in {request}")
+        raise BadSetting(
+            f"relearning must name what has been forgotten, got {forget}; see `efface requests`"
+        )
+
+    def _check_clients(self, settings: RunSettings) -> None:
+        if settings.engine == "superlink":
+            return  # names are the SuperLink's; an unknown one is refused when the nodes are asked
+        known = {f"client-{i}" for i in range(settings.num_clients)}
+        for name in settings.forget.clients:
+            if name not in known:
+                raise BadSetting(
+                    f"client must be one of client-0 to client-{settings.num_clients - 1}, "
+                    f"got {name!r}"
+                )
+
+    def _write_down(
+        self,
+        settings: RunSettings,
+        *,
+        kind: Any,
+        method: str,
+        federation: str,
+        forget: ForgetSpec,
+        base: str | None = None,
+    ) -> RequestRow:
+        return self._interrupted(settings, kind, federation, base) or self.ledger.new_request(
+            kind=kind,
+            method=method,
+            federation=federation,
+            level=None if forget.level == "none" else forget.level,  # type: ignore[arg-type]
+            classes=forget.classes,
+            clients=forget.clients,
+            settings=settings.plain(),
+            base_version=base,
+            asked_by=settings.asked_by,
+            why=settings.why,
+        )
+
+    def _interrupted(
+        self, settings: RunSettings, kind: str, federation: str, base: str | None
+    ) -> RequestRow | None:
+        """Return the request that was interrupted and asked for the same, if there is one."""
+        for row in self.ledger.requests(federation, state="interrupted"):
+            same = row.kind == kind and row.base_version == base
+            if same and essence(row.settings) == essence(settings.plain()):
+                return row
+        return None
+
+    # ---- work ----------------------------------------------------------------------------------
+
+    def execute(self, request_id: str, grid: NamedGrid, listener: Listener) -> dict[str, Any]:
+        """Run a request that was written down and return its record.
+
+        Raises:
+            VerificationFailed: If the result did not forget.
+            Unpublished: If all was done but the report.
+            EffaceError: If the request cannot be carried out; it is then `failed`.
+            KeyboardInterrupt, Interrupted, Unsettled: If it was stopped; it is then `interrupted`.
+        """
+        row = self.ledger.start(request_id)
+        try:
+            return Work(self, row, grid, listener).run()
+        except BaseException as error:
+            now = self.ledger.request(request_id)
+            if now.state != "running":
+                if isinstance(error, EffaceError):
+                    raise
+                raise _unpublished(now, error) from error
+            if isinstance(error, EffaceError) and not isinstance(error, Interrupted | Unsettled):
+                self.ledger.fail(request_id, str(error))
+            else:
+                self.ledger.interrupt(request_id, _stop_reason(error))
+            raise
+        finally:
+            self.sweep()
+
+
+# ---- checks of a request ------------------------------------------------------------------------
+
+
+def inherited(settings: RunSettings, base: VersionRow) -> RunSettings:
+    """Return `settings` with everything a version was trained with taken from its card."""
+    own = {
+        key: value for key, value in settings.plain().items() if key not in base.card["settings"]
+    }
+    merged = parse({**own, **base.card["settings"]})
+    # Data files may have moved since; where they were is only the default.
+    data_dir = settings.data_dir or base.card["data_dir"]
+    return replace(merged, version=base.id, data_dir=data_dir)
+
+
+def _check_not_forgotten(
+    forget: ForgetSpec, base: VersionRow, erased: Erased, num_classes: int
+) -> None:
+    """Refuse to forget what a version has forgotten, or all but one class."""
+    gone = base.card["erased"]
+    classes = [c for c in forget.classes if c in gone["classes"]]
+    clients = [c for c in forget.clients if c in gone["clients"]]
+    if classes or clients:
+        again = ForgetSpec(forget.level, tuple(classes), tuple(clients))
+        if again != forget:
+            raise BadSetting(
+                f"request must name only what version {base.id} knows, got {again}, which is "
+                "forgotten already; leave that out"
+            )
+        by = (
+            erased.class_requests.get(classes[0], "an earlier request")
+            if classes
+            else erased.client_requests.get(clients[0], "an earlier request")
+        )
+        raise AlreadyDone(
+            f"version {base.id} has forgotten {again} already ({by}); nothing was changed"
+        )
+    if len({*forget.classes, *gone["classes"]}) >= num_classes - 1:
+        raise BadSetting("request must leave at least two classes, got one that does not")
+
+
+def _check_forgotten(settings: RunSettings, base: VersionRow) -> None:
+    """Refuse to relearn what a version still knows, or what cannot be trained back."""
+    if base.card["model"].get("pruned"):
+        raise BadSetting(
+            f"relearning must start from a version with all its channels, got {base.id}, "
+            "whose pruned channels cannot be trained back; train again, or keep it so"
+        )
+    if not METHODS[settings.method].needs.relearning:
+        raise BadSetting(
+            f"method {settings.method} must be able to relearn, got one that cannot: "
+            "what it removes cannot be trained back; choose another method"
+        )
+    forget, gone = settings.forget, base.card["erased"]
+    known = ForgetSpec(
+        forget.level,
+        tuple(c for c in forget.classes if c not in gone["classes"]),
+        tuple(c for c in forget.clients if c not in gone["clients"]),
+    )
+    if known.classes or known.clients:
+        raise BadSetting(
+            f"relearning must name what version {base.id} has forgotten, got {known}; "
+            "see `efface requests`"
+        )
+
+
+# ---- errors ------------------------------------------------------------------------------------
+
+
+def _stop_reason(error: BaseException) -> str:
+    if isinstance(error, KeyboardInterrupt | SystemExit | EffaceError):
+        return str(error) or "stopped by the operator"
+    return f"{type(error).__name__}: {error}"
+
+
+def _unpublished(row: RequestRow, error: BaseException) -> EffaceError:
+    """Return what to say of an error after the request's end."""
+    kind = VerificationFailed if row.state == "failed" else Unpublished
+    return kind(
+        f"report of {row.id} must be written, got {type(error).__name__} {error}".rstrip()
+        + f"; {row.id} is {row.state} ({row.result_version or row.reason}) all the same. "
+        f"Write the report with: efface report {row.id}"
+    )

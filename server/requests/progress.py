@@ -1,0 +1,93 @@
+"""What a running request tells those who watch: the terminal, the metrics, a file."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Protocol
+
+from server.nodes.federation import Round
+from server.nodes.metrics import Metrics
+
+
+class Listener(Protocol):
+    """Somebody who watches."""
+
+    def round(self, done: Round, scores: dict[str, Any] | None) -> None:
+        """A round is over; `scores` if it was evaluated."""
+
+    def note(self, text: str) -> None:
+        """Something worth a line happened."""
+
+
+class Listeners:
+    """Passes on to several listeners."""
+
+    def __init__(self, listeners: Iterable[Listener]) -> None:
+        self.listeners = list(listeners)
+
+    def round(self, done: Round, scores: dict[str, Any] | None) -> None:
+        for listener in self.listeners:
+            listener.round(done, scores)
+
+    def note(self, text: str) -> None:
+        for listener in self.listeners:
+            listener.note(text)
+
+
+class EventFile:
+    """Appends every event to a file, for a process that watches from outside."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def round(self, done: Round, scores: dict[str, Any] | None) -> None:
+        self._write(
+            {
+                "event": "round",
+                "phase": done.phase,
+                "number": done.number,
+                "of": done.of,
+                "seconds": done.cost.seconds,
+                "loss": done.loss,
+                "clients": done.num_clients,
+                "failures": [f"{f.client}: {f.reason}" for f in done.failures],
+                "scores": scores,
+            }
+        )
+
+    def note(self, text: str) -> None:
+        self._write({"event": "note", "text": text})
+
+    def _write(self, event: dict[str, Any]) -> None:
+        with self.path.open("a") as file:
+            file.write(json.dumps(event) + "\n")
+
+
+class MetricsListener:
+    """Feeds Prometheus."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self.metrics = metrics
+
+    def round(self, done: Round, scores: dict[str, Any] | None) -> None:
+        self.metrics.on_round(done.phase)
+        self.metrics.phase_seconds(done.phase, done.cost.seconds)
+        self.metrics.traffic(done.phase, up=done.cost.up, down=done.cost.down)
+        for failure in done.failures:
+            self.metrics.client_failure(_kind(failure.reason))
+
+    def note(self, text: str) -> None:
+        """Notes are for people."""
+
+
+def _kind(reason: str) -> str:
+    """Return a failure's kind: a label must not hold free text, nor grow without bound."""
+    if "no answer" in reason:
+        return "timeout"
+    if "BadSetting" in reason:
+        return "bad-setting"
+    if "CodeMismatch" in reason:
+        return "code-mismatch"
+    if "unavailable" in reason.lower():
+        return "unavailable"
+    return "raised"

@@ -1,0 +1,1 @@
+"""What the coordinator keeps: home, ledger, registry, stored updates, journals."""

@@ -1,0 +1,225 @@
+"""The server home: one folder holds all that the coordinator keeps, and one process writes to it.
+
+    HOME/lock        who holds the home now
+    HOME/ledger.db   the request ledger (server/storage/ledger.py)
+    HOME/versions/   weights, one folder a version (server/storage/registry.py)
+    HOME/runs/       one folder a request: its record and its journal (server/storage/journal.py)
+    HOME/reports/    HTML reports
+    HOME/cache/      what can be computed again
+    HOME/clients/    the stores of clients simulated on this machine
+    HOME/updates/    what clients sent in training, where that is kept (server/storage/history.py)
+
+Folders have mode 0700 and files 0600: weights and records are for the operator alone.
+"""
+
+import fcntl
+import json
+import math
+import os
+import shlex
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from client.errors import BadSetting, EffaceError
+
+FOLDERS = ("versions", "runs", "reports", "cache", "clients", "updates")
+TEMPORARY_SUFFIX = ".tmp"
+POLL_SECONDS = 0.1
+
+
+class HomeBusy(EffaceError):
+    """Another process holds the home; wait for it, or use another home."""
+
+
+def plain(value: Any, name: str = "value") -> Any:
+    """Return `value` as strict JSON holds it: numbers, text, lists, string-keyed objects, null.
+
+    Tuples become lists, array scalars become numbers, NaN and infinities become null
+    (PostgreSQL and strict readers refuse them).
+
+    Args:
+        value: What to convert; it is not changed.
+        name: What to call it in an error.
+
+    Raises:
+        BadSetting: If a part of it has no JSON form. The message says which part.
+    """
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): plain(part, f"{name}.{key}") for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(part, f"{name}[{i}]") for i, part in enumerate(value)]
+    if getattr(value, "shape", None) == () and hasattr(value, "item"):
+        return plain(value.item(), name)
+    raise BadSetting(
+        f"{name} must be a number, text, list, object or null, got a {type(value).__name__}"
+    )
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames and removals in `folder` survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_atomic(path: Path, data: bytes, *, durable_name: bool = True) -> None:
+    """Put `data` in `path`, whole or not at all, mode 0600.
+
+    Args:
+        path: File to write or replace. Its folder exists.
+        data: The whole content.
+        durable_name: Also sync the folder. Without it a power cut may bring the former file
+            back, never a mixture: enough for a checkpoint that replaces an older one, and half
+            the price.
+    """
+    descriptor, temporary = tempfile.mkstemp(
+        dir=path.parent, prefix=f".{path.name}.", suffix=TEMPORARY_SUFFIX
+    )
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    if durable_name:
+        sync_folder(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Put `value` in `path` as indented strict JSON, whole or not at all, mode 0600.
+
+    Raises:
+        BadSetting: If a part of `value` has no JSON form (see `plain`).
+    """
+    text = json.dumps(plain(value, path.stem), indent=2, ensure_ascii=False, allow_nan=False)
+    write_atomic(path, text.encode() + b"\n")
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who holds a home, as the holder itself wrote it down."""
+
+    pid: int
+    command: str
+    since: str  # ISO 8601, UTC
+
+    def __str__(self) -> str:
+        return f"process {self.pid} ({self.command}) since {self.since}"
+
+
+class Home:
+    """The folder of one server, created on first use, with a lock for one writer at a time."""
+
+    def __init__(self, path: Path | str | None = None) -> None:
+        """Open the home, creating what is missing.
+
+        Args:
+            path: The folder; by default the environment's EFFACE_HOME, or else `~/.efface`.
+
+        Raises:
+            EffaceError: If the folder cannot be created, or is a file.
+        """
+        chosen = path or os.environ.get("EFFACE_HOME") or "~/.efface"
+        self.path = Path(chosen).expanduser().absolute()
+        self.versions, self.runs, self.reports, self.cache, self.clients, self.updates = (
+            self.path / name for name in FOLDERS
+        )
+        self._owner: tuple[int, int] | None = None  # (process, thread) that holds the lock
+        try:
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for name in FOLDERS:
+                (self.path / name).mkdir(mode=0o700, exist_ok=True)
+                # An older folder, or one restored from a backup, may be open to others.
+                (self.path / name).chmod(0o700)
+        except OSError as error:
+            raise EffaceError(
+                f"home must be a folder this user can write, got {self.path} ({error.strerror}). "
+                "Set EFFACE_HOME to another folder"
+            ) from error
+
+    @contextmanager
+    def lock(self, wait: float | None = None) -> Iterator[None]:
+        """Hold the home for the body of a `with`: no other process or thread holds it meanwhile.
+
+        The thread that holds it may enter again. The kernel frees the lock of a killed process.
+
+        Args:
+            wait: Seconds to wait for another holder; `None` and 0 refuse at once, `math.inf`
+                waits without end.
+
+        Raises:
+            HomeBusy: If another holds it still. The message says who, since when, and what to do.
+        """
+        if wait is not None and not wait >= 0:
+            raise BadSetting(f"wait must be at least 0 seconds, got {wait}")
+        me = (os.getpid(), threading.get_ident())
+        if self._owner == me:
+            yield
+            return
+        descriptor = self._acquire(wait or 0.0)
+        try:
+            self._owner = me
+            record = {"pid": me[0], "command": shlex.join(sys.argv), "since": _now()}
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, json.dumps(record).encode(), 0)
+            yield
+        finally:
+            self._owner = None
+            os.ftruncate(descriptor, 0)
+            # Explicit, for a forked child shares the descriptor and would keep the lock alive.
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
+            os.close(descriptor)
+
+    def holder(self) -> Holder | None:
+        """Return who wrote itself down as holder, or None if nobody did."""
+        try:
+            record = json.loads((self.path / "lock").read_text())
+            return Holder(int(record["pid"]), str(record["command"]), str(record["since"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def _acquire(self, wait: float) -> int:
+        descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        deadline = time.monotonic() + wait
+        try:
+            while True:
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    return descriptor
+                except BlockingIOError:
+                    left = deadline - time.monotonic()
+                    if left <= 0:
+                        raise HomeBusy(self._busy(wait)) from None
+                time.sleep(min(POLL_SECONDS, left))
+        except BaseException:
+            os.close(descriptor)
+            raise
+
+    def _busy(self, wait: float) -> str:
+        waited = f" (waited {wait:g} s)" if wait else ""
+        return (
+            f"home must be held by one process at a time, got {self.path} held by "
+            f"{self.holder() or 'a process that has not said its name'}{waited}. "
+            "Wait for it to end, stop it, or set EFFACE_HOME to another folder"
+        )
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

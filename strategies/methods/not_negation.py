@@ -1,0 +1,72 @@
+"""NoT: negate the first layer's weights, then fine-tune on what is retained.
+
+Khalil, Brunswic, Lamghari, Li, Beitollahi, Chen: "NoT: Federated Unlearning via Weight Negation",
+CVPR 2025, https://arxiv.org/abs/2503.05657. Negation breaks the co-adaptation of the layers and
+stays close to a point from which fine-tuning is short.
+
+Departs from the paper:
+1. Of a layer the weight alone is negated: its bias and the norm behind it stay as they were.
+2. Fine-tuning stops when the accuracy on the clients' held-out data is back, or after the rounds.
+3. Relearning is by ordinary rounds.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from flwr.app import Array, ArrayRecord
+
+from client.channels.layout import layout
+from client.errors import BadSetting
+from client.learning.models import build
+from client.wire import at_least
+from strategies.federation import Federation
+from strategies.method import COUNT, PERCENT, Hyperparameters, Needs, option
+from strategies.parts.estimates import Facts, Stretch
+from strategies.parts.finetuning import fine_tune
+from strategies.parts.relearning import OrdinaryRelearning
+
+
+@dataclass(frozen=True)
+class WeightNegation(OrdinaryRelearning, Hyperparameters):
+    """The paper's protocol."""
+
+    layers: int = option(1, COUNT)  # L_neg: the first so many layers
+    # Fine-tuning: rounds at most, and points of retain accuracy that it may leave missing.
+    rounds: int = option(20, at_least(0))
+    tolerance: float = option(0.0, PERCENT)
+
+    # Clients with nothing left to train on take no part.
+    needs: ClassVar[Needs] = Needs(levels=frozenset({"class", "client"}), target_online=False)
+
+    def forget(self, federation: Federation, model: ArrayRecord) -> ArrayRecord:
+        """Return `model` without what the request names."""
+        wanted = federation.accuracies(model).retain
+
+        # 1. theta'_l = -theta_l for the layers l in L_neg, on the server.
+        layers = layout(build(federation.spec, torch.Generator()))
+        if self.layers >= len(layers):
+            raise BadSetting(
+                f"layers must be at most {len(layers) - 1} of the model's {len(layers)}, got "
+                f"{self.layers}"
+            )
+        names = [f"{layer.name}.weight" for layer in layers[: self.layers]]
+        before = model
+        model = federation.locally("unlearn", lambda: (negated(before, names), 0))
+
+        # 2. Those with data left fine-tune on it.
+        return fine_tune(
+            federation, model, rounds=self.rounds, wanted=wanted, tolerance=self.tolerance
+        )
+
+    def estimate(self, facts: Facts) -> list[Stretch]:
+        """Return what `forget` will take."""
+        return [Stretch("unlearn", 1), *facts.fine_tuning(self.rounds)]
+
+
+def negated(model: ArrayRecord, names: Collection[str]) -> ArrayRecord:
+    """Return `model` with the arrays of these names times -1, the others as they were."""
+    return ArrayRecord(
+        {name: Array(-array.numpy()) if name in names else array for name, array in model.items()}
+    )

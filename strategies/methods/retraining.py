@@ -1,0 +1,46 @@
+"""Retraining from scratch: the yardstick that every method is measured against.
+
+The same federated averaging as the original training, from the same initial weights, on the data
+that are left (Retrain-Or in Dhasade et al. 2024, section 2.3). Departs from the paper: nothing.
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from flwr.app import ArrayRecord
+
+from strategies.federation import Federation
+from strategies.method import Hyperparameters, Needs
+from strategies.parts.estimates import Facts, Stretch
+from strategies.parts.participation import as_in_training
+from strategies.parts.relearning import OrdinaryRelearning
+from strategies.rounds.base import FederatedAveraging
+
+
+@dataclass(frozen=True)
+class Retraining(OrdinaryRelearning, Hyperparameters):
+    """The oracle as a method: slow, and forgets by construction."""
+
+    needs: ClassVar[Needs] = Needs(levels=frozenset({"class", "client"}), target_online=False)
+
+    def forget(self, federation: Federation, model: ArrayRecord) -> ArrayRecord:
+        """Return a model that never saw what the request names; `model` is not used."""
+        return train(federation, phase="unlearn")
+
+    def estimate(self, facts: Facts) -> list[Stretch]:
+        """Return what `forget` will take."""
+        return [facts.training("unlearn", facts.plan.num_rounds)]
+
+
+def train(federation: Federation, *, phase: str, **values: Any) -> ArrayRecord:
+    """Return the initial weights after all rounds of federated averaging.
+
+    Args:
+        federation: Runs the rounds, as many and with as many nodes as its plan says.
+        phase: "train", "retrain" or "unlearn".
+        values: Settings of `wire.Fit` beside the ordinary ones; what the request names is left out.
+    """
+    initial = federation.initial()
+    told = federation.ordinary(**values)
+    rounds = FederatedAveraging(told, **as_in_training(federation))
+    return federation.run(phase, rounds, initial, num_rounds=federation.plan.num_rounds)

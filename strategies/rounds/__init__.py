@@ -1,0 +1,1 @@
+"""The kinds of round, each a Flower `Strategy`."""

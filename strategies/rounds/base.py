@@ -1,0 +1,261 @@
+"""The kinds of round, each a Flower `Strategy`: who takes part, what they are told, what is kept.
+
+They work in any Flower app whose nodes run `client.app`:
+`AscentRounds(settings, participants=["hospital-a"]).start(grid, arrays, num_rounds=1)`.
+"""
+
+import math
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import FedAvg
+
+from client import wire
+from client.errors import EffaceError
+from client.seeds import generator
+from client.wire import Common
+from strategies.parts.averaging import weighted_average
+
+
+class ClientLost(EffaceError):
+    """A node that had to take part failed or did not answer."""
+
+
+class NothingTouched(EffaceError):
+    """No example was used: an erasure that touched no data must not look like a success."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A node that did not do its part, and why."""
+
+    client: str
+    reason: str
+
+
+def num_drawn(fraction: float, count: int) -> int:
+    """Return how many of `count` nodes a round asks: a share of them, at least one if there is one.
+
+    Args:
+        fraction: The share, in (0, 1].
+        count: Nodes that may be drawn, at least 0.
+    """
+    return min(count, max(1, round(fraction * count)))
+
+
+class Rounds(FedAvg):
+    """Rounds of one message type, averaged by the number of examples that each node used.
+
+    What FedAvg leaves open is fixed here: nodes are drawn by a seeded generator, replies are
+    averaged in the order of the nodes' names, buffers keep their dtype, and a missing reply is
+    counted against `min_share`.
+    """
+
+    message_type: str
+    takes_all: bool = False  # whether every node addressed must answer
+    changes_model: bool = True  # or the arrays that come back are scores
+
+    def __init__(
+        self,
+        settings: Common,
+        *,
+        participants: Collection[str] | None = None,
+        fraction: float = 1.0,
+        min_share: float = 0.5,
+        required: Collection[str] = (),
+    ) -> None:
+        """Configure the rounds.
+
+        Args:
+            settings: What every node is told; `client` and `server_round` are filled in.
+            participants: Names of the nodes that may take part; None for all that are online.
+            fraction: Share of them drawn in every round, in (0, 1].
+            min_share: Share of the nodes drawn that must answer, in (0, 1].
+            required: Names of those of them that must, whatever the share: without their answer
+                nothing is unlearned.
+        """
+        super().__init__(weighted_by_key="num-examples")
+        self.settings = settings
+        self.participants = participants
+        self.fraction = fraction
+        self.min_share = min_share
+        self.required = required
+        self.failures: list[Failure] = []
+        self.sent = ArrayRecord()  # the model of the round under way
+        self._asked: dict[int, str] = {}
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Address this round's nodes. `config` is not read: `settings` says it all."""
+        self.sent = arrays
+        online = {node.name: node.node_id for node in grid.get_nodes()}
+        wanted = sorted(online if self.participants is None else self.participants)
+        needed = wanted if self.takes_all else sorted(self.required)
+        if missing := [name for name in needed if name not in online]:
+            raise ClientLost(f"clients must be online for {self.settings.phase}: {missing}")
+        names = self._drawn([name for name in wanted if name in online], server_round)
+        self._asked = {online[name]: name for name in names}
+        return [
+            Message(
+                RecordDict({"arrays": arrays, "config": self._told(name, server_round)}),
+                dst_node_id=online[name],
+                message_type=self.message_type,
+                group_id=str(server_round),
+            )
+            for name in names
+        ]
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Evaluate nobody: measuring is the server's business, outside the timed rounds."""
+        return []
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Average what came back.
+
+        Raises:
+            ClientLost: If fewer nodes answered than must.
+            NothingTouched: If they used no example.
+        """
+        used, metrics = self._used(server_round, list(replies))
+        arrays, examples = zip(*used.values(), strict=True)
+        return weighted_average(arrays, examples), metrics
+
+    def _used(
+        self, server_round: int, replies: list[Message]
+    ) -> tuple[dict[str, tuple[ArrayRecord, float]], MetricRecord]:
+        """Return the arrays and examples of the nodes that used any, by name; the round's totals.
+
+        Raises:
+            ClientLost: If fewer nodes answered than must.
+            NothingTouched: If they used no example.
+        """
+        answers = self._by_name(server_round, replies)
+        used = {
+            name: (next(iter(content.array_records.values())), float(metrics["num-examples"]))
+            for name, (content, metrics) in answers.items()
+            if float(metrics["num-examples"]) > 0
+        }
+        if not used:
+            raise NothingTouched(
+                f"{self.settings.phase} must use at least one example, got none on "
+                f"{len(answers)} clients"
+            )
+        return used, summed([metrics for _, metrics in answers.values()], len(self.failures))
+
+    def _told(self, name: str, server_round: int) -> ConfigRecord:
+        return replace(self.settings, client=name, server_round=server_round).config()
+
+    def _drawn(self, names: list[str], server_round: int) -> list[str]:
+        if self.fraction >= 1.0 or not names:
+            return names
+        count = num_drawn(self.fraction, len(names))
+        draws = generator(self.settings.seed, self.settings.phase + " sampling", server_round)
+        chosen = torch.randperm(len(names), generator=draws)[:count].sort().values
+        return [names[i] for i in chosen.tolist()]
+
+    def _by_name(
+        self, server_round: int, replies: list[Message]
+    ) -> dict[str, tuple[RecordDict, dict[str, Any]]]:
+        """Return content and metrics of those that answered, in the order of their names."""
+        self.failures = []
+        by_name: dict[str, tuple[RecordDict, dict[str, Any]]] = {}
+        unnamed: list[str] = []
+        for message in replies:
+            name = self._asked.get(message.metadata.src_node_id)
+            if message.has_error():
+                reason = message.error.reason or "no reason given"
+                if name is None:  # the SuperLink answers for a node that it has lost
+                    unnamed.append(reason)
+                else:
+                    self.failures.append(Failure(name, reason))
+            elif name is not None:
+                by_name[name] = (message.content, checked(message.content, name))
+        told = {failure.client for failure in self.failures}
+        silence = "; ".join(unnamed) or "no answer before the deadline"
+        self.failures += [
+            Failure(name, silence)
+            for name in self._asked.values()
+            if name not in by_name and name not in told
+        ]
+        needed = (
+            len(self._asked) if self.takes_all else math.ceil(self.min_share * len(self._asked))
+        )
+        reasons = "; ".join(f"{f.client}: {f.reason}" for f in self.failures) or "none online"
+        if len(by_name) < max(1, needed):
+            raise ClientLost(
+                f"round {server_round} of {self.settings.phase} must have {max(1, needed)} answers "
+                f"of {len(self._asked)} clients, got {len(by_name)} ({reasons})"
+            )
+        if lost := sorted(set(self.required) - set(by_name)):
+            raise ClientLost(
+                f"round {server_round} of {self.settings.phase} must have the answers of the "
+                f"clients that hold what is to be forgotten, got none of {', '.join(lost)} "
+                f"({reasons})"
+            )
+        return {name: by_name[name] for name in sorted(by_name)}
+
+
+def checked(content: RecordDict, name: str) -> dict[str, Any]:
+    """Return a reply's metrics if it has the agreed form and comes from the expected code.
+
+    Raises:
+        ClientLost: If not; the reply must never be averaged.
+    """
+    if len(content.array_records) != 1 or len(content.metric_records) != 1 or len(content) != 2:
+        raise ClientLost(f"reply of {name} must hold one ArrayRecord and one MetricRecord")
+    metrics = dict(next(iter(content.metric_records.values())))
+    expected = wire.code_number(wire.fingerprint())
+    if metrics.get("code") != expected:
+        raise ClientLost(
+            f"client {name} must run the coordinator's client code {wire.fingerprint()[:12]}, got "
+            f"{metrics.get('code')}; install the same release and restart it"
+        )
+    return metrics
+
+
+def summed(metrics: list[dict[str, Any]], num_failures: int) -> MetricRecord:
+    """Return a round's totals: examples, images, client seconds; the loss as a weighted mean."""
+    examples = sum(float(m["num-examples"]) for m in metrics)
+    loss = sum(float(m.get("loss", 0.0)) * float(m["num-examples"]) for m in metrics)
+    return MetricRecord(
+        {
+            "num-examples": examples,
+            "samples": sum(float(m.get("samples", 0.0)) for m in metrics),
+            "loss": loss / examples if examples else 0.0,
+            "client-seconds": sum(float(m["seconds"]) for m in metrics),
+            "seconds-distill": sum(float(m.get("seconds-distill", 0.0)) for m in metrics),
+            "num-clients": len(metrics),
+            "num-failures": num_failures,
+        }
+    )
+
+
+class FederatedAveraging(Rounds):
+    """FedAvg (McMahan et al. 2017): a seeded share of the nodes trains, weighted by |D_i|."""
+
+    message_type = wire.FIT
+
+
+class AscentRounds(Rounds):
+    """SGA rounds (QuickDrop, Algorithm 1): every holder of the forget set climbs, by |S_f,i|.
+
+    Losing one of them would leave its share of the forget set untouched, so all must answer.
+    """
+
+    message_type = wire.ASCEND
+    takes_all = True
+
+
+class RecoveryRounds(Rounds):
+    """Rounds of SGD on the compact data of the nodes that have any left: recovery, relearning."""
+
+    message_type = wire.DESCEND

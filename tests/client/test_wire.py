@@ -1,0 +1,848 @@
+"""The wire: every handler is called, and nothing but what is declared goes up."""
+
+import math
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from torch import nn
+
+from client import wire
+from client.app import HANDLERS, app
+from client.channels.layout import to_text
+from client.channels.masks import zero_
+from client.data.site import open_site
+from client.errors import BadSetting, EffaceError
+from client.learning.curvature import local_quasi_newton
+from client.learning.training import minibatches
+from client.node import Node, answered
+from client.seeds import generator
+from client.store import Store
+from client.wire import Common
+from server.nodes.engines.inline import InlineGrid
+from tests.messages import NUM_CLIENTS, message, network, told, values, weights
+
+DIRECTORIES = ("EFFACE_STORE", "EFFACE_DATA_DIR", "EFFACE_HOME")
+CLASS_3 = {"forget_level": "class", "forget_classes": [3]}
+
+# Enough of every kind's settings to make the handler do its work.
+WORK: dict[str, dict[str, Any]] = {
+    wire.FIT: {"steps": 2, "batch_size": 32, "lr": 0.1, "scale": 10, "server_round": 1},
+    wire.ASCEND: {"lr": 0.02, **CLASS_3},
+    wire.DESCEND: {"lr": 0.02, "hold": 1.0, "hold_features": 1.0, **CLASS_3},
+    wire.HELDOUT: {"holdout": 0.2, **CLASS_3},
+    wire.DESCRIBE: CLASS_3,
+    wire.CONDENSE: {"outer_steps": 1, "inner_steps": 1, "batch_size": 16},
+    wire.SETTLE: {"action": "forget", "destroy": True, **CLASS_3},
+    wire.REPRESENTATION: {"samples_per_class": 5, **CLASS_3},
+    wire.ABLATION: {"max_examples": 4, **CLASS_3},
+    wire.FIT_CHANNELS: {
+        "channels": ["body.0:0,3", "classifier:3"],
+        "steps": 2,
+        "batch_size": 32,
+        "lr": 0.1,
+        **CLASS_3,
+    },
+    wire.FISHER: {"max_examples": 4, **CLASS_3},
+}
+
+
+def arrays_of(message_type: str) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Return names, shapes and dtypes of the arrays that may go up; 8 channels, 10 classes."""
+    sent = {name: (tuple(a.shape), a.dtype) for name, a in weights().items()}
+    layers = {"body.0": 8, "body.4": 8, "classifier": 10}
+    rows = {"body.0": 2, "body.1": 2, "classifier": 1}  # body.1 is the norm behind body.0
+    if message_type in (wire.FIT, wire.ASCEND, wire.DESCEND, wire.FISHER):
+        return sent  # the ConvNet has no buffers
+    if message_type == wire.REPRESENTATION:
+        return dict.fromkeys(("body.0", "body.4"), ((10, 8), "float64"))
+    if message_type == wire.ABLATION:
+        both = [f"{k}/{n}" for n in layers if n != "classifier" for k in ("accuracy", "loss")]
+        return {name: ((layers[name.partition("/")[2]],), "float64") for name in both}
+    if message_type == wire.FIT_CHANNELS:
+        numbers = sum(
+            rows[n.rpartition(".")[0]] * math.prod(s[1:])
+            for n, (s, _) in sent.items()
+            if n.rpartition(".")[0] in rows
+        )
+        return {wire.SLICES: ((numbers,), "float32")}
+    return {}
+
+
+@pytest.fixture(autouse=True)
+def _store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in DIRECTORIES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("EFFACE_STORE", str(tmp_path / "private"))
+
+
+def open_grid(**node: Any) -> InlineGrid:
+    return InlineGrid(app, NUM_CLIENTS, node_config=node, workers=1)
+
+
+@pytest.fixture
+def grid() -> Iterator[InlineGrid]:
+    with open_grid() as made:
+        yield made
+
+
+def config_of(message_type: str, **more: Any) -> ConfigRecord:
+    kind = wire.SETTINGS[message_type]
+    config: ConfigRecord = told(kind, **{**WORK[message_type], **more}).config()
+    return config
+
+
+def ask(grid: InlineGrid, message_type: str, config: ConfigRecord | None = None) -> Message:
+    config = config_of(message_type) if config is None else config
+    (reply,) = grid.send_and_receive([message(message_type, config, weights())])
+    return reply
+
+
+def train(grid: InlineGrid) -> None:
+    """Give node 1 a synthetic set."""
+    assert not ask(grid, wire.FIT).has_error()
+
+
+def store_file(tmp_path: Path) -> Path:
+    return next((tmp_path / "private").rglob("*.safetensors"))
+
+
+# ---- what goes up -------------------------------------------------------------------------------
+
+
+def test_every_message_has_a_handler_settings_and_a_case_here() -> None:
+    assert set(HANDLERS) == set(wire.SETTINGS) == set(WORK)
+
+
+@pytest.mark.parametrize("message_type", sorted(WORK))
+def test_a_reply_holds_one_array_record_one_metric_record_and_nothing_undeclared(
+    grid: InlineGrid, message_type: str, tmp_path: Path
+) -> None:
+    train(grid)
+    reply = ask(grid, message_type)
+
+    assert not reply.has_error(), reply
+    content = reply.content
+    assert (len(content), len(content.array_records), len(content.metric_records)) == (2, 1, 1)
+    (arrays,), (metrics,) = content.array_records.values(), content.metric_records.values()
+
+    # Parameters of the model that came down, slices of them, numbers by channel (and class), or
+    # nothing; an image is 8x8, no parameter is.
+    found = {name: (tuple(array.shape), array.dtype) for name, array in arrays.items()}
+    assert found == arrays_of(message_type)
+    for array in arrays.values():
+        assert tuple(array.shape[-2:]) != (8, 8)
+        assert np.isfinite(array.numpy()).all()
+
+    # Declared numbers, and lists only where they have one entry a class: a list of labels or of
+    # losses would have one an example.
+    for name, value in metrics.items():
+        per_class = wire.METRICS[name] == "per-class"
+        assert isinstance(value, list) == per_class
+        assert not per_class or len(value) == 10  # type: ignore[arg-type]
+    assert metrics["code"] == wire.code_number(wire.fingerprint())
+    assert metrics["partition"] == 0
+    assert metrics["seconds"] > 0  # type: ignore[operator]
+    assert str(tmp_path) not in repr(content)
+
+
+def test_handlers_do_their_work(grid: InlineGrid) -> None:
+    # 300 images over 3 nodes, a tenth held out: 90 to train on.
+    fit = ask(grid, wire.FIT).content.metric_records["metrics"]
+    assert (fit["num-examples"], fit["num-steps"], fit["samples"]) == (90, 2, 64)
+    counts = ask(grid, wire.DESCRIBE, config_of(wire.DESCRIBE)).content.metric_records["metrics"]
+    assert (counts["num-examples"], counts["num-heldout"]) == (90, 10)
+    per_class = [int(n) for n in counts["count-train-per-class"]]  # type: ignore[union-attr]
+    assert (counts["num-forget"], counts["num-retain"]) == (per_class[3], 90 - per_class[3])
+    # ceil(|D^c| / 10) images a class.
+    assert counts["num-forget-synthetic"] == -(-per_class[3] // 10)
+    ascent = ask(grid, wire.ASCEND).content.metric_records["metrics"]
+    assert ascent["num-examples"] == counts["num-forget-synthetic"]
+    descent = ask(grid, wire.DESCEND).content.metric_records["metrics"]
+    assert descent["num-examples"] == 2 * counts["num-retain-synthetic"]  # type: ignore[operator]
+    settled = ask(grid, wire.SETTLE).content.metric_records["metrics"]
+    assert (settled["applied"], settled["destroyed"]) == (0, counts["num-forget-synthetic"])
+    again = ask(grid, wire.SETTLE).content.metric_records["metrics"]
+    assert (again["applied"], again["destroyed"]) == (1, 0)
+    left = ask(grid, wire.DESCRIBE).content.metric_records["metrics"]
+    assert left["num-forget-synthetic"] == 0
+
+
+def fit(grid: InlineGrid, **more: Any) -> Message:
+    return ask(grid, wire.FIT, config_of(wire.FIT, scale=0, **more))
+
+
+def test_a_node_trains_on_the_side_that_is_asked_for(grid: InlineGrid) -> None:
+    counts = ask(grid, wire.DESCRIBE).content.metric_records["metrics"]
+    expected = {
+        "retain": counts["num-retain"],
+        "forget": counts["num-forget"],
+        "all": counts["num-examples"],
+    }
+    for side, number in expected.items():
+        reply = fit(grid, side=side, **CLASS_3)
+        assert reply.content.metric_records["metrics"]["num-examples"] == number
+    # On examples of class 3 alone, the gradient of its bias, mean of p_3 - 1, is the only one
+    # below 0: its bias grows, every other one falls.
+    bias = fit(grid, side="forget", steps=1, batch_size=90, **CLASS_3)
+    before, after = weights(), bias.content.array_records["arrays"]
+    moved = after["classifier.bias"].numpy() - before["classifier.bias"].numpy()
+    assert (moved > 0).tolist() == [label == 3 for label in range(10)]
+    # Nothing to forget: nothing to train on.
+    reply = fit(grid, side="forget")
+    assert reply.content.metric_records["metrics"]["num-examples"] == 0
+
+
+@pytest.mark.parametrize("curvature", ["fisher", "hessian"])
+def test_a_node_trains_with_the_optimiser_that_is_asked_for(
+    grid: InlineGrid, curvature: str
+) -> None:
+    site = open_site(told(Common), {"partition-id": 0})
+    model = network()
+    local_quasi_newton(
+        model,
+        site.pick(site.train, torch.device("cpu")),
+        minibatches(len(site.train), 32, 2, generator(0, "test", 0, "client-0")),
+        lr=0.1,
+        beta1=0.8,
+        hessian_power=0.5,
+        eps=0.01,
+        weight_decay=0.1,
+        generator=generator(0, "test curvature", 0, "client-0"),
+        curvature=curvature,
+    )
+    options = {"beta1": 0.8, "hessian_power": 0.5, "eps": 0.01, "weight_decay": 0.1}
+    reply = fit(grid, optimiser="quasi-newton", server_round=0, curvature=curvature, **options)
+    for name, value in model.state_dict().items():
+        found = reply.content.array_records["arrays"][name].numpy()
+        assert np.array_equal(found, value.numpy())
+
+
+@pytest.mark.parametrize("more", [{"side": "forget"}, {"optimiser": "quasi-newton"}])
+def test_synthetic_sets_are_made_by_sgd_on_what_is_retained(
+    grid: InlineGrid, more: dict[str, str], tmp_path: Path
+) -> None:
+    reason = ask(grid, wire.FIT, config_of(wire.FIT, **more, **CLASS_3)).error.reason
+    assert "BadSetting: scale must be 0 for side" in reason
+    assert not list((tmp_path / "private").rglob("*.safetensors"))
+
+
+def test_a_node_without_anything_to_forget_answers(grid: InlineGrid) -> None:
+    train(grid)
+    nobody = {"forget_level": "client", "forget_classes": [], "forget_clients": ["client-2"]}
+    for message_type in (wire.DESCRIBE, wire.HELDOUT, wire.DESCEND, wire.SETTLE):
+        assert not ask(grid, message_type, config_of(message_type, **nobody)).has_error()
+
+
+@pytest.mark.parametrize("message_type", [wire.FIT, wire.DESCEND])
+def test_a_node_that_lost_all_its_data_weighs_nothing(grid: InlineGrid, message_type: str) -> None:
+    train(grid)
+    gone = {"forget_level": "client", "forget_classes": [], "forget_clients": ["client-0"]}
+    reply = ask(grid, message_type, config_of(message_type, **gone))
+    assert reply.content.metric_records["metrics"]["num-examples"] == 0
+
+
+# ---- errors say nothing of the node's own -------------------------------------------------------
+
+
+def no_data_file(folder: Path) -> dict[str, Any]:
+    return {"data": f"npz:{folder}/patients.npz", "store": str(folder / "store")}
+
+
+def data_without_its_kind(folder: Path) -> dict[str, Any]:
+    return {"data": f"{folder}/patients.npz", "store": str(folder / "store")}
+
+
+def damaged_data(folder: Path) -> dict[str, Any]:
+    (folder / "patients.npz").write_bytes(b"PK\x03\x04 not an archive")
+    return no_data_file(folder)
+
+
+def store_is_a_file(folder: Path) -> dict[str, Any]:
+    (folder / "patients").write_text("in the way")
+    return {"store": str(folder / "patients" / "store")}
+
+
+def damaged_state(folder: Path) -> dict[str, Any]:
+    (folder / "store").mkdir()
+    (folder / "store" / "state.json").write_text("{")
+    return {"store": str(folder / "store")}
+
+
+def no_such_device(folder: Path) -> dict[str, Any]:
+    return {"device": f"{folder}/patients"}
+
+
+FAILURES = [
+    no_data_file,
+    data_without_its_kind,
+    damaged_data,
+    store_is_a_file,
+    damaged_state,
+    no_such_device,
+]
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+@pytest.mark.parametrize("message_type", sorted(WORK))
+def test_an_error_reply_holds_no_path(
+    tmp_path: Path, message_type: str, failure: Callable[[Path], dict[str, Any]]
+) -> None:
+    with open_grid(**failure(tmp_path)) as grid:
+        reply = ask(grid, message_type)
+    if not reply.has_error():
+        # A store in the wrong place hurts only those who read or write a set.
+        assert failure is store_is_a_file
+        return
+    reason = reply.error.reason
+    assert str(tmp_path) not in reason
+    assert tmp_path.name not in reason
+    assert "patients" not in reason
+    assert "/" not in reason.replace("client/wire.py", "")
+    assert "Error" in reason  # its kind is told
+
+
+@pytest.mark.parametrize(
+    "message_type", [wire.FIT, wire.ASCEND, wire.DESCEND, wire.DESCRIBE, wire.CONDENSE]
+)
+@pytest.mark.parametrize("damage", ["truncated", "of another model"])
+def test_a_bad_synthetic_set_is_an_error_without_its_path(
+    grid: InlineGrid, tmp_path: Path, message_type: str, damage: str
+) -> None:
+    train(grid)
+    path = store_file(tmp_path)
+    more: dict[str, Any] = {}
+    if damage == "truncated":
+        path.write_bytes(path.read_bytes()[:-1])
+    else:
+        found = Store(path.parent.parent).load("r0001", model=str(told(Common).model_spec))
+        assert found is not None
+        Store(path.parent.parent).save("r0001", 1, found, model="another")
+    if message_type == wire.FIT:
+        more = {"server_round": 2}
+    reply = ask(grid, message_type, config_of(message_type, **more))
+    assert "StoreError" in reply.error.reason
+    assert "/" not in reply.error.reason
+    assert path.exists()
+
+
+def test_a_model_that_diverges_is_an_error_that_names_the_remedy_here_only(
+    grid: InlineGrid, caplog: pytest.LogCaptureFixture
+) -> None:
+    reply = ask(grid, wire.FIT, config_of(wire.FIT, lr=1e30, scale=0, steps=3))
+    assert "the node's own log says why" in reply.error.reason
+    assert "must be" in caplog.text
+    assert "finite" in caplog.text
+
+
+# ---- a handler that would tell more -------------------------------------------------------------
+
+
+def answer_with(
+    metrics: dict[str, Any], state: dict[str, torch.Tensor] | None = None
+) -> Callable[[], Message]:
+    config = config_of(wire.DESCRIBE)
+    asked = message(wire.DESCRIBE, config, weights())
+    return lambda: wire.reply(
+        asked, metrics, num_classes=10, state=state, like=wire.forms(weights())
+    )
+
+
+@pytest.mark.parametrize(
+    ("metrics", "rule"),
+    [
+        ({"images": [0.0] * 10}, "declared metrics only, got 'images'"),
+        ({"labels": [3.0, 3.0, 1.0]}, "declared metrics only, got 'labels'"),
+        ({"path": "/data/patients"}, "declared metrics only, got 'path'"),
+        ({"loss": [0.5, 0.25]}, "metric loss must be scalar, got list"),
+        ({"loss": "/data/patients"}, "metric loss must be a finite number"),
+        ({"loss": float("nan")}, "metric loss must be a finite number, got nan"),
+        ({"count-train-per-class": 3.0}, "must be per-class, got float"),
+        ({"count-train-per-class": [3.0] * 64}, "must hold 10 numbers, got 64"),
+        ({"count-train-per-class": [*[3.0] * 9, float("inf")]}, "must be a finite number"),
+    ],
+)
+def test_an_undeclared_metric_is_refused(metrics: dict[str, Any], rule: str) -> None:
+    with pytest.raises(EffaceError, match=re.escape(rule)):
+        answer_with(metrics)()
+
+
+def changed_state(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
+    return {**network().state_dict(), name: tensor}
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "rule"),
+    [
+        ("images", torch.zeros(5, 1, 8, 8), "asked for alone, got ['images']"),
+        ("classifier.weight", torch.zeros(5, 1, 8, 8), "must have shape (10, "),
+        ("classifier.bias", torch.full((10,), torch.nan), "must be finite, got NaN"),
+        ("classifier.bias", torch.zeros(10, dtype=torch.int64), "must be float32, got torch.int64"),
+    ],
+)
+def test_an_array_that_is_no_parameter_is_refused(
+    name: str, tensor: torch.Tensor, rule: str
+) -> None:
+    with pytest.raises(EffaceError, match=re.escape(rule)):
+        answer_with({}, changed_state(name, tensor))()
+
+
+def test_a_parameter_left_out_is_refused() -> None:
+    state = dict(list(network().state_dict().items())[1:])
+    with pytest.raises(EffaceError, match="arrays that were asked for alone"):
+        answer_with({}, state)()
+
+
+def test_a_handler_cannot_get_an_image_past_the_reply() -> None:
+    @answered(wire.Describe)
+    def leak(node: Node, settings: wire.Describe) -> tuple[dict[str, Any], nn.Module]:
+        model = network()
+        model.register_buffer("seen", node.site.images(node.site.train))
+        return {"num-examples": 1}, model
+
+    asked = message(wire.DESCRIBE, config_of(wire.DESCRIBE), weights())
+    context = Context(1, 1, {"partition-id": 0}, RecordDict(), {})
+    with pytest.raises(EffaceError, match="the node's own log says why"):
+        leak(asked, context)
+
+
+# ---- what comes down ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", wire.SETTINGS.values(), ids=lambda kind: kind.__name__)
+def test_settings_survive_the_wire(kind: type[Common]) -> None:
+    sent = told(kind, **WORK[next(m for m, k in wire.SETTINGS.items() if k is kind)])
+    assert kind.parse(sent.config()) == sent
+
+
+@pytest.mark.parametrize("kind", wire.SETTINGS.values(), ids=lambda kind: kind.__name__)
+def test_no_message_gives_a_common_setting_a_meaning_of_its_own(kind: type[Common]) -> None:
+    assert not set(kind.__annotations__) & {f.name for f in fields(Common)}
+
+
+@pytest.mark.parametrize("message_type", sorted(WORK))
+def test_an_unknown_setting_is_refused_by_every_handler(
+    grid: InlineGrid, message_type: str
+) -> None:
+    config = config_of(message_type)
+    config["learning-rate"] = 0.1
+    reason = ask(grid, message_type, config).error.reason
+    assert "BadSetting: setting must be known to this node, got 'learning-rate'" in reason
+
+
+@pytest.mark.parametrize("message_type", sorted(WORK))
+def test_a_missing_setting_is_refused_by_every_handler(grid: InlineGrid, message_type: str) -> None:
+    kind = wire.SETTINGS[message_type]
+    required = [
+        f.name.replace("_", "-")
+        for f in fields(kind)
+        if f.default is MISSING and f.default_factory is MISSING
+    ]
+    assert "seed" in required
+    for key in required:
+        config = config_of(message_type)
+        del config[key]
+        reason = ask(grid, message_type, config).error.reason
+        assert f"BadSetting: {key} must be given, got nothing" in reason
+
+
+@pytest.mark.parametrize("kind", wire.SETTINGS.values(), ids=lambda kind: kind.__name__)
+def test_a_value_of_the_wrong_type_is_refused_whatever_the_key(kind: type[Common]) -> None:
+    message_type = next(m for m, k in wire.SETTINGS.items() if k is kind)
+    for field in fields(kind):
+        key = field.name.replace("_", "-")
+        wrong: Any = b"0"
+        with pytest.raises(BadSetting, match=rf"^{key} must be \w+, got b'0'$"):
+            kind.parse({**config_of(message_type), key: wrong})
+
+
+def test_a_whole_number_is_a_number_but_not_the_other_way_round() -> None:
+    assert wire.Fit.parse({**config_of(wire.FIT), "lr": 1}).lr == 1.0
+    for key, value in (("steps", 2.0), ("steps", True), ("destroy", 1)):
+        message_type = wire.SETTLE if key == "destroy" else wire.FIT
+        with pytest.raises(BadSetting, match=f"{key} must be"):
+            wire.SETTINGS[message_type].parse({**config_of(message_type), key: value})
+
+
+@pytest.mark.parametrize(
+    ("message_type", "key", "value", "rule"),
+    [
+        (wire.FIT, "lr", 0.0, "be positive"),
+        (wire.FIT, "lr", float("nan"), "be finite"),
+        (wire.FIT, "lr", float("inf"), "be finite"),
+        (wire.FIT, "steps", -1, "be at least 0"),
+        (wire.FIT, "epochs", -1, "be at least 0"),
+        (wire.FIT, "batch-size", 0, "be at least 1"),
+        (wire.FIT, "momentum", 1.0, "lie in [0, 0.999]"),
+        (wire.FIT, "weight-decay", -0.1, "lie in [0, 1]"),
+        (wire.FIT, "proximal", -1.0, "lie in [0, 1e+06]"),
+        (wire.FIT, "scale", -1, "be at least 0"),
+        (wire.FIT, "image-lr", -0.1, "be positive"),
+        (wire.FIT, "image-steps", 0, "be at least 1"),
+        (wire.FIT, "image-momentum", 1.5, "lie in [0, 0.999]"),
+        (wire.FIT, "distill-every", 0, "be at least 1"),
+        (wire.FIT, "distill-fraction", 1.5, "lie in [0, 1]"),
+        (wire.FIT, "side", "both", "be one of retain, forget, all"),
+        (wire.FIT, "optimiser", "adam", "be one of sgd, quasi-newton"),
+        (wire.FIT, "curvature", "exact", "be one of fisher, hessian"),
+        (wire.FIT, "beta1", 1.0, "lie in [0, 0.999]"),
+        (wire.FIT, "beta2", 1.0, "lie in [0, 0.9999]"),
+        (wire.FIT, "hessian-power", 1.5, "lie in [0, 1]"),
+        (wire.FIT, "eps", 0.0, "be positive"),
+        (wire.FIT, "holdout", 0.6, "lie in [0, 0.5]"),
+        (wire.FIT, "seed", -1, "lie in [0, 2^63)"),
+        (wire.FIT, "num-clients", 0, "be at least 1"),
+        (wire.FIT, "max-samples", -1, "be at least 0"),
+        (wire.FIT, "model", "transformer", "be one of convnet"),
+        (wire.FIT, "model-classes", 1, "be at least 2"),
+        (wire.FIT, "model-channels", 2, "be 1 or 3"),
+        (wire.FIT, "model-image-size", 7, "be at least 8"),
+        (wire.FIT, "model-depth", 9, "lie in [1, 8]"),
+        (wire.FIT, "device", "tpu", "be auto, cpu or cuda"),
+        (wire.FIT, "threads", 0, "be at least 1"),
+        (wire.FIT, "precision", "float16", "be one of float32, bfloat16"),
+        (wire.FIT, "client", "", "be 1 to 64 letters, digits, spaces, '.', '_' or '-'"),
+        (wire.FIT, "request", "", "be a text of 1 to 200 characters"),
+        (wire.FIT, "phase", "x" * 201, "be a text of 1 to 200 characters"),
+        (wire.FIT, "fingerprint", "abc", "be a SHA-256 in hexadecimal"),
+        (wire.FIT, "forget-level", "sample", "be one of none, class, client"),
+        (wire.FIT, "forget-classes", [-1], "be a list of class numbers from 0 up"),
+        (wire.FIT, "erased-classes", ["3"], "be a list of class numbers from 0 up"),
+        (wire.FIT, "forget-clients", [""], "be a list of client names"),
+        (wire.FIT, "erased-clients", [3], "be a list of client names"),
+        (wire.ASCEND, "data", "all", "be one of synthetic, subset, original"),
+        (wire.ASCEND, "epochs", 0, "be at least 1"),
+        (wire.ASCEND, "target-losses", [-1.0], "be a list of losses from 0 up"),
+        (
+            wire.DESCEND,
+            "data",
+            "real",
+            "be one of synthetic, synthetic+original, subset, subset+original, original",
+        ),
+        (wire.DESCEND, "side", "both", "be one of retain, forget, all"),
+        (wire.DESCEND, "batches", -1, "be at least 0"),
+        (wire.DESCEND, "hold", -1.0, "lie in [0, 1000]"),
+        (wire.DESCEND, "hold-features", 1001.0, "lie in [0, 1000]"),
+        (wire.CONDENSE, "outer-steps", 0, "be at least 1"),
+        (wire.CONDENSE, "inner-steps", 0, "be at least 1"),
+        (wire.REPRESENTATION, "samples-per-class", 1, "be 0 for all, or at least 2"),
+        (wire.FISHER, "side", "all", "be one of retain, forget"),
+        (wire.FISHER, "max-examples", 1, "be at least 2"),
+        (wire.SETTLE, "action", "abort", "be one of forget, relearn"),
+    ],
+)
+def test_a_value_out_of_range_is_refused_with_key_rule_and_value(
+    grid: InlineGrid, message_type: str, key: str, value: Any, rule: str
+) -> None:
+    config = ConfigRecord({**config_of(message_type), key: value})
+    reason = ask(grid, message_type, config).error.reason
+    assert f"BadSetting: {key} must {rule}" in reason
+    assert f"got {value!r}" in reason or "finite" in rule
+
+
+def test_settings_are_checked_where_they_are_made_too() -> None:
+    with pytest.raises(BadSetting, match=r"lr must be positive, got -1\.0"):
+        told(wire.Ascend, lr=-1.0)
+
+
+@pytest.mark.parametrize("message_type", sorted(WORK))
+def test_other_code_is_refused_by_every_handler(grid: InlineGrid, message_type: str) -> None:
+    reason = ask(grid, message_type, config_of(message_type, fingerprint="0" * 64)).error.reason
+    assert "CodeMismatch: fingerprint must be " + wire.fingerprint()[:12] in reason
+    assert "got 000000000000; install the same release" in reason
+
+
+def test_weights_of_another_model_are_refused(grid: InlineGrid) -> None:
+    reason = ask(grid, wire.FIT, config_of(wire.FIT, model_width=9)).error.reason
+    assert "BadSetting: arrays must fit the model" in reason
+
+
+def test_a_message_of_another_form_is_refused(grid: InlineGrid) -> None:
+    odd = message(wire.DESCRIBE, config_of(wire.DESCRIBE))
+    odd.content["more"] = ArrayRecord()
+    (reply,) = grid.send_and_receive([odd])
+    assert "message must hold 'arrays' and 'config', got ['arrays', 'config', 'more']" in (
+        reply.error.reason
+    )
+
+
+def test_the_fingerprint_covers_every_source_of_the_client() -> None:
+    assert re.fullmatch("[0-9a-f]{64}", wire.fingerprint())
+    assert wire.code_number("ffffffffffff" + "0" * 52) == 2**48 - 1
+    # A double, as MetricRecord has it, holds 48 bits exactly.
+    assert float(2**48 - 1) == 2**48 - 1
+
+
+def test_the_population_names_the_simulated_clients_data() -> None:
+    base = wire.Common(**values())
+    assert base.population == wire.Common(**values(seed=5)).population
+    assert base.population != wire.Common(**values(partition="shards:2")).population
+
+
+# ---- who is addressed, and which data it may open -----------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", ["client-0", "node-1234567", "18446744073709551615", "Klinik Süd 2", "st_a.example.org"]
+)
+def test_a_node_may_be_called_so(name: str) -> None:
+    assert told(wire.Describe, client=name).client == name
+
+
+@pytest.mark.parametrize(
+    "name", ["../outside", "..", ".hidden", "a/b", "a\\b", "/etc", " a", "a\n", "a\0b", "?", "-a"]
+)
+@pytest.mark.parametrize("key", ["client", "lineage"])
+def test_a_name_that_is_no_folder_is_refused(key: str, name: str) -> None:
+    with pytest.raises(BadSetting, match=rf"^{key} must be 1 to 64 letters, digits, spaces, "):
+        told(wire.Describe, **{key: name})
+
+
+def test_a_client_cannot_be_sent_out_of_the_store(grid: InlineGrid, tmp_path: Path) -> None:
+    reply = ask(grid, wire.FIT, ConfigRecord({**config_of(wire.FIT), "client": "../../outside"}))
+    assert "BadSetting: client must be 1 to 64 letters" in reply.error.reason
+    assert list(tmp_path.iterdir()) == []
+
+
+def site_file(folder: Path) -> Path:
+    """Write four images of 8x8 in two classes, as a site would hold them."""
+    path = folder / "site.npz"
+    images, labels = np.zeros((4, 8, 8), np.uint8), np.array([0, 1, 0, 1])
+    np.savez(path, train_images=images, train_labels=labels, num_classes=10)
+    return path
+
+
+def test_a_simulated_node_opens_the_file_that_the_coordinator_names(
+    grid: InlineGrid, tmp_path: Path
+) -> None:
+    config = config_of(
+        wire.DESCRIBE, dataset=f"npz:{site_file(tmp_path)}", num_clients=1, max_samples=0
+    )
+    assert not ask(grid, wire.DESCRIBE, config).has_error()
+
+
+@pytest.mark.parametrize("kind", ["npz", "folder"])
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_node_outside_a_simulation_opens_no_file_that_the_coordinator_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, exists: bool
+) -> None:
+    monkeypatch.delenv("EFFACE_STORE")
+    path = site_file(tmp_path) if exists else tmp_path / "none.npz"
+    with open_grid(store=str(tmp_path / "store")) as grid:
+        reply = ask(grid, wire.DESCRIBE, config_of(wire.DESCRIBE, dataset=f"{kind}:{path}"))
+        named = ask(grid, wire.DESCRIBE)  # a published set tells it nothing of the node's
+    assert (
+        f"BadSetting: dataset must be one of digits, mnist, fashion-mnist, cifar10, cifar100, svhn "
+        f"on a node that names no data of its own, got '{kind}:{path}'; its operator names what it "
+        'holds: --node-config \'data="npz:/path" store="/path"\''
+    ) in reply.error.reason
+    assert not named.has_error()
+
+
+def test_a_node_that_names_its_data_ignores_what_the_coordinator_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("EFFACE_STORE")
+    own = {"data": f"npz:{site_file(tmp_path)}", "store": str(tmp_path / "store")}
+    with open_grid(**own) as grid:
+        config = config_of(wire.DESCRIBE, dataset="npz:/etc/passwd", holdout=0.0)
+        metrics = ask(grid, wire.DESCRIBE, config).content.metric_records["metrics"]
+    assert metrics["num-examples"] == 4
+
+
+@pytest.mark.parametrize("message_type", sorted(WORK))
+def test_a_node_that_names_its_data_must_name_its_store(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, message_type: str
+) -> None:
+    with open_grid(data=f"npz:{site_file(tmp_path)}") as grid:
+        reply = ask(grid, message_type)
+    assert "StoreError: the node's own log says why" in reply.error.reason
+    assert "node config must name store beside data, got none" in caplog.text
+    assert not (tmp_path / "private").exists()
+
+
+# ---- one example's loss stays here --------------------------------------------------------------
+
+
+LOSSES = {
+    wire.FIT: {"batch_size": 2, "scale": 0},
+    wire.ASCEND: {"data": "original"},
+    wire.DESCEND: {"data": "original"},
+    wire.FIT_CHANNELS: {"batch_size": 2},
+    wire.HELDOUT: {"holdout": 0.5},
+    wire.ABLATION: {},
+}
+
+
+def losses_of(reply: Message) -> list[float]:
+    """Return every loss in a reply."""
+    assert not reply.has_error(), reply
+    found = []
+    for name, value in reply.content.metric_records["metrics"].items():
+        if "loss" in name:
+            found += [float(n) for n in (value if isinstance(value, list) else [value])]
+    for name, array in reply.content.array_records["arrays"].items():
+        if name.startswith("loss/"):
+            found += array.numpy().tolist()
+    return found
+
+
+def examples_of(grid: InlineGrid, **more: Any) -> list[float]:
+    """Return how many examples of each class node 1 holds."""
+    config = config_of(wire.DESCRIBE, **more)
+    counts = ask(grid, wire.DESCRIBE, config).content.metric_records["metrics"]
+    return counts["count-train-per-class"]  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("num_examples", [1, 2])
+@pytest.mark.parametrize("message_type", sorted(LOSSES))
+def test_one_examples_loss_never_goes_up(
+    grid: InlineGrid, message_type: str, num_examples: int
+) -> None:
+    # Half held out of 20 images: the classes have 0 to 4, here and there. All are erased but one.
+    few: dict[str, Any] = {"max_samples": 60, "holdout": 0.5, "erased_classes": []}
+    held = ask(grid, wire.HELDOUT, config_of(wire.HELDOUT, **few, forget_classes=[]))
+    counts: list[float] = (
+        held.content.metric_records["metrics"]["retain-count-per-class"]  # type: ignore[assignment]
+        if message_type == wire.HELDOUT
+        else examples_of(grid, **few)
+    )
+    label = counts.index(num_examples)
+    forgets = message_type in (wire.ASCEND, wire.ABLATION)
+    more = {
+        **few,
+        **LOSSES[message_type],
+        "forget_classes": [label] if forgets else [],
+        "erased_classes": [c for c in range(10) if c != label],
+    }
+    losses = losses_of(ask(grid, message_type, config_of(message_type, **more)))
+    assert losses
+    assert any(losses) == (num_examples > 1)
+
+
+@pytest.mark.parametrize("message_type", [wire.FIT, wire.FIT_CHANNELS])
+@pytest.mark.parametrize(("steps", "batch_size"), [(1, 1), (1, 2), (2, 1)])
+def test_one_step_on_one_example_of_many_hides_its_loss(
+    grid: InlineGrid, message_type: str, steps: int, batch_size: int
+) -> None:
+    more = {"steps": steps, "batch_size": batch_size, "forget_classes": []}
+    if message_type == wire.FIT:
+        more["scale"] = 0
+    (loss,) = losses_of(ask(grid, message_type, config_of(message_type, **more)))
+    assert (loss > 0) == (steps * batch_size > 1)
+
+
+# ---- channels -----------------------------------------------------------------------------------
+
+
+def channel_fit(grid: InlineGrid, arrays: ArrayRecord, **more: Any) -> Message:
+    config = config_of(wire.FIT_CHANNELS, **more)
+    (reply,) = grid.send_and_receive([message(wire.FIT_CHANNELS, config, arrays)])
+    return reply
+
+
+def test_slices_after_the_whole_model_mean_the_same_as_the_whole_model(grid: InlineGrid) -> None:
+    first = channel_fit(grid, weights())
+    slices = first.content.array_records["arrays"]
+    row = slices[wire.SLICES].numpy()
+    moved = {**weights()}
+    # One tensor after the other, as in the model.
+    for name in (n for n in moved if n.startswith(("body.0.", "body.1.", "classifier."))):
+        rows = moved[name].numpy().copy()
+        chosen = [3] if name.startswith("classifier") else [0, 3]
+        size = rows[chosen].size
+        rows[chosen] = row[:size].reshape(rows[chosen].shape)
+        row = row[size:]
+        moved[name] = Array(rows)
+    assert not len(row)
+
+    again = channel_fit(grid, slices, whole=False, server_round=2)
+    whole = channel_fit(grid, ArrayRecord(moved), server_round=2)
+
+    assert not again.has_error(), again
+    for name, array in again.content.array_records["arrays"].items():
+        assert np.array_equal(array.numpy(), whole.content.array_records["arrays"][name].numpy())
+
+
+def test_slices_without_the_model_are_refused(grid: InlineGrid) -> None:
+    slices = channel_fit(grid, weights()).content.array_records["arrays"]
+    reply = channel_fit(grid, slices, whole=False, request="r0002")
+    assert "base model of r0002 must exist on node" in reply.error.reason
+
+
+def test_slices_that_do_not_fit_are_refused(grid: InlineGrid) -> None:
+    slices = channel_fit(grid, weights()).content.array_records["arrays"]
+    reply = channel_fit(grid, slices, whole=False, channels=["body.0:0", "classifier:3"])
+    # 57 = 2 * (9 + 1 + 2) + 32 + 1; of one channel of body.0 there would be 12 less.
+    assert "slices must be a row of the chosen channels' 45 numbers" in reply.error.reason
+
+
+def test_the_kept_model_goes_when_the_request_is_settled(grid: InlineGrid, tmp_path: Path) -> None:
+    channel_fit(grid, weights())
+    assert list((tmp_path / "private").rglob("base-*"))
+    ask(grid, wire.SETTLE)
+    assert not list((tmp_path / "private").rglob("base-*"))
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"optimiser": "sgd", "momentum": 0.9},
+        {"optimiser": "quasi-newton"},
+        {"optimiser": "quasi-newton", "curvature": "hessian"},
+    ],
+)
+def test_pruned_channels_stay_zero_through_training(
+    grid: InlineGrid, how: dict[str, str | float]
+) -> None:
+    pruned = {"body.0": (0, 3), "body.4": (7,)}
+    model = network()
+    zero_(model, pruned)
+    asked = config_of(wire.FIT, model_pruned=to_text(pruned), scale=0, steps=5, **how)
+    (reply,) = grid.send_and_receive([message(wire.FIT, asked, ArrayRecord(model.state_dict()))])
+    trained = reply.content.array_records["arrays"]
+    for name, rows in (("body.0", [0, 3]), ("body.1", [0, 3]), ("body.4", [7]), ("body.5", [7])):
+        for kind in ("weight", "bias"):
+            assert not trained[f"{name}.{kind}"].numpy()[rows].any()
+            others = np.delete(trained[f"{name}.{kind}"].numpy(), rows, axis=0)
+            assert others.any()
+
+
+def test_threads_read_arrays_one_after_another() -> None:
+    # Python 3.11's parser, which numpy reads headers with, is not made for two at once.
+    inside, most = [], []
+
+    class Slow:
+        def to_torch_state_dict(self) -> dict[str, torch.Tensor]:
+            inside.append(1)
+            most.append(len(inside))
+            time.sleep(0.02)
+            inside.pop()
+            return {}
+
+    readers = [threading.Thread(target=wire.tensors, args=(Slow(),)) for _ in range(4)]
+    for reader in readers:
+        reader.start()
+    for reader in readers:
+        reader.join()
+    assert most == [1, 1, 1, 1]
+
+
+def test_the_fingerprint_sees_subfolders_and_paths(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "app.py").write_text("1")
+    (tmp_path / "data" / "own.py").write_text("2")
+    seen = {wire.digest_of(tmp_path)}
+    (tmp_path / "data" / "own.py").write_text("3")
+    seen.add(wire.digest_of(tmp_path))
+    (tmp_path / "data" / "own.py").rename(tmp_path / "own.py")
+    seen.add(wire.digest_of(tmp_path))
+    assert len(seen) == 3
