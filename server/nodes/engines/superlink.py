@@ -111,7 +111,7 @@ def stage_app(destination: Path, defaults: Mapping[str, Scalar] | None = None) -
         "[project]\n"
         'name = "efface"\n'
         f'version = "{_own_version(project)}"\n'
-        'description = "Federated learning that can forget."\n'
+        'description = "Federated unlearning."\n'
         'license = "Apache-2.0"\n'
         'dependencies = ["flwr==1.39.0"]\n\n'
         "[tool.flwr.app]\n"
