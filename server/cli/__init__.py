@@ -8,8 +8,8 @@ from server.cli import bench, reading, running, site
 def _application() -> typer.Typer:
     made = typer.Typer(
         name="efface",
-        help="Federated unlearning: train one model over several organisations, make it forget, and show "
-        "the evidence.",
+        help="Federated unlearning: train one model over organisations, make it forget, and "
+        "show the evidence.",
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,

@@ -38,13 +38,13 @@ from client.errors import EffaceError
 from server.storage.home import Home, plain
 
 Kind = Literal["train", "forget", "relearn"]
-Level = Literal["class", "client", "sample"]
+Level = Literal["class", "client"]
 RequestState = Literal["received", "running", "done", "failed", "interrupted", "aborted"]
-VersionState = Literal["trial", "candidate", "in-service", "superseded"]
+VersionState = Literal["trial", "in-service", "superseded"]
 
 KINDS: tuple[str, ...] = ("train", "forget", "relearn")
-LEVELS: tuple[str, ...] = ("class", "client", "sample")
-VERSION_STATES: tuple[str, ...] = ("trial", "candidate", "in-service", "superseded")
+LEVELS: tuple[str, ...] = ("class", "client")
+VERSION_STATES: tuple[str, ...] = ("trial", "in-service", "superseded")
 
 # A request's whole life. What is not listed cannot happen.
 TRANSITIONS: Mapping[str, tuple[str, ...]] = {
@@ -470,17 +470,14 @@ class Ledger:
         clients: dict[str, str] = {}
         with self._read() as session:
             for row in session.scalars(query):
-                # Some samples of a class or client are not all of it.
-                whole_classes = row.classes if row.level == "class" else []
-                whole_clients = row.clients if row.level == "client" else []
                 if row.kind == "forget":
                     # The first request that erased a thing stays the one that answers for it.
-                    classes = dict.fromkeys(whole_classes, row.id) | classes
-                    clients = dict.fromkeys(whole_clients, row.id) | clients
+                    classes = dict.fromkeys(row.classes, row.id) | classes
+                    clients = dict.fromkeys(row.clients, row.id) | clients
                 else:
-                    for name in whole_classes:
+                    for name in row.classes:
                         classes.pop(name, None)
-                    for name_ in whole_clients:
+                    for name_ in row.clients:
                         clients.pop(name_, None)
         return Erased(tuple(sorted(classes)), tuple(sorted(clients)), classes, clients)
 

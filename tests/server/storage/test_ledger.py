@@ -336,7 +336,7 @@ def test_an_unknown_id_names_the_known_ones(ledger: Ledger) -> None:
     [
         ({"kind": "unlearn"}, "kind must be one of train, forget, relearn, got 'unlearn'"),
         ({"kind": "train", "classes": [1]}, r"train must name nothing to forget, .* classes \[1\]"),
-        ({"kind": "forget"}, "level must be one of class, client, sample, got None"),
+        ({"kind": "forget"}, "level must be one of class, client, got None"),
         ({"kind": "forget", "level": "class"}, r"must name classes and no clients, got classes \["),
         (
             {"kind": "relearn", "level": "client", "clients": ["a"], "classes": [1]},
@@ -368,7 +368,6 @@ def test_erased_is_what_was_forgotten_and_not_relearned(ledger: Ledger) -> None:
     do(ledger, ask("forget", "class", classes=[9, 5]), None)
     do(ledger, ask("forget", "class", classes=[7]), "trial")  # not in force
     ask("forget", "class", classes=[1])  # not done
-    do(ledger, ask("forget", "sample", classes=[0], clients=["west"]))  # not all of either
 
     erased = ledger.erased(FEDERATION)
 
