@@ -6,7 +6,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from server.report.plots import MOST_COLUMNS, channel_heatmap
+from server.report.heatmap import MOST_COLUMNS, channel_heatmap
 from server.report.tables import Table
 from server.report.words import as_count, as_share, forgotten_classes
 

@@ -13,11 +13,11 @@ import pytest
 
 from client.errors import BadSetting
 from server.evidence.measures import verdict
+from server.report.heatmap import channel_heatmap
 from server.report.plots import (
     COLOURS,
     Curve,
     accuracy_over_phases,
-    channel_heatmap,
     relearning_curves,
 )
 from server.report.write import judge, render, write_report
