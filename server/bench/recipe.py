@@ -6,7 +6,7 @@ A TOML file, described in benchmarks/README.md. Everything in it is checked befo
 import itertools
 import re
 import tomllib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -14,6 +14,15 @@ from typing import Any, Final
 from client.errors import BadSetting
 from client.wire import ForgetSpec
 from server.bench.columns import COLUMNS, USUAL
+from server.bench.values import (
+    as_flag,
+    as_number,
+    as_numbers,
+    as_table,
+    as_text,
+    check_known,
+    check_list,
+)
 from server.requests.data import check_samples, check_shares, check_simulation, server_data
 from server.settings import TRAINING, RunSettings
 from strategies.table import METHODS, method
@@ -131,9 +140,9 @@ def load(path: Path) -> Recipe:
         BadSetting: On the first key that is unknown, missing or out of range, naming it.
     """
     told = _read(path.absolute(), ())
-    _known("recipe key", told, _KEYS)
+    check_known("recipe key", told, _KEYS)
     for table, allowed in _TABLES.items():
-        _known(f"key of [{table}]", _table(told, table), sorted(allowed))
+        check_known(f"key of [{table}]", as_table(told, table), sorted(allowed))
     cells = tuple(_cells(told))
     num_clients = min(_settings(cell).num_clients for cell in cells)
     levels = tuple(_levels(told, num_clients))
@@ -145,14 +154,14 @@ def load(path: Path) -> Recipe:
             raise BadSetting(f"{kind} names must differ, got {twice[0]!r} twice; add a label")
     return Recipe(
         path=path,
-        title=_text(told, "title", path.stem),
-        source=_text(told, "source", ""),
+        title=as_text(told, "title", path.stem),
+        source=as_text(told, "source", ""),
         cells=cells,
         contenders=contenders,
         levels=levels,
-        oracle_seeds=_numbers(told, "oracle_seeds", []),
-        relearn=_flag(told, "relearn"),
-        evaluate_every=_number(told, "evaluate_every", 5),
+        oracle_seeds=as_numbers(told, "oracle_seeds", []),
+        relearn=as_flag(told, "relearn"),
+        evaluate_every=as_number(told, "evaluate_every", 5),
         columns=_columns(told),
     )
 
@@ -186,15 +195,15 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
 
 
 def _cells(told: Mapping[str, Any]) -> Iterator[Cell]:
-    data, seeds = dict(_table(told, "data")), _numbers(told, "seeds", [0])
+    data, seeds = dict(as_table(told, "data")), as_numbers(told, "seeds", [0])
     if "partition" in data and "partitions" in data:
         raise BadSetting("partition or partitions must be given, got both")
     one = data.pop("partition", RunSettings.partition)
     partitions = data.pop("partitions", [one])
-    _list("partitions", partitions, str, "texts")
+    check_list("partitions", partitions, str, "texts")
     if not seeds:
         raise BadSetting("seeds must be at least one number, got none")
-    base = {**data, **_table(told, "model"), **_table(told, "training")}
+    base = {**data, **as_table(told, "model"), **as_table(told, "training")}
     for partition, value, seed in itertools.product(partitions, _sweep(told), seeds):
         settings = {"partition_seed": seed, **base, "partition": partition, "seed": seed}
         cell = Cell(partition, seed, value, settings | (dict([value]) if value else {}))
@@ -203,11 +212,11 @@ def _cells(told: Mapping[str, Any]) -> Iterator[Cell]:
 
 
 def _sweep(told: Mapping[str, Any]) -> list[tuple[str, Any] | tuple[()]]:
-    table = _table(told, "sweep")
+    table = as_table(told, "sweep")
     if not table:
         return [()]
     allowed = sorted(_TRAINING - _OURS - {"partition", "partition_seed"})
-    _known("key of [sweep]", table, allowed)
+    check_known("key of [sweep]", table, allowed)
     if len(table) > 1:
         raise BadSetting(f"sweep must vary one setting, got {', '.join(table)}")
     ((key, values),) = table.items()
@@ -218,8 +227,8 @@ def _sweep(told: Mapping[str, Any]) -> list[tuple[str, Any] | tuple[()]]:
 
 def _contenders(told: Mapping[str, Any]) -> Iterator[Contender]:
     listed = told.get("methods")
-    options = _table(told, "options")
-    _known("key of [options]", options, METHODS)
+    options = as_table(told, "options")
+    check_known("key of [options]", options, METHODS)
     if listed == "all":
         listed = [{"name": name} for name in METHODS]
     if not isinstance(listed, list) or not listed:
@@ -228,19 +237,21 @@ def _contenders(told: Mapping[str, Any]) -> Iterator[Contender]:
         one = {"name": entry} if isinstance(entry, str) else entry
         if not isinstance(one, dict):
             raise BadSetting(f"method must be a name or a table, got {entry!r}")
-        _known("key of [[methods]]", one, _METHOD_KEYS)
+        check_known("key of [[methods]]", one, _METHOD_KEYS)
         name = one.get("name")
         if name not in METHODS:
             raise BadSetting(f"method must be one of {', '.join(METHODS)}, got {name!r}")
         chosen = {**_options(options.get(name, {})), **_options(one.get("options", {}))}
         samples = ""
         if METHODS[name].needs.server_data:
-            samples = _text({**told, **one}, "server_samples", "")
+            samples = as_text({**told, **one}, "server_samples", "")
         text = ",".join(f"{key}={value}" for key, value in chosen.items())
         own = ", ".join(f"{key}={value}" for key, value in _options(one.get("options", {})).items())
         # Options are wrong at every level that the method serves, or at none.
         method(name, sorted(METHODS[name].needs.levels)[0], chosen)
-        yield Contender(_text(one, "label", f"{name}, {own}" if own else name), name, text, samples)
+        yield Contender(
+            as_text(one, "label", f"{name}, {own}" if own else name), name, text, samples
+        )
 
 
 def _options(told: Any) -> dict[str, str]:
@@ -259,7 +270,7 @@ def _levels(told: Mapping[str, Any], num_clients: int) -> Iterator[Level]:
     if not isinstance(listed, list) or not listed or not all(isinstance(e, dict) for e in listed):
         raise BadSetting(f"levels must be a list of tables, got {listed!r}")
     for entry in listed:
-        _known("key of [[levels]]", entry, _LEVEL_KEYS)
+        check_known("key of [[levels]]", entry, _LEVEL_KEYS)
         ways = [key for key in ("classes", "clients", "sequence") if key in entry]
         if len(ways) != 1:
             raise BadSetting(
@@ -285,13 +296,13 @@ def _levels(told: Mapping[str, Any], num_clients: int) -> Iterator[Level]:
                 raise BadSetting(
                     f"client must be one of client-0 to client-{num_clients - 1}, got {name!r}"
                 )
-        compare_at = _numbers(entry, "compare_at", [])
+        compare_at = as_numbers(entry, "compare_at", [])
         late = [number for number in compare_at if not 1 <= number <= len(requests)]
         if late or (compare_at and ways != ["sequence"]):
             raise BadSetting(
                 f"compare_at must list numbers of a sequence's requests, from 1, got {compare_at}"
             )
-        yield Level(_text(entry, "name", usual), requests, ways == ["sequence"], compare_at)
+        yield Level(as_text(entry, "name", usual), requests, ways == ["sequence"], compare_at)
 
 
 def _forget(step: Any) -> ForgetSpec:
@@ -308,7 +319,7 @@ def _forget(step: Any) -> ForgetSpec:
 
 def _columns(told: Mapping[str, Any]) -> tuple[str, ...]:
     chosen = told.get("columns", list(USUAL))
-    _list("columns", chosen, str, "names")
+    check_list("columns", chosen, str, "names")
     for name in chosen:
         if name not in COLUMNS:
             raise BadSetting(f"column must be one of {', '.join(COLUMNS)}, got {name!r}")
@@ -353,54 +364,3 @@ def _settings(cell: Cell) -> RunSettings:
     settings = RunSettings(**told).check()
     settings.check_training()
     return settings
-
-
-# ---- small things -------------------------------------------------------------------------------
-
-
-def _known(what: str, told: Mapping[str, Any], allowed: Collection[str]) -> None:
-    for key in told:
-        if key not in allowed:
-            raise BadSetting(f"{what} must be one of {', '.join(allowed)}, got {key!r}")
-
-
-def _table(told: Mapping[str, Any], key: str) -> dict[str, Any]:
-    found = told.get(key, {})
-    if not isinstance(found, dict):
-        raise BadSetting(f"{key} must be a table, got {found!r}")
-    return found
-
-
-def _list(key: str, value: Any, kind: type, words: str) -> None:
-    if not isinstance(value, list) or not value or not all(type(v) is kind for v in value):
-        raise BadSetting(f"{key} must be a list of {words}, got {value!r}")
-
-
-def _numbers(told: Mapping[str, Any], key: str, default: list[int]) -> tuple[int, ...]:
-    found = told.get(key, default)
-    if not isinstance(found, list) or not all(type(v) is int and v >= 0 for v in found):
-        raise BadSetting(f"{key} must be a list of numbers from 0 up, got {found!r}")
-    if len(set(found)) < len(found):
-        raise BadSetting(f"{key} must differ, got {found!r}")
-    return tuple(found)
-
-
-def _number(told: Mapping[str, Any], key: str, default: int) -> int:
-    found = told.get(key, default)
-    if type(found) is not int or found < 0:
-        raise BadSetting(f"{key} must be a number from 0 up, got {found!r}")
-    return int(found)
-
-
-def _flag(told: Mapping[str, Any], key: str) -> bool:
-    found = told.get(key, False)
-    if type(found) is not bool:
-        raise BadSetting(f"{key} must be true or false, got {found!r}")
-    return bool(found)
-
-
-def _text(told: Mapping[str, Any], key: str, default: str) -> str:
-    found = told.get(key, default)
-    if not isinstance(found, str):
-        raise BadSetting(f"{key} must be a text, got {found!r}")
-    return found
