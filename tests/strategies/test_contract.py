@@ -25,6 +25,12 @@ import client.app
 from client import wire
 from client.errors import BadSetting, EffaceError
 from client.learning.models import ModelSpec, build
+from client.steps.ascent import Ascend
+from client.steps.channels import SLICES, Ablation, FitChannels, Representation
+from client.steps.measuring import Describe, Fisher, Heldout
+from client.steps.recovery import Descend
+from client.steps.store import Condense, Settle
+from client.steps.training import Fit
 from client.store import Store
 from client.wire import ForgetSpec, Form, forms
 from server.nodes.engines.inline import InlineGrid
@@ -335,7 +341,7 @@ def test_its_record_is_complete_and_counts_what_crossed_the_wire(
         assert record[key].keys() == record["seconds"].keys()
 
     # What is settled comes after the record; all before is counted, message by message.
-    asked = [e for e in done.seen if e.kind != wire.SETTLE]
+    asked = [e for e in done.seen if e.kind != Settle.message.name]
     assert sum(b["up"] for b in record["bytes"].values()) == sum(e.bytes_up for e in asked)
     assert sum(b["down"] for b in record["bytes"].values()) == sum(e.bytes_down for e in asked)
     for phase, seconds in record["seconds"].items():
@@ -388,16 +394,16 @@ def effects(model: dict[str, Form], down: dict[str, Form]) -> dict[str, Form]:
 # What may come up in answer to each kind of message, from the model and what went down: parameters,
 # slices of them and scores of channels. A new kind of message has to be added here.
 UP: dict[str, Callable[[dict[str, Form], dict[str, Form]], dict[str, Form]]] = {
-    wire.FIT: the_same,
-    wire.ASCEND: the_same,
-    wire.DESCEND: the_same,
-    wire.FISHER: the_same,  # this model has no buffers, whose information is not asked for
-    wire.REPRESENTATION: class_sums,
-    wire.ABLATION: effects,
-    wire.HELDOUT: nothing,
-    wire.DESCRIBE: nothing,
-    wire.CONDENSE: nothing,
-    wire.SETTLE: nothing,
+    Fit.message.name: the_same,
+    Ascend.message.name: the_same,
+    Descend.message.name: the_same,
+    Fisher.message.name: the_same,  # this model has no buffers, whose information is not asked for
+    Representation.message.name: class_sums,
+    Ablation.message.name: effects,
+    Heldout.message.name: nothing,
+    Describe.message.name: nothing,
+    Condense.message.name: nothing,
+    Settle.message.name: nothing,
 }
 
 
@@ -412,7 +418,7 @@ def test_nothing_crosses_the_wire_but_what_is_declared(
         # Down: the message's own settings, and the model or the slices of its channels.
         keys = {key.replace("_", "-") for key in wire.SETTINGS[exchange.kind].__dataclass_fields__}
         assert exchange.told.keys() == keys
-        slices = exchange.down.keys() == {wire.SLICES}
+        slices = exchange.down.keys() == {SLICES}
         assert slices or not exchange.down or exchange.down == model
         # Up: one record of arrays and one of numbers.
         assert exchange.records == {"arrays", "metrics"}
@@ -422,9 +428,9 @@ def test_nothing_crosses_the_wire_but_what_is_declared(
             assert len(np.atleast_1d(value)) == (10 if per_class else 1)
         if exchange.metrics.get("num-examples") == 0 and not exchange.up:
             continue  # who has nothing left may say so, and no more
-        if exchange.kind == wire.FIT_CHANNELS:
+        if exchange.kind == FitChannels.message.name:
             (form,) = exchange.up.values()
-            assert exchange.up.keys() == {wire.SLICES}
+            assert exchange.up.keys() == {SLICES}
             whole_model = sum(int(np.prod(f.shape)) for f in model.values())
             assert len(form.shape) == 1
             assert form.shape[0] < whole_model
