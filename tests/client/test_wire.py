@@ -6,7 +6,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -25,9 +25,10 @@ from client.data.site import open_site
 from client.errors import BadSetting, EffaceError
 from client.learning.curvature import local_quasi_newton
 from client.learning.training import minibatches
-from client.messages import CLASS_3, Common
+from client.messages import CLASS_3, WORK, Common, Declaration
 from client.node import Node, answers
 from client.seeds import generator
+from client.simulation.settings import Simulation
 from client.steps.ascent import Ascend
 from client.steps.channels import SLICES, Ablation, FitChannels, Representation
 from client.steps.measuring import Describe, Fisher, Heldout
@@ -36,7 +37,7 @@ from client.steps.store import Condense, Settle
 from client.steps.training import Fit
 from client.store import Store
 from server.nodes.engines.inline import InlineGrid
-from tests.messages import NUM_CLIENTS, message, network, told, values, weights
+from tests.messages import NUM_CLIENTS, message, network, told, weights
 
 DIRECTORIES = ("EFFACE_STORE", "EFFACE_DATA_DIR", "EFFACE_HOME")
 KINDS: list[type[Common]] = sorted((h.kind for h in handlers().values()), key=str)
@@ -351,19 +352,19 @@ def test_a_model_that_diverges_is_an_error_that_names_the_remedy_here_only(
 # ---- a handler that would tell more -------------------------------------------------------------
 
 
+ANSWER = Declaration(
+    "query.test", {}, arrays="model", metrics={**WORK, "count-train-per-class": "per-class"}
+)
+
+
 def answer_with(
-    metrics: dict[str, Any], state: dict[str, torch.Tensor] | None = None
+    metrics: dict[str, Any],
+    state: dict[str, torch.Tensor] | None = None,
+    declared: Declaration = ANSWER,
 ) -> Callable[[], Message]:
-    config = config_of(Describe)
-    asked = message(Describe.message.name, config, weights())
-    return lambda: wire.reply(
-        asked,
-        (Describe if state is None else Fit).message,
-        metrics,
-        num_classes=10,
-        state=state,
-        like=wire.forms(weights()),
-    )
+    asked = message(declared.name, config_of(Describe), weights())
+    like = wire.forms(weights())
+    return lambda: wire.reply(asked, declared, metrics, num_classes=10, state=state, like=like)
 
 
 @pytest.mark.parametrize(
@@ -383,6 +384,19 @@ def answer_with(
 def test_an_undeclared_metric_is_refused(metrics: dict[str, Any], rule: str) -> None:
     with pytest.raises(EffaceError, match=re.escape(rule)):
         answer_with(metrics)()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_other_messages_may_tell_is_refused(kind: type[Common]) -> None:
+    others = {name: form for k in KINDS for name, form in k.message.metrics.items()}
+    undeclared = others.keys() - kind.message.up.keys()
+    assert undeclared
+    for name in undeclared:
+        with pytest.raises(EffaceError, match=f"{kind.message.name} must hold declared metrics on"):
+            answer_with({name: 0.0}, None, kind.message)()
+    if kind.message.arrays == "none":
+        with pytest.raises(EffaceError, match="must hold no array"):
+            answer_with({}, network().state_dict(), kind.message)()
 
 
 def changed_state(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -467,8 +481,10 @@ def test_a_missing_setting_is_refused_by_every_handler(
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_value_of_the_wrong_type_is_refused_whatever_the_key(kind: type[Common]) -> None:
-    for field in fields(kind):
-        key = field.name.replace("_", "-")
+    keys = list(config_of(kind))
+    assert {"sim-dataset", "sim-num-clients"} < set(keys)
+    assert len(keys) == len(fields(kind)) - 1 + len(fields(Simulation))
+    for key in keys:
         wrong: Any = b"0"
         with pytest.raises(BadSetting, match=rf"^{key} must be \w+, got b'0'$"):
             kind.parse({**config_of(kind), key: wrong})
@@ -509,15 +525,15 @@ def test_a_whole_number_is_a_number_but_not_the_other_way_round() -> None:
         (Fit, "eps", 0.0, "be positive"),
         (Fit, "holdout", 0.6, "lie in [0, 0.5]"),
         (Fit, "seed", -1, "lie in [0, 2^63)"),
-        (Fit, "num-clients", 0, "be at least 1"),
-        (Fit, "max-samples", -1, "be at least 0"),
+        (Fit, "sim-num-clients", 0, "be at least 1"),
+        (Fit, "sim-max-samples", -1, "be at least 0"),
         (Fit, "model", "transformer", "be one of convnet"),
-        (Fit, "model-classes", 1, "be at least 2"),
+        (Fit, "model-classes", 1, "lie in [2, 100000]"),
         (Fit, "model-channels", 2, "be 1 or 3"),
-        (Fit, "model-image-size", 7, "be at least 8"),
+        (Fit, "model-image-size", 7, "lie in [8, 2048]"),
         (Fit, "model-depth", 9, "lie in [1, 8]"),
         (Fit, "device", "tpu", "be auto, cpu or cuda"),
-        (Fit, "threads", 0, "be at least 1"),
+        (Fit, "threads", 0, "lie in [1, 1024]"),
         (Fit, "precision", "float16", "be one of float32, bfloat16"),
         (Fit, "client", "", "be 1 to 64 letters, digits, spaces, '.', '_' or '-'"),
         (Fit, "request", "", "be a text of 1 to 200 characters"),
@@ -592,9 +608,30 @@ def test_the_fingerprint_covers_every_source_of_the_client() -> None:
 
 
 def test_the_population_names_the_simulated_clients_data() -> None:
-    base = Common(**values())
-    assert base.population == Common(**values(seed=5)).population
-    assert base.population != Common(**values(partition="shards:2")).population
+    base = Simulation(dataset="digits", num_clients=3, max_samples=300)
+    # As it always was: stores of simulated nodes stay where they are.
+    assert base.population == "ba832a88e501"
+    others = [replace(base, partition="shards:2"), replace(base, federation="b")]
+    assert len({base.population, *(other.population for other in others)}) == 3
+
+
+def test_what_is_of_simulated_nodes_alone_has_a_prefix_and_may_be_missing() -> None:
+    config = config_of(Describe)
+    assert {key for key in config if key.startswith("sim-")} == {
+        "sim-dataset",
+        "sim-partition",
+        "sim-num-clients",
+        "sim-max-samples",
+        "sim-partition-seed",
+        "sim-federation",
+    }
+    site = told(Describe, **{**Describe.message.example}, simulation=None)
+    assert not [key for key in site.config() if key.startswith("sim-")]
+    assert Describe.parse(site.config()).simulation is None
+    with pytest.raises(BadSetting, match="sim-num-clients must be given, got nothing"):
+        Describe.parse({**site.config(), "sim-dataset": "digits"})
+    with pytest.raises(BadSetting, match="setting must be known to this node, got 'sim-more'"):
+        Describe.parse({**config, "sim-more": 1})
 
 
 # ---- who is addressed, and which data it may open -----------------------------------------------

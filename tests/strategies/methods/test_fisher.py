@@ -232,5 +232,7 @@ def test_one_examples_gradient_stays_on_its_node() -> None:
     node, label = (counts == 1).nonzero().tolist()[0]
     one = told(Fisher, client=f"client-{node}", **few, forget_classes=[label])
     with InlineGrid(app, NUM_CLIENTS, workers=1) as grid:
-        (reply,) = grid.send_and_receive([message(one.config(), weights(), node=node + 1)])
+        (reply,) = grid.send_and_receive(
+            [message(Fisher.message.name, one.config(), weights(), node=node + 1)]
+        )
     assert not any(array.numpy().any() for array in reply.content.array_records["arrays"].values())

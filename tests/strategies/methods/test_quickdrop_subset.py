@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from flwr.app import ArrayRecord, Message
 
-from client import wire
-from client.app import app
+from client.app import app, handlers
 from client.errors import BadSetting
 from client.steps.ascent import Ascend
 from client.steps.measuring import Describe
@@ -105,7 +104,7 @@ def grid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[InlineGrid
 
 
 def ask(grid: InlineGrid, message_type: str, **more: Any) -> Message:
-    kind = wire.SETTINGS[message_type]
+    kind = handlers()[message_type].kind
     rate = {"lr": 0.05} if message_type != Describe.message.name else {}
     config = told(kind, **{"scale": 10, **rate, **more}).config()
     (reply,) = grid.send_and_receive([message(message_type, config, weights())])

@@ -186,4 +186,4 @@ def test_all_holders_must_answer_with_their_effects(grid: NamedGrid) -> None:
 
 def test_the_text_of_the_channels_is_what_is_trained() -> None:
     assert partial().channels == from_text(CHANNELS)
-    assert PartialChannelFedAvg.message_type == FitChannels.message.name
+    assert partial().message_type == FitChannels.message.name == "train.channels"
