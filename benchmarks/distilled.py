@@ -18,8 +18,8 @@ from torch import Tensor
 from client import wire
 from client.data.site import open_site
 from client.learning.models import ModelSpec
+from client.steps.measuring import Describe
 from client.store import Store
-from client.wire import Describe
 from server.settings import parse
 
 
@@ -33,7 +33,7 @@ def main() -> None:
     if not version.exists():
         raise SystemExit(f"home must hold a trained version, got {options.home} without v0001")
     card = json.loads(version.read_text())["card"]
-    job = parse(card["settings"]).common(ModelSpec.of_card(card["model"]))
+    job = parse({**card["settings"], "engine": "inline"}).common(ModelSpec.of_card(card["model"]))
     stores = sorted(
         path for path in (options.home / "clients").glob("*/*") if Store(path).generations()
     )

@@ -1,6 +1,6 @@
 """A node at work on one message: its data, its store, and the form of what it answers.
 
-`answered` turns a function of both into a Flower handler. Whatever fails, the coordinator is told
+`answers` turns a function of both into a Flower handler. Whatever fails, the coordinator is told
 no path and no value of the node's own.
 """
 
@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import torch
 from flwr.app import ArrayRecord, Context, Message
@@ -31,13 +31,15 @@ from client.data.site import (
 )
 from client.errors import BadSetting, EffaceError, StoreError
 from client.learning.models import Classifier, loaded
+from client.learning.training import Trained
 from client.memory import keep_freed_memory
+from client.messages import Common, ForgetSpec
 from client.seeds import generator
+from client.simulation.settings import Simulation
 from client.store import Store, SyntheticSet, without
-from client.wire import Common, ForgetSpec
 
 log = logging.getLogger("efface.client")
-S = TypeVar("S", bound=Common)
+C = TypeVar("C", bound=Common)
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,11 @@ class Node:
         forget = forget_mask(labels, self.settings.forget, self.settings.client)
         gone = erased_mask(labels, self.erased, self.settings.client)
         return forget & ~gone, ~forget & ~gone
+
+    def side(self, side: str, labels: Tensor) -> Tensor:
+        """Return the mask of the examples on a message's `side`: retain, forget, or all."""
+        forget, retain = self.masks(labels)
+        return {"retain": retain, "forget": forget, "all": forget | retain}[side]
 
     def examples(self, part: Part) -> tuple[Tensor, Tensor]:
         """Return all images and labels of a part, normalised."""
@@ -133,32 +140,66 @@ class NodeError(EffaceError):
     """What the coordinator is told when a node fails: no path and no value of the node's own."""
 
 
-def answered(kind: type[S]) -> Callable[[Callable[[Node, S], Answer]], Callable[..., Message]]:
-    """Turn a function of a node and its settings into a Flower handler."""
+@dataclass(frozen=True)
+class Handler(Generic[C]):
+    """Answers one kind of message, as Flower calls it.
 
-    def decorate(handle: Callable[[Node, S], Answer]) -> Callable[[Message, Context], Message]:
-        def handler(message: Message, context: Context) -> Message:
-            try:
-                started = time.perf_counter()
-                arrays, settings = wire.receive(message, kind)
-                node = _open(settings, arrays, context)
-                metrics, answer = handle(node, settings)
-                metrics["seconds"] = time.perf_counter() - started
-                metrics["partition"] = int(context.node_config.get("partition-id", -1))
-                return wire.reply(
-                    message,
-                    metrics,
-                    num_classes=settings.model_classes,
-                    state=_state(answer),
-                    like=answer.like if isinstance(answer, ReplyArrays) else wire.forms(arrays),
-                )
-            except Exception as error:
-                log.exception("%s failed", message.metadata.message_type)
-                raise NodeError(_told(error)) from None
+    Attributes:
+        kind: The message's settings, and with them its declaration.
+        work: What is done on the node.
+    """
 
-        return handler
+    kind: type[C]
+    work: Callable[[Node, C], Answer]
 
-    return decorate
+    def __call__(self, message: Message, context: Context) -> Message:
+        """Return the answer.
+
+        Raises:
+            NodeError: Whatever went wrong; it tells nothing of the node's own.
+        """
+        try:
+            started = time.perf_counter()
+            arrays, settings = wire.receive(message, self.kind)
+            node = _open(settings, arrays, context)
+            metrics, answer = self.work(node, settings)
+            metrics["seconds"] = time.perf_counter() - started
+            metrics["partition"] = int(context.node_config.get("partition-id", -1))
+            return wire.reply(
+                message,
+                self.kind.message,
+                metrics,
+                num_classes=settings.model_classes,
+                state=_state(answer),
+                like=answer.like if isinstance(answer, ReplyArrays) else wire.forms(arrays),
+            )
+        except Exception as error:
+            log.exception("%s failed", message.metadata.message_type)
+            raise NodeError(_told(error)) from None
+
+
+def answers(kind: type[C]) -> Callable[[Callable[[Node, C], Answer]], Handler[C]]:
+    """Turn a function of a node and a message's settings into the message's handler."""
+    return lambda work: Handler(kind, work)
+
+
+def worked(
+    num_examples: int, done: Trained | None = None, *, num_distinct: int | None = None
+) -> Metrics:
+    """Return what goes up of a local phase on `num_examples` examples; None if it had none.
+
+    At least `num_distinct` of them, all by default, are distinct.
+    """
+    done = done or Trained(0, 0, 0.0)
+    # Each epoch goes through all examples, so that these are the distinct ones.
+    distinct = min(done.samples, num_examples if num_distinct is None else num_distinct)
+    loss = wire.shown_loss(torch.tensor(done.loss, dtype=torch.float64), distinct)
+    return {
+        "num-examples": num_examples,
+        "num-steps": done.num_steps,
+        "samples": done.samples,
+        "loss": float(loss),
+    }
 
 
 def _told(error: Exception) -> str:
@@ -193,16 +234,17 @@ def store_folder(settings: Common, node: NodeConfig) -> Path:
     """Return the node's store: the folder its operator named, or a simulated node's own.
 
     Raises:
-        StoreError: If the operator named data and no store. What the coordinator tells must not
-            choose where a real node looks for its tombstones.
+        StoreError: If the operator named data and no store, or neither. What the coordinator tells
+            must not choose where a real node looks for its tombstones.
     """
     if node.get("store"):
         return Path(str(node["store"]))
-    if node.get("data"):
+    simulation = settings.simulation or Simulation.of_node(node)
+    if node.get("data") or simulation is None:
         raise StoreError(
             "node config must name store beside data, got none; name a folder that outlives "
             f"restarts: {NODE_CONFIG}"
         )
     root = os.environ.get(SIMULATED_STORES)
     base = Path(root) if root else Path.home() / ".efface" / "clients"
-    return base / settings.population / settings.client
+    return base / simulation.population / settings.client

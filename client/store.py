@@ -29,7 +29,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from client.errors import StoreError
-from client.wire import ForgetSpec
+from client.messages import ForgetSpec
 
 FORMAT: Final = 1
 KEPT_GENERATIONS: Final = 2
@@ -38,7 +38,7 @@ REPORT: Final = "site-report.html"  # see client/site_report.py
 
 @dataclass(frozen=True)
 class SyntheticSet:
-    """A node's compact stand-in for its data.
+    """A node's synthetic stand-in for its data.
 
     Attributes:
         images: `(n, C, H, W)` float32, normalised like the data set's images.

@@ -15,7 +15,7 @@ from flwr.serverapp import Grid
 
 from client import wire
 from client.errors import EffaceError
-from client.wire import Describe
+from client.steps.measuring import Describe
 from server.nodes.engines import superlink
 from server.nodes.federation import Cost, Round
 from server.nodes.grid import LOCAL_POLL_SECONDS, REMOTE_POLL_SECONDS, Interrupted, NamedGrid
@@ -217,7 +217,8 @@ def name_nodes(grid: NamedGrid, service: Service, request: str) -> None:
     ).check()
     content = RecordDict({"arrays": ArrayRecord(), "config": told.config()})
     unnamed = [node.node_id for node in grid.get_nodes() if not node.name]
-    messages = [Message(content, dst_node_id=n, message_type=wire.DESCRIBE) for n in unnamed]
+    kind = Describe.message.name
+    messages = [Message(content, dst_node_id=n, message_type=kind) for n in unnamed]
     for reply in grid.send_and_receive(messages):
         node = reply.metadata.src_node_id
         if reply.has_error():

@@ -14,6 +14,7 @@ from client.errors import BadSetting
 from client.learning.models import NAMES as MODEL_NAMES
 from client.learning.models import ModelSpec
 from client.simulation import partition
+from client.simulation.settings import Simulation
 from client.wire import ForgetSpec, Rule, Settings, at_least, between, one_of, positive, setting
 
 _seed: Final = Rule(lambda v: 0 <= v < 2**63, "lie in [0, 2^63)")
@@ -142,6 +143,20 @@ class RunSettings(Settings):
         """Whether the engine plays the clients on this machine."""
         return self.engine != "superlink"
 
+    @property
+    def simulation(self) -> Simulation | None:
+        """What simulated clients are told of their data; None where clients are real."""
+        if not self.simulated:
+            return None
+        return Simulation(
+            dataset=self.dataset,
+            partition=self.partition,
+            num_clients=self.num_clients,
+            max_samples=self.max_samples,
+            partition_seed=self.partition_seed,
+            federation=self.federation,
+        )
+
     def rooted(self) -> "RunSettings":
         """Return the same with absolute paths: a later request may come from another folder."""
         directory = str(Path(self.data_dir).expanduser().absolute()) if self.data_dir else ""
@@ -174,19 +189,14 @@ class RunSettings(Settings):
             raise BadSetting("local-steps or local-epochs must be positive, got 0 and 0")
 
     def common(self, spec: ModelSpec) -> dict[str, Any]:
-        """Return what every message says of seed, data, model and machine (`client.wire.Common`).
+        """Return what every message says of seed, data, model and machine (see `Common`).
 
         Args:
             spec: The model.
         """
         return {
             "seed": self.seed,
-            "federation": self.federation,
-            "dataset": self.dataset,
-            "partition": self.partition,
-            "num_clients": self.num_clients,
-            "max_samples": self.max_samples,
-            "partition_seed": self.partition_seed,
+            "simulation": self.simulation,
             "holdout": self.holdout,
             "model": spec.name,
             "model_classes": spec.num_classes,

@@ -9,7 +9,9 @@ from torch import Tensor
 
 from client.channels.layout import Channels
 from client.learning.models import ModelSpec
-from client.wire import Common, Condense, Fit, ForgetSpec
+from client.steps.store import Condense
+from client.steps.training import Fit
+from client.wire import Common, ForgetSpec
 from strategies.rounds.base import Rounds
 
 S = TypeVar("S", bound=Common)

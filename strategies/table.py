@@ -6,6 +6,7 @@ from client.errors import BadSetting
 from strategies.method import Method
 from strategies.methods.class_pruning import ClassPruning
 from strategies.methods.federaser import FedEraser
+from strategies.methods.fedosd import OrthogonalSteepestDescent
 from strategies.methods.fisher import FisherForgetting
 from strategies.methods.influential import CentralisedChannels, DecentralisedChannels
 from strategies.methods.not_negation import WeightNegation
@@ -26,6 +27,7 @@ METHODS: Final[dict[str, Any]] = {
     "influential-ce": CentralisedChannels,
     "retraining": Retraining,
     "federaser": FedEraser,
+    "fedosd": OrthogonalSteepestDescent,
     "sga": GradientAscent,
     "not": WeightNegation,
     "puf": NegatedPseudoGradients,

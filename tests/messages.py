@@ -7,14 +7,21 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 
 from client import wire
 from client.learning.models import Classifier, ModelSpec, build
-from client.wire import Common
+from client.messages import Common
+from client.simulation.settings import Simulation
 
 NUM_CLIENTS = 3
 SPEC = ModelSpec("convnet", num_classes=10, channels=1, image_size=8, width=8, depth=2)
 
 
 def values(**more: Any) -> dict[str, Any]:
-    """Return what every message of the job carries, as settings' field names."""
+    """Return what every message of the job carries, as settings' field names.
+
+    Args:
+        more: Other values; those that `Simulation` has are put in its place.
+    """
+    shares = {"dataset": "digits", "num_clients": NUM_CLIENTS, "max_samples": 300}
+    shares |= {key: more.pop(key) for key in vars(Simulation(**shares)) if key in more}
     return {
         "client": "client-0",
         "fingerprint": wire.fingerprint(),
@@ -22,9 +29,7 @@ def values(**more: Any) -> dict[str, Any]:
         "lineage": "r0001",
         "phase": "test",
         "seed": 0,
-        "dataset": "digits",
-        "num_clients": NUM_CLIENTS,
-        "max_samples": 300,
+        "simulation": Simulation(**shares),
         "model": SPEC.name,
         "model_classes": SPEC.num_classes,
         "model_channels": SPEC.channels,

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 from flwr.app import Array, ArrayRecord
 
-from client import wire
 from client.learning.models import ModelSpec
-from client.wire import Condense, ForgetSpec
+from client.steps.store import Condense
+from client.steps.training import Fit
+from client.wire import ForgetSpec
 from strategies.federation import Accuracies, Plan
 from strategies.rounds.base import NothingTouched
 from tests.messages import SPEC, values
@@ -74,8 +75,8 @@ class Recording:
     def spec(self) -> ModelSpec:
         return SPEC
 
-    def ordinary(self, **more: Any) -> wire.Fit:
-        fit: wire.Fit = self.settings(wire.Fit, **{"steps": 1, "lr": 0.1, **more})
+    def ordinary(self, **more: Any) -> Fit:
+        fit: Fit = self.settings(Fit, **{"steps": 1, "lr": 0.1, **more})
         return fit
 
     def locally(

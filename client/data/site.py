@@ -12,9 +12,10 @@ from torch import Tensor
 from client.data import datasets
 from client.data.datasets import DataSet, Split
 from client.errors import BadSetting, DataError
+from client.messages import Common, ForgetSpec
 from client.seeds import generator
+from client.simulation.settings import Simulation
 from client.simulation.shares import shares
-from client.wire import Common, ForgetSpec
 
 NodeConfig = Mapping[str, bool | float | int | str]
 
@@ -83,9 +84,9 @@ class Site:
 def open_site(settings: Common, node: NodeConfig) -> Site:
     """Return the data of the node that `settings` is addressed to.
 
-    A node whose operator names `data` uses that and nothing else. Any other node takes its share,
-    by its `partition-id`, of the data set that the coordinator names: a published one, or, where
-    our own engines simulate the node, any file.
+    A node whose operator names `data` uses that and nothing else. A simulated node takes its share,
+    by its `partition-id`, of the data set that the coordinator names, or its own node config: a
+    published one, or, where our own engines simulate the node, any file.
 
     Raises:
         BadSetting: If the coordinator names a file that this node must not open.
@@ -94,38 +95,31 @@ def open_site(settings: Common, node: NodeConfig) -> Site:
     directory = node.get("data-dir") or os.environ.get("EFFACE_DATA_DIR")
     data_dir = Path(str(directory)) if directory else None
     own = node.get("data")
-    if not own and "partition-id" not in node:
-        raise DataError(
-            "node config must name data, or a partition-id for a simulated node, got neither; "
-            f"start the SuperNode with {NODE_CONFIG}"
-        )
-    if not own and not os.environ.get(SIMULATED_STORES) and settings.dataset not in datasets.NAMES:
-        raise BadSetting(
-            f"dataset must be one of {', '.join(datasets.NAMES)} on a node that names no data of "
-            f"its own, got {settings.dataset!r}; its operator names what it holds: {NODE_CONFIG}"
-        )
-    data = _own_data(str(own), data_dir) if own else datasets.load(settings.dataset, data_dir)
-    _check_fit(data, settings)
     if own:
-        index = torch.arange(len(data.train.labels))
+        data = _own_data(str(own), data_dir)
+        _check_fit(data, settings)
+        index, split_seed = torch.arange(len(data.train.labels)), 0
+        if data.validation is not None:
+            heldout = Part(data.validation, torch.arange(len(data.validation.labels)))
+            return Site(settings.client, data, Part(data.train, index), heldout)
     else:
-        parts = shares(
-            settings.dataset,
-            data_dir,
-            settings.partition,
-            settings.num_clients,
-            settings.max_samples,
-            settings.partition_seed,
-        )
-        position = int(node.get("partition-id", 0))
-        if not 0 <= position < len(parts):
-            raise DataError(f"partition-id must lie in [0, {len(parts)}), got {position}")
-        index = parts[position]
-    if own and data.validation is not None:
-        heldout = Part(data.validation, torch.arange(len(data.validation.labels)))
-        return Site(settings.client, data, Part(data.train, index), heldout)
+        simulation = settings.simulation or Simulation.of_node(node)
+        if simulation is None or "partition-id" not in node:
+            raise DataError(
+                "node config must name data, or a partition-id for a simulated node, got neither; "
+                f"start the SuperNode with {NODE_CONFIG}"
+            )
+        if not os.environ.get(SIMULATED_STORES) and simulation.dataset not in datasets.NAMES:
+            raise BadSetting(
+                f"dataset must be one of {', '.join(datasets.NAMES)} on a node that names no data "
+                f"of its own, got {simulation.dataset!r}; its operator names what it holds: "
+                f"{NODE_CONFIG}"
+            )
+        data = datasets.load(simulation.dataset, data_dir)
+        _check_fit(data, settings)
+        index, split_seed = _share(simulation, data_dir, node), simulation.partition_seed
     order = torch.randperm(
-        len(index), generator=generator(settings.partition_seed, "holdout", 0, settings.client)
+        len(index), generator=generator(split_seed, "holdout", 0, settings.client)
     )
     num_heldout = int(settings.holdout * len(index))
     return Site(
@@ -134,6 +128,22 @@ def open_site(settings: Common, node: NodeConfig) -> Site:
         train=Part(data.train, index[order[num_heldout:]]),
         heldout=Part(data.train, index[order[:num_heldout]]),
     )
+
+
+def _share(simulation: Simulation, data_dir: Path | None, node: NodeConfig) -> Tensor:
+    """Return the positions of a simulated node's examples in the training split."""
+    parts = shares(
+        simulation.dataset,
+        data_dir,
+        simulation.partition,
+        simulation.num_clients,
+        simulation.max_samples,
+        simulation.partition_seed,
+    )
+    position = int(node["partition-id"])
+    if not 0 <= position < len(parts):
+        raise DataError(f"partition-id must lie in [0, {len(parts)}), got {position}")
+    return parts[position]
 
 
 def _own_data(name: str, data_dir: Path | None) -> DataSet:

@@ -9,7 +9,6 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from client import wire
 from client.learning.distillation import Matcher, due, initialise, real_gradients
 from client.node import Node
 from client.seeds import generator
@@ -24,30 +23,45 @@ class InSitu:
         seconds: What distillation has taken so far.
     """
 
-    def __init__(self, node: Node, settings: wire.Fit, keep: Tensor, num_steps: int) -> None:
+    def __init__(
+        self,
+        node: Node,
+        keep: Tensor,
+        *,
+        planned: int,
+        lr: float,
+        momentum: float,
+        num_steps: int,
+        every: int,
+        fraction: float,
+    ) -> None:
         """Take up the node's synthetic set, or begin one.
 
         Args:
             node: Whose data and store.
-            settings: What the coordinator told.
             keep: Which training examples may be used, bool `(n,)`.
-            num_steps: Of local training.
+            planned: Images that local training passes through the model.
+            lr: Step size on the images.
+            momentum: Of these steps, in [0, 1).
+            num_steps: Of them at each match.
+            every: Match at every so-manyth step of training.
+            fraction: Largest share of the work that matching may take, in [0, 1].
         """
         started = time.perf_counter()
-        self.settings = settings
-        found = node.store.load(
-            settings.lineage, model=node.model_name, before=settings.server_round
-        )
+        told = node.settings
+        found = node.store.load(told.lineage, model=node.model_name, before=told.server_round)
         if found is None:
-            start = generator(settings.seed, "synthetic", 0, settings.client)
-            found = initialise(node.site, keep, settings.scale, start)
+            start = generator(told.seed, "synthetic", 0, told.client)
+            found = initialise(node.site, keep, told.scale, start)
         self.matcher = Matcher(
             SyntheticSet(found.images.to(node.device), found.labels.to(node.device)),
-            lr=settings.image_lr,
-            momentum=settings.image_momentum,
-            num_steps=settings.image_steps,
+            lr=lr,
+            momentum=momentum,
+            num_steps=num_steps,
         )
-        self.planned = float(num_steps * min(settings.batch_size, int(keep.sum())))
+        self.every = every
+        self.fraction = fraction
+        self.planned = float(planned)
         self.spent = 0.0
         self.seconds = time.perf_counter() - started
 
@@ -63,9 +77,8 @@ class InSitu:
         def gradients(
             step: int, images: Tensor, labels: Tensor
         ) -> tuple[list[Tensor], Tensor] | None:
-            s = self.settings
             cost = self.matcher.cost(labels)
-            if not due(step, s.distill_every, s.distill_fraction, self.spent, self.planned, cost):
+            if not due(step, self.every, self.fraction, self.spent, self.planned, cost):
                 return None
             self.spent += cost
             batch, loss, by_class = real_gradients(model, images, labels)

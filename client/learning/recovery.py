@@ -1,4 +1,4 @@
-"""Descent on the compact data: recovery after an ascent, and relearning.
+"""Descent on little data: recovery after an ascent, and relearning.
 
 Dhasade et al. 2024 (QuickDrop), sections 3.3.1 and 3.4: the synthetic images mixed with as many
 original ones (1:1), ordinary SGD.
@@ -60,7 +60,7 @@ def descend(
     hold_features: float = 0.0,
     freeze_stem: bool = False,
 ) -> Trained:
-    """Train on the compact data, in place.
+    """Train on synthetic images and originals, in place.
 
     Args:
         model: Classifier with `features` and `classifier`.

@@ -1,9 +1,8 @@
-"""Compact data: a node's synthetic set, and random real images in its place (the control)."""
+"""Stand-ins of real data: a node's synthetic set, or random real images (the control)."""
 
 import torch
 from torch import Tensor
 
-from client import wire
 from client.errors import BadSetting
 from client.learning.distillation import initialise
 from client.node import Node
@@ -26,9 +25,9 @@ def random_subset(node: Node) -> SyntheticSet:
     return SyntheticSet(found.images.to(node.device), found.labels.to(node.device))
 
 
-def synthetic_for(node: Node, settings: wire.Descend, wanted: Tensor) -> SyntheticSet:
+def synthetic_for(node: Node, side: str, wanted: Tensor) -> SyntheticSet:
     """Return the node's synthetic set; for relearning, with what was destroyed drawn anew."""
-    if settings.side == "retain":
+    if side == "retain":
         return node.synthetic()
     found = redrawn(node, wanted)
     return SyntheticSet(found.images.to(node.device), found.labels.to(node.device))

@@ -23,7 +23,8 @@ from client.data.datasets import DataSet, Split
 from client.data.site import forget_mask, open_site
 from client.learning.models import ModelSpec
 from client.seeds import generator
-from client.wire import Describe, ForgetSpec
+from client.steps.measuring import Describe
+from client.wire import ForgetSpec
 from server.settings import RunSettings
 
 MOST: Final = 500  # examples of a class, on either side

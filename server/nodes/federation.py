@@ -14,7 +14,10 @@ from client.channels.layout import Channels, to_text
 from client.errors import BadSetting
 from client.learning.evaluation import Scores
 from client.learning.models import ModelSpec, compact
-from client.wire import Common, Condense, Describe, Fit, ForgetSpec, Heldout
+from client.steps.measuring import Describe, Heldout
+from client.steps.store import Condense, Settle
+from client.steps.training import Fit
+from client.wire import Common, ForgetSpec
 from server.nodes.grid import NamedGrid
 from server.storage.journal import Journal
 from strategies.federation import Accuracies, Plan, Samples, StoredRound
@@ -94,10 +97,10 @@ class GridFederation:
 
     Attributes:
         grid: The nodes.
-        common: Values that every message carries (see `client.wire.Common`).
+        common: Values that every message carries (see `client.messages.Common`).
         journal: Remembers what was done, so that a stopped request goes on where it was.
         on_round: Called after every round, outside the timing; what it returns is kept in `notes`.
-        training: Settings of an ordinary round (see `client.wire.Fit`).
+        training: Settings of an ordinary round (see `client.steps.training.Fit`).
         own_samples: The coordinator's own examples, if it has any.
         plan: How the version was trained.
         first_weights: Returns those that training began with.
@@ -348,9 +351,9 @@ class GridFederation:
         return names
 
     def describe(self) -> dict[str, dict[str, Any]]:
-        """Return every node's counts by its name (see `client.app.describe`)."""
+        """Return every node's counts by its name (see `Describe`)."""
         settings = self.settings(Describe, phase="describe")
-        return self._ask(wire.DESCRIBE, settings, ArrayRecord(), phase="describe", name="describe")
+        return self._ask(settings, ArrayRecord(), phase="describe", name="describe")
 
     def class_counts(self) -> dict[str, list[float]]:
         """Return every node's number of training examples by class, whatever is forgotten."""
@@ -360,12 +363,12 @@ class GridFederation:
         """Have every node that holds synthetic data fine-tune it."""
         told = replace(settings, phase="condense")
         names = [n for n, m in self.describe().items() if m["num-retain-synthetic"] > 0]
-        self._ask(wire.CONDENSE, told, ArrayRecord(), phase="recover", name="condense", names=names)
+        self._ask(told, ArrayRecord(), phase="recover", name="condense", names=names)
 
     def settle(self, action: str, *, destroy: bool) -> dict[str, dict[str, Any]]:
         """Have every node write or lift its tombstone; all must answer."""
-        settings = self.settings(wire.Settle, phase="settle", action=action, destroy=destroy)
-        return self._ask(wire.SETTLE, settings, ArrayRecord(), phase="settle", name="settle")
+        settings = self.settings(Settle, phase="settle", action=action, destroy=destroy)
+        return self._ask(settings, ArrayRecord(), phase="settle", name="settle")
 
     def accuracies(self, model: ArrayRecord) -> Accuracies:
         """Return the accuracies on the nodes' held-out data (see the protocol)."""
@@ -394,12 +397,11 @@ class GridFederation:
         return self._heldout(told, model, phase="evaluate")
 
     def _heldout(self, settings: Heldout, model: ArrayRecord, *, phase: str) -> Sides:
-        answers = self._ask(wire.HELDOUT, settings, model, phase=phase, name=f"heldout-{phase}")
+        answers = self._ask(settings, model, phase=phase, name=f"heldout-{phase}")
         return Sides(*(_total(answers, side) for side in ("forget", "retain")))
 
     def _ask(
         self,
-        message_type: str,
         settings: Common,
         arrays: ArrayRecord,
         *,
@@ -427,7 +429,7 @@ class GridFederation:
                 Message(
                     RecordDict({"arrays": arrays, "config": replace(settings, client=n).config()}),
                     dst_node_id=online[n],
-                    message_type=message_type,
+                    message_type=settings.message.name,
                 )
                 for n in wanted
             ]

@@ -18,7 +18,7 @@ from client.data.datasets import DataSet
 from client.errors import EffaceError
 from client.learning.models import ModelSpec, build
 from client.seeds import generator
-from client.wire import Describe, ForgetSpec
+from client.wire import ForgetSpec
 from server.evidence.measures import Judge, verdict
 from server.nodes.federation import Cost, GridFederation, Round, from_numpy, to_numpy
 from server.nodes.grid import NamedGrid
@@ -479,9 +479,10 @@ class Work:
 
     def _synthetic_bytes(self, federation: GridFederation, lineage: str) -> int | None:
         """Return what the simulated clients' synthetic sets take; None where clients are real."""
-        if not self.settings.simulated:
+        simulation = self.settings.simulation
+        if simulation is None:
             return None
-        stores = self.workspace.home.clients / federation.settings(Describe).population
+        stores = self.workspace.home.clients / simulation.population
         return sum(path.stat().st_size for path in stores.glob(f"*/{lineage}/*.safetensors"))
 
     def commit(

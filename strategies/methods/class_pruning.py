@@ -26,7 +26,8 @@ from client.channels.layout import Layer, from_text, layout
 from client.channels.masks import zero_
 from client.errors import BadSetting
 from client.learning.models import ModelSpec, build, loaded
-from client.wire import Representation, Rule, all_or_some, at_least, one_of, tensors
+from client.steps.channels import Representation
+from client.wire import Rule, all_or_some, at_least, one_of, tensors
 from strategies.federation import Federation
 from strategies.method import PERCENT, Hyperparameters, Needs, option
 from strategies.parts.estimates import DOUBLES, FORWARD, Facts, Stretch, num_channels

@@ -18,12 +18,12 @@ Departs from the paper:
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, Message, MetricRecord
+from flwr.app import Array, ArrayRecord
 
 from client.wire import Rule, at_least
 from strategies.federation import Federation, StoredRound
@@ -31,7 +31,7 @@ from strategies.method import PERCENT, Hyperparameters, Needs, option
 from strategies.parts.estimates import Facts, Stretch
 from strategies.parts.finetuning import fine_tune
 from strategies.parts.relearning import OrdinaryRelearning
-from strategies.rounds.base import NothingTouched, num_drawn
+from strategies.rounds.base import NothingTouched, Used, num_drawn
 from strategies.rounds.replay import ReplayedRound, after, difference
 from strategies.rounds.scaling import STATISTICS
 
@@ -115,23 +115,17 @@ class FedEraser(OrdinaryRelearning, Hyperparameters):
 class CalibratedRound(ReplayedRound):
     """A stored round with its directions found anew by training on what is retained."""
 
-    def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Return the model after the calibrated round.
+    asks = True
 
-        Raises:
-            ClientLost: If fewer nodes answered than must.
-            NothingTouched: If they used no example.
-        """
-        used, metrics = self._used(server_round, list(replies))
+    def combine(self, used: Mapping[str, Used]) -> ArrayRecord:
+        """Return the model after the calibrated round."""
         updates = {
-            name: calibrated(self.stored.updates[name], difference(arrays, self.sent))
-            for name, (arrays, _) in used.items()
+            name: calibrated(self.stored.updates[name], difference(answer.arrays, self.sent))
+            for name, answer in used.items()
         }
-        weights = {name: examples for name, (_, examples) in used.items()}
+        weights = {name: answer.examples for name, answer in used.items()}
         self.kept = StoredRound(self.stored.number, updates, weights)
-        return after(self.sent, self.kept), metrics
+        return after(self.sent, self.kept)
 
 
 def calibrated(stored: ArrayRecord, found: ArrayRecord) -> ArrayRecord:

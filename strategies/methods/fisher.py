@@ -29,7 +29,8 @@ from client.channels.layout import from_text
 from client.channels.masks import zero_
 from client.learning.models import loaded
 from client.seeds import generator
-from client.wire import FISHER, Fisher, at_least, between, tensors
+from client.steps.measuring import Fisher
+from client.wire import at_least, between, tensors
 from strategies.federation import Federation
 from strategies.method import RATE, Hyperparameters, Needs, option
 from strategies.methods.quickdrop_calibrated import without_directions
@@ -45,7 +46,6 @@ class FisherRounds(Rounds):
     The result has one array a parameter, in its shape; buffers have none.
     """
 
-    message_type = FISHER
     changes_model = False
 
 

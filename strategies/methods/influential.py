@@ -32,7 +32,8 @@ from client.learning.models import build, loaded
 from client.learning.perturbation import wrong_labels
 from client.learning.training import local_sgd, minibatches
 from client.seeds import generator
-from client.wire import Ablation, FitChannels, Rule, between, one_of, tensors
+from client.steps.channels import Ablation, FitChannels
+from client.wire import Rule, between, one_of, tensors
 from strategies.federation import Federation
 from strategies.method import COUNT, RATE, Hyperparameters, Needs, option
 from strategies.parts.estimates import DOUBLES, FORWARD, Facts, Stretch, num_channels

@@ -17,7 +17,10 @@ from typing import Any, ClassVar
 
 from flwr.app import ArrayRecord
 
-from client.wire import Ascend, Condense, Descend, at_least
+from client.steps.ascent import Ascend
+from client.steps.recovery import Descend
+from client.steps.store import Condense
+from client.wire import at_least
 from strategies.federation import Federation, S
 from strategies.method import COUNT, PERCENT, RATE, Hyperparameters, Needs, option
 from strategies.parts.estimates import Facts, Stretch, compact

@@ -30,7 +30,10 @@ from typing import Any, ClassVar
 import numpy as np
 from flwr.app import Array, ArrayRecord
 
-from client.wire import Ascend, Descend, Fit, between
+from client.steps.ascent import Ascend
+from client.steps.recovery import Descend
+from client.steps.training import Fit
+from client.wire import between
 from strategies.federation import Federation, S
 from strategies.method import COUNT, PERCENT, RATE, Hyperparameters, Needs, option
 from strategies.parts.estimates import Facts, Stretch, compact

@@ -19,7 +19,8 @@ from typing import ClassVar
 
 from flwr.app import ArrayRecord
 
-from client.wire import Ascend, at_least, between
+from client.steps.ascent import Ascend
+from client.wire import at_least, between
 from strategies.federation import Federation
 from strategies.method import COUNT, PERCENT, RATE, Hyperparameters, Needs, option
 from strategies.parts.estimates import Facts, Stretch

@@ -14,7 +14,7 @@ import torch
 from client.channels.layout import Layer, layout
 from client.channels.slices import take, to_row
 from client.learning.models import ModelSpec, build
-from client.wire import Condense
+from client.steps.store import Condense
 from strategies.federation import Plan
 from strategies.rounds.base import num_drawn
 

@@ -1,11 +1,12 @@
 """The kinds of round, each a Flower `Strategy`: who takes part, what they are told, what is kept.
 
-They work in any Flower app whose nodes run `client.app`:
+They work in any Flower app whose nodes run `client.app`, also where Flower gives nodes no names:
 `AscentRounds(settings, participants=["hospital-a"]).start(grid, arrays, num_rounds=1)`.
+Other ClientApps may answer as well (`same_code=False`), with `num-examples` beside their model.
 """
 
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,8 +17,8 @@ from flwr.serverapp.strategy import FedAvg
 
 from client import wire
 from client.errors import EffaceError
+from client.messages import Common
 from client.seeds import generator
-from client.wire import Common
 from strategies.parts.averaging import weighted_average
 
 
@@ -35,6 +36,26 @@ class Failure:
 
     client: str
     reason: str
+
+
+@dataclass(frozen=True)
+class Used:
+    """The answer of a node that used some of its examples.
+
+    Attributes:
+        arrays: Its model, or what the message asks for in its place.
+        examples: How many it used.
+        metrics: All its numbers, by name.
+    """
+
+    arrays: ArrayRecord
+    examples: float
+    metrics: Mapping[str, Any]
+
+
+def examples_of(used: Mapping[str, Used]) -> list[float]:
+    """Return the numbers of examples, in order."""
+    return [answer.examples for answer in used.values()]
 
 
 def num_drawn(fraction: float, count: int) -> int:
@@ -55,7 +76,7 @@ class Rounds(FedAvg):
     counted against `min_share`.
     """
 
-    message_type: str
+    asks: bool = True  # whether nodes are asked at all
     takes_all: bool = False  # whether every node addressed must answer
     changes_model: bool = True  # or the arrays that come back are scores
 
@@ -67,8 +88,9 @@ class Rounds(FedAvg):
         fraction: float = 1.0,
         min_share: float = 0.5,
         required: Collection[str] = (),
+        same_code: bool = True,
     ) -> None:
-        """Configure the rounds.
+        """Configure the rounds. A node without a name is called by its number: "node-123".
 
         Args:
             settings: What every node is told; `client` and `server_round` are filled in.
@@ -77,6 +99,8 @@ class Rounds(FedAvg):
             min_share: Share of the nodes drawn that must answer, in (0, 1].
             required: Names of those of them that must, whatever the share: without their answer
                 nothing is unlearned.
+            same_code: Whether a reply must come from the client code that runs here; False where
+                other ClientApps answer the same message, too.
         """
         super().__init__(weighted_by_key="num-examples")
         self.settings = settings
@@ -84,16 +108,22 @@ class Rounds(FedAvg):
         self.fraction = fraction
         self.min_share = min_share
         self.required = required
+        self.same_code = same_code
         self.failures: list[Failure] = []
         self.sent = ArrayRecord()  # the model of the round under way
         self._asked: dict[int, str] = {}
+
+    @property
+    def message_type(self) -> str:
+        """What nodes are asked: the message that the settings belong to."""
+        return self.settings.message.name
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Address this round's nodes. `config` is not read: `settings` says it all."""
         self.sent = arrays
-        online = {node.name: node.node_id for node in grid.get_nodes()}
+        online = {n.name or f"node-{n.node_id}": n.node_id for n in grid.get_nodes()}
         wanted = sorted(online if self.participants is None else self.participants)
         needed = wanted if self.takes_all else sorted(self.required)
         if missing := [name for name in needed if name not in online]:
@@ -119,20 +149,29 @@ class Rounds(FedAvg):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Average what came back.
+        """Make the new model of what came back, as `combine` says.
 
         Raises:
             ClientLost: If fewer nodes answered than must.
             NothingTouched: If they used no example.
         """
-        used, metrics = self._used(server_round, list(replies))
-        arrays, examples = zip(*used.values(), strict=True)
-        return weighted_average(arrays, examples), metrics
+        used, metrics = (
+            self._used(server_round, list(replies)) if self.asks else ({}, summed([], 0))
+        )
+        return self.combine(used), metrics
+
+    def combine(self, used: Mapping[str, Used]) -> ArrayRecord:
+        """Return the new model: the mean of the nodes', weighted by their examples.
+
+        Args:
+            used: The answers of the nodes that used any example, in the order of their names.
+        """
+        return weighted_average([u.arrays for u in used.values()], examples_of(used))
 
     def _used(
         self, server_round: int, replies: list[Message]
-    ) -> tuple[dict[str, tuple[ArrayRecord, float]], MetricRecord]:
-        """Return the arrays and examples of the nodes that used any, by name; the round's totals.
+    ) -> tuple[dict[str, Used], MetricRecord]:
+        """Return the answers of the nodes that used any example, by name; the round's totals.
 
         Raises:
             ClientLost: If fewer nodes answered than must.
@@ -140,7 +179,9 @@ class Rounds(FedAvg):
         """
         answers = self._by_name(server_round, replies)
         used = {
-            name: (next(iter(content.array_records.values())), float(metrics["num-examples"]))
+            name: Used(
+                next(iter(content.array_records.values())), float(metrics["num-examples"]), metrics
+            )
             for name, (content, metrics) in answers.items()
             if float(metrics["num-examples"]) > 0
         }
@@ -178,7 +219,10 @@ class Rounds(FedAvg):
                 else:
                     self.failures.append(Failure(name, reason))
             elif name is not None:
-                by_name[name] = (message.content, checked(message.content, name))
+                by_name[name] = (
+                    message.content,
+                    checked(message.content, name, same_code=self.same_code),
+                )
         told = {failure.client for failure in self.failures}
         silence = "; ".join(unnamed) or "no answer before the deadline"
         self.failures += [
@@ -204,8 +248,13 @@ class Rounds(FedAvg):
         return {name: by_name[name] for name in sorted(by_name)}
 
 
-def checked(content: RecordDict, name: str) -> dict[str, Any]:
+def checked(content: RecordDict, name: str, *, same_code: bool = True) -> dict[str, Any]:
     """Return a reply's metrics if it has the agreed form and comes from the expected code.
+
+    Args:
+        content: Of the reply.
+        name: The node's.
+        same_code: Whether it must come from the client code that runs here.
 
     Raises:
         ClientLost: If not; the reply must never be averaged.
@@ -213,8 +262,9 @@ def checked(content: RecordDict, name: str) -> dict[str, Any]:
     if len(content.array_records) != 1 or len(content.metric_records) != 1 or len(content) != 2:
         raise ClientLost(f"reply of {name} must hold one ArrayRecord and one MetricRecord")
     metrics = dict(next(iter(content.metric_records.values())))
-    expected = wire.code_number(wire.fingerprint())
-    if metrics.get("code") != expected:
+    if "num-examples" not in metrics:
+        raise ClientLost(f"reply of {name} must say num-examples, got {sorted(metrics)}")
+    if same_code and metrics.get("code") != wire.code_number(wire.fingerprint()):
         raise ClientLost(
             f"client {name} must run the coordinator's client code {wire.fingerprint()[:12]}, got "
             f"{metrics.get('code')}; install the same release and restart it"
@@ -231,7 +281,7 @@ def summed(metrics: list[dict[str, Any]], num_failures: int) -> MetricRecord:
             "num-examples": examples,
             "samples": sum(float(m.get("samples", 0.0)) for m in metrics),
             "loss": loss / examples if examples else 0.0,
-            "client-seconds": sum(float(m["seconds"]) for m in metrics),
+            "client-seconds": sum(float(m.get("seconds", 0.0)) for m in metrics),
             "seconds-distill": sum(float(m.get("seconds-distill", 0.0)) for m in metrics),
             "num-clients": len(metrics),
             "num-failures": num_failures,
@@ -242,20 +292,15 @@ def summed(metrics: list[dict[str, Any]], num_failures: int) -> MetricRecord:
 class FederatedAveraging(Rounds):
     """FedAvg (McMahan et al. 2017): a seeded share of the nodes trains, weighted by |D_i|."""
 
-    message_type = wire.FIT
-
 
 class AscentRounds(Rounds):
-    """SGA rounds (QuickDrop, Algorithm 1): every holder of the forget set climbs, by |S_f,i|.
+    """SGA rounds (QuickDrop, Algorithm 1): every holder of the forget set ascends, by |S_f,i|.
 
     Losing one of them would leave its share of the forget set untouched, so all must answer.
     """
 
-    message_type = wire.ASCEND
     takes_all = True
 
 
 class RecoveryRounds(Rounds):
-    """Rounds of SGD on the compact data of the nodes that have any left: recovery, relearning."""
-
-    message_type = wire.DESCEND
+    """Rounds of SGD on little data of the nodes that have any left: recovery, relearning."""

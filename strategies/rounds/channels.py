@@ -12,12 +12,12 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
-from client import wire
 from client.channels.layout import Layer, from_text
 from client.channels.slices import from_row, scatter, take, to_row
+from client.settings import MIN_EXAMPLES
+from client.steps.channels import SLICES, FitChannels
 from client.wire import tensors
-from strategies.parts.averaging import weighted_average
-from strategies.rounds.base import NothingTouched, Rounds, summed
+from strategies.rounds.base import NothingTouched, Rounds, Used
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -33,31 +33,32 @@ class RepresentationRounds(Rounds):
     of zeros.
     """
 
-    message_type = wire.REPRESENTATION
     changes_model = False
 
-    def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Return the class means."""
-        answers = list(self._by_name(server_round, list(replies)).values())
-        used = [(c, m) for c, m in answers if float(m["num-examples"]) > 0]
-        if not used:
-            raise NothingTouched("representation must use at least one example, got none")
-        counts: Floats = np.sum([m["count-per-class"] for _, m in used], axis=0, dtype=np.float64)
+    def combine(self, used: Mapping[str, Used]) -> ArrayRecord:
+        """Return the class means.
+
+        Raises:
+            NothingTouched: If a class to be forgotten has too few examples.
+        """
+        counts: Floats = np.sum(
+            [answer.metrics["count-per-class"] for answer in used.values()],
+            axis=0,
+            dtype=np.float64,
+        )
         for label in self.settings.forget_classes:
             if not counts[label]:
                 raise NothingTouched(
-                    f"class {label} must have at least {wire.MIN_EXAMPLES} examples on one of the "
+                    f"class {label} must have at least {MIN_EXAMPLES} examples on one of the "
                     "clients, got none that has: a lone example's activations stay with it; choose "
                     "another method"
                 )
-        records = [next(iter(content.array_records.values())) for content, _ in used]
+        records = [answer.arrays for answer in used.values()]
         means = ArrayRecord()
         for name in records[0]:
             sums: Floats = np.sum([r[name].numpy() for r in records], axis=0, dtype=np.float64)
             means[name] = Array(sums / np.maximum(counts, 1.0)[:, None])
-        return means, summed([metrics for _, metrics in answers], len(self.failures))
+        return means
 
 
 class AblationRounds(Rounds):
@@ -67,7 +68,6 @@ class AblationRounds(Rounds):
     and `loss/<layer>`, the rise of the mean loss.
     """
 
-    message_type = wire.ABLATION
     changes_model = False
     takes_all = True
 
@@ -80,9 +80,7 @@ class PartialChannelFedAvg(Rounds):
     weights |D_i| instead of 1 / n.
     """
 
-    message_type = wire.FIT_CHANNELS
-
-    def __init__(self, settings: wire.FitChannels, layers: tuple[Layer, ...], **more: Any) -> None:
+    def __init__(self, settings: FitChannels, layers: tuple[Layer, ...], **more: Any) -> None:
         """Args as in `Rounds`, and:
 
         Args:
@@ -106,7 +104,7 @@ class PartialChannelFedAvg(Rounds):
             told = message.content.config_records["config"]
             told["whole"] = node not in self._informed
             if node in self._informed:
-                row = arrays_of({wire.SLICES: slices})
+                row = arrays_of({SLICES: slices})
                 message.content = RecordDict({"arrays": row, "config": told})
             messages.append(message)
         return messages
@@ -114,15 +112,17 @@ class PartialChannelFedAvg(Rounds):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Return the model with the averaged slices in their places, and nothing else changed."""
+        """Average what came back, and remember who has the whole model now."""
         replies = list(replies)
-        used, metrics = self._used(server_round, replies)
-        rows, examples = zip(*used.values(), strict=True)
+        result = super().aggregate_train(server_round, replies)
         self._informed |= {m.metadata.src_node_id for m in replies if not m.has_error()}
+        return result
+
+    def combine(self, used: Mapping[str, Used]) -> ArrayRecord:
+        """Return the model with the averaged slices in their places, and nothing else changed."""
         before = take(tensors(self.sent), self.layers, self.channels)
-        row = tensors(weighted_average(rows, examples))[wire.SLICES]
-        slices = from_row(row, before)
-        return put(self.sent, slices, self.layers, self.channels), metrics
+        slices = from_row(tensors(super().combine(used))[SLICES], before)
+        return put(self.sent, slices, self.layers, self.channels)
 
 
 def put(

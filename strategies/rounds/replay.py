@@ -3,13 +3,12 @@
 from collections.abc import Iterable, Mapping
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, Message, MetricRecord
+from flwr.app import Array, ArrayRecord
 
-from client import wire
-from client.wire import Common
+from client.messages import Common
 from strategies.federation import StoredRound
 from strategies.parts.averaging import weighted_average
-from strategies.rounds.base import Rounds, summed
+from strategies.rounds.base import Rounds, Used
 
 
 class ReplayedRound(Rounds):
@@ -19,7 +18,7 @@ class ReplayedRound(Rounds):
         kept: What is to be kept of it, in place of what was stored.
     """
 
-    message_type = wire.FIT
+    asks = False
 
     def __init__(
         self,
@@ -41,12 +40,10 @@ class ReplayedRound(Rounds):
         self.stored = stored
         self.kept: StoredRound | None = None
 
-    def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+    def combine(self, used: Mapping[str, Used]) -> ArrayRecord:
         """Return the model after the stored round."""
         self.kept = self.stored
-        return after(self.sent, self.stored), summed([], 0)
+        return after(self.sent, self.stored)
 
 
 def after(model: ArrayRecord, done: StoredRound) -> ArrayRecord:

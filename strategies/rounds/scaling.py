@@ -1,13 +1,13 @@
 """Federated averaging with scaled updates: some nodes' count less, more, or backwards."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, Message, MetricRecord
+from flwr.app import Array, ArrayRecord
 
 from client.wire import Common
-from strategies.rounds.base import FederatedAveraging
+from strategies.rounds.base import FederatedAveraging, Used, examples_of
 
 STATISTICS: Final = ("running_mean", "running_var", "num_batches_tracked")
 
@@ -36,19 +36,11 @@ class ScaledAveraging(FederatedAveraging):
         self.scales = scales
         self.others = others
 
-    def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Add up the scaled updates.
-
-        Raises:
-            ClientLost: If fewer nodes answered than must.
-            NothingTouched: If they used no example.
-        """
-        used, metrics = self._used(server_round, list(replies))
-        arrays, examples = zip(*used.values(), strict=True)
+    def combine(self, used: Mapping[str, Used]) -> ArrayRecord:
+        """Add up the scaled updates."""
+        models = [answer.arrays for answer in used.values()]
         scales = [self.scales.get(name, self.others) for name in used]
-        return scaled_average(self.sent, arrays, examples, scales), metrics
+        return scaled_average(self.sent, models, examples_of(used), scales)
 
 
 def scaled_average(

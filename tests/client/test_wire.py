@@ -1,11 +1,13 @@
 """The wire: every handler is called, and nothing but what is declared goes up."""
 
 import math
+import pkgutil
 import re
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -15,66 +17,51 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from torch import nn
 
-from client import wire
-from client.app import HANDLERS, app
+from client import steps, wire
+from client.app import app, handlers
 from client.channels.layout import to_text
 from client.channels.masks import zero_
 from client.data.site import open_site
 from client.errors import BadSetting, EffaceError
 from client.learning.curvature import local_quasi_newton
 from client.learning.training import minibatches
-from client.node import Node, answered
+from client.messages import CLASS_3, WORK, Common, Declaration
+from client.node import Node, answers
 from client.seeds import generator
+from client.simulation.settings import Simulation
+from client.steps.ascent import Ascend
+from client.steps.channels import SLICES, Ablation, FitChannels, Representation
+from client.steps.measuring import Describe, Fisher, Heldout
+from client.steps.recovery import Descend
+from client.steps.store import Condense, Settle
+from client.steps.training import Fit
 from client.store import Store
-from client.wire import Common
 from server.nodes.engines.inline import InlineGrid
-from tests.messages import NUM_CLIENTS, message, network, told, values, weights
+from tests.messages import NUM_CLIENTS, message, network, told, weights
 
 DIRECTORIES = ("EFFACE_STORE", "EFFACE_DATA_DIR", "EFFACE_HOME")
-CLASS_3 = {"forget_level": "class", "forget_classes": [3]}
-
-# Enough of every kind's settings to make the handler do its work.
-WORK: dict[str, dict[str, Any]] = {
-    wire.FIT: {"steps": 2, "batch_size": 32, "lr": 0.1, "scale": 10, "server_round": 1},
-    wire.ASCEND: {"lr": 0.02, **CLASS_3},
-    wire.DESCEND: {"lr": 0.02, "hold": 1.0, "hold_features": 1.0, **CLASS_3},
-    wire.HELDOUT: {"holdout": 0.2, **CLASS_3},
-    wire.DESCRIBE: CLASS_3,
-    wire.CONDENSE: {"outer_steps": 1, "inner_steps": 1, "batch_size": 16},
-    wire.SETTLE: {"action": "forget", "destroy": True, **CLASS_3},
-    wire.REPRESENTATION: {"samples_per_class": 5, **CLASS_3},
-    wire.ABLATION: {"max_examples": 4, **CLASS_3},
-    wire.FIT_CHANNELS: {
-        "channels": ["body.0:0,3", "classifier:3"],
-        "steps": 2,
-        "batch_size": 32,
-        "lr": 0.1,
-        **CLASS_3,
-    },
-    wire.FISHER: {"max_examples": 4, **CLASS_3},
-}
+KINDS: list[type[Common]] = sorted((h.kind for h in handlers().values()), key=str)
 
 
-def arrays_of(message_type: str) -> dict[str, tuple[tuple[int, ...], str]]:
+def arrays_of(kind: type[Common]) -> dict[str, tuple[tuple[int, ...], str]]:
     """Return names, shapes and dtypes of the arrays that may go up; 8 channels, 10 classes."""
     sent = {name: (tuple(a.shape), a.dtype) for name, a in weights().items()}
     layers = {"body.0": 8, "body.4": 8, "classifier": 10}
     rows = {"body.0": 2, "body.1": 2, "classifier": 1}  # body.1 is the norm behind body.0
-    if message_type in (wire.FIT, wire.ASCEND, wire.DESCEND, wire.FISHER):
-        return sent  # the ConvNet has no buffers
-    if message_type == wire.REPRESENTATION:
-        return dict.fromkeys(("body.0", "body.4"), ((10, 8), "float64"))
-    if message_type == wire.ABLATION:
-        both = [f"{k}/{n}" for n in layers if n != "classifier" for k in ("accuracy", "loss")]
-        return {name: ((layers[name.partition("/")[2]],), "float64") for name in both}
-    if message_type == wire.FIT_CHANNELS:
-        numbers = sum(
-            rows[n.rpartition(".")[0]] * math.prod(s[1:])
-            for n, (s, _) in sent.items()
-            if n.rpartition(".")[0] in rows
-        )
-        return {wire.SLICES: ((numbers,), "float32")}
-    return {}
+    numbers = sum(
+        rows[n.rpartition(".")[0]] * math.prod(s[1:])
+        for n, (s, _) in sent.items()
+        if n.rpartition(".")[0] in rows
+    )
+    both = [f"{k}/{n}" for n in layers if n != "classifier" for k in ("accuracy", "loss")]
+    return {
+        "none": {},
+        "model": sent,
+        "parameters": sent,  # the ConvNet has no buffers
+        "class-sums": dict.fromkeys(("body.0", "body.4"), ((10, 8), "float64")),
+        "effects": {name: ((layers[name.partition("/")[2]],), "float64") for name in both},
+        "slices": {SLICES: ((numbers,), "float32")},
+    }[kind.message.arrays]
 
 
 @pytest.fixture(autouse=True)
@@ -94,21 +81,20 @@ def grid() -> Iterator[InlineGrid]:
         yield made
 
 
-def config_of(message_type: str, **more: Any) -> ConfigRecord:
-    kind = wire.SETTINGS[message_type]
-    config: ConfigRecord = told(kind, **{**WORK[message_type], **more}).config()
+def config_of(kind: type[Common], **more: Any) -> ConfigRecord:
+    config: ConfigRecord = told(kind, **{**kind.message.example, **more}).config()
     return config
 
 
-def ask(grid: InlineGrid, message_type: str, config: ConfigRecord | None = None) -> Message:
-    config = config_of(message_type) if config is None else config
-    (reply,) = grid.send_and_receive([message(message_type, config, weights())])
+def ask(grid: InlineGrid, kind: type[Common], config: ConfigRecord | None = None) -> Message:
+    config = config_of(kind) if config is None else config
+    (reply,) = grid.send_and_receive([message(kind.message.name, config, weights())])
     return reply
 
 
 def train(grid: InlineGrid) -> None:
     """Give node 1 a synthetic set."""
-    assert not ask(grid, wire.FIT).has_error()
+    assert not ask(grid, Fit).has_error()
 
 
 def store_file(tmp_path: Path) -> Path:
@@ -118,16 +104,38 @@ def store_file(tmp_path: Path) -> Path:
 # ---- what goes up -------------------------------------------------------------------------------
 
 
-def test_every_message_has_a_handler_settings_and_a_case_here() -> None:
-    assert set(HANDLERS) == set(wire.SETTINGS) == set(WORK)
+def test_every_declared_message_has_exactly_one_handler() -> None:
+    declared = set()
+    for module in pkgutil.iter_modules(steps.__path__, "client.steps."):
+        for value in vars(import_module(module.name)).values():
+            if isinstance(value, type) and issubclass(value, Common) and "message" in vars(value):
+                declared.add(value)
+    assert len(declared) == len(KINDS) == len(handlers())
+    assert declared == set(KINDS)
+    for name, handler in handlers().items():
+        assert name == handler.kind.message.name
+        assert re.fullmatch(r"(train|evaluate|query)\.[a-z]+", name)
 
 
-@pytest.mark.parametrize("message_type", sorted(WORK))
+def test_two_handlers_of_one_message_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    @answers(Describe)
+    def second(node: Node, settings: Describe) -> tuple[dict[str, Any], None]:
+        return {}, None
+
+    second.work.__module__ = "client.steps.store"
+    monkeypatch.setattr("client.steps.store.second", second, raising=False)
+    with pytest.raises(
+        EffaceError, match=r"message query\.describe must have one handler, got two"
+    ):
+        handlers()
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_reply_holds_one_array_record_one_metric_record_and_nothing_undeclared(
-    grid: InlineGrid, message_type: str, tmp_path: Path
+    grid: InlineGrid, kind: type[Common], tmp_path: Path
 ) -> None:
     train(grid)
-    reply = ask(grid, message_type)
+    reply = ask(grid, kind)
 
     assert not reply.has_error(), reply
     content = reply.content
@@ -137,7 +145,7 @@ def test_a_reply_holds_one_array_record_one_metric_record_and_nothing_undeclared
     # Parameters of the model that came down, slices of them, numbers by channel (and class), or
     # nothing; an image is 8x8, no parameter is.
     found = {name: (tuple(array.shape), array.dtype) for name, array in arrays.items()}
-    assert found == arrays_of(message_type)
+    assert found == arrays_of(kind)
     for array in arrays.values():
         assert tuple(array.shape[-2:]) != (8, 8)
         assert np.isfinite(array.numpy()).all()
@@ -145,7 +153,7 @@ def test_a_reply_holds_one_array_record_one_metric_record_and_nothing_undeclared
     # Declared numbers, and lists only where they have one entry a class: a list of labels or of
     # losses would have one an example.
     for name, value in metrics.items():
-        per_class = wire.METRICS[name] == "per-class"
+        per_class = kind.message.up[name] == "per-class"
         assert isinstance(value, list) == per_class
         assert not per_class or len(value) == 10  # type: ignore[arg-type]
     assert metrics["code"] == wire.code_number(wire.fingerprint())
@@ -156,32 +164,32 @@ def test_a_reply_holds_one_array_record_one_metric_record_and_nothing_undeclared
 
 def test_handlers_do_their_work(grid: InlineGrid) -> None:
     # 300 images over 3 nodes, a tenth held out: 90 to train on.
-    fit = ask(grid, wire.FIT).content.metric_records["metrics"]
+    fit = ask(grid, Fit).content.metric_records["metrics"]
     assert (fit["num-examples"], fit["num-steps"], fit["samples"]) == (90, 2, 64)
-    counts = ask(grid, wire.DESCRIBE, config_of(wire.DESCRIBE)).content.metric_records["metrics"]
+    counts = ask(grid, Describe, config_of(Describe)).content.metric_records["metrics"]
     assert (counts["num-examples"], counts["num-heldout"]) == (90, 10)
     per_class = [int(n) for n in counts["count-train-per-class"]]  # type: ignore[union-attr]
     assert (counts["num-forget"], counts["num-retain"]) == (per_class[3], 90 - per_class[3])
     # ceil(|D^c| / 10) images a class.
     assert counts["num-forget-synthetic"] == -(-per_class[3] // 10)
-    ascent = ask(grid, wire.ASCEND).content.metric_records["metrics"]
+    ascent = ask(grid, Ascend).content.metric_records["metrics"]
     assert ascent["num-examples"] == counts["num-forget-synthetic"]
-    descent = ask(grid, wire.DESCEND).content.metric_records["metrics"]
+    descent = ask(grid, Descend).content.metric_records["metrics"]
     assert descent["num-examples"] == 2 * counts["num-retain-synthetic"]  # type: ignore[operator]
-    settled = ask(grid, wire.SETTLE).content.metric_records["metrics"]
+    settled = ask(grid, Settle).content.metric_records["metrics"]
     assert (settled["applied"], settled["destroyed"]) == (0, counts["num-forget-synthetic"])
-    again = ask(grid, wire.SETTLE).content.metric_records["metrics"]
+    again = ask(grid, Settle).content.metric_records["metrics"]
     assert (again["applied"], again["destroyed"]) == (1, 0)
-    left = ask(grid, wire.DESCRIBE).content.metric_records["metrics"]
+    left = ask(grid, Describe).content.metric_records["metrics"]
     assert left["num-forget-synthetic"] == 0
 
 
 def fit(grid: InlineGrid, **more: Any) -> Message:
-    return ask(grid, wire.FIT, config_of(wire.FIT, scale=0, **more))
+    return ask(grid, Fit, config_of(Fit, scale=0, **more))
 
 
 def test_a_node_trains_on_the_side_that_is_asked_for(grid: InlineGrid) -> None:
-    counts = ask(grid, wire.DESCRIBE).content.metric_records["metrics"]
+    counts = ask(grid, Describe).content.metric_records["metrics"]
     expected = {
         "retain": counts["num-retain"],
         "forget": counts["num-forget"],
@@ -230,7 +238,7 @@ def test_a_node_trains_with_the_optimiser_that_is_asked_for(
 def test_synthetic_sets_are_made_by_sgd_on_what_is_retained(
     grid: InlineGrid, more: dict[str, str], tmp_path: Path
 ) -> None:
-    reason = ask(grid, wire.FIT, config_of(wire.FIT, **more, **CLASS_3)).error.reason
+    reason = ask(grid, Fit, config_of(Fit, **more, **CLASS_3)).error.reason
     assert "BadSetting: scale must be 0 for side" in reason
     assert not list((tmp_path / "private").rglob("*.safetensors"))
 
@@ -238,15 +246,15 @@ def test_synthetic_sets_are_made_by_sgd_on_what_is_retained(
 def test_a_node_without_anything_to_forget_answers(grid: InlineGrid) -> None:
     train(grid)
     nobody = {"forget_level": "client", "forget_classes": [], "forget_clients": ["client-2"]}
-    for message_type in (wire.DESCRIBE, wire.HELDOUT, wire.DESCEND, wire.SETTLE):
-        assert not ask(grid, message_type, config_of(message_type, **nobody)).has_error()
+    for kind in (Describe, Heldout, Descend, Settle):
+        assert not ask(grid, kind, config_of(kind, **nobody)).has_error()
 
 
-@pytest.mark.parametrize("message_type", [wire.FIT, wire.DESCEND])
-def test_a_node_that_lost_all_its_data_weighs_nothing(grid: InlineGrid, message_type: str) -> None:
+@pytest.mark.parametrize("kind", [Fit, Descend])
+def test_a_node_that_lost_all_its_data_weighs_nothing(grid: InlineGrid, kind: type[Common]) -> None:
     train(grid)
     gone = {"forget_level": "client", "forget_classes": [], "forget_clients": ["client-0"]}
-    reply = ask(grid, message_type, config_of(message_type, **gone))
+    reply = ask(grid, kind, config_of(kind, **gone))
     assert reply.content.metric_records["metrics"]["num-examples"] == 0
 
 
@@ -292,12 +300,12 @@ FAILURES = [
 
 
 @pytest.mark.parametrize("failure", FAILURES)
-@pytest.mark.parametrize("message_type", sorted(WORK))
+@pytest.mark.parametrize("kind", KINDS)
 def test_an_error_reply_holds_no_path(
-    tmp_path: Path, message_type: str, failure: Callable[[Path], dict[str, Any]]
+    tmp_path: Path, kind: type[Common], failure: Callable[[Path], dict[str, Any]]
 ) -> None:
     with open_grid(**failure(tmp_path)) as grid:
-        reply = ask(grid, message_type)
+        reply = ask(grid, kind)
     if not reply.has_error():
         # A store in the wrong place hurts only those who read or write a set.
         assert failure is store_is_a_file
@@ -306,16 +314,14 @@ def test_an_error_reply_holds_no_path(
     assert str(tmp_path) not in reason
     assert tmp_path.name not in reason
     assert "patients" not in reason
-    assert "/" not in reason.replace("client/wire.py", "")
+    assert "/" not in reason.replace("client/steps", "")
     assert "Error" in reason  # its kind is told
 
 
-@pytest.mark.parametrize(
-    "message_type", [wire.FIT, wire.ASCEND, wire.DESCEND, wire.DESCRIBE, wire.CONDENSE]
-)
+@pytest.mark.parametrize("kind", [Fit, Ascend, Descend, Describe, Condense])
 @pytest.mark.parametrize("damage", ["truncated", "of another model"])
 def test_a_bad_synthetic_set_is_an_error_without_its_path(
-    grid: InlineGrid, tmp_path: Path, message_type: str, damage: str
+    grid: InlineGrid, tmp_path: Path, kind: type[Common], damage: str
 ) -> None:
     train(grid)
     path = store_file(tmp_path)
@@ -326,9 +332,9 @@ def test_a_bad_synthetic_set_is_an_error_without_its_path(
         found = Store(path.parent.parent).load("r0001", model=str(told(Common).model_spec))
         assert found is not None
         Store(path.parent.parent).save("r0001", 1, found, model="another")
-    if message_type == wire.FIT:
+    if kind == Fit:
         more = {"server_round": 2}
-    reply = ask(grid, message_type, config_of(message_type, **more))
+    reply = ask(grid, kind, config_of(kind, **more))
     assert "StoreError" in reply.error.reason
     assert "/" not in reply.error.reason
     assert path.exists()
@@ -337,7 +343,7 @@ def test_a_bad_synthetic_set_is_an_error_without_its_path(
 def test_a_model_that_diverges_is_an_error_that_names_the_remedy_here_only(
     grid: InlineGrid, caplog: pytest.LogCaptureFixture
 ) -> None:
-    reply = ask(grid, wire.FIT, config_of(wire.FIT, lr=1e30, scale=0, steps=3))
+    reply = ask(grid, Fit, config_of(Fit, lr=1e30, scale=0, steps=3))
     assert "the node's own log says why" in reply.error.reason
     assert "must be" in caplog.text
     assert "finite" in caplog.text
@@ -346,14 +352,19 @@ def test_a_model_that_diverges_is_an_error_that_names_the_remedy_here_only(
 # ---- a handler that would tell more -------------------------------------------------------------
 
 
+ANSWER = Declaration(
+    "query.test", {}, arrays="model", metrics={**WORK, "count-train-per-class": "per-class"}
+)
+
+
 def answer_with(
-    metrics: dict[str, Any], state: dict[str, torch.Tensor] | None = None
+    metrics: dict[str, Any],
+    state: dict[str, torch.Tensor] | None = None,
+    declared: Declaration = ANSWER,
 ) -> Callable[[], Message]:
-    config = config_of(wire.DESCRIBE)
-    asked = message(wire.DESCRIBE, config, weights())
-    return lambda: wire.reply(
-        asked, metrics, num_classes=10, state=state, like=wire.forms(weights())
-    )
+    asked = message(declared.name, config_of(Describe), weights())
+    like = wire.forms(weights())
+    return lambda: wire.reply(asked, declared, metrics, num_classes=10, state=state, like=like)
 
 
 @pytest.mark.parametrize(
@@ -373,6 +384,19 @@ def answer_with(
 def test_an_undeclared_metric_is_refused(metrics: dict[str, Any], rule: str) -> None:
     with pytest.raises(EffaceError, match=re.escape(rule)):
         answer_with(metrics)()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_other_messages_may_tell_is_refused(kind: type[Common]) -> None:
+    others = {name: form for k in KINDS for name, form in k.message.metrics.items()}
+    undeclared = others.keys() - kind.message.up.keys()
+    assert undeclared
+    for name in undeclared:
+        with pytest.raises(EffaceError, match=f"{kind.message.name} must hold declared metrics on"):
+            answer_with({name: 0.0}, None, kind.message)()
+    if kind.message.arrays == "none":
+        with pytest.raises(EffaceError, match="must hold no array"):
+            answer_with({}, network().state_dict(), kind.message)()
 
 
 def changed_state(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -402,13 +426,13 @@ def test_a_parameter_left_out_is_refused() -> None:
 
 
 def test_a_handler_cannot_get_an_image_past_the_reply() -> None:
-    @answered(wire.Describe)
-    def leak(node: Node, settings: wire.Describe) -> tuple[dict[str, Any], nn.Module]:
+    @answers(Fit)
+    def leak(node: Node, settings: Fit) -> tuple[dict[str, Any], nn.Module]:
         model = network()
         model.register_buffer("seen", node.site.images(node.site.train))
         return {"num-examples": 1}, model
 
-    asked = message(wire.DESCRIBE, config_of(wire.DESCRIBE), weights())
+    asked = message(Fit.message.name, config_of(Fit), weights())
     context = Context(1, 1, {"partition-id": 0}, RecordDict(), {})
     with pytest.raises(EffaceError, match="the node's own log says why"):
         leak(asked, context)
@@ -417,30 +441,31 @@ def test_a_handler_cannot_get_an_image_past_the_reply() -> None:
 # ---- what comes down ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", wire.SETTINGS.values(), ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", KINDS)
 def test_settings_survive_the_wire(kind: type[Common]) -> None:
-    sent = told(kind, **WORK[next(m for m, k in wire.SETTINGS.items() if k is kind)])
+    sent = told(kind, **kind.message.example)
     assert kind.parse(sent.config()) == sent
 
 
-@pytest.mark.parametrize("kind", wire.SETTINGS.values(), ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", KINDS)
 def test_no_message_gives_a_common_setting_a_meaning_of_its_own(kind: type[Common]) -> None:
     assert not set(kind.__annotations__) & {f.name for f in fields(Common)}
 
 
-@pytest.mark.parametrize("message_type", sorted(WORK))
+@pytest.mark.parametrize("kind", KINDS)
 def test_an_unknown_setting_is_refused_by_every_handler(
-    grid: InlineGrid, message_type: str
+    grid: InlineGrid, kind: type[Common]
 ) -> None:
-    config = config_of(message_type)
+    config = config_of(kind)
     config["learning-rate"] = 0.1
-    reason = ask(grid, message_type, config).error.reason
+    reason = ask(grid, kind, config).error.reason
     assert "BadSetting: setting must be known to this node, got 'learning-rate'" in reason
 
 
-@pytest.mark.parametrize("message_type", sorted(WORK))
-def test_a_missing_setting_is_refused_by_every_handler(grid: InlineGrid, message_type: str) -> None:
-    kind = wire.SETTINGS[message_type]
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_missing_setting_is_refused_by_every_handler(
+    grid: InlineGrid, kind: type[Common]
+) -> None:
     required = [
         f.name.replace("_", "-")
         for f in fields(kind)
@@ -448,125 +473,126 @@ def test_a_missing_setting_is_refused_by_every_handler(grid: InlineGrid, message
     ]
     assert "seed" in required
     for key in required:
-        config = config_of(message_type)
+        config = config_of(kind)
         del config[key]
-        reason = ask(grid, message_type, config).error.reason
+        reason = ask(grid, kind, config).error.reason
         assert f"BadSetting: {key} must be given, got nothing" in reason
 
 
-@pytest.mark.parametrize("kind", wire.SETTINGS.values(), ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_value_of_the_wrong_type_is_refused_whatever_the_key(kind: type[Common]) -> None:
-    message_type = next(m for m, k in wire.SETTINGS.items() if k is kind)
-    for field in fields(kind):
-        key = field.name.replace("_", "-")
+    keys = list(config_of(kind))
+    assert {"sim-dataset", "sim-num-clients"} < set(keys)
+    assert len(keys) == len(fields(kind)) - 1 + len(fields(Simulation))
+    for key in keys:
         wrong: Any = b"0"
         with pytest.raises(BadSetting, match=rf"^{key} must be \w+, got b'0'$"):
-            kind.parse({**config_of(message_type), key: wrong})
+            kind.parse({**config_of(kind), key: wrong})
 
 
 def test_a_whole_number_is_a_number_but_not_the_other_way_round() -> None:
-    assert wire.Fit.parse({**config_of(wire.FIT), "lr": 1}).lr == 1.0
+    assert Fit.parse({**config_of(Fit), "lr": 1}).lr == 1.0
     for key, value in (("steps", 2.0), ("steps", True), ("destroy", 1)):
-        message_type = wire.SETTLE if key == "destroy" else wire.FIT
+        kind = Settle if key == "destroy" else Fit
         with pytest.raises(BadSetting, match=f"{key} must be"):
-            wire.SETTINGS[message_type].parse({**config_of(message_type), key: value})
+            kind.parse({**config_of(kind), key: value})
 
 
 @pytest.mark.parametrize(
-    ("message_type", "key", "value", "rule"),
+    ("kind", "key", "value", "rule"),
     [
-        (wire.FIT, "lr", 0.0, "be positive"),
-        (wire.FIT, "lr", float("nan"), "be finite"),
-        (wire.FIT, "lr", float("inf"), "be finite"),
-        (wire.FIT, "steps", -1, "be at least 0"),
-        (wire.FIT, "epochs", -1, "be at least 0"),
-        (wire.FIT, "batch-size", 0, "be at least 1"),
-        (wire.FIT, "momentum", 1.0, "lie in [0, 0.999]"),
-        (wire.FIT, "weight-decay", -0.1, "lie in [0, 1]"),
-        (wire.FIT, "proximal", -1.0, "lie in [0, 1e+06]"),
-        (wire.FIT, "scale", -1, "be at least 0"),
-        (wire.FIT, "image-lr", -0.1, "be positive"),
-        (wire.FIT, "image-steps", 0, "be at least 1"),
-        (wire.FIT, "image-momentum", 1.5, "lie in [0, 0.999]"),
-        (wire.FIT, "distill-every", 0, "be at least 1"),
-        (wire.FIT, "distill-fraction", 1.5, "lie in [0, 1]"),
-        (wire.FIT, "side", "both", "be one of retain, forget, all"),
-        (wire.FIT, "optimiser", "adam", "be one of sgd, quasi-newton"),
-        (wire.FIT, "curvature", "exact", "be one of fisher, hessian"),
-        (wire.FIT, "beta1", 1.0, "lie in [0, 0.999]"),
-        (wire.FIT, "beta2", 1.0, "lie in [0, 0.9999]"),
-        (wire.FIT, "hessian-power", 1.5, "lie in [0, 1]"),
-        (wire.FIT, "eps", 0.0, "be positive"),
-        (wire.FIT, "holdout", 0.6, "lie in [0, 0.5]"),
-        (wire.FIT, "seed", -1, "lie in [0, 2^63)"),
-        (wire.FIT, "num-clients", 0, "be at least 1"),
-        (wire.FIT, "max-samples", -1, "be at least 0"),
-        (wire.FIT, "model", "transformer", "be one of convnet"),
-        (wire.FIT, "model-classes", 1, "be at least 2"),
-        (wire.FIT, "model-channels", 2, "be 1 or 3"),
-        (wire.FIT, "model-image-size", 7, "be at least 8"),
-        (wire.FIT, "model-depth", 9, "lie in [1, 8]"),
-        (wire.FIT, "device", "tpu", "be auto, cpu or cuda"),
-        (wire.FIT, "threads", 0, "be at least 1"),
-        (wire.FIT, "precision", "float16", "be one of float32, bfloat16"),
-        (wire.FIT, "client", "", "be 1 to 64 letters, digits, spaces, '.', '_' or '-'"),
-        (wire.FIT, "request", "", "be a text of 1 to 200 characters"),
-        (wire.FIT, "phase", "x" * 201, "be a text of 1 to 200 characters"),
-        (wire.FIT, "fingerprint", "abc", "be a SHA-256 in hexadecimal"),
-        (wire.FIT, "forget-level", "sample", "be one of none, class, client"),
-        (wire.FIT, "forget-classes", [-1], "be a list of class numbers from 0 up"),
-        (wire.FIT, "erased-classes", ["3"], "be a list of class numbers from 0 up"),
-        (wire.FIT, "forget-clients", [""], "be a list of client names"),
-        (wire.FIT, "erased-clients", [3], "be a list of client names"),
-        (wire.ASCEND, "data", "all", "be one of synthetic, subset, original"),
-        (wire.ASCEND, "epochs", 0, "be at least 1"),
-        (wire.ASCEND, "target-losses", [-1.0], "be a list of losses from 0 up"),
+        (Fit, "lr", 0.0, "be positive"),
+        (Fit, "lr", float("nan"), "be finite"),
+        (Fit, "lr", float("inf"), "be finite"),
+        (Fit, "steps", -1, "be at least 0"),
+        (Fit, "epochs", -1, "be at least 0"),
+        (Fit, "batch-size", 0, "be at least 1"),
+        (Fit, "momentum", 1.0, "lie in [0, 0.999]"),
+        (Fit, "weight-decay", -0.1, "lie in [0, 1]"),
+        (Fit, "proximal", -1.0, "lie in [0, 1e+06]"),
+        (Fit, "scale", -1, "be at least 0"),
+        (Fit, "image-lr", -0.1, "be positive"),
+        (Fit, "image-steps", 0, "be at least 1"),
+        (Fit, "image-momentum", 1.5, "lie in [0, 0.999]"),
+        (Fit, "distill-every", 0, "be at least 1"),
+        (Fit, "distill-fraction", 1.5, "lie in [0, 1]"),
+        (Fit, "side", "both", "be one of retain, forget, all"),
+        (Fit, "optimiser", "adam", "be one of sgd, quasi-newton"),
+        (Fit, "curvature", "exact", "be one of fisher, hessian"),
+        (Fit, "beta1", 1.0, "lie in [0, 0.999]"),
+        (Fit, "beta2", 1.0, "lie in [0, 0.9999]"),
+        (Fit, "hessian-power", 1.5, "lie in [0, 1]"),
+        (Fit, "eps", 0.0, "be positive"),
+        (Fit, "holdout", 0.6, "lie in [0, 0.5]"),
+        (Fit, "seed", -1, "lie in [0, 2^63)"),
+        (Fit, "sim-num-clients", 0, "be at least 1"),
+        (Fit, "sim-max-samples", -1, "be at least 0"),
+        (Fit, "model", "transformer", "be one of convnet"),
+        (Fit, "model-classes", 1, "lie in [2, 100000]"),
+        (Fit, "model-channels", 2, "be 1 or 3"),
+        (Fit, "model-image-size", 7, "lie in [8, 2048]"),
+        (Fit, "model-depth", 9, "lie in [1, 8]"),
+        (Fit, "device", "tpu", "be auto, cpu or cuda"),
+        (Fit, "threads", 0, "lie in [1, 1024]"),
+        (Fit, "precision", "float16", "be one of float32, bfloat16"),
+        (Fit, "client", "", "be 1 to 64 letters, digits, spaces, '.', '_' or '-'"),
+        (Fit, "request", "", "be a text of 1 to 200 characters"),
+        (Fit, "phase", "x" * 201, "be a text of 1 to 200 characters"),
+        (Fit, "fingerprint", "abc", "be a SHA-256 in hexadecimal"),
+        (Fit, "forget-level", "sample", "be one of none, class, client"),
+        (Fit, "forget-classes", [-1], "be a list of class numbers from 0 up"),
+        (Fit, "erased-classes", ["3"], "be a list of class numbers from 0 up"),
+        (Fit, "forget-clients", [""], "be a list of client names"),
+        (Fit, "erased-clients", [3], "be a list of client names"),
+        (Ascend, "data", "all", "be one of synthetic, subset, original"),
+        (Ascend, "epochs", 0, "be at least 1"),
+        (Ascend, "target-losses", [-1.0], "be a list of losses from 0 up"),
         (
-            wire.DESCEND,
+            Descend,
             "data",
             "real",
             "be one of synthetic, synthetic+original, subset, subset+original, original",
         ),
-        (wire.DESCEND, "side", "both", "be one of retain, forget, all"),
-        (wire.DESCEND, "batches", -1, "be at least 0"),
-        (wire.DESCEND, "hold", -1.0, "lie in [0, 1000]"),
-        (wire.DESCEND, "hold-features", 1001.0, "lie in [0, 1000]"),
-        (wire.CONDENSE, "outer-steps", 0, "be at least 1"),
-        (wire.CONDENSE, "inner-steps", 0, "be at least 1"),
-        (wire.REPRESENTATION, "samples-per-class", 1, "be 0 for all, or at least 2"),
-        (wire.FISHER, "side", "all", "be one of retain, forget"),
-        (wire.FISHER, "max-examples", 1, "be at least 2"),
-        (wire.SETTLE, "action", "abort", "be one of forget, relearn"),
+        (Descend, "side", "both", "be one of retain, forget, all"),
+        (Descend, "batches", -1, "be at least 0"),
+        (Descend, "hold", -1.0, "lie in [0, 1000]"),
+        (Descend, "hold-features", 1001.0, "lie in [0, 1000]"),
+        (Condense, "outer-steps", 0, "be at least 1"),
+        (Condense, "inner-steps", 0, "be at least 1"),
+        (Representation, "samples-per-class", 1, "be 0 for all, or at least 2"),
+        (Fisher, "side", "all", "be one of retain, forget"),
+        (Fisher, "max-examples", 1, "be at least 2"),
+        (Settle, "action", "abort", "be one of forget, relearn"),
     ],
 )
 def test_a_value_out_of_range_is_refused_with_key_rule_and_value(
-    grid: InlineGrid, message_type: str, key: str, value: Any, rule: str
+    grid: InlineGrid, kind: type[Common], key: str, value: Any, rule: str
 ) -> None:
-    config = ConfigRecord({**config_of(message_type), key: value})
-    reason = ask(grid, message_type, config).error.reason
+    config = ConfigRecord({**config_of(kind), key: value})
+    reason = ask(grid, kind, config).error.reason
     assert f"BadSetting: {key} must {rule}" in reason
     assert f"got {value!r}" in reason or "finite" in rule
 
 
 def test_settings_are_checked_where_they_are_made_too() -> None:
     with pytest.raises(BadSetting, match=r"lr must be positive, got -1\.0"):
-        told(wire.Ascend, lr=-1.0)
+        told(Ascend, lr=-1.0)
 
 
-@pytest.mark.parametrize("message_type", sorted(WORK))
-def test_other_code_is_refused_by_every_handler(grid: InlineGrid, message_type: str) -> None:
-    reason = ask(grid, message_type, config_of(message_type, fingerprint="0" * 64)).error.reason
+@pytest.mark.parametrize("kind", KINDS)
+def test_other_code_is_refused_by_every_handler(grid: InlineGrid, kind: type[Common]) -> None:
+    reason = ask(grid, kind, config_of(kind, fingerprint="0" * 64)).error.reason
     assert "CodeMismatch: fingerprint must be " + wire.fingerprint()[:12] in reason
     assert "got 000000000000; install the same release" in reason
 
 
 def test_weights_of_another_model_are_refused(grid: InlineGrid) -> None:
-    reason = ask(grid, wire.FIT, config_of(wire.FIT, model_width=9)).error.reason
+    reason = ask(grid, Fit, config_of(Fit, model_width=9)).error.reason
     assert "BadSetting: arrays must fit the model" in reason
 
 
 def test_a_message_of_another_form_is_refused(grid: InlineGrid) -> None:
-    odd = message(wire.DESCRIBE, config_of(wire.DESCRIBE))
+    odd = message(Describe.message.name, config_of(Describe))
     odd.content["more"] = ArrayRecord()
     (reply,) = grid.send_and_receive([odd])
     assert "message must hold 'arrays' and 'config', got ['arrays', 'config', 'more']" in (
@@ -582,9 +608,30 @@ def test_the_fingerprint_covers_every_source_of_the_client() -> None:
 
 
 def test_the_population_names_the_simulated_clients_data() -> None:
-    base = wire.Common(**values())
-    assert base.population == wire.Common(**values(seed=5)).population
-    assert base.population != wire.Common(**values(partition="shards:2")).population
+    base = Simulation(dataset="digits", num_clients=3, max_samples=300)
+    # As it always was: stores of simulated nodes stay where they are.
+    assert base.population == "ba832a88e501"
+    others = [replace(base, partition="shards:2"), replace(base, federation="b")]
+    assert len({base.population, *(other.population for other in others)}) == 3
+
+
+def test_what_is_of_simulated_nodes_alone_has_a_prefix_and_may_be_missing() -> None:
+    config = config_of(Describe)
+    assert {key for key in config if key.startswith("sim-")} == {
+        "sim-dataset",
+        "sim-partition",
+        "sim-num-clients",
+        "sim-max-samples",
+        "sim-partition-seed",
+        "sim-federation",
+    }
+    site = told(Describe, **{**Describe.message.example}, simulation=None)
+    assert not [key for key in site.config() if key.startswith("sim-")]
+    assert Describe.parse(site.config()).simulation is None
+    with pytest.raises(BadSetting, match="sim-num-clients must be given, got nothing"):
+        Describe.parse({**site.config(), "sim-dataset": "digits"})
+    with pytest.raises(BadSetting, match="setting must be known to this node, got 'sim-more'"):
+        Describe.parse({**config, "sim-more": 1})
 
 
 # ---- who is addressed, and which data it may open -----------------------------------------------
@@ -594,7 +641,7 @@ def test_the_population_names_the_simulated_clients_data() -> None:
     "name", ["client-0", "node-1234567", "18446744073709551615", "Klinik Süd 2", "st_a.example.org"]
 )
 def test_a_node_may_be_called_so(name: str) -> None:
-    assert told(wire.Describe, client=name).client == name
+    assert told(Describe, client=name).client == name
 
 
 @pytest.mark.parametrize(
@@ -603,11 +650,11 @@ def test_a_node_may_be_called_so(name: str) -> None:
 @pytest.mark.parametrize("key", ["client", "lineage"])
 def test_a_name_that_is_no_folder_is_refused(key: str, name: str) -> None:
     with pytest.raises(BadSetting, match=rf"^{key} must be 1 to 64 letters, digits, spaces, "):
-        told(wire.Describe, **{key: name})
+        told(Describe, **{key: name})
 
 
 def test_a_client_cannot_be_sent_out_of_the_store(grid: InlineGrid, tmp_path: Path) -> None:
-    reply = ask(grid, wire.FIT, ConfigRecord({**config_of(wire.FIT), "client": "../../outside"}))
+    reply = ask(grid, Fit, ConfigRecord({**config_of(Fit), "client": "../../outside"}))
     assert "BadSetting: client must be 1 to 64 letters" in reply.error.reason
     assert list(tmp_path.iterdir()) == []
 
@@ -623,10 +670,8 @@ def site_file(folder: Path) -> Path:
 def test_a_simulated_node_opens_the_file_that_the_coordinator_names(
     grid: InlineGrid, tmp_path: Path
 ) -> None:
-    config = config_of(
-        wire.DESCRIBE, dataset=f"npz:{site_file(tmp_path)}", num_clients=1, max_samples=0
-    )
-    assert not ask(grid, wire.DESCRIBE, config).has_error()
+    config = config_of(Describe, dataset=f"npz:{site_file(tmp_path)}", num_clients=1, max_samples=0)
+    assert not ask(grid, Describe, config).has_error()
 
 
 @pytest.mark.parametrize("kind", ["npz", "folder"])
@@ -637,8 +682,8 @@ def test_a_node_outside_a_simulation_opens_no_file_that_the_coordinator_names(
     monkeypatch.delenv("EFFACE_STORE")
     path = site_file(tmp_path) if exists else tmp_path / "none.npz"
     with open_grid(store=str(tmp_path / "store")) as grid:
-        reply = ask(grid, wire.DESCRIBE, config_of(wire.DESCRIBE, dataset=f"{kind}:{path}"))
-        named = ask(grid, wire.DESCRIBE)  # a published set tells it nothing of the node's
+        reply = ask(grid, Describe, config_of(Describe, dataset=f"{kind}:{path}"))
+        named = ask(grid, Describe)  # a published set tells it nothing of the node's
     assert (
         f"BadSetting: dataset must be one of digits, mnist, fashion-mnist, cifar10, cifar100, svhn "
         f"on a node that names no data of its own, got '{kind}:{path}'; its operator names what it "
@@ -653,17 +698,17 @@ def test_a_node_that_names_its_data_ignores_what_the_coordinator_names(
     monkeypatch.delenv("EFFACE_STORE")
     own = {"data": f"npz:{site_file(tmp_path)}", "store": str(tmp_path / "store")}
     with open_grid(**own) as grid:
-        config = config_of(wire.DESCRIBE, dataset="npz:/etc/passwd", holdout=0.0)
-        metrics = ask(grid, wire.DESCRIBE, config).content.metric_records["metrics"]
+        config = config_of(Describe, dataset="npz:/etc/passwd", holdout=0.0)
+        metrics = ask(grid, Describe, config).content.metric_records["metrics"]
     assert metrics["num-examples"] == 4
 
 
-@pytest.mark.parametrize("message_type", sorted(WORK))
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_node_that_names_its_data_must_name_its_store(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, message_type: str
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: type[Common]
 ) -> None:
     with open_grid(data=f"npz:{site_file(tmp_path)}") as grid:
-        reply = ask(grid, message_type)
+        reply = ask(grid, kind)
     assert "StoreError: the node's own log says why" in reply.error.reason
     assert "node config must name store beside data, got none" in caplog.text
     assert not (tmp_path / "private").exists()
@@ -673,12 +718,12 @@ def test_a_node_that_names_its_data_must_name_its_store(
 
 
 LOSSES = {
-    wire.FIT: {"batch_size": 2, "scale": 0},
-    wire.ASCEND: {"data": "original"},
-    wire.DESCEND: {"data": "original"},
-    wire.FIT_CHANNELS: {"batch_size": 2},
-    wire.HELDOUT: {"holdout": 0.5},
-    wire.ABLATION: {},
+    Fit: {"batch_size": 2, "scale": 0},
+    Ascend: {"data": "original"},
+    Descend: {"data": "original"},
+    FitChannels: {"batch_size": 2},
+    Heldout: {"holdout": 0.5},
+    Ablation: {},
 }
 
 
@@ -697,46 +742,46 @@ def losses_of(reply: Message) -> list[float]:
 
 def examples_of(grid: InlineGrid, **more: Any) -> list[float]:
     """Return how many examples of each class node 1 holds."""
-    config = config_of(wire.DESCRIBE, **more)
-    counts = ask(grid, wire.DESCRIBE, config).content.metric_records["metrics"]
+    config = config_of(Describe, **more)
+    counts = ask(grid, Describe, config).content.metric_records["metrics"]
     return counts["count-train-per-class"]  # type: ignore[return-value]
 
 
 @pytest.mark.parametrize("num_examples", [1, 2])
-@pytest.mark.parametrize("message_type", sorted(LOSSES))
+@pytest.mark.parametrize("kind", LOSSES)
 def test_one_examples_loss_never_goes_up(
-    grid: InlineGrid, message_type: str, num_examples: int
+    grid: InlineGrid, kind: type[Common], num_examples: int
 ) -> None:
     # Half held out of 20 images: the classes have 0 to 4, here and there. All are erased but one.
     few: dict[str, Any] = {"max_samples": 60, "holdout": 0.5, "erased_classes": []}
-    held = ask(grid, wire.HELDOUT, config_of(wire.HELDOUT, **few, forget_classes=[]))
+    held = ask(grid, Heldout, config_of(Heldout, **few, forget_classes=[]))
     counts: list[float] = (
         held.content.metric_records["metrics"]["retain-count-per-class"]  # type: ignore[assignment]
-        if message_type == wire.HELDOUT
+        if kind == Heldout
         else examples_of(grid, **few)
     )
     label = counts.index(num_examples)
-    forgets = message_type in (wire.ASCEND, wire.ABLATION)
+    forgets = kind in (Ascend, Ablation)
     more = {
         **few,
-        **LOSSES[message_type],
+        **LOSSES[kind],
         "forget_classes": [label] if forgets else [],
         "erased_classes": [c for c in range(10) if c != label],
     }
-    losses = losses_of(ask(grid, message_type, config_of(message_type, **more)))
+    losses = losses_of(ask(grid, kind, config_of(kind, **more)))
     assert losses
     assert any(losses) == (num_examples > 1)
 
 
-@pytest.mark.parametrize("message_type", [wire.FIT, wire.FIT_CHANNELS])
+@pytest.mark.parametrize("kind", [Fit, FitChannels])
 @pytest.mark.parametrize(("steps", "batch_size"), [(1, 1), (1, 2), (2, 1)])
 def test_one_step_on_one_example_of_many_hides_its_loss(
-    grid: InlineGrid, message_type: str, steps: int, batch_size: int
+    grid: InlineGrid, kind: type[Common], steps: int, batch_size: int
 ) -> None:
     more = {"steps": steps, "batch_size": batch_size, "forget_classes": []}
-    if message_type == wire.FIT:
+    if kind == Fit:
         more["scale"] = 0
-    (loss,) = losses_of(ask(grid, message_type, config_of(message_type, **more)))
+    (loss,) = losses_of(ask(grid, kind, config_of(kind, **more)))
     assert (loss > 0) == (steps * batch_size > 1)
 
 
@@ -744,15 +789,15 @@ def test_one_step_on_one_example_of_many_hides_its_loss(
 
 
 def channel_fit(grid: InlineGrid, arrays: ArrayRecord, **more: Any) -> Message:
-    config = config_of(wire.FIT_CHANNELS, **more)
-    (reply,) = grid.send_and_receive([message(wire.FIT_CHANNELS, config, arrays)])
+    config = config_of(FitChannels, **more)
+    (reply,) = grid.send_and_receive([message(FitChannels.message.name, config, arrays)])
     return reply
 
 
 def test_slices_after_the_whole_model_mean_the_same_as_the_whole_model(grid: InlineGrid) -> None:
     first = channel_fit(grid, weights())
     slices = first.content.array_records["arrays"]
-    row = slices[wire.SLICES].numpy()
+    row = slices[SLICES].numpy()
     moved = {**weights()}
     # One tensor after the other, as in the model.
     for name in (n for n in moved if n.startswith(("body.0.", "body.1.", "classifier."))):
@@ -788,7 +833,7 @@ def test_slices_that_do_not_fit_are_refused(grid: InlineGrid) -> None:
 def test_the_kept_model_goes_when_the_request_is_settled(grid: InlineGrid, tmp_path: Path) -> None:
     channel_fit(grid, weights())
     assert list((tmp_path / "private").rglob("base-*"))
-    ask(grid, wire.SETTLE)
+    ask(grid, Settle)
     assert not list((tmp_path / "private").rglob("base-*"))
 
 
@@ -806,8 +851,10 @@ def test_pruned_channels_stay_zero_through_training(
     pruned = {"body.0": (0, 3), "body.4": (7,)}
     model = network()
     zero_(model, pruned)
-    asked = config_of(wire.FIT, model_pruned=to_text(pruned), scale=0, steps=5, **how)
-    (reply,) = grid.send_and_receive([message(wire.FIT, asked, ArrayRecord(model.state_dict()))])
+    asked = config_of(Fit, model_pruned=to_text(pruned), scale=0, steps=5, **how)
+    (reply,) = grid.send_and_receive(
+        [message(Fit.message.name, asked, ArrayRecord(model.state_dict()))]
+    )
     trained = reply.content.array_records["arrays"]
     for name, rows in (("body.0", [0, 3]), ("body.1", [0, 3]), ("body.4", [7]), ("body.5", [7])):
         for kind in ("weight", "bias"):

@@ -22,9 +22,10 @@ import torch
 from flwr.app import Array, ArrayRecord, Context, Message
 
 import client.app
-from client import wire
 from client.errors import BadSetting, EffaceError
 from client.learning.models import ModelSpec, build
+from client.steps.channels import SLICES
+from client.steps.store import Settle
 from client.store import Store
 from client.wire import ForgetSpec, Form, forms
 from server.nodes.engines.inline import InlineGrid
@@ -335,7 +336,7 @@ def test_its_record_is_complete_and_counts_what_crossed_the_wire(
         assert record[key].keys() == record["seconds"].keys()
 
     # What is settled comes after the record; all before is counted, message by message.
-    asked = [e for e in done.seen if e.kind != wire.SETTLE]
+    asked = [e for e in done.seen if e.kind != Settle.message.name]
     assert sum(b["up"] for b in record["bytes"].values()) == sum(e.bytes_up for e in asked)
     assert sum(b["down"] for b in record["bytes"].values()) == sum(e.bytes_down for e in asked)
     for phase, seconds in record["seconds"].items():
@@ -385,19 +386,13 @@ def effects(model: dict[str, Form], down: dict[str, Form]) -> dict[str, Form]:
     }
 
 
-# What may come up in answer to each kind of message, from the model and what went down: parameters,
-# slices of them and scores of channels. A new kind of message has to be added here.
+# What each kind of arrays is that a message may declare, from the model and what went down.
 UP: dict[str, Callable[[dict[str, Form], dict[str, Form]], dict[str, Form]]] = {
-    wire.FIT: the_same,
-    wire.ASCEND: the_same,
-    wire.DESCEND: the_same,
-    wire.FISHER: the_same,  # this model has no buffers, whose information is not asked for
-    wire.REPRESENTATION: class_sums,
-    wire.ABLATION: effects,
-    wire.HELDOUT: nothing,
-    wire.DESCRIBE: nothing,
-    wire.CONDENSE: nothing,
-    wire.SETTLE: nothing,
+    "none": nothing,
+    "model": the_same,
+    "parameters": the_same,  # this model has no buffers
+    "class-sums": class_sums,
+    "effects": effects,
 }
 
 
@@ -410,26 +405,26 @@ def test_nothing_crosses_the_wire_but_what_is_declared(
     assert done.seen
     for exchange in done.seen:
         # Down: the message's own settings, and the model or the slices of its channels.
-        keys = {key.replace("_", "-") for key in wire.SETTINGS[exchange.kind].__dataclass_fields__}
-        assert exchange.told.keys() == keys
-        slices = exchange.down.keys() == {wire.SLICES}
+        kind = client.app.handlers()[exchange.kind].kind
+        kind.parse(exchange.told)
+        slices = exchange.down.keys() == {SLICES}
         assert slices or not exchange.down or exchange.down == model
         # Up: one record of arrays and one of numbers.
         assert exchange.records == {"arrays", "metrics"}
-        assert exchange.metrics.keys() <= {*wire.METRICS, "code"}
+        assert exchange.metrics.keys() <= kind.message.up.keys()
         for key, value in exchange.metrics.items():
-            per_class = wire.METRICS.get(key) == "per-class"
+            per_class = kind.message.up[key] == "per-class"
             assert len(np.atleast_1d(value)) == (10 if per_class else 1)
         if exchange.metrics.get("num-examples") == 0 and not exchange.up:
             continue  # who has nothing left may say so, and no more
-        if exchange.kind == wire.FIT_CHANNELS:
+        if kind.message.arrays == "slices":
             (form,) = exchange.up.values()
-            assert exchange.up.keys() == {wire.SLICES}
+            assert exchange.up.keys() == {SLICES}
             whole_model = sum(int(np.prod(f.shape)) for f in model.values())
             assert len(form.shape) == 1
             assert form.shape[0] < whole_model
         else:
-            assert exchange.up == UP[exchange.kind](model, exchange.down)
+            assert exchange.up == UP[kind.message.arrays](model, exchange.down)
 
 
 # ---- refused ------------------------------------------------------------------------------------

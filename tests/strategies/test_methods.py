@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from client.errors import BadSetting
-from client.wire import Ascend, Descend, ForgetSpec
+from client.steps.ascent import Ascend
+from client.steps.recovery import Descend
+from client.wire import ForgetSpec
 from strategies.methods.quickdrop import QuickDrop
 from strategies.methods.quickdrop_calibrated import CalibratedQuickDrop, shares, without_directions
 from strategies.methods.retraining import Retraining, train

@@ -12,9 +12,13 @@ import pytest
 from flwr.app import Context, Message
 from safetensors.numpy import load_file
 
-from client import wire
 from client.app import app
 from client.errors import BadSetting, EffaceError
+from client.steps.ascent import Ascend
+from client.steps.measuring import Describe, Heldout
+from client.steps.recovery import Descend
+from client.steps.store import Settle
+from client.steps.training import Fit
 from client.store import Store
 from client.wire import ForgetSpec
 from server.nodes.engines.inline import InlineGrid
@@ -446,7 +450,7 @@ def test_a_client_that_fails_in_a_training_round_is_tolerated_and_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     watching = Watching()
-    client = failing(wire.FIT, ["client-1"], server_round=1)
+    client = failing(Fit.message.name, ["client-1"], server_round=1)
     home = tmp_path / "home"
     ask_with(home, client, settings(home, "train"), monkeypatch, watching)
     first, second = watching.rounds
@@ -460,7 +464,7 @@ def test_too_many_failures_fail_the_training_without_a_version(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     home = tmp_path / "home"
-    client = failing(wire.FIT, ["client-1", "client-2"])
+    client = failing(Fit.message.name, ["client-1", "client-2"])
     with pytest.raises(ClientLost, match="must have 2 answers of 3 clients, got 1"):
         ask_with(home, client, settings(home, "train"), monkeypatch)
     assert requests(home) == [("r0001", "failed")]
@@ -470,9 +474,9 @@ def test_too_many_failures_fail_the_training_without_a_version(
 @pytest.mark.parametrize(
     ("message_type", "reason"),
     [
-        (wire.DESCRIBE, "clients must answer describe: client-1 did not"),
-        (wire.ASCEND, "round 1 of unlearn must have 3 answers of 3 clients, got 2"),
-        (wire.HELDOUT, "clients must answer heldout-evaluate: client-1 did not"),
+        (Describe.message.name, "clients must answer describe: client-1 did not"),
+        (Ascend.message.name, "round 1 of unlearn must have 3 answers of 3 clients, got 2"),
+        (Heldout.message.name, "clients must answer heldout-evaluate: client-1 did not"),
     ],
 )
 def test_a_holder_that_fails_fails_the_request_and_the_version_stays(
@@ -502,7 +506,7 @@ def test_a_client_that_does_not_settle_leaves_a_request_that_goes_on(
     # client-1's synthetic set is destroyed already: a new request could not climb on it.
     told = settings(trained, "forget", forget_clients="client-1", method_options=SHORT)
     with pytest.raises(Unsettled, match=r"settle: client-2 did not .*the same command goes on"):
-        ask_with(trained, failing(wire.SETTLE, ["client-2"]), told, monkeypatch)
+        ask_with(trained, failing(Settle.message.name, ["client-2"]), told, monkeypatch)
     assert requests(trained)[1] == ("r0002", "interrupted")
     assert versions(trained) == [("v0001", "in-service")]
 
@@ -522,7 +526,7 @@ def test_one_lost_client_does_not_stop_recovery(
         trained, "forget", forget_classes="3", method_options=SHORT, max_forget_accuracy=30.0
     )
     record = ask_with(
-        trained, failing(wire.DESCEND, ["client-1"], server_round=1), told, monkeypatch
+        trained, failing(Descend.message.name, ["client-1"], server_round=1), told, monkeypatch
     )
     assert record["model_version"] == "v0002"
 
@@ -752,7 +756,7 @@ def test_the_updates_of_a_training_that_failed_are_destroyed(
     home = tmp_path / "home"
 
     def client(message: Message, context: Context) -> Message:
-        if message.metadata.message_type == wire.HELDOUT:
+        if message.metadata.message_type == Heldout.message.name:
             assert updates(home)
             raise RuntimeError("out of memory")
         return app(message, context)
@@ -767,7 +771,7 @@ def test_a_client_that_failed_leaves_no_update_of_its_round(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     home = tmp_path / "home"
-    client = failing(wire.FIT, ["client-1"], server_round=1)
+    client = failing(Fit.message.name, ["client-1"], server_round=1)
     ask_with(home, client, settings(home, "train", **KEPT), monkeypatch)
     of_round_2 = [f"r0001/2/{name}" for name in NODES]
     assert sorted(updates(home)) == ["r0001/1/client-0", "r0001/1/client-2", *of_round_2]

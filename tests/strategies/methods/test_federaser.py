@@ -15,6 +15,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from client import wire
 from client.app import app
 from client.errors import BadSetting
+from client.steps.training import Fit
 from client.wire import ForgetSpec
 from server.nodes.engines.inline import InlineGrid
 from server.nodes.federation import GridFederation, to_numpy
@@ -100,7 +101,7 @@ def answer(question: Message, arrays: ArrayRecord, examples: float) -> Message:
 
 def test_a_round_adds_the_weighted_mean_of_the_calibrated_updates() -> None:
     stored = StoredRound(3, {"a": record(w=[3, 4]), "b": record(w=[0, 1])}, {"a": 9.0, "b": 9.0})
-    settings = told(wire.Fit, steps=1, lr=0.1)
+    settings = told(Fit, steps=1, lr=0.1)
     rounds = CalibratedRound(settings, stored, participants=["a", "b"])
     grid: Any = Online(["a", "b", "c"])
     asked = list(rounds.configure_train(1, record(w=[1, 1]), ConfigRecord(), grid))
@@ -121,7 +122,7 @@ def test_a_round_adds_the_weighted_mean_of_the_calibrated_updates() -> None:
 
 def test_a_node_that_has_no_example_left_counts_for_nothing() -> None:
     stored = StoredRound(1, {"a": record(w=[3, 4]), "b": record(w=[0, 1])}, {"a": 9.0, "b": 9.0})
-    rounds = CalibratedRound(told(wire.Fit, steps=1, lr=0.1), stored, participants=["a", "b"])
+    rounds = CalibratedRound(told(Fit, steps=1, lr=0.1), stored, participants=["a", "b"])
     grid: Any = Online(["a", "b"])
     asked = list(rounds.configure_train(1, record(w=[1, 1]), ConfigRecord(), grid))
     replies = [answer(asked[0], record(w=[1, 3]), 1.0), answer(asked[1], record(w=[1, 1]), 0.0)]
@@ -134,7 +135,7 @@ def test_a_node_that_has_no_example_left_counts_for_nothing() -> None:
 
 def test_the_stored_round_is_added_as_it_is_without_asking_anybody() -> None:
     rounds = ReplayedRound(
-        told(wire.Fit, steps=1, lr=0.1),
+        told(Fit, steps=1, lr=0.1),
         StoredRound(1, {"a": record(w=[4.0]), "b": record(w=[0.0])}, {"a": 1.0, "b": 3.0}),
     )
     grid: Any = Online(["a", "b"])
@@ -160,10 +161,8 @@ class Points(Recording):
     steps_of_training: int = 1
     asked: list[tuple[str, int]] = field(default_factory=list)  # node and steps, in order
 
-    def ordinary(self, **more: Any) -> wire.Fit:
-        told_: wire.Fit = self.settings(
-            wire.Fit, **{"steps": self.steps_of_training, "lr": 0.5, **more}
-        )
+    def ordinary(self, **more: Any) -> Fit:
+        told_: Fit = self.settings(Fit, **{"steps": self.steps_of_training, "lr": 0.5, **more})
         return told_
 
     def class_counts(self) -> dict[str, list[float]]:

@@ -15,7 +15,8 @@ from client.data.site import open_site
 from client.errors import BadSetting
 from client.learning.curvature import fisher_diagonal
 from client.learning.models import ModelSpec, build
-from client.wire import FISHER, Fisher, ForgetSpec
+from client.steps.measuring import Fisher
+from client.wire import ForgetSpec
 from server.nodes.engines.inline import InlineGrid
 from strategies.federation import Federation
 from strategies.methods.fisher import FisherForgetting, FisherRounds
@@ -231,5 +232,7 @@ def test_one_examples_gradient_stays_on_its_node() -> None:
     node, label = (counts == 1).nonzero().tolist()[0]
     one = told(Fisher, client=f"client-{node}", **few, forget_classes=[label])
     with InlineGrid(app, NUM_CLIENTS, workers=1) as grid:
-        (reply,) = grid.send_and_receive([message(FISHER, one.config(), weights(), node=node + 1)])
+        (reply,) = grid.send_and_receive(
+            [message(Fisher.message.name, one.config(), weights(), node=node + 1)]
+        )
     assert not any(array.numpy().any() for array in reply.content.array_records["arrays"].values())

@@ -9,7 +9,8 @@ from torch.nn.functional import cross_entropy
 
 from client.app import app
 from client.data.site import open_site
-from client.wire import Common, Fit, ForgetSpec
+from client.steps.training import Fit
+from client.wire import Common, ForgetSpec
 from server.nodes.engines.inline import InlineGrid
 from strategies.methods.puf import NegatedPseudoGradients, NegatedRounds
 from tests.messages import network, told, weights

@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 from flwr.app import ArrayRecord, Message
 
-from client import wire
-from client.app import app
+from client.app import app, handlers
 from client.errors import BadSetting
-from client.wire import Fit, ForgetSpec
+from client.steps.ascent import Ascend
+from client.steps.measuring import Describe
+from client.steps.recovery import Descend
+from client.steps.training import Fit
+from client.wire import ForgetSpec
 from server.nodes.engines.inline import InlineGrid
 from strategies.methods.quickdrop import QuickDrop
 from strategies.methods.quickdrop_calibrated import CalibratedQuickDrop
@@ -101,8 +104,8 @@ def grid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[InlineGrid
 
 
 def ask(grid: InlineGrid, message_type: str, **more: Any) -> Message:
-    kind = wire.SETTINGS[message_type]
-    rate = {"lr": 0.05} if message_type != wire.DESCRIBE else {}
+    kind = handlers()[message_type].kind
+    rate = {"lr": 0.05} if message_type != Describe.message.name else {}
     config = told(kind, **{"scale": 10, **rate, **more}).config()
     (reply,) = grid.send_and_receive([message(message_type, config, weights())])
     return reply
@@ -115,18 +118,18 @@ def arrays(reply: Message) -> ArrayRecord:
 
 def make_synthetic_set(grid: InlineGrid, **more: Any) -> None:
     """Train without a single matching step, so that the synthetic images are those at the start."""
-    arrays(ask(grid, wire.FIT, steps=1, server_round=1, distill_fraction=0.0, **more))
+    arrays(ask(grid, Fit.message.name, steps=1, server_round=1, distill_fraction=0.0, **more))
 
 
 SUBSETS: list[tuple[str, dict[str, Any]]] = [
-    (wire.ASCEND, {"data": "subset"}),
-    (wire.DESCEND, {"data": "subset"}),
-    (wire.DESCEND, {"data": "subset+original"}),
-    (wire.DESCEND, {"data": "subset", "side": "forget"}),
-    (wire.DESCEND, {"data": "subset+original", "side": "all"}),
-    (wire.DESCEND, {"data": "subset", "hold": 1.0}),
+    (Ascend.message.name, {"data": "subset"}),
+    (Descend.message.name, {"data": "subset"}),
+    (Descend.message.name, {"data": "subset+original"}),
+    (Descend.message.name, {"data": "subset", "side": "forget"}),
+    (Descend.message.name, {"data": "subset+original", "side": "all"}),
+    (Descend.message.name, {"data": "subset", "hold": 1.0}),
     # What earlier requests took away is left out; the other images are the same.
-    (wire.DESCEND, {"data": "subset", "erased_classes": [0, 1]}),
+    (Descend.message.name, {"data": "subset", "erased_classes": [0, 1]}),
 ]
 
 
@@ -154,8 +157,8 @@ def test_the_subset_is_what_distillation_starts_from(
 
 def test_the_subset_is_kept_nowhere(grid: InlineGrid, tmp_path: Path) -> None:
     for side in ("retain", "all"):
-        ask(grid, wire.DESCEND, data="subset+original", side=side, **CLASS_3)
-    ask(grid, wire.ASCEND, data="subset", **CLASS_3)
+        ask(grid, Descend.message.name, data="subset+original", side=side, **CLASS_3)
+    ask(grid, Ascend.message.name, data="subset", **CLASS_3)
     assert not list((tmp_path / "private").rglob("*.safetensors"))
 
 
@@ -164,17 +167,17 @@ def test_one_example_and_its_double_hide_its_loss(grid: InlineGrid, data: str) -
     # Of 20 images a node has a few of each class: where it has one, both parts are that one.
     few: dict[str, Any] = {"max_samples": 60, "forget_classes": []}
     make_synthetic_set(grid, **few, scale=2)
-    described = ask(grid, wire.DESCRIBE, **few).content.metric_records["metrics"]
+    described = ask(grid, Describe.message.name, **few).content.metric_records["metrics"]
     counts: Any = described["count-train-per-class"]
     for number in (1, max(counts)):
         others = [c for c in range(10) if c != counts.index(number)]
         options = {**few, "data": data, "erased_classes": others, "scale": 2}
-        metrics = ask(grid, wire.DESCEND, **options).content.metric_records["metrics"]
+        metrics = ask(grid, Descend.message.name, **options).content.metric_records["metrics"]
         assert metrics["num-examples"] == -(-number // 2) * (2 if "+" in data else 1)
         assert (metrics["loss"] > 0) == (number > 1)  # type: ignore[operator]
 
 
-@pytest.mark.parametrize("message_type", [wire.ASCEND, wire.DESCEND])
+@pytest.mark.parametrize("message_type", [Ascend.message.name, Descend.message.name])
 def test_a_subset_needs_a_size(grid: InlineGrid, message_type: str) -> None:
     reply = ask(grid, message_type, data="subset", scale=0, **CLASS_3)
     assert "BadSetting: scale must be at least 1 for data subset, got 0" in reply.error.reason

@@ -8,7 +8,8 @@ import pytest
 
 from client.app import app
 from client.errors import BadSetting
-from client.wire import Fit, ForgetSpec
+from client.steps.training import Fit
+from client.wire import ForgetSpec
 from server.nodes.engines.inline import InlineGrid
 from strategies.methods.s2u import ScaleToUnlearn
 from strategies.rounds.base import FederatedAveraging, NothingTouched

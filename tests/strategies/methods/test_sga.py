@@ -10,7 +10,8 @@ from torch.nn.functional import cross_entropy
 
 from client.app import app
 from client.data.site import open_site
-from client.wire import Ascend, Common, ForgetSpec
+from client.steps.ascent import Ascend
+from client.wire import Common, ForgetSpec
 from server.nodes.engines.inline import InlineGrid
 from strategies.methods.sga import GradientAscent
 from strategies.rounds.base import AscentRounds

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord
 
-from client import wire
+from client.steps.ascent import Ascend
+from client.steps.recovery import Descend
 from strategies.federation import Accuracies
 from strategies.parts.guard import (
     MAX_MORE_ROUNDS,
@@ -56,8 +57,8 @@ class Fake:
 def recover(
     fake: Any, *, num_rounds: int, threshold: float = 1.0, wanted: float | None = None
 ) -> float:
-    ascent = AscentRounds(told(wire.Ascend, lr=0.1))
-    recovery = RecoveryRounds(told(wire.Descend, lr=0.1))
+    ascent = AscentRounds(told(Ascend, lr=0.1))
+    recovery = RecoveryRounds(told(Descend, lr=0.1))
     found = guarded_recovery(
         fake,
         model(0),

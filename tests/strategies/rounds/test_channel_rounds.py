@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 from flwr.app import ArrayRecord, ConfigRecord
 
-from client import wire
 from client.app import app
 from client.channels.layout import from_text, layout
 from client.data.site import open_site
-from client.wire import Ablation, FitChannels, Representation
+from client.steps.channels import Ablation, FitChannels, Representation
 from server.nodes.engines.inline import InlineGrid
 from server.nodes.grid import NamedGrid, size
 from strategies.rounds.base import ClientLost, NothingTouched
@@ -187,4 +186,4 @@ def test_all_holders_must_answer_with_their_effects(grid: NamedGrid) -> None:
 
 def test_the_text_of_the_channels_is_what_is_trained() -> None:
     assert partial().channels == from_text(CHANNELS)
-    assert PartialChannelFedAvg.message_type == wire.FIT_CHANNELS
+    assert partial().message_type == FitChannels.message.name == "train.channels"

@@ -16,7 +16,11 @@ from client import wire
 from client.app import app
 from client.data.site import open_site
 from client.learning.models import ModelSpec, build
+from client.messages import Common
 from client.seeds import generator
+from client.steps.ascent import Ascend
+from client.steps.recovery import Descend
+from client.steps.training import Fit
 from server.nodes.engines.inline import InlineGrid
 from server.nodes.grid import NamedGrid
 from strategies.rounds.base import (
@@ -53,11 +57,11 @@ class Online:
 
 
 def averaging(**more: Any) -> FederatedAveraging:
-    return FederatedAveraging(told(wire.Fit, **FIT), **more)
+    return FederatedAveraging(told(Fit, **FIT), **more)
 
 
 def ascent(**more: Any) -> AscentRounds:
-    return AscentRounds(told(wire.Ascend, lr=0.1, phase="unlearn"), **more)
+    return AscentRounds(told(Ascend, lr=0.1, phase="unlearn"), **more)
 
 
 def model(value: float) -> ArrayRecord:
@@ -98,8 +102,8 @@ def test_every_node_is_told_its_own_name_the_round_and_the_same_settings() -> No
     messages = asked(rounds, ["c", "a", "b"], server_round=4)
     assert names_of(messages) == ["a", "b", "c"]
     for message in messages:
-        assert message.metadata.message_type == wire.FIT
-        settings = wire.Fit.parse(message.content.config_records["config"])
+        assert message.metadata.message_type == Fit.message.name
+        settings = Fit.parse(message.content.config_records["config"])
         assert (settings.server_round, settings.lr, settings.steps) == (4, 0.1, 1)
     assert [m.metadata.dst_node_id for m in messages] == [100, 99, 98]
 
@@ -116,7 +120,7 @@ def test_sampling_depends_on_seed_and_round_and_not_on_who_came_first() -> None:
     assert drawn[0] != drawn[1] != drawn[2]
     np.random.default_rng(0).shuffle(names)
     assert [names_of(asked(averaging(fraction=0.3), names, r)) for r in (1, 2, 3)] == drawn
-    other = FederatedAveraging(told(wire.Fit, **FIT, seed=1), fraction=0.3)
+    other = FederatedAveraging(told(Fit, **FIT, seed=1), fraction=0.3)
     assert names_of(asked(other, names, 1)) != drawn[0]
 
 
@@ -174,7 +178,7 @@ def test_the_order_of_arrival_does_not_matter() -> None:
 
 
 def test_a_node_without_examples_does_not_weigh() -> None:
-    rounds = RecoveryRounds(told(wire.Descend, lr=0.1))
+    rounds = RecoveryRounds(told(Descend, lr=0.1))
     one, two = asked(rounds, ["a", "b"])
     assert averaged(rounds, [answer(one, 1.0, 10), answer(two, 99.0, 0)]) == 1.0
 
@@ -193,7 +197,7 @@ def test_no_example_at_all_is_an_error_and_no_success() -> None:
 
 def scaled(scales: dict[str, float], *, others: float = 1.0) -> float:
     """Return the model after nodes made of 0.0 (see `asked`) 1, 2 and 5 on 10, 30, 60 examples."""
-    rounds = ScaledAveraging(told(wire.Fit, **FIT), scales=scales, others=others)
+    rounds = ScaledAveraging(told(Fit, **FIT), scales=scales, others=others)
     one, two, three = asked(rounds, ["a", "b", "c"])
     replies = [answer(one, 1.0, 10), answer(two, 2.0, 30), answer(three, 5.0, 60)]
     return averaged(rounds, replies)
@@ -258,7 +262,7 @@ def test_models_that_do_not_fit_are_not_scaled(
 
 
 def test_scaling_no_example_at_all_is_an_error() -> None:
-    rounds = ScaledAveraging(told(wire.Fit, **FIT), scales={})
+    rounds = ScaledAveraging(told(Fit, **FIT), scales={})
     replies = [answer(m, 1.0, 0) for m in asked(rounds, ["a", "b"])]
     with pytest.raises(NothingTouched, match="must use at least one example, got none on 2"):
         rounds.aggregate_train(1, replies)
@@ -383,10 +387,10 @@ def test_rounds_run_with_flowers_own_start(named: bool) -> None:
 @pytest.mark.usefixtures("_store")
 def test_a_round_on_one_node_is_that_nodes_sgd() -> None:
     # One node, one batch of all its data: the round is the ordinary gradient step.
-    settings = told(wire.Fit, steps=1, batch_size=1000, lr=0.1, num_clients=1, max_samples=50)
+    settings = told(Fit, steps=1, batch_size=1000, lr=0.1, num_clients=1, max_samples=50)
     with InlineGrid(app, 1) as grid:
         result = FederatedAveraging(settings).start(grid, weights(), num_rounds=1)
-    site = open_site(told(wire.Common, num_clients=1, max_samples=50), {"partition-id": 0})
+    site = open_site(told(Common, num_clients=1, max_samples=50), {"partition-id": 0})
     own = network()
     images, labels = site.images(site.train), site.train.labels
     torch.nn.functional.cross_entropy(own(images), labels).backward()
@@ -402,7 +406,7 @@ def test_batch_norms_buffers_are_averaged_in_their_dtype() -> None:
     spec = ModelSpec("resnet20", num_classes=10, channels=1, image_size=8)
     start = ArrayRecord(build(spec, torch.Generator().manual_seed(0)).state_dict())
     settings = told(
-        wire.Fit, steps=3, batch_size=8, lr=0.1, model="resnet20", num_clients=2, max_samples=40
+        Fit, steps=3, batch_size=8, lr=0.1, model="resnet20", num_clients=2, max_samples=40
     )
     with InlineGrid(app, 2) as grid:
         result = FederatedAveraging(settings).start(grid, start, num_rounds=1)

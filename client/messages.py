@@ -1,0 +1,162 @@
+"""What a message is: its declaration, and the settings that every one of them carries.
+
+A message is declared once, on the dataclass of its settings, beside its handler in `client.steps`:
+`message` says its name, what may go up in answer, and an example. Its fields are the settings.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, ClassVar, Final, Literal
+
+from client.learning.models import NAMES as MODEL_NAMES
+from client.learning.models import ModelSpec
+from client.settings import (
+    ANY,
+    Rule,
+    Settings,
+    any_seed,
+    at_least,
+    between,
+    list_of,
+    name,
+    one_of,
+    part,
+    setting,
+    text,
+)
+from client.simulation.settings import PREFIX, Simulation
+
+LEVELS: Final = ("none", "class", "client")
+
+# ---- what a reply may carry ---------------------------------------------------------------------
+Metric = Literal["scalar", "per-class"]  # per-class: one number for each class of the model
+
+ALWAYS: Final[Mapping[str, Metric]] = MappingProxyType(
+    {
+        "num-examples": "scalar",  # |Z_i|: the weight of the reply
+        "seconds": "scalar",  # wall time of the handler's work
+        "code": "scalar",  # first 48 bits of the client code's fingerprint
+        "partition": "scalar",  # position of a simulated node, -1 for a real one
+    }
+)
+WORK: Final[Mapping[str, Metric]] = MappingProxyType(
+    {
+        "num-steps": "scalar",
+        "samples": "scalar",  # images passed through the model, repeats counted
+        "loss": "scalar",  # mean over the phase
+    }
+)
+
+# Which arrays may go up: none; the model's, as they came down; one for each parameter of the
+# model; for each convolution, one number a class and channel; for each layer but the last, one
+# number a channel, of accuracy and of loss; or the chosen channels' numbers, in one row.
+Arrays = Literal["none", "model", "parameters", "class-sums", "effects", "slices"]
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """What a message is called, and what a node may answer to it.
+
+    Attributes:
+        name: "<category>.<action>"; Flower's categories are train, evaluate and query.
+        example: Values of its own settings that make the handler do its work, for tests.
+        arrays: Which arrays may go up.
+        metrics: Which numbers may go up beside `ALWAYS`, by name.
+    """
+
+    name: str
+    example: Mapping[str, Any]
+    arrays: Arrays = "none"
+    metrics: Mapping[str, Metric] = field(default_factory=dict)
+
+    @property
+    def up(self) -> Mapping[str, Metric]:
+        """All numbers that may go up, by name."""
+        return {**ALWAYS, **self.metrics}
+
+
+CLASS_3: Final = {"forget_level": "class", "forget_classes": [3]}  # for examples
+
+# ---- what every message carries -----------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ForgetSpec:
+    """What a request names: classes, or clients, or nothing."""
+
+    level: str = "none"
+    classes: tuple[int, ...] = ()
+    clients: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        if self.level == "class":
+            return ("class " if len(self.classes) == 1 else "classes ") + ", ".join(
+                map(str, self.classes)
+            )
+        if self.level == "client":
+            return ("client " if len(self.clients) == 1 else "clients ") + ", ".join(self.clients)
+        return "nothing"
+
+
+_classes: Final = list_of(int, "class numbers from 0 up", lambda c: c >= 0)
+_clients: Final = list_of(str, "client names")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Common(Settings):
+    """What every message carries: who, which run, which model and data, what is to be forgotten."""
+
+    message: ClassVar[Declaration]
+
+    client: str = setting(name())  # the node addressed, as the federation knows it
+    fingerprint: str = setting(Rule(lambda v: len(v) == 64, "be a SHA-256 in hexadecimal"))
+    request: str = setting(text())
+    lineage: str = setting(name())  # names the synthetic sets that belong to this model
+    phase: str = setting(text())
+    server_round: int = setting(at_least(0), 0)
+    seed: int = setting(any_seed())
+
+    simulation: Simulation | None = part(Simulation, PREFIX)  # of simulated nodes alone
+    holdout: float = setting(between(0.0, 0.5), 0.1)
+
+    model: str = setting(one_of(*MODEL_NAMES))
+    model_classes: int = setting(between(2, 100_000))
+    model_channels: int = setting(Rule(lambda v: v in (1, 3), "be 1 or 3"))
+    model_image_size: int = setting(between(8, 2048))
+    model_width: int = setting(between(1, 4096), 128)
+    model_depth: int = setting(between(1, 8), 3)
+    # Channels without effect (client.channels.layout); if compact, they are not there any more.
+    model_pruned: list[str] = setting(list_of(str, "texts"), [])
+    model_compact: bool = setting(ANY, False)
+
+    device: str = setting(
+        Rule(lambda v: v.split(":")[0] in ("auto", "cpu", "cuda"), "be auto, cpu or cuda"), "auto"
+    )
+    threads: int = setting(between(1, 1024), 1)
+    precision: str = setting(one_of("float32", "bfloat16"), "float32")
+
+    scale: int = setting(at_least(0), 0)  # s: one synthetic image for so many; 0 for none
+
+    forget_level: str = setting(one_of(*LEVELS), "none")
+    forget_classes: list[int] = setting(_classes, [])
+    forget_clients: list[str] = setting(_clients, [])
+    erased_classes: list[int] = setting(_classes, [])  # the server's tombstones
+    erased_clients: list[str] = setting(_clients, [])
+
+    @property
+    def forget(self) -> ForgetSpec:
+        return ForgetSpec(self.forget_level, tuple(self.forget_classes), tuple(self.forget_clients))
+
+    @property
+    def model_spec(self) -> ModelSpec:
+        return ModelSpec(
+            name=self.model,
+            num_classes=self.model_classes,
+            channels=self.model_channels,
+            image_size=self.model_image_size,
+            width=self.model_width,
+            depth=self.model_depth,
+            pruned=tuple(self.model_pruned),
+            compact=self.model_compact,
+        )

@@ -1,0 +1,63 @@
+"""Stochastic gradient ascent on what is to be forgotten."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from client.errors import BadSetting
+from client.learning import ascent
+from client.learning.synthetic import random_subset
+from client.messages import CLASS_3, WORK, Common, Declaration
+from client.node import Answer, Node, answers, worked
+from client.settings import ANY, at_least, list_of, one_of, positive, setting
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ascend(Common):
+    """Stochastic gradient ascent on the node's forget data."""
+
+    message: ClassVar = Declaration(
+        "train.ascend", example={"lr": 0.02, **CLASS_3}, arrays="model", metrics=WORK
+    )
+
+    data: str = setting(one_of("synthetic", "subset", "original"), "synthetic")
+    epochs: int = setting(at_least(1), 1)
+    batch_size: int = setting(at_least(1), 64)
+    lr: float = setting(positive())
+    # A class's depth; none for all the epochs.
+    target_losses: list[float] = setting(
+        list_of(float, "losses from 0 up", lambda x: 0 <= x <= 1e6), []
+    )
+    freeze_head: bool = setting(ANY, False)  # ascend in all layers but the last
+    freeze_stem: bool = setting(ANY, False)  # and, or, in all but the first
+
+
+@answers(Ascend)
+def ascend(node: Node, settings: Ascend) -> Answer:
+    """Raise the loss on what is to be forgotten."""
+    if settings.data == "original":
+        forget, _ = node.masks(node.site.train.labels)
+        images, labels = node.examples(node.site.train.where(forget))
+    else:
+        held = node.synthetic() if settings.data == "synthetic" else random_subset(node)
+        forget, _ = node.masks(held.labels.cpu())
+        chosen = held.where(forget.to(node.device))
+        images, labels = chosen.images, chosen.labels
+    if settings.target_losses and len(settings.target_losses) != settings.model_classes:
+        raise BadSetting(
+            f"target-losses must hold {settings.model_classes} numbers or none, got "
+            f"{len(settings.target_losses)}"
+        )
+    model = node.model()
+    done = ascent.ascend(
+        model,
+        images,
+        labels,
+        epochs=settings.epochs,
+        batch_size=settings.batch_size,
+        lr=settings.lr,
+        generator=node.draws(),
+        target_losses=settings.target_losses,
+        freeze_head=settings.freeze_head,
+        freeze_stem=settings.freeze_stem,
+    )
+    return worked(len(labels), done), model

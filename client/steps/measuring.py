@@ -1,0 +1,127 @@
+"""Questions: how good the model is, what the node holds, what each parameter tells of it."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from client.data.sampling import at_random
+from client.data.site import erased_mask, forget_mask
+from client.learning.curvature import fisher_diagonal
+from client.learning.evaluation import evaluate
+from client.messages import CLASS_3, Common, Declaration
+from client.node import Answer, Metrics, Node, ReplyArrays, answers
+from client.settings import MIN_EXAMPLES, at_least, one_of, setting
+from client.wire import forms, shown_loss
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heldout(Common):
+    """Evaluation on the held-out part: what the request names, and what is retained."""
+
+    message: ClassVar = Declaration(
+        "evaluate.heldout",
+        example={"holdout": 0.2, **CLASS_3},
+        metrics={
+            "samples": "scalar",
+            "retain-correct-per-class": "per-class",
+            "retain-count-per-class": "per-class",
+            "retain-loss-per-class": "per-class",  # summed over the class's examples
+            "forget-correct-per-class": "per-class",
+            "forget-count-per-class": "per-class",
+            "forget-loss-per-class": "per-class",
+        },
+    )
+
+
+@answers(Heldout)
+def heldout(node: Node, settings: Heldout) -> Answer:
+    """Score the model on the held-out part: what the request names, and what is retained.
+
+    One message for both: on a real node every message is a new process.
+    """
+    part = node.site.heldout
+    forget = forget_mask(part.labels, settings.forget, settings.client)
+    retain = ~forget & ~erased_mask(part.labels, node.erased, settings.client)
+    model = node.model()
+    metrics: Metrics = {"num-examples": len(part), "samples": int((forget | retain).sum())}
+    for side, mask in (("forget", forget), ("retain", retain)):
+        chosen = part.where(mask)
+        pick = node.site.pick(chosen, node.device)
+        scores = evaluate(model, pick, len(chosen), settings.model_classes)
+        metrics[f"{side}-correct-per-class"] = [float(n) for n in scores.correct]
+        metrics[f"{side}-count-per-class"] = [float(n) for n in scores.count]
+        shown = shown_loss(scores.loss, scores.count)
+        metrics[f"{side}-loss-per-class"] = [float(n) for n in shown]
+    return metrics, None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Describe(Common):
+    """Counts of the node's data, and of what the request would touch."""
+
+    message: ClassVar = Declaration(
+        "query.describe",
+        example=CLASS_3,
+        metrics={
+            "num-forget": "scalar",
+            "num-forget-synthetic": "scalar",
+            "num-retain": "scalar",
+            "num-retain-synthetic": "scalar",
+            "num-heldout": "scalar",
+            "count-train-per-class": "per-class",
+        },
+    )
+
+
+@answers(Describe)
+def describe(node: Node, settings: Describe) -> Answer:
+    """Answer with counts: of the data, and of what the request would touch."""
+    labels = node.site.train.labels
+    forget, retain = node.masks(labels)
+    found = node.store.load(settings.lineage, model=node.model_name)
+    synthetic = torch.empty(0, dtype=torch.int64) if found is None else found.labels
+    own_forget, own_retain = node.masks(synthetic)
+    counts = torch.bincount(labels, minlength=settings.model_classes)
+    return {
+        "num-examples": len(labels),
+        "num-forget": int(forget.sum()),
+        "num-retain": int(retain.sum()),
+        "num-forget-synthetic": int(own_forget.sum()),
+        "num-retain-synthetic": int(own_retain.sum()),
+        "num-heldout": len(node.site.heldout),
+        "count-train-per-class": [float(n) for n in counts],
+    }, None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fisher(Common):
+    """Diagonal of the Fisher information of the node's data; zeros where it has one example."""
+
+    message: ClassVar = Declaration(
+        "train.fisher",
+        example={"max_examples": 4, **CLASS_3},
+        arrays="parameters",
+        metrics={"samples": "scalar"},
+    )
+
+    side: str = setting(one_of("retain", "forget"), "retain")
+    max_examples: int = setting(at_least(MIN_EXAMPLES), 256)  # examples looked at, at most
+
+
+@answers(Fisher)
+def fisher(node: Node, settings: Fisher) -> Answer:
+    """Measure how much each parameter tells of the labels, on one side of the data."""
+    wanted = node.side(settings.side, node.site.train.labels)
+    part = at_random(node.site.train.where(wanted), settings.max_examples, node.draws())
+    model = node.model()
+    parameters = dict(model.named_parameters())
+    like = forms(parameters)
+    if len(part) < MIN_EXAMPLES:  # of one example it would be that example's own gradient
+        nothing = {name: torch.zeros_like(p) for name, p in parameters.items()}
+        return {"num-examples": 0, "samples": 0}, ReplyArrays(nothing, like)
+    images, _ = node.examples(part)
+    passes = len(part) * settings.model_classes
+    return {"num-examples": len(part), "samples": passes}, ReplyArrays(
+        fisher_diagonal(model, images), like
+    )

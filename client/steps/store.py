@@ -1,0 +1,92 @@
+"""What changes a node's store: its synthetic set is improved, or a request is made to last."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from client.learning.distillation import condense as condensed
+from client.learning.models import build
+from client.learning.synthetic import next_generation, redrawn
+from client.messages import CLASS_3, Common, Declaration
+from client.node import Answer, Node, answers
+from client.settings import ANY, at_least, one_of, positive, setting
+
+
+@dataclass(frozen=True, kw_only=True)
+class Condense(Common):
+    """Improve the synthetic set over random initialisations (Zhao et al. 2021)."""
+
+    message: ClassVar = Declaration(
+        "query.condense",
+        example={"outer_steps": 1, "inner_steps": 1, "batch_size": 16},
+        metrics={"applied": "scalar"},  # 1 if the request had been applied already
+    )
+
+    outer_steps: int = setting(at_least(1))  # F
+    inner_steps: int = setting(at_least(1), 50)
+    batch_size: int = setting(at_least(1), 256)
+    image_lr: float = setting(positive(), 0.1)
+    lr: float = setting(positive(), 0.01)
+
+
+@answers(Condense)
+def condense(node: Node, settings: Condense) -> Answer:
+    """Improve the synthetic set over random initialisations."""
+    state = node.store.state()
+    done = f"condense {settings.request}"
+    synthetic = node.synthetic()
+    if done not in state.applied:
+        _, keep = node.masks(node.site.train.labels)
+        better = condensed(
+            node.site,
+            keep,
+            synthetic,
+            lambda draws: build(settings.model_spec, draws).to(node.device),
+            node.draws(),
+            outer_steps=settings.outer_steps,
+            inner_steps=settings.inner_steps,
+            batch_size=settings.batch_size,
+            image_lr=settings.image_lr,
+            lr=settings.lr,
+        )
+        node.save(next_generation(node), better)
+        node.store.settle(done, "condense", settings.forget)
+    return {"num-examples": len(synthetic), "applied": float(done in state.applied)}, None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settle(Common):
+    """Make a verified request last: a tombstone (`forget`), or its lifting (`relearn`)."""
+
+    message: ClassVar = Declaration(
+        "query.settle",
+        example={"action": "forget", "destroy": True, **CLASS_3},
+        # 1 if the request had been applied already; synthetic images destroyed.
+        metrics={"applied": "scalar", "destroyed": "scalar"},
+    )
+
+    action: str = setting(one_of("forget", "relearn"))
+    destroy: bool = setting(ANY, False)
+
+
+@answers(Settle)
+def settle(node: Node, settings: Settle) -> Answer:
+    """Make a verified request last on this node."""
+    spec = settings.forget
+    new = node.store.settle(settings.request, settings.action, spec)
+    node.store.drop_bases()
+    destroyed = 0
+    if settings.destroy and settings.action == "forget":
+        if spec.level == "client" and settings.client in spec.clients:
+            destroyed = node.store.destroy()
+        elif spec.level == "class":
+            destroyed = node.store.destroy(classes=spec.classes)
+    if settings.action == "relearn" and settings.scale:
+        # The next request to forget it must find its synthetic stand-ins again.
+        forget, _ = node.masks(node.site.train.labels)
+        if bool(forget.any()):
+            redrawn(node, forget)
+    return {
+        "num-examples": len(node.site.train),
+        "applied": float(not new),
+        "destroyed": destroyed,
+    }, None
