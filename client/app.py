@@ -20,6 +20,7 @@ from client.channels.activations import class_activations
 from client.channels.layout import checked, from_text, layout
 from client.channels.masks import train_only
 from client.channels.slices import from_row, scatter, take, to_row
+from client.data import class_names
 from client.data.sampling import as_many, at_most, at_random
 from client.data.site import erased_mask, forget_mask
 from client.errors import BadSetting
@@ -355,7 +356,7 @@ def heldout(node: Node, settings: wire.Heldout) -> Answer:
 @app.query("describe")
 @answered(wire.Describe)
 def describe(node: Node, settings: wire.Describe) -> Answer:
-    """Answer with counts: of the data, and of what the request would touch."""
+    """Answer with the classes' names and counts: of the data, and of what the request touches."""
     labels = node.site.train.labels
     forget, retain = node.masks(labels)
     found = node.store.load(settings.lineage, model=node.model_name)
@@ -370,7 +371,13 @@ def describe(node: Node, settings: wire.Describe) -> Answer:
         "num-retain-synthetic": int(own_retain.sum()),
         "num-heldout": len(node.site.heldout),
         "count-train-per-class": [float(n) for n in counts],
-    }, None
+    }, _class_names(node)
+
+
+def _class_names(node: Node) -> ReplyArrays:
+    """Return the names of the site's classes as the one array that a reply to `describe` holds."""
+    state = {class_names.ARRAY: class_names.to_array(node.site.data.class_names)}
+    return ReplyArrays(state, wire.forms(state))
 
 
 @app.query("condense")

@@ -19,6 +19,8 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from server.report.format import class_text
+
 # Light values; each stands in the SVG as `var(--plot-<name>, <value>)`, so no two may be equal.
 COLOURS: Mapping[str, str] = {
     "ink": "#1b2430",
@@ -73,7 +75,11 @@ class Curve:
 
 
 def accuracy_over_phases(
-    timeline: Sequence[Mapping[str, Any]], forgotten: Collection[int], *, name: str
+    timeline: Sequence[Mapping[str, Any]],
+    forgotten: Collection[int],
+    *,
+    class_names: Sequence[str] | None = None,
+    name: str,
 ) -> str:
     """Draw accuracy against the evaluated rounds, the phases as bands side by side.
 
@@ -84,6 +90,7 @@ def accuracy_over_phases(
     Args:
         timeline: The record's entries, in order; not empty.
         forgotten: Class indices to emphasise; may be empty.
+        class_names: Name of class k at index k; None where there are numbers alone.
         name: Prefix of the ids in the SVG, unique in the page.
 
     Returns:
@@ -123,7 +130,7 @@ def accuracy_over_phases(
                 zorder=4 if emphasised else 3,
             )
             if emphasised:
-                ends.append((heights[-1], f"class {label}", "forget"))
+                ends.append((heights[-1], _short(class_text(label, class_names), 17), "forget"))
             elif isfinite(heights[-1]):
                 retained_end = max(heights[-1], retained_end or 0.0)
         if not any(label in forgotten for label in range(num_classes)):
@@ -236,6 +243,7 @@ def channel_heatmap(
     layer: str,
     action: str,
     forgotten: Collection[str],
+    class_names: Sequence[str] | None = None,
     name: str,
 ) -> str:
     """Draw one layer's scores: channels from left to right, the columns below one another.
@@ -254,6 +262,7 @@ def channel_heatmap(
         layer: Its name.
         action: What was done to the chosen channels, as a participle.
         forgotten: Columns to emphasise.
+        class_names: Name of class k at index k; None where there are numbers alone.
         name: Prefix of the ids in the SVG, unique in the page.
 
     Returns:
@@ -261,7 +270,8 @@ def channel_heatmap(
     """
     places = _shown_columns(scores, columns, chosen, forgotten)
     labels = [
-        f"class {columns[i]}" if columns[i].isdecimal() else _short(columns[i]) for i in places
+        _short(class_text(int(c), class_names) if c.isdecimal() else c)
+        for c in (columns[i] for i in places)
     ]
     num_channels = len(scores)
     a_cell = ceil(num_channels / _MOST_CELLS)
@@ -435,8 +445,8 @@ def _range(highest: float) -> str:
     return f"0 to {highest:.3g}" if highest > 0 else "none above 0"
 
 
-def _short(text: str) -> str:
-    return text if len(text) <= 24 else text[:23] + "\N{HORIZONTAL ELLIPSIS}"
+def _short(text: str, longest: int = 24) -> str:
+    return text if len(text) <= longest else text[: longest - 1] + "\N{HORIZONTAL ELLIPSIS}"
 
 
 def _text(x: float, y: float, text: str, anchor: str = "start", colour: str = "muted") -> str:

@@ -19,6 +19,7 @@ from client import wire
 from client.app import HANDLERS, app
 from client.channels.layout import to_text
 from client.channels.masks import zero_
+from client.data import class_names
 from client.data.site import open_site
 from client.errors import BadSetting, EffaceError
 from client.learning.curvature import local_quasi_newton
@@ -74,6 +75,10 @@ def arrays_of(message_type: str) -> dict[str, tuple[tuple[int, ...], str]]:
             if n.rpartition(".")[0] in rows
         )
         return {wire.SLICES: ((numbers,), "float32")}
+    if (
+        message_type == wire.DESCRIBE
+    ):  # ["0", "1", ... "9"]: 10 names of 3 bytes, 9 of ", ", brackets
+        return {class_names.ARRAY: ((10 * 3 + 9 * 2 + 2,), "uint8")}
     return {}
 
 
