@@ -77,8 +77,8 @@ def class_number(text: str, names: Sequence[str] | None, num_classes: int) -> in
     digits = text.removeprefix("#")
     number = int(digits) if digits.isascii() and digits.isdecimal() and len(digits) < 10 else None
     in_range = number is not None and number < num_classes
-    if names is None and number is None:
-        raise BadSetting(f"class must be a number from 0 up, got {text!r}: the names are not known")
+    if number is None and (names is None or not _known(names)):
+        raise BadSetting(f"class must be a number from 0 up, got {text!r}")
     exact = [i for i, name in enumerate(names or ()) if name == text]
     if text.startswith("#") and number is not None:
         exact = []

@@ -413,7 +413,7 @@ def test_a_name_or_number_means_one_class(
         ("cow", ("cat", "dog"), "got 'cow'; known: 0 cat, 1 dog"),
         ("2", ("cat", "dog"), r"class must lie in \[0, 2\), got 2; known: 0 cat, 1 dog"),
         ("#7", ("cat", "dog"), r"class must lie in \[0, 2\), got 7"),
-        ("cat", None, "class must be a number from 0 up, got 'cat': the names are not known"),
+        ("cat", None, "class must be a number from 0 up, got 'cat'"),
         ("-1", ("cat", "dog"), "got '-1'"),
     ],
 )
