@@ -50,8 +50,9 @@ WORK: Final[Mapping[str, Metric]] = MappingProxyType(
 
 # Which arrays may go up: none; the model's, as they came down; one for each parameter of the
 # model; for each convolution, one number a class and channel; for each layer but the last, one
-# number a channel, of accuracy and of loss; or the chosen channels' numbers, in one row.
-Arrays = Literal["none", "model", "parameters", "class-sums", "effects", "slices"]
+# number a channel, of accuracy and of loss; the chosen channels' numbers, in one row; or the names
+# of the site's classes, as JSON in UTF-8.
+Arrays = Literal["none", "model", "parameters", "class-sums", "effects", "slices", "class-names"]
 
 
 @dataclass(frozen=True)

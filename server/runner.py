@@ -21,6 +21,7 @@ from server.nodes.federation import Cost, Round
 from server.nodes.grid import LOCAL_POLL_SECONDS, REMOTE_POLL_SECONDS, Interrupted, NamedGrid
 from server.report.write import write_report
 from server.requests import records
+from server.requests.classes import class_number
 from server.requests.data import server_data
 from server.requests.execution import VerificationFailed
 from server.requests.intake import Service
@@ -228,8 +229,10 @@ def name_nodes(grid: NamedGrid, service: Service, request: str) -> None:
     grid.take_traffic()
 
 
-def demo(settings: RunSettings, listener: Listener, *, forget_class: int) -> dict[str, Any]:
+def demo(settings: RunSettings, listener: Listener, *, forget: str) -> dict[str, Any]:
     """Train, forget a class and compare with retraining, relearn it; return one merged record.
+
+    `forget` is the class's name or number.
 
     Without options of its own, QuickDrop climbs further than by default: the demo's tiny images
     and model need it to forget as deeply as Retrained.
@@ -238,6 +241,11 @@ def demo(settings: RunSettings, listener: Listener, *, forget_class: int) -> dic
         settings = replace(settings, method_options=DEMO_OPTIONS)
     # A federation of its own: what other requests in this home erased must not stay out of it.
     settings, home = settings.rooted(), open_home(settings.home)
+    data = server_data(settings)
+    if data is not None:
+        forget_class = class_number(forget, data.class_names, data.num_classes)
+    else:
+        forget_class = class_number(forget, None, settings.model_classes)
     name = _stopped_demo(home, settings, forget_class)
     name = name or f"{DEMO_PREFIX}{datetime.now():%Y-%m-%d %H:%M:%S.%f}"
     settings = replace(settings, federation=name)
@@ -247,7 +255,7 @@ def demo(settings: RunSettings, listener: Listener, *, forget_class: int) -> dic
         return done or run(replace(settings, mode=mode, **values), listener)
 
     trained = step("train")
-    target = {"forget_classes": str(forget_class)}
+    target = {"forget_classes": f"#{forget_class}"}
     forgotten = step("forget", compare="retrain", version=trained["model_version"], **target)
     relearned = step("relearn", version=forgotten["model_version"], **target)
     merged = {**forgotten, "kind": "demo"}

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from client.data import class_names
 from client.data.own_data import read_folder, read_npz
 from client.data.splits import DataSet, Split, check_labels, make_split, normalise, pixel_statistics
 from client.errors import BadSetting, DataError
@@ -43,13 +44,20 @@ class _Standard:
     num_classes: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    class_names: tuple[str, ...] = ()
 
 
 # Means and standard deviations of the training images, as they are commonly quoted.
 _STANDARD = {
     "mnist": _Standard("MNIST", "MNIST/raw", _IDX_FILES, 10, (0.1307,), (0.3081,)),
     "fashion-mnist": _Standard(
-        "FashionMNIST", "FashionMNIST/raw", _IDX_FILES, 10, (0.2860,), (0.3530,)
+        "FashionMNIST",
+        "FashionMNIST/raw",
+        _IDX_FILES,
+        10,
+        (0.2860,),
+        (0.3530,),
+        class_names.FASHION_MNIST,
     ),
     "cifar10": _Standard(
         "CIFAR10",
@@ -58,6 +66,7 @@ _STANDARD = {
         10,
         (0.4914, 0.4822, 0.4465),
         (0.2470, 0.2435, 0.2616),
+        class_names.CIFAR10,
     ),
     "cifar100": _Standard(
         "CIFAR100",
@@ -207,6 +216,7 @@ def _load_standard(name: str, data_dir: Path) -> DataSet:
     vision = import_torchvision("datasets")
     kind = getattr(vision, standard.torchvision_class)
     parts = {}
+    names = standard.class_names
     for part in ("train", "test"):
         try:
             # torchvision unpickles CIFAR only after comparing its files' MD5 with the authors'.
@@ -218,6 +228,8 @@ def _load_standard(name: str, data_dir: Path) -> DataSet:
         check_labels(parts[part], standard.num_classes, where=where)
         if len(parts[part]) == 0:
             raise DataError(f"{where}: must hold at least one image, got none")
+        if name == "cifar100" and len(source.classes) == standard.num_classes:
+            names = class_names.checked_names(source.classes, where=where)
     return DataSet(
         name=name,
         train=parts["train"],
@@ -226,6 +238,7 @@ def _load_standard(name: str, data_dir: Path) -> DataSet:
         num_classes=standard.num_classes,
         mean=standard.mean,
         std=standard.std,
+        class_names=names,
     )
 
 

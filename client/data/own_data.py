@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from client.data.class_names import checked_names, natural_order
 from client.data.splits import (
     MAX_CLASSES,
     DataSet,
@@ -20,6 +21,10 @@ from client.errors import DataError
 
 _PARTS = ("train", "val", "test")
 _SUFFIXES = (".png", ".jpg", ".jpeg")
+# What archives, file servers and operating systems leave beside images.
+_LEFT_BEHIND = frozenset(
+    {"__macosx", "@eadir", "$recycle.bin", "system volume information", "thumbs.db", "desktop.ini"}
+)
 
 
 def read_npz(path: Path) -> DataSet:
@@ -27,7 +32,8 @@ def read_npz(path: Path) -> DataSet:
 
     Keys: `train_images`, `train_labels`; the same with `val_` and `test_`, each pair optional;
     `train_ids` (also `val_ids`, `test_ids`), optional: the patient or device of each image;
-    `num_classes`, optional, for a site that lacks the highest class. Images are uint8, (N, H, W) or
+    `num_classes`, optional, for a site that lacks the highest class; `class_names`, optional, one
+    text a class. Images are uint8, (N, H, W) or
     (N, H, W, C); labels and ids are integers, (N,) or (N, 1). Other keys are not read.
 
     Returns:
@@ -73,16 +79,25 @@ def read_npz(path: Path) -> DataSet:
             where=f"{path}, {part}",
             remedy="; store num_classes in the file if the training part lacks a class",
         )
-    return _assemble(f"npz:{path}", parts, num_classes, str(path))
+    names: tuple[str, ...] = ()
+    if "class_names" in arrays:
+        names = checked_names(arrays["class_names"].reshape(-1).tolist(), where=str(path))
+        if len(names) != num_classes:
+            raise DataError(
+                f"{path}: class_names must hold one name for each of {num_classes} classes, got "
+                f"{len(names)}; store num_classes too if the training part lacks a class"
+            )
+    return _assemble(f"npz:{path}", parts, num_classes, str(path), names)
 
 
 def read_folder(path: Path) -> DataSet:
     """Return the images under PATH/train/<class>/, and PATH/val and PATH/test where they exist.
 
-    Classes are numbered by the sorted names of the folders in PATH/train. A site that lacks a class
-    keeps an empty folder for it, so that all sites number alike. Files are PNG or JPEG, 8-bit
-    grey or RGB, of one square size; where both occur, the grey ones become RGB. Files and folders
-    whose name starts with a dot are passed over.
+    Classes are named by the folders in PATH/train, and numbered in their natural order: "2" before
+    "10". A site that lacks a class keeps an empty folder for it, so that all sites number alike.
+    Files are PNG or JPEG, 8-bit grey or RGB, of one square size; where both occur, the grey ones
+    become RGB. Hidden files and folders, notes (README, .txt) and what archives and operating
+    systems leave behind (`__MACOSX`, Thumbs.db) are passed over; `notes` says how many.
 
     Returns:
         Images in order of class, then file name. Mean and standard deviation are those of the
@@ -95,10 +110,16 @@ def read_folder(path: Path) -> DataSet:
         raise DataError(
             f"{path} must hold a folder train with one folder a class, got no {path / 'train'}"
         )
-    classes = [folder.name for folder in _visible(path / "train") if folder.is_dir()]
+    passed: list[Path] = []
+    found = [folder.name for folder in _visible(path / "train", []) if folder.is_dir()]
+    classes = sorted(found, key=natural_order)
     if not classes:
         raise DataError(f"{path / 'train'} must hold one folder a class, got none")
-    files = {part: _list_images(path / part, classes) for part in _PARTS if (path / part).is_dir()}
+    files = {
+        part: _list_images(path / part, classes, passed)
+        for part in _PARTS
+        if (path / part).is_dir()
+    }
     if not files["train"]:
         raise DataError(f"{path / 'train'} must hold at least one image, got none")
     pixels = {part: [_read_image(file) for file, _ in members] for part, members in files.items()}
@@ -112,10 +133,32 @@ def read_folder(path: Path) -> DataSet:
         stacked = np.stack(images) if images else np.zeros((0, *shape), np.uint8)
         labels = np.array([label for _, label in files[part]], dtype=np.int64)
         parts[part] = make_split(stacked, labels, None, where=str(path / part))
-    return _assemble(f"folder:{path}", parts, len(classes), str(path))
+    names = checked_names(classes, where=str(path / "train"))
+    return _assemble(f"folder:{path}", parts, len(classes), str(path), names, _passed_over(passed))
 
 
-def _assemble(name: str, parts: dict[str, Split], num_classes: int, where: str) -> DataSet:
+def _passed_over(passed: list[Path]) -> tuple[str, ...]:
+    """Return in words how many files and folders were passed over, and their commonest names."""
+    if not passed:
+        return ()
+    names = sorted({file.name for file in passed})
+    shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+    are = (
+        "file or folder that holds no images was"
+        if len(passed) == 1
+        else ("files and folders that hold no images were")
+    )
+    return (f"{len(passed)} {are} passed over: {shown}",)
+
+
+def _assemble(
+    name: str,
+    parts: dict[str, Split],
+    num_classes: int,
+    where: str,
+    class_names: tuple[str, ...] = (),
+    notes: tuple[str, ...] = (),
+) -> DataSet:
     train = parts["train"]
     for part, split in parts.items():
         if split.images.shape[1:] != train.images.shape[1:]:
@@ -137,6 +180,8 @@ def _assemble(name: str, parts: dict[str, Split], num_classes: int, where: str) 
         num_classes=num_classes,
         mean=mean,
         std=std,
+        class_names=class_names,
+        notes=notes,
     )
 
 
@@ -150,7 +195,7 @@ def _read_archive(path: Path) -> tuple[dict[str, "np.ndarray[Any, Any]"], list[s
     try:
         # allow_pickle=False: an object array could run code while it is read.
         with np.load(path, allow_pickle=False) as archive:
-            known = wanted | {"num_classes"}
+            known = wanted | {"num_classes", "class_names"}
             return {key: archive[key] for key in archive.files if key in known}, archive.files
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(
@@ -164,19 +209,29 @@ def _as_count(value: "np.ndarray[Any, Any]", path: Path) -> int:
     return int(value.reshape(()))
 
 
-def _visible(folder: Path) -> list[Path]:
-    return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+def _visible(folder: Path, passed: list[Path]) -> list[Path]:
+    """Return what a folder holds, as its names are spelt; what is no data goes to `passed`."""
+    kept = []
+    for entry in sorted(folder.iterdir()):
+        name = entry.name.lower()
+        hidden = name.startswith(".") or name in _LEFT_BEHIND
+        note = name.endswith(".txt") or name.split(".")[0] == "readme"
+        if hidden or (note and entry.is_file()):
+            passed.append(entry)
+        else:
+            kept.append(entry)
+    return kept
 
 
-def _list_images(folder: Path, classes: list[str]) -> list[tuple[Path, int]]:
+def _list_images(folder: Path, classes: list[str], passed: list[Path]) -> list[tuple[Path, int]]:
     members = []
-    for class_folder in _visible(folder):
+    for class_folder in sorted(_visible(folder, passed), key=lambda f: natural_order(f.name)):
         if not class_folder.is_dir() or class_folder.name not in classes:
             raise DataError(
                 f"{folder} must hold only the class folders of train "
                 f"({', '.join(classes)}), got {class_folder.name}"
             )
-        for file in _visible(class_folder):
+        for file in _visible(class_folder, passed):
             if file.suffix.lower() not in _SUFFIXES:
                 raise DataError(f"{file} must be a .png, .jpg or .jpeg file; convert or move it")
             members.append((file, classes.index(class_folder.name)))

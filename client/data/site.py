@@ -1,5 +1,7 @@
 """A node's own data: where it lies, what is held out, and which part a request names."""
 
+import functools
+import logging
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,6 +19,7 @@ from client.seeds import generator
 from client.simulation.settings import Simulation
 from client.simulation.shares import shares
 
+log = logging.getLogger("efface.client")
 NodeConfig = Mapping[str, bool | float | int | str]
 
 SIMULATED_STORES: Final = "EFFACE_STORE"
@@ -149,9 +152,17 @@ def _share(simulation: Simulation, data_dir: Path | None, node: NodeConfig) -> T
 def _own_data(name: str, data_dir: Path | None) -> DataSet:
     """Return the operator's data. What is wrong with its name is a path that must not go up."""
     try:
-        return datasets.load(name, data_dir)
+        data = datasets.load(name, data_dir)
     except BadSetting as error:
         raise DataError(str(error)) from error
+    _say(data.notes)
+    return data
+
+
+@functools.lru_cache(maxsize=2)  # once in a process, which may answer many messages
+def _say(notes: tuple[str, ...]) -> None:
+    for note in notes:
+        log.warning("the node's data: %s", note)
 
 
 def _check_fit(data: DataSet, settings: Common) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from client.data.class_names import numbers
 from client.errors import DataError
 
 # An id column given as labels by mistake must not become a linear layer with a billion outputs.
@@ -47,6 +48,8 @@ class DataSet:
         num_classes: Labels are in [0, num_classes).
         mean: Mean of pixels / 255, one a channel.
         std: Standard deviation of pixels / 255, one a channel. Positive.
+        class_names: Name of class k at index k; its number where the source has no names.
+        notes: What a person should know of how the source was read.
     """
 
     name: str
@@ -56,6 +59,12 @@ class DataSet:
     num_classes: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    class_names: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.class_names:
+            object.__setattr__(self, "class_names", numbers(self.num_classes))
 
 
 def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:

@@ -5,6 +5,7 @@ from typing import ClassVar
 
 import torch
 
+from client.data import class_names
 from client.data.sampling import at_random
 from client.data.site import erased_mask, forget_mask
 from client.learning.curvature import fisher_diagonal
@@ -58,11 +59,12 @@ def heldout(node: Node, settings: Heldout) -> Answer:
 
 @dataclass(frozen=True, kw_only=True)
 class Describe(Common):
-    """Counts of the node's data, and of what the request would touch."""
+    """The classes' names; counts of the node's data, and of what the request would touch."""
 
     message: ClassVar = Declaration(
         "query.describe",
         example=CLASS_3,
+        arrays="class-names",
         metrics={
             "num-forget": "scalar",
             "num-forget-synthetic": "scalar",
@@ -76,7 +78,7 @@ class Describe(Common):
 
 @answers(Describe)
 def describe(node: Node, settings: Describe) -> Answer:
-    """Answer with counts: of the data, and of what the request would touch."""
+    """Answer with the classes' names and counts: of the data, and of what the request touches."""
     labels = node.site.train.labels
     forget, retain = node.masks(labels)
     found = node.store.load(settings.lineage, model=node.model_name)
@@ -91,7 +93,13 @@ def describe(node: Node, settings: Describe) -> Answer:
         "num-retain-synthetic": int(own_retain.sum()),
         "num-heldout": len(node.site.heldout),
         "count-train-per-class": [float(n) for n in counts],
-    }, None
+    }, _class_names(node)
+
+
+def _class_names(node: Node) -> ReplyArrays:
+    """Return the names of the site's classes as the one array that a reply to `describe` holds."""
+    state = {class_names.ARRAY: class_names.to_array(node.site.data.class_names)}
+    return ReplyArrays(state, forms(state))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ from client.errors import BadSetting, DataError, EffaceError
 from server.cli.command import FORMAT, Answer, Call, command
 from server.report import display
 from server.report.display import number, table
+from server.report.format import number_and_name
 
 if TYPE_CHECKING:
     from server.storage.home import Home
@@ -79,7 +80,7 @@ def requests(
         [
             row.id,
             row.kind,
-            request_target(row),
+            request_target(row, ledger),
             row.state,
             row.result_version or display.NOTHING,
             row.asked_by or display.NOTHING,
@@ -97,19 +98,19 @@ def show(call: Call, identifier: Identifier) -> Answer:
     """Show one request or version: what, who asked, when, why, numbers, lineage."""
     home, ledger = opened(call)
     if identifier.startswith("r"):
-        return _show_request(home, ledger.request(identifier))
+        return _show_request(home, ledger, ledger.request(identifier))
     if identifier.startswith("v"):
         return _show_version(ledger, ledger.version(identifier))
     raise BadSetting(f"id must be of a request (r0002) or a version (v0002), got {identifier!r}")
 
 
-def _show_request(home: "Home", row: "RequestRow") -> Answer:
+def _show_request(home: "Home", ledger: "Ledger", row: "RequestRow") -> Answer:
     from server.requests import records
 
     record = records.read(home, row)
     facts = [
         ("Request", row.id),
-        ("What", f"{row.kind} {request_target(row)}".strip()),
+        ("What", f"{row.kind} {request_target(row, ledger)}".strip()),
         ("Method", row.method),
         ("State", row.state + (f": {row.reason}" if row.reason else "")),
         ("Asked by", row.asked_by),
@@ -150,13 +151,15 @@ def _show_version(ledger: "Ledger", row: "VersionRow") -> Answer:
         ("State", row.state),
         ("Federation", row.federation),
         ("Model", _model_text(row)),
-        ("Has forgotten", display.target_text(row.card.get("erased")) or "nothing"),
+        ("Has forgotten", _forgotten(row) or "nothing"),
+        ("Classes", ", ".join(names_of(row) or ())),
         ("Accuracy", display.accuracies(scores)),
         ("Created", _time(row.created)),
         ("SHA-256", row.sha256),
     ]
     cells = [
-        [v.id, r.id, f"{r.kind} {request_target(r)}".strip(), _time(v.created)] for v, r in line
+        [v.id, r.id, f"{r.kind} {request_target(r, ledger)}".strip(), _time(v.created)]
+        for v, r in line
     ]
     lineage = table(["Lineage", "Request", "What", "Created"], cells, text=4)
     return Answer(document, [_facts(facts), lineage])
@@ -172,7 +175,7 @@ def models(call: Call) -> Answer:
             row.state,
             row.parent or display.NOTHING,
             row.request,
-            display.target_text(row.card.get("erased")) or display.NOTHING,
+            _forgotten(row) or display.NOTHING,
             f"{row.created:%Y-%m-%d %H:%M}",
             row.federation,
             number((row.card.get("scores") or {}).get("retain_accuracy")),
@@ -307,10 +310,10 @@ def evaluate(
         ),
     ] = "",
     relearning: Annotated[
-        list[int] | None,
+        list[str] | None,
         typer.Option(
             "--relearning",
-            metavar="CLASS",
+            metavar="NAME|NUMBER",
             help="Also measure how fast the class comes back; may be repeated.",
             show_default=False,
         ),
@@ -329,6 +332,7 @@ def evaluate(
     from client.wire import ForgetSpec
     from server.evidence.measures import Judge
     from server.nodes.federation import from_numpy
+    from server.requests.classes import card_names, check_as_trained, class_number
     from server.requests.data import server_data
     from server.requests.intake import inherited
     from server.settings import RunSettings
@@ -345,11 +349,11 @@ def evaluate(
         raise DataError(
             f"version {row.id} must have test images here, got none: only the clients have data"
         )
+    check_as_trained(row.id, card, data)
     spec = settings.model_spec(data)
-    asked = tuple(dict.fromkeys(relearning or ()))
-    for number_ in asked:
-        if not 0 <= number_ < spec.num_classes:
-            raise BadSetting(f"class must lie in [0, {spec.num_classes}), got {number_}")
+    names = card_names(card)
+    numbers = [class_number(text, names, spec.num_classes) for text in relearning or ()]
+    asked = tuple(dict.fromkeys(numbers))
     erased = tuple(card["erased"]["classes"])
     forget = ForgetSpec("class", asked or erased) if asked or erased else ForgetSpec()
     judge = Judge(spec, data, forget, tuple(c for c in erased if c not in asked))
@@ -362,26 +366,32 @@ def evaluate(
         "dataset": settings.dataset,
         "num_images": len(data.test),
         "erased": card["erased"],
+        "class_names": list(names or ()),
         **scores,
         "relearning_curve": curve,
     }
     counts = data.test.labels.bincount(minlength=spec.num_classes).tolist()
     cells = [
-        [str(c), "forgotten" if c in erased else "", str(counts[c]), number(percent)]
+        [
+            number_and_name(c, names),
+            "forgotten" if c in erased else "",
+            str(counts[c]),
+            number(percent),
+        ]
         for c, percent in enumerate(scores["per_class_accuracy"])
     ]
     shown: list[Any] = [
         f"{row.id} on {len(data.test):,} test images of {settings.dataset}: "
         f"{display.accuracies(scores)}",
+        *data.notes,
         table(["Class", "", "Images", "Accuracy %"], cells, text=2),
     ]
     if asked:
-        shown += _curve_lines(asked, curve)
+        shown += _curve_lines(display.target_text({"classes": asked}, names), curve)
     return Answer(document, shown)
 
 
-def _curve_lines(asked: tuple[int, ...], curve: dict[str, Any] | None) -> list[Any]:
-    named = display.target_text({"classes": asked})
+def _curve_lines(named: str, curve: dict[str, Any] | None) -> list[Any]:
     if curve is None:
         return [f"Relearning of {named}: not measured, there are too few test images"]
     cells = [
@@ -419,9 +429,22 @@ def version_document(row: "VersionRow") -> dict[str, Any]:
     return asdict(row) | {"created": row.created.isoformat()}
 
 
-def request_target(row: "RequestRow") -> str:
-    """Return what a request names, such as `class 9`."""
-    return display.target_text({"classes": row.classes, "clients": row.clients})
+def request_target(row: "RequestRow", ledger: "Ledger") -> str:
+    """Return what a request names, such as `class 9 (sneaker)`."""
+    names = None
+    if row.classes and row.base_version:
+        names = names_of(ledger.version(row.base_version))
+    return display.target_text({"classes": row.classes, "clients": row.clients}, names)
+
+
+def names_of(row: "VersionRow") -> list[str] | None:
+    """Return a version's class names, or None where its card has none but numbers."""
+    names: list[str] = (row.card.get("data") or {}).get("class_names") or []
+    return None if names == [str(number) for number in range(len(names))] else names
+
+
+def _forgotten(row: "VersionRow") -> str:
+    return display.target_text(row.card.get("erased"), names_of(row))
 
 
 def _lineage(ledger: "Ledger", row: "VersionRow") -> "list[tuple[VersionRow, RequestRow]]":

@@ -21,9 +21,14 @@ if TYPE_CHECKING:
 GROUP: Final = "Train and forget"
 
 Classes = Annotated[
-    list[int] | None,
+    list[str] | None,
     typer.Option(
-        "--class", "-c", help="Class to name, 0 for the first; may be repeated.", show_default=False
+        "--class",
+        "-c",
+        metavar="NAME|NUMBER",
+        help="Class by its name, or its number from 0 up ('#2' where a name is a number); may be "
+        "repeated.",
+        show_default=False,
     ),
 ]
 Clients = Annotated[
@@ -117,7 +122,10 @@ def add_to(app: typer.Typer) -> None:
 def demo(
     call: Call,
     values: dict[str, Any],
-    forget_class: Annotated[int, typer.Option("--class", "-c", help="Class to forget.")] = 9,
+    forget_class: Annotated[
+        str,
+        typer.Option("--class", "-c", metavar="NAME|NUMBER", help="Class to forget."),
+    ] = "9",
     method_options: MethodOptions = None,
     metrics_port: MetricsPort = None,
 ) -> Answer:
@@ -127,7 +135,7 @@ def demo(
     values = {"method": "quickdrop", **values}
     settings = settings_for(call, values, mode="train", method_options=method_options)
     with watched(call, metrics_port) as (listener, metrics):
-        record = run_demo(settings, listener, forget_class=forget_class)
+        record = run_demo(settings, listener, forget=forget_class)
         count(metrics, record)
     return Answer({"changed": True, **record}, display.result(record))
 
@@ -207,7 +215,7 @@ def settings_for(
     values: dict[str, Any],
     *,
     mode: str,
-    classes: list[int] | None = None,
+    classes: list[str] | None = None,
     clients: list[str] | None = None,
     method_options: list[str] | None = None,
     asked_by: str = "",
@@ -218,13 +226,14 @@ def settings_for(
     Raises:
         BadSetting: If one breaks its rule.
     """
+    from server.requests.classes import joined
     from server.settings import parse
 
     here = {o.key: o.default_here for o in options.OPTIONS if o.default_here is not None}
     told = {
         "mode": mode,
         "home": call.home,
-        "forget-classes": ",".join(map(str, classes or ())),
+        "forget-classes": joined(classes or ()),
         "forget-clients": ",".join(clients or ()),
         "method-options": ",".join(method_options or ()),
         "asked-by": asked_by,

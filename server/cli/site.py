@@ -179,6 +179,7 @@ def site_report(
     images = torch.cat([s.images for s in found]) if found else torch.zeros(0, 1, 8, 8)
     labels = torch.cat([s.labels for s in found]) if found else torch.zeros(0, dtype=torch.int64)
     counts: dict[int, int] = {}
+    names: tuple[str, ...] | None = None
     if dataset:
         data = datasets.load(dataset, data_dir)
         if len(data.mean) != images.shape[1]:
@@ -189,6 +190,7 @@ def site_report(
         mean = torch.tensor(data.mean).view(-1, 1, 1)
         std = torch.tensor(data.std).view(-1, 1, 1)
         images = images * std + mean
+        names = data.class_names
         counts = dict(enumerate(data.train.labels.bincount().tolist()))
     elif len(images):
         # Normalised pixels of unknown mean: stretch what is there over black to white.
@@ -200,6 +202,7 @@ def site_report(
         images,
         labels,
         node=folder.resolve().name,
+        class_names=names,
         real_counts=counts,
         tombstones=[
             {"request": request, "forgotten": str(spec)}

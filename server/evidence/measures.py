@@ -20,6 +20,7 @@ from client.seeds import generator
 from client.wire import ForgetSpec, tensors
 from server.nodes.federation import GridFederation
 from server.report.display import RETAIN_TOLERANCE, original_knows_no_better
+from server.report.format import class_text
 
 RELEARN_STEPS: Final = (5, 10, 15, 20, 25, 30)
 RELEARN_FORGET: Final = 50  # images of the forgotten classes in the relearning set, at most
@@ -220,7 +221,8 @@ def verdict(
         back = result["per_class_accuracy"][label]
         if back is not None and back > max_forget_accuracy:
             passed, told = False, True
-            reasons.append(f"class {label}, erased earlier, is back at {back:.1f} %")
+            which = class_text(label, record.get("class_names"))
+            reasons.append(f"{which}, erased earlier, is back at {back:.1f} %")
     mine, theirs = _curve_mean(result), _curve_mean(retrained)
     if mine is not None and theirs is not None:
         gap = mine - theirs

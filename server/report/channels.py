@@ -56,6 +56,7 @@ def channel_section(record: Mapping[str, Any]) -> Channels | None:
                 layer=name,
                 action=action,
                 forgotten=forgotten,
+                class_names=record.get("class_names"),
                 name=f"channels-{names.index(name)}",
             )
         )

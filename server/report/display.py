@@ -16,6 +16,8 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from server.report.format import number_and_name
+
 if TYPE_CHECKING:  # it brings torch and Flower along
     from server.nodes.federation import Round
     from server.requests.progress import Listener
@@ -149,7 +151,8 @@ def choice(record: Mapping[str, Any]) -> list[RenderableType]:
 
 def plan(found: Mapping[str, Any]) -> list[RenderableType]:
     """Return what is shown of a request that has not begun: what it will take."""
-    target, version = target_text(found["forget"]), found["base_version"]
+    target = target_text(found["forget"], found.get("class_names"))
+    version = found["base_version"]
     head = f"{version} would forget {target} by {found['method']}; nothing was written down"
     if found["takes_up"]:
         head = f"{found['takes_up']} was interrupted and would go on: {head}"
@@ -184,7 +187,7 @@ def plan(found: Mapping[str, Any]) -> list[RenderableType]:
 
 def headline(record: Mapping[str, Any]) -> str:
     """Return one line: which request, what it did, and the version that came of it."""
-    target = target_text(record.get("forget"))
+    target = target_text(record.get("forget"), record.get("class_names"))
     if record.get("kind") == "demo":
         return (
             f"Trained {record.get('trained_version')}, forgot {target} in "
@@ -197,14 +200,15 @@ def headline(record: Mapping[str, Any]) -> str:
     return f"{record.get('request') or 'Request'} {done}{' ' + target if target else ''}{end}"
 
 
-def target_text(forget: Mapping[str, Any] | None) -> str:
-    """Return `class 9`, `classes 3, 5` or `client client-0`; nothing is an empty text."""
+def target_text(forget: Mapping[str, Any] | None, names: Sequence[str] | None = None) -> str:
+    """Return `class 9 (sneaker)`, `classes 3, 5` or `client client-0`; nothing is an empty text."""
     if not forget:
         return ""
     for name, plural, key in (("class", "classes", "classes"), ("client", "clients", "clients")):
         members = forget.get(key) or ()
         if members:
-            return f"{name if len(members) == 1 else plural} {', '.join(map(str, members))}"
+            texts = [number_and_name(m, names) if name == "class" else str(m) for m in members]
+            return f"{name if len(members) == 1 else plural} {', '.join(texts)}"
     return ""
 
 

@@ -5,7 +5,8 @@ from html import escape
 from itertools import groupby
 from math import ceil, isfinite, isnan, nan
 
-from server.report.plots import WIDTH, css, percent_height
+from server.report.format import class_text
+from server.report.plots import WIDTH, css, percent_height, short
 
 MOST_COLUMNS = 20
 """Columns that a heat map shows in full; of more, the forgotten and some others (ten each)."""
@@ -22,6 +23,7 @@ def channel_heatmap(
     layer: str,
     action: str,
     forgotten: Collection[str],
+    class_names: Sequence[str] | None = None,
     name: str,
 ) -> str:
     """Draw one layer's scores: channels from left to right, the columns below one another.
@@ -40,6 +42,7 @@ def channel_heatmap(
         layer: Its name.
         action: What was done to the chosen channels, as a participle.
         forgotten: Columns to emphasise.
+        class_names: Name of class k at index k; None where there are numbers alone.
         name: Prefix of the ids in the SVG, unique in the page.
 
     Returns:
@@ -47,7 +50,8 @@ def channel_heatmap(
     """
     places = _shown_columns(scores, columns, chosen, forgotten)
     labels = [
-        f"class {columns[i]}" if columns[i].isdecimal() else _short(columns[i]) for i in places
+        short(class_text(int(c), class_names) if c.isdecimal() else c)
+        for c in (columns[i] for i in places)
     ]
     num_channels = len(scores)
     a_cell = ceil(num_channels / _MOST_CELLS)
@@ -219,10 +223,6 @@ def _range(highest: float) -> str:
     if isnan(highest):
         return "not measured"
     return f"0 to {highest:.3g}" if highest > 0 else "none above 0"
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 24 else text[:23] + "\N{HORIZONTAL ELLIPSIS}"
 
 
 def _text(x: float, y: float, text: str, anchor: str = "start", colour: str = "muted") -> str:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from server.report.display import RETAIN_TOLERANCE, original_knows_no_better
+from server.report.format import class_text
 from server.report.words import (
     MINUS,
     as_gap,
@@ -179,7 +180,8 @@ def _judge_earlier(record: Mapping[str, Any], result: Mapping[str, Any] | None) 
     if not known:
         return None
     limit, _ = limits_of(record)
-    shown = ", ".join(f"class {c} {as_percent(value)}" for c, value in known.items())
+    names = record.get("class_names")
+    shown = ", ".join(f"{class_text(c, names)} {as_percent(v)}" for c, v in known.items())
     back = any(value > limit for value in known.values())
     tone, label = ("fail", "back again") if back else ("pass", "still away")
     return Finding("Erased earlier", tone, label, f"{capitalised(shown)} (limit {limit:g}).")

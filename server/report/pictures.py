@@ -24,7 +24,9 @@ def phases_plot(record: Mapping[str, Any]) -> Markup | None:
     if len(timeline) < 2:
         return None
     # The page's own template escapes everything; the SVG is ours and its texts are escaped in it.
-    return Markup(accuracy_over_phases(timeline, forgotten_classes(record), name="phases"))
+    forgotten, names = forgotten_classes(record), record.get("class_names")
+    plot = accuracy_over_phases(timeline, forgotten, class_names=names, name="phases")
+    return Markup(plot)
 
 
 def relearning_plot(record: Mapping[str, Any]) -> Markup | None:

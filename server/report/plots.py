@@ -18,6 +18,8 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from server.report.format import class_text
+
 # Light values; each stands in the SVG as `var(--plot-<name>, <value>)`, so no two may be equal.
 COLOURS: Mapping[str, str] = {
     "ink": "#1b2430",
@@ -67,7 +69,11 @@ class Curve:
 
 
 def accuracy_over_phases(
-    timeline: Sequence[Mapping[str, Any]], forgotten: Collection[int], *, name: str
+    timeline: Sequence[Mapping[str, Any]],
+    forgotten: Collection[int],
+    *,
+    class_names: Sequence[str] | None = None,
+    name: str,
 ) -> str:
     """Draw accuracy against the evaluated rounds, the phases as bands side by side.
 
@@ -78,6 +84,7 @@ def accuracy_over_phases(
     Args:
         timeline: The record's entries, in order; not empty.
         forgotten: Class indices to emphasise; may be empty.
+        class_names: Name of class k at index k; None where there are numbers alone.
         name: Prefix of the ids in the SVG, unique in the page.
 
     Returns:
@@ -118,7 +125,7 @@ def accuracy_over_phases(
                 zorder=4 if emphasised else 3,
             )
             if emphasised:
-                ends.append((heights[-1], f"class {label}", "forget"))
+                ends.append((heights[-1], short(class_text(label, class_names), 17), "forget"))
             elif isfinite(heights[-1]):
                 retained_end = max(heights[-1], retained_end or 0.0)
         if not any(label in forgotten for label in range(num_classes)):
@@ -221,6 +228,11 @@ def cost_bars(seconds: Sequence[tuple[str, float, str]], *, name: str) -> str:
         axes.spines["bottom"].set_visible(False)
         axes.invert_yaxis()
         return _svg(figure, name, "Wall seconds of each phase")
+
+
+def short(text: str, longest: int = 24) -> str:
+    """Return a text cut to a length, with an ellipsis where something is missing."""
+    return text if len(text) <= longest else text[: longest - 1] + "\N{HORIZONTAL ELLIPSIS}"
 
 
 def css(colour: str) -> str:

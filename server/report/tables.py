@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from server.report.display import stored_updates
+from server.report.format import class_text
 from server.report.pictures import curves_of
 from server.report.words import (
     MODELS,
@@ -141,7 +142,7 @@ def class_table(record: Mapping[str, Any]) -> Table | None:
         [name for name, _ in measured],
         [
             (
-                f"class {label}",
+                class_text(label, record.get("class_names")),
                 [as_number(values[label]) for _, values in measured],
                 "forgotten" if label in forgotten else "",
             )

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from math import isfinite, isinf
 from typing import Any
 
+from server.report.format import number_and_name
+
 MODELS = {
     "original": "Original",
     "retrained": "Retrained",
@@ -28,7 +30,9 @@ def subject_of(record: Mapping[str, Any]) -> tuple[str, bool]:
     """Return what is to be forgotten, in words, and whether that is a plural."""
     forget = record["forget"]
     for noun, key in (("class", "classes"), ("client", "clients")):
-        names = [str(name) for name in forget.get(key) or []]
+        known = record.get("class_names") if noun == "class" else None
+        members = forget.get(key) or []
+        names = [number_and_name(m, known) if known else str(m) for m in members]
         if names and (forget.get("level") in (noun, None)):
             if len(names) == 1:
                 return f"{noun} {names[0]}", False

@@ -20,10 +20,12 @@ from client.learning.models import ModelSpec, build
 from client.seeds import generator
 from client.wire import ForgetSpec
 from server.evidence.measures import Judge, verdict
+from server.nodes.class_names import agreed_names
 from server.nodes.federation import Cost, GridFederation, Round, from_numpy, to_numpy
 from server.nodes.grid import NamedGrid
 from server.provenance import code, command, commit, hardware
-from server.requests import records
+from server.report.format import class_text
+from server.requests import classes, records
 from server.requests.data import own_samples, server_data
 from server.requests.progress import Listener
 from server.requests.workspace import Workspace
@@ -63,6 +65,7 @@ class Work:
         self.settings = parse(self.row.settings)
         self.data = server_data(self.settings)
         self.spec = self.settings.model_spec(self.data)
+        self.class_names = () if self.data is None else self.data.class_names
         self.samples: Samples | None = None
         if self.settings.server_samples:
             self.samples, self.data = own_samples(self.settings, self.data)
@@ -73,6 +76,8 @@ class Work:
         """Do what the request asks for."""
         s = self.settings
         self.grid.wait_for(s.num_clients, s.join_timeout, without=self.workspace.absent(self.row))
+        for note in () if self.data is None else self.data.notes:
+            self.listener.note(f"data: {note}")
         record = self.train() if self.row.kind == "train" else self.change()
         self.publish()
         return record
@@ -86,7 +91,7 @@ class Work:
         if erased.classes or erased.clients:
             self.listener.note(
                 "left out of training, because it was erased: "
-                + _named(erased.classes, erased.clients)
+                + _named(erased.classes, erased.clients, self.class_names)
             )
         judge = Judge(self.spec, self.data, ForgetSpec(), erased.classes)
         federation = self.federation(
@@ -96,6 +101,7 @@ class Work:
             forget=ForgetSpec(),
             erased=(erased.classes, erased.clients),
         )
+        self._agree_on_classes(federation)
         kept = History(self.workspace.home.updates / self.row.token)
         if s.keep_updates:
             federation.keep, federation.keep_every = kept.keep, s.keep_updates
@@ -106,6 +112,7 @@ class Work:
         self.fill(record, federation, kept)
         card = self.card(
             lineage=self.row.token,
+            data=classes.card_data(self.data, self.class_names, self.spec),
             updates=self.row.token if s.keep_updates else None,
             erased={"classes": list(erased.classes), "clients": list(erased.clients)},
             scores=scores,
@@ -146,6 +153,7 @@ class Work:
             model=card["model"],
         )
         self._check_targets(federation, forget)
+        self._agree_on_classes(federation, card)
         model = from_numpy(arrays)
         record = self.record(row.kind, federation, method=row.method, lineage=card["lineage"])
         forgetting = row.kind == "forget"
@@ -192,6 +200,7 @@ class Work:
         gone = _plus(earlier, forget) if forgetting else earlier
         new_card = self.card(
             lineage=card["lineage"],
+            data=card.get("data") or classes.card_data(self.data, self.class_names, self.spec),
             erased=gone,
             scores=record["recovered" if forgetting else "relearned"],
             training=card["training"],
@@ -210,6 +219,19 @@ class Work:
             return self.row.token
         # Every update knows a forgotten class; without a client the others' are still sound.
         return card.get("updates") if self.settings.forget.level == "client" else None
+
+    def _agree_on_classes(
+        self, federation: GridFederation, card: Mapping[str, Any] | None = None
+    ) -> None:
+        """Refuse data and sites whose classes are not those of the version, or of one another."""
+        names = self.class_names or None
+        if card is not None:
+            classes.check_as_trained(str(self.row.base_version), card, self.data)
+            names = classes.card_names(card) or names
+        if not self.settings.simulated:  # simulated clients share the coordinator's own data
+            owner = "the coordinator" if self.data is not None else str(self.row.base_version)
+            names = agreed_names(federation, names, owner)
+        self.class_names = tuple(names or ())
 
     def _check_targets(self, federation: GridFederation, forget: ForgetSpec) -> None:
         gone = self.workspace.absent(self.row)
@@ -423,6 +445,7 @@ class Work:
             "model": self.spec.name,
             "num_clients": s.num_clients,
             "num_classes": self.spec.num_classes,
+            "class_names": list(self.class_names),
             "settings": s.plain(),
             "original": None,
             "retrained": None,
@@ -595,5 +618,5 @@ def _plus(erased: Mapping[str, Any], forget: ForgetSpec) -> dict[str, list[Any]]
     }
 
 
-def _named(classes: tuple[int, ...], clients: tuple[str, ...]) -> str:
-    return ", ".join([f"class {c}" for c in classes] + [f"client {c}" for c in clients])
+def _named(erased: tuple[int, ...], clients: tuple[str, ...], names: tuple[str, ...]) -> str:
+    return ", ".join([class_text(c, names) for c in erased] + [f"client {c}" for c in clients])

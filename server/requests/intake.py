@@ -16,6 +16,7 @@ from client.wire import ForgetSpec
 from server.nodes.grid import Interrupted, NamedGrid
 from server.provenance import hardware
 from server.requests import planning
+from server.requests.classes import card_names, check_as_trained, numbered
 from server.requests.data import (
     check_samples,
     check_shares,
@@ -127,6 +128,7 @@ class Service(Workspace):
             "method": name,
             "chosen": chosen if same is None else self.chosen(same),
             "forget": asdict(told.forget),
+            "class_names": list(card_names(base.card) or ()),
             "base_version": base.id,
             "federation": base.federation,
             "engine": told.engine,
@@ -137,6 +139,11 @@ class Service(Workspace):
     def _checked(self, settings: RunSettings) -> _Checked:
         base = self.registry.resolve(settings.version or None)
         settings = inherited(settings, base)
+        data = server_data(settings)
+        check_as_trained(base.id, base.card, data)
+        classes = base.card["model"]["num_classes"]
+        named = numbered(settings.forget_classes, card_names(base.card), classes)
+        settings = replace(settings, forget_classes=named)
         forget = settings.forget
         if forget.level == "none":
             raise BadSetting(
@@ -151,7 +158,6 @@ class Service(Workspace):
             )
         if not automatic:
             method(settings.method, forget.level, settings.options)
-        data = server_data(settings)
         check_simulation(settings, data)
         spec = settings.model_spec(data)
         out = [c for c in forget.classes if c >= spec.num_classes]

@@ -21,6 +21,7 @@ from client import steps, wire
 from client.app import app, handlers
 from client.channels.layout import to_text
 from client.channels.masks import zero_
+from client.data import class_names
 from client.data.site import open_site
 from client.errors import BadSetting, EffaceError
 from client.learning.curvature import local_quasi_newton
@@ -61,6 +62,8 @@ def arrays_of(kind: type[Common]) -> dict[str, tuple[tuple[int, ...], str]]:
         "class-sums": dict.fromkeys(("body.0", "body.4"), ((10, 8), "float64")),
         "effects": {name: ((layers[name.partition("/")[2]],), "float64") for name in both},
         "slices": {SLICES: ((numbers,), "float32")},
+        # ["0", "1", ... "9"]: 10 names of 3 bytes, 9 of ", ", brackets
+        "class-names": {class_names.ARRAY: ((10 * 3 + 9 * 2 + 2,), "uint8")},
     }[kind.message.arrays]
 
 

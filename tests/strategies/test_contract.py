@@ -393,6 +393,8 @@ UP: dict[str, Callable[[dict[str, Form], dict[str, Form]], dict[str, Form]]] = {
     "parameters": the_same,  # this model has no buffers
     "class-sums": class_sums,
     "effects": effects,
+    # ["0", "1", ... "9"]: 10 names of 3 bytes, 9 of ", ", brackets
+    "class-names": lambda model, down: {"class-names": Form((10 * 3 + 9 * 2 + 2,), "uint8")},
 }
 
 

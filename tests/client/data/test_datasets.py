@@ -531,8 +531,8 @@ def truncate(path: Path) -> None:
             r"a\.png must be a complete PNG or JPEG image, got: cannot identify",
         ),
         (
-            lambda root: (root / "train" / "cat" / "note.txt").write_text("hello"),
-            r"note\.txt must be a \.png, \.jpg or \.jpeg file; convert or move it",
+            lambda root: (root / "train" / "cat" / "note.doc").write_text("hello"),
+            r"note\.doc must be a \.png, \.jpg or \.jpeg file; convert or move it",
         ),
         (
             lambda root: picture(root / "train" / "cat" / "e.png", 10, 10, 4),

@@ -772,7 +772,7 @@ def test_a_word_that_is_no_number_is_wrong_usage(trained_home: Path) -> None:
     done = Efface(trained_home)("forget", "--class", "nine")
 
     assert done.exit_code == USAGE
-    assert "'nine' is not a valid int" in done.stderr
+    assert "class must be a number from 0 up, got 'nine'" in done.stderr
 
 
 def test_an_error_is_a_document_too(trained_home: Path) -> None:
