@@ -7,8 +7,9 @@ from typing import Any, Protocol, TypeVar
 from flwr.app import ArrayRecord
 from torch import Tensor
 
-from client.channels.layout import Channels
+from client.channels.layout import Channels, to_text
 from client.learning.models import ModelSpec
+from client.steps.measuring import Describe
 from client.steps.store import Condense
 from client.steps.training import Fit
 from client.wire import Common, ForgetSpec
@@ -72,6 +73,51 @@ class Samples:
 
     images: Tensor
     labels: Tensor
+
+
+class Told:
+    """What a request tells the nodes, completed by a method; part of every federation.
+
+    Attributes:
+        common: Values that every message carries (see `client.wire.Common`).
+        training: Settings of an ordinary round (see `client.wire.Fit`).
+    """
+
+    common: dict[str, Any]
+    training: dict[str, Any]
+
+    @property
+    def forget(self) -> ForgetSpec:
+        """What the request names."""
+        c = self.common
+        return ForgetSpec(
+            c.get("forget_level", "none"),
+            tuple(c.get("forget_classes", ())),
+            tuple(c.get("forget_clients", ())),
+        )
+
+    @property
+    def erased_clients(self) -> tuple[str, ...]:
+        """Clients that earlier requests removed."""
+        return tuple(self.common.get("erased_clients", ()))
+
+    def settings(self, kind: type[S], **values: Any) -> S:
+        """Return a message's settings: the request's own, completed by `values`."""
+        filled = {"client": "unaddressed", "phase": "?", **self.common, **values}
+        return kind(**filled).check()
+
+    def ordinary(self, **values: Any) -> Fit:
+        """Return the settings of an ordinary round of training (see the protocol)."""
+        return self.settings(Fit, **{**self.training, **values})
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The model, with the channels that are pruned already."""
+        return self.settings(Describe).model_spec
+
+    def prune(self, channels: Channels) -> None:
+        """Have these channels, and no others, be without effect in all that follows."""
+        self.common["model_pruned"] = to_text(channels)
 
 
 class Federation(Protocol):
@@ -167,16 +213,20 @@ class Federation(Protocol):
     def locally(
         self,
         phase: str,
-        work: Callable[[], tuple[ArrayRecord, int]],
+        work: Callable[[], ArrayRecord],
         *,
+        samples: int = 0,
+        effort: float = 1.0,
         changes_model: bool = True,
     ) -> ArrayRecord:
         """Do work on the coordinator's machine and return its model, or scores.
 
         Args:
             phase: Whose time is counted.
-            work: Returns the arrays and how many images were passed through the model. It is not
-                called again when a stopped request goes on.
+            work: Returns the arrays. It is not called again when a stopped request goes on, nor
+                when a request is only planned.
+            samples: Images that it passes through the model.
+            effort: About the time of one of these, in that of an image in training.
             changes_model: Whether the arrays are a model.
         """
 

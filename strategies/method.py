@@ -8,7 +8,6 @@ from flwr.app import ArrayRecord
 from client.errors import BadSetting
 from client.wire import Rule, at_least, between, positive
 from strategies.federation import Federation
-from strategies.parts.estimates import Facts, Stretch
 
 
 @dataclass(frozen=True)
@@ -36,22 +35,22 @@ class Needs:
 
 
 class Method(Protocol):
-    """One paper's protocol: a frozen dataclass of its hyper-parameters with three functions."""
+    """One paper's protocol: a frozen dataclass of its hyper-parameters with two functions."""
 
     needs: ClassVar[Needs]
 
     def forget(self, federation: Federation, model: ArrayRecord) -> ArrayRecord:
-        """Return `model` without what the request names."""
+        """Return `model` without what the request names.
 
-    def relearn(self, federation: Federation, model: ArrayRecord) -> ArrayRecord:
-        """Return `model` with what the request names put back."""
-
-    def estimate(self, facts: Facts) -> list[Stretch]:
-        """Return what `forget` will take, in order.
+        It is also run on a federation that only writes down what is asked
+        (`strategies.rehearsal`), to know beforehand what it takes.
 
         Raises:
             BadSetting: If it cannot serve such a version at all.
         """
+
+    def relearn(self, federation: Federation, model: ArrayRecord) -> ArrayRecord:
+        """Return `model` with what the request names put back."""
 
 
 COUNT = at_least(1)

@@ -80,10 +80,16 @@ class Recording:
         return fit
 
     def locally(
-        self, phase: str, work: Callable[[], tuple[ArrayRecord, int]], *, changes_model: bool = True
+        self,
+        phase: str,
+        work: Callable[[], ArrayRecord],
+        *,
+        samples: int = 0,
+        effort: float = 1.0,
+        changes_model: bool = True,
     ) -> ArrayRecord:
         # Unlike nodes' work, the server's own is done.
-        model, samples = work()
+        model = work()
         self.steps.append(Step(phase, samples, model=model))
         return model
 

@@ -59,6 +59,14 @@ def steps_in(epochs: int, num_examples: int, batch_size: int) -> int:
     return epochs * _in_epoch(num_examples, batch_size)
 
 
+def images_in(num_steps: int, num_examples: int, batch_size: int) -> int:
+    """Return the number of images in the first `num_steps` batches of `minibatches`."""
+    if not num_examples:
+        return 0
+    epochs, steps = divmod(num_steps, _in_epoch(num_examples, batch_size))
+    return epochs * num_examples + steps * batch_size
+
+
 def _in_epoch(num_examples: int, batch_size: int) -> int:
     batches = -(-num_examples // batch_size)
     single = num_examples % batch_size == 1 and batches > 1 and batch_size > 1

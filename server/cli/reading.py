@@ -273,7 +273,7 @@ def _method(name: str) -> dict[str, Any]:
     """Return a method as JSON holds it."""
     import sys
 
-    from server.requests.planning import SHOWN
+    from server.requests.shown import SHOWN
     from strategies.table import METHODS
 
     kind = METHODS[name]

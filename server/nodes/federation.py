@@ -10,17 +10,15 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
 from client import wire
-from client.channels.layout import Channels, to_text
 from client.errors import BadSetting
 from client.learning.evaluation import Scores
 from client.learning.models import ModelSpec, compact
 from client.steps.measuring import Describe, Heldout
 from client.steps.store import Condense, Settle
-from client.steps.training import Fit
-from client.wire import Common, ForgetSpec
+from client.wire import Common
 from server.nodes.grid import NamedGrid
 from server.storage.journal import Journal
-from strategies.federation import Accuracies, Plan, Samples, StoredRound
+from strategies.federation import Accuracies, Plan, Samples, StoredRound, Told
 from strategies.rounds.base import ClientLost, Failure, NothingTouched, Rounds, checked
 from strategies.rounds.replay import ReplayedRound, difference
 
@@ -92,7 +90,7 @@ OnRound = Callable[[Round, ArrayRecord], dict[str, Any] | None]
 
 
 @dataclass
-class GridFederation:
+class GridFederation(Told):
     """Runs a request's rounds on a grid; implements `strategies.federation.Federation`.
 
     Attributes:
@@ -130,35 +128,6 @@ class GridFederation:
     _asked: int = 0
     _rounds_of: dict[str, int] = field(default_factory=dict)
 
-    @property
-    def forget(self) -> ForgetSpec:
-        """What the request names."""
-        c = self.common
-        return ForgetSpec(
-            c.get("forget_level", "none"),
-            tuple(c.get("forget_classes", ())),
-            tuple(c.get("forget_clients", ())),
-        )
-
-    @property
-    def erased_clients(self) -> tuple[str, ...]:
-        """Clients that earlier requests removed."""
-        return tuple(self.common.get("erased_clients", ()))
-
-    def settings(self, kind: type[S], **values: Any) -> S:
-        """Return a message's settings: the request's own, completed by `values`."""
-        filled = {"client": "unaddressed", "phase": "?", **self.common, **values}
-        return kind(**filled).check()
-
-    @property
-    def spec(self) -> ModelSpec:
-        """The model, with the channels that are pruned already."""
-        return self.settings(Describe).model_spec
-
-    def prune(self, channels: Channels) -> None:
-        """Have these channels, and no others, be without effect in all that follows."""
-        self.common["model_pruned"] = to_text(channels)
-
     def compact(self, model: ArrayRecord) -> ArrayRecord:
         """Return `model` without its pruned channels, which are gone in all that follows."""
         _, state = compact(self.spec, wire.tensors(model))
@@ -169,10 +138,6 @@ class GridFederation:
         """Return the weights that training began with (see the protocol)."""
         self.common |= {"model_pruned": [], "model_compact": False}
         return self.first_weights()
-
-    def ordinary(self, **values: Any) -> Fit:
-        """Return the settings of an ordinary round of training (see the protocol)."""
-        return self.settings(Fit, **{**self.training, **values})
 
     def samples(self) -> Samples:
         """Return the coordinator's own examples (see the protocol)."""
@@ -230,8 +195,10 @@ class GridFederation:
     def locally(
         self,
         phase: str,
-        work: Callable[[], tuple[ArrayRecord, int]],
+        work: Callable[[], ArrayRecord],
         *,
+        samples: int = 0,
+        effort: float = 1.0,
         changes_model: bool = True,
     ) -> ArrayRecord:
         """Do work on this machine (see the protocol); it is not done again after a stop."""
@@ -240,7 +207,7 @@ class GridFederation:
 
         def once() -> tuple[dict[str, np.ndarray[Any, Any]], Any]:
             started = time.perf_counter()
-            model, samples = work()
+            model = work()
             cost = Cost(seconds=time.perf_counter() - started, samples=samples)
             done = Round(phase, number, number, cost, 0.0, 0)
             note = self.on_round(done, model) if changes_model else None

@@ -14,18 +14,21 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from client import wire
 from client.data.datasets import DataSet
 from client.errors import BadSetting
 from client.learning.models import ModelSpec, build
 from server.nodes.federation import Cost
+from server.requests.holdings import assumed, counted, holdings
+from server.requests.pace import Pace
+from server.requests.shown import SHOWN
 from server.settings import RunSettings
 from server.storage.history import History
 from server.storage.ledger import VersionRow
 from strategies.federation import Plan
 from strategies.method import Method
-from strategies.methods.retraining import Retraining
-from strategies.parts.estimates import Facts, Stretch
-from strategies.rounds.base import num_drawn
+from strategies.rehearsal import Known, PlannedRounds, planned
+from strategies.rounds.base import NothingTouched, num_drawn
 from strategies.table import METHODS, method
 
 AUTO: Final = "auto"  # in a method's place: choose one
@@ -34,43 +37,7 @@ RULE: Final = (
     "the shortest by estimate of the methods that can serve the request here and that "
     "benchmarks/RESULTS.md shows to forget as Retrained does"
 )
-# Kept by hand, by level, and checked by a test against the harness's tables that compare methods,
-# in the means over trainings. Classes (quickdrop-table2-cpu, quickdrop-table2-cifar10-cpu): in each
-# table, forget accuracy within 2 points of Retrained's, retain accuracy at most 1.5 below, and at
-# most a fifth of Original's lead over Retrained left in the relearning curve. Clients
-# (quickdrop-clients-cpu, quickdrop-table4-cpu): forget accuracy within 3 points of Retrained's in
-# the mean over clients, whatever the sign, and retain accuracy at most 1.5 below for each.
-# Retraining forgets by construction, and can always serve.
-SHOWN: Final[Mapping[str, tuple[str, ...]]] = {
-    "class": ("quickdrop-calibrated", "quickdrop-calibrated-subset", "sga", "puf", "retraining"),
-    "client": ("quickdrop-calibrated", "quickdrop-calibrated-subset", "puf", "retraining"),
-}
 EVERYBODY: Final = 10**9  # nodes that may work at the same time where each has its own machine
-
-
-@dataclass(frozen=True)
-class Pace:
-    """How fast a federation is, by what a version's training cost.
-
-    Attributes:
-        image: Seconds that a node takes for an image, forward and backward.
-        beyond: Seconds of a round beyond those.
-        at_once: Nodes that work at the same time.
-        down, up: Bytes of a message beyond its arrays.
-    """
-
-    image: float
-    beyond: float = 0.0
-    at_once: int = 1
-    down: float = 0.0
-    up: float = 0.0
-
-    def seconds(self, stretch: Stretch, rounds: int) -> float:
-        """Return the wall time of so many rounds of a stretch."""
-        images = stretch.samples * stretch.work * self.image
-        if not stretch.clients:
-            return rounds * images
-        return rounds * (self.beyond + images / min(self.at_once, stretch.clients))
 
 
 @dataclass(frozen=True)
@@ -132,35 +99,43 @@ class Situation:
         return cost if cost is not None and cost.rounds and cost.samples else None
 
     @functools.cached_property
-    def facts(self) -> Facts:
-        """Return what methods estimate from."""
+    def known(self) -> Known:
+        """Return what a request is planned from."""
         s, forget, erased = self.settings, self.settings.forget, self.base.card["erased"]
-        names, counts = self._counts()
-        for name in erased["clients"]:
-            if name in names:
-                counts[names.index(name)] = 0
-        counts[:, list(erased["classes"])] = 0
-        goes = torch.zeros_like(counts, dtype=torch.bool)
-        goes[:, list(forget.classes)] = True
-        goes[[names.index(name) for name in forget.clients if name in names]] = True
-        gone, left = counts * goes, counts * ~goes
-        state = build(self.spec, torch.Generator()).state_dict()
-        return Facts(
-            level=forget.level,
-            named=len(forget.classes) + len(forget.clients),
-            spec=self.spec,
-            model_bytes=sum(tensor.nbytes for tensor in state.values()),
-            clients=len(names),
-            holders=int((gone.sum(dim=1) > 0).sum()),
-            keepers=int((left.sum(dim=1) > 0).sum()),
-            goes=tuple(gone[gone > 0].tolist()),
-            stays=tuple(left[left > 0].tolist()),
-            heldout=float(counts.sum()) * s.holdout / (1 - s.holdout),
-            per_round=self._per_round,
+        common = {
+            "fingerprint": wire.fingerprint(),
+            "request": "planned",
+            "lineage": "planned",
+            **s.common(self.spec),
+            "scale": s.scale,
+            "model_pruned": list(self.spec.pruned),
+            "model_compact": self.spec.compact,
+            "forget_level": forget.level,
+            "forget_classes": list(forget.classes),
+            "forget_clients": list(forget.clients),
+            "erased_classes": list(erased["classes"]),
+            "erased_clients": list(erased["clients"]),
+        }
+        training = {
+            "steps": s.local_steps,
+            "epochs": s.local_epochs,
+            "batch_size": s.batch_size,
+            "lr": s.lr,
+            "scale": 0,  # synthetic sets are made in the first training only
+        }
+        return Known(
+            common=common,
+            training=training,
             plan=Plan(s.rounds, s.fraction, s.min_share),
-            scale=s.scale,
-            stored_rounds=0 if self.kept is None else self.kept.num_rounds,
-            server_examples=self.server_examples,
+            nodes=holdings(
+                self._counts(),
+                forget,
+                erased,
+                holdout=s.holdout,
+                assumed=self.shares is None and not self._cut_short,
+            ),
+            stored={} if self.kept is None else self.kept.clients(),
+            own_examples=self.server_examples,
         )
 
     @property
@@ -175,20 +150,22 @@ class Situation:
             return cost.samples / cost.rounds / self._drawn
         return float(s.batch_size * (s.local_steps or s.local_epochs))
 
-    def _counts(self) -> tuple[list[str], Tensor]:
-        """Return the nodes' names and about how many training examples of each class they have."""
-        s = self.settings
+    @property
+    def _cut_short(self) -> bool:
+        """Whether nodes had less than their batches could hold in a round of training."""
+        return self._per_round < self.settings.local_steps * self.settings.batch_size
+
+    def _counts(self) -> dict[str, Tensor]:
+        """Return about how many training examples of each class every node has, by name."""
+        s, num_classes = self.settings, self.spec.num_classes
         if self.shares is not None and self.data is not None:
-            labels = self.data.train.labels
-            rows = [labels[i].bincount(minlength=self.spec.num_classes) for i in self.shares]
-            names = [f"client-{i}" for i in range(s.num_clients)]
-            return names, torch.stack(rows).double() * (1 - s.holdout)
-        # Nobody has been asked: all have the same, as much as a round of training passes through.
-        present = s.num_clients - len(self.base.card["erased"]["clients"])
-        names = [*s.forget.clients, *(f"another {i}" for i in range(present))][: max(1, present)]
-        each = self._per_round / (s.local_epochs if not s.local_steps else 1)
-        shape = (len(names), self.spec.num_classes)
-        return names, torch.full(shape, each / shape[1], dtype=torch.float64)
+            return counted(self.data, self.shares, num_classes, holdout=s.holdout)
+        # Nobody has been asked: all have the same, as much as a round of training passes through
+        # once. Where its batches were cut short, it passed several times.
+        times = s.local_steps if self._cut_short else 1
+        each = self._per_round / (times if s.local_steps else s.local_epochs)
+        gone = self.base.card["erased"]["clients"]
+        return assumed(s.forget, gone, s.num_clients, num_classes, each=each)
 
     @functools.cached_property
     def pace(self) -> Pace | None:
@@ -242,8 +219,8 @@ class Situation:
         try:
             if needs.server_data:
                 self.check_samples(_named(self.settings, name), self.data)
-            self._ready(name).estimate(self.facts)
-        except BadSetting as error:
+            self.planned(name)
+        except (BadSetting, NothingTouched) as error:
             return str(error)
         return None
 
@@ -271,16 +248,19 @@ class Situation:
 
     # ---- what it takes ---------------------------------------------------------------------------
 
-    def stretches(self, name: str) -> list[Stretch]:
-        """Return what a method that can serve the request will do."""
-        return [s for s in self._ready(name).estimate(self.facts) if s.rounds or s.more]
+    def planned(self, name: str) -> list[PlannedRounds]:
+        """Return what a method will do.
 
-    def seconds(self, name: str) -> float | None:
-        """Return the estimated wall time of a method; None if training's cost is not known."""
-        pace = self.pace
-        if pace is None:
-            return None
-        return sum(pace.seconds(stretch, stretch.rounds) for stretch in self.stretches(name))
+        Raises:
+            BadSetting, NothingTouched: If it cannot serve the request.
+        """
+        if name not in self._plans:
+            self._plans[name] = planned(self._ready(name), self.known)
+        return self._plans[name]
+
+    @functools.cached_property
+    def _plans(self) -> dict[str, list[PlannedRounds]]:
+        return {}
 
     def choose(self) -> Chosen:
         """Return the method that serves the request best, by `RULE`.
@@ -298,7 +278,7 @@ class Situation:
             )
         # Where no time is known, images stand for it.
         pace = self.pace or Pace(image=1.0)
-        cost = {name: sum(pace.seconds(s, s.rounds) for s in self.stretches(name)) for name in able}
+        cost = {name: sum(pace.seconds(s, s.rounds) for s in self.planned(name)) for name in able}
         shown = SHOWN[self.settings.forget.level]
         candidates = [name for name in able if name in shown] or able
         first, *others = sorted(candidates, key=cost.__getitem__)
@@ -314,10 +294,10 @@ class Situation:
 
     def document(self, name: str) -> dict[str, Any]:
         """Return the plan of a method that can serve the request, as `--dry-run` prints it."""
-        stretches = self.stretches(name)
-        request = [self._phase(stretch) for stretch in stretches]
+        rounds = self.planned(name)
+        request = [self._phase(one) for one in rounds]
         compared = self.settings.compare == "retrain"
-        again = [self._phase(s, phase="retrain") for s in Retraining().estimate(self.facts)]
+        again = [self._phase(s, phase="retrain") for s in self.planned("retraining")]
         return {
             "phases": [*request, *(again if compared else [])],
             "rounds": sum(p["rounds"] for p in request if p["phase"] != "guard"),
@@ -326,30 +306,30 @@ class Situation:
             "seconds": _total(request, "seconds"),
             "seconds_at_most": _total(request, "seconds_at_most"),
             "retraining_seconds": _total(again, "seconds"),
-            "not_known": self._not_known(stretches),
+            "not_known": self._not_known(rounds),
         }
 
-    def _phase(self, stretch: Stretch, phase: str | None = None) -> dict[str, Any]:
+    def _phase(self, planned: PlannedRounds, phase: str | None = None) -> dict[str, Any]:
         pace = self.pace
-        at_most = stretch.rounds + stretch.more
-        messages = stretch.rounds * stretch.clients
+        at_most = planned.rounds + planned.more
+        messages = planned.rounds * planned.clients
         down, up = (0.0, 0.0) if pace is None else (pace.down, pace.up)
         return {
-            "phase": phase or stretch.phase,
-            "rounds": stretch.rounds,
+            "phase": phase or planned.phase,
+            "rounds": planned.rounds,
             "rounds_at_most": at_most,
-            "ends_early": stretch.early,
-            "clients": stretch.clients,
-            "samples": round(stretch.rounds * stretch.samples),
+            "ends_early": planned.early,
+            "clients": planned.clients,
+            "samples": round(planned.rounds * planned.samples),
             "bytes": {
-                "up": round(messages * (stretch.up + up)),
-                "down": round(messages * (stretch.down + down)),
+                "up": round(messages * (planned.up + up)),
+                "down": round(messages * (planned.down + down)),
             },
-            "seconds": None if pace is None else pace.seconds(stretch, stretch.rounds),
-            "seconds_at_most": None if pace is None else pace.seconds(stretch, at_most),
+            "seconds": None if pace is None else pace.seconds(planned, planned.rounds),
+            "seconds_at_most": None if pace is None else pace.seconds(planned, at_most),
         }
 
-    def _not_known(self, stretches: Sequence[Stretch]) -> list[str]:
+    def _not_known(self, planned: Sequence[PlannedRounds]) -> list[str]:
         s, forget = self.settings, self.settings.forget
         found = []
         if self.pace is None:
@@ -366,16 +346,16 @@ class Situation:
                 )
         if self.shares is None:
             found.append(
-                f"who holds how much of {forget}: taken as {self.facts.holders} of "
-                f"{self.facts.clients} clients, all with equally many examples"
+                f"who holds how much of {forget}: taken as {len(self.known.holders)} of "
+                f"{len(self.known.nodes)} clients, all with equally many examples"
             )
             if forget.clients:
                 found.append(f"whether {', '.join(forget.clients)} will be online")
-        if not self.facts.holders:
+        if not self.known.holders:
             found.append(f"who holds {forget}: nobody seems to, and then the request will fail")
-        if any(stretch.early for stretch in stretches):
+        if any(rounds.early for rounds in planned):
             found.append("when the accuracy is back: rounds that end early are counted in full")
-        if any(stretch.more for stretch in stretches):
+        if any(rounds.more for rounds in planned):
             found.append(
                 "how many rounds are rolled back or added until the accuracy is back: "
                 "rounds_at_most counts all that may be"

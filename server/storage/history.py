@@ -94,10 +94,17 @@ class History:
         """Whether no update is kept."""
         return not any(self._files())
 
+    def clients(self) -> dict[int, list[str]]:
+        """Return the names of the clients with an update kept, by the rounds that have one."""
+        found: dict[int, list[str]] = {}
+        for path in self._files():
+            found.setdefault(int(path.parent.name), []).append(path.name.removesuffix(SUFFIX))
+        return found
+
     @property
     def num_rounds(self) -> int:
         """Return how many rounds have an update kept."""
-        return len({path.parent for path in self._files()})
+        return len(self.clients())
 
     @property
     def num_bytes(self) -> int:

@@ -30,7 +30,6 @@ from client.steps.channels import Representation
 from client.wire import Rule, all_or_some, at_least, one_of, tensors
 from strategies.federation import Federation
 from strategies.method import PERCENT, Hyperparameters, Needs, option
-from strategies.parts.estimates import DOUBLES, FORWARD, Facts, Stretch, num_channels
 from strategies.parts.finetuning import fine_tune
 from strategies.rounds.channels import Floats, RepresentationRounds, arrays_of
 
@@ -76,7 +75,7 @@ class ClassPruning(Hyperparameters):
         federation.prune(pruned)
         network = loaded(federation.spec, tensors(model))
         zero_(network, pruned)
-        model = federation.locally("unlearn", lambda: (arrays_of(network.state_dict()), 0))
+        model = federation.locally("unlearn", lambda: arrays_of(network.state_dict()))
         if self.compact:
             model = federation.compact(model)
 
@@ -95,27 +94,6 @@ class ClassPruning(Hyperparameters):
             "method class-pruning must be able to relearn, got one that cannot: the channels that "
             "knew the class are gone; choose another method"
         )
-
-    def estimate(self, facts: Facts) -> list[Stretch]:
-        """Return what `forget` will take."""
-        layers = prunable_layers(facts.spec)
-        examples = facts.forget + facts.retain
-        if self.samples_per_class:
-            each = self.samples_per_class * facts.spec.num_classes
-            examples = min(examples, each * facts.clients)
-        scores = num_channels([layer for layer in layers if layer.convolution])
-        return [
-            facts.exchange(
-                "score",
-                1,
-                clients=facts.clients,
-                samples=examples,
-                work=FORWARD,
-                up=scores * facts.spec.num_classes * DOUBLES,
-            ),
-            Stretch("unlearn", 1),
-            *facts.fine_tuning(self.rounds, before=0 if self.target else 1),
-        ]
 
 
 def prunable_layers(spec: ModelSpec) -> tuple[Layer, ...]:

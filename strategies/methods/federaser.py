@@ -28,10 +28,9 @@ from flwr.app import Array, ArrayRecord
 from client.wire import Rule, at_least
 from strategies.federation import Federation, StoredRound
 from strategies.method import PERCENT, Hyperparameters, Needs, option
-from strategies.parts.estimates import Facts, Stretch
 from strategies.parts.finetuning import fine_tune
 from strategies.parts.relearning import OrdinaryRelearning
-from strategies.rounds.base import NothingTouched, Used, num_drawn
+from strategies.rounds.base import NothingTouched, Used
 from strategies.rounds.replay import ReplayedRound, after, difference
 from strategies.rounds.scaling import STATISTICS
 
@@ -91,25 +90,6 @@ class FedEraser(OrdinaryRelearning, Hyperparameters):
         return fine_tune(
             federation, model, rounds=self.rounds, wanted=wanted, tolerance=self.tolerance
         )
-
-    def estimate(self, facts: Facts) -> list[Stretch]:
-        """Return what `forget` will take."""
-        # Of a client's first round nobody is asked (step 1).
-        free = min(1, facts.stored_rounds) if facts.level == "client" else 0
-        # Those that a stored round holds: drawn from all in training, and with data left.
-        asked = min(facts.keepers, num_drawn(facts.plan.fraction, facts.clients))
-        calibration = facts.exchange(
-            "unlearn",
-            facts.stored_rounds - free,
-            clients=asked,
-            samples=self.ratio * asked * facts.per_round,
-        )
-        replayed = [Stretch("unlearn", free)] if free else []
-        return [
-            *replayed,
-            calibration,
-            *(facts.fine_tuning(self.rounds) if self.rounds else ()),
-        ]
 
 
 class CalibratedRound(ReplayedRound):

@@ -23,10 +23,10 @@ import numpy as np
 from flwr.app import Array, ArrayRecord
 
 from client.steps.fedosd import Gradient
-from client.wire import Common, at_least
+from client.wire import MIN_EXAMPLES, Common, at_least
 from strategies.federation import Federation
 from strategies.method import COUNT, PERCENT, RATE, Hyperparameters, Needs, option
-from strategies.parts.estimates import Facts, Stretch
+from strategies.parts.effort import Effort, Holding, Network, effort
 from strategies.parts.participation import as_in_training
 from strategies.parts.relearning import OrdinaryRelearning
 from strategies.rounds.base import FederatedAveraging, NothingTouched, Rounds, Used
@@ -81,17 +81,11 @@ class OrthogonalSteepestDescent(OrdinaryRelearning, Hyperparameters):
             model = federation.run("recover", recovery, model, num_rounds=1)
         return model
 
-    def estimate(self, facts: Facts) -> list[Stretch]:
-        """Return what `forget` will take."""
-        return [
-            facts.exchange(
-                "score", self.unlearn_rounds, clients=facts.holders, samples=facts.forget
-            ),
-            facts.exchange(
-                "unlearn", self.unlearn_rounds, clients=facts.keepers, samples=facts.retain
-            ),
-            *facts.fine_tuning(self.rounds),
-        ]
+
+@effort.register
+def _(told: Gradient, holding: Holding, network: Network) -> Effort:
+    examples = sum(holding.side(told.side))
+    return Effort(examples if examples >= MIN_EXAMPLES else 0.0, network.nbytes, network.nbytes)
 
 
 class TargetGradient(Rounds):

@@ -34,7 +34,6 @@ from client.wire import at_least, between, tensors
 from strategies.federation import Federation
 from strategies.method import RATE, Hyperparameters, Needs, option
 from strategies.methods.quickdrop_calibrated import without_directions
-from strategies.parts.estimates import Facts, Stretch
 from strategies.parts.relearning import OrdinaryRelearning
 from strategies.rounds.base import Rounds
 from strategies.rounds.channels import arrays_of
@@ -69,7 +68,7 @@ class FisherForgetting(OrdinaryRelearning, Hyperparameters):
         information = federation.run("score", rounds, model, num_rounds=1)
 
         # 2. The coordinator adds the noise.
-        def scrub() -> tuple[ArrayRecord, int]:
+        def scrub() -> ArrayRecord:
             start = model
             if federation.forget.level == "class":
                 gone = np.zeros(federation.spec.num_classes)
@@ -79,7 +78,7 @@ class FisherForgetting(OrdinaryRelearning, Hyperparameters):
             network = loaded(federation.spec, self.noisy(start, information, draws))
             if federation.spec.pruned and not federation.spec.compact:
                 zero_(network, from_text(federation.spec.pruned))  # they stay without effect
-            return arrays_of(network.state_dict()), 0
+            return arrays_of(network.state_dict())
 
         return federation.locally("unlearn", scrub)
 
@@ -104,13 +103,3 @@ class FisherForgetting(OrdinaryRelearning, Hyperparameters):
                 noise = deviation.clamp(max=self.clip) * n
                 state[name] = (state[name].double() + noise).to(state[name].dtype)
         return state
-
-    def estimate(self, facts: Facts) -> list[Stretch]:
-        """Return what `forget` will take."""
-        examples = min(self.max_examples * facts.keepers, facts.retain)
-        return [
-            facts.exchange(
-                "score", 1, clients=facts.clients, samples=examples * facts.spec.num_classes
-            ),
-            Stretch("unlearn", 1),
-        ]

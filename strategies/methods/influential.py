@@ -17,7 +17,7 @@ Departs from the paper:
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -30,13 +30,13 @@ from client.channels.masks import train_only
 from client.channels.slices import take
 from client.learning.models import build, loaded
 from client.learning.perturbation import wrong_labels
-from client.learning.training import local_sgd, minibatches
+from client.learning.training import images_in, local_sgd, minibatches
 from client.seeds import generator
 from client.steps.channels import Ablation, FitChannels
 from client.wire import Rule, between, one_of, tensors
 from strategies.federation import Federation
 from strategies.method import COUNT, RATE, Hyperparameters, Needs, option
-from strategies.parts.estimates import DOUBLES, FORWARD, Facts, Stretch, num_channels
+from strategies.parts.effort import ablating
 from strategies.parts.relearning import OrdinaryRelearning
 from strategies.rounds.channels import (
     AblationRounds,
@@ -133,28 +133,6 @@ class DecentralisedChannels(InfluentialChannels):
         rounds = PartialChannelFedAvg(told, layers, min_share=min_share, required=holders)
         return federation.run("unlearn", rounds, model, num_rounds=self.rounds)
 
-    def estimate(self, facts: Facts) -> list[Stretch]:
-        """Return what `forget` will take."""
-        *hidden, classifier = facts.layers()
-        slices = facts.slices_bytes(
-            {layer.name: self.num_chosen(layer.num_channels) for layer in hidden}
-            | {classifier.name: facts.named}
-        )
-        images = facts.clients * self.steps * self.batch_size
-        first = facts.exchange("unlearn", 1, clients=facts.clients, samples=images, up=slices)
-        return [
-            facts.exchange(
-                "score",
-                1,
-                clients=facts.holders,
-                samples=min(self.max_samples * facts.holders, facts.forget),
-                work=at_most(hidden),
-                up=2 * num_channels(hidden) * DOUBLES,
-            ),
-            first,
-            replace(first, rounds=self.rounds - 1, down=slices),
-        ]
-
 
 @dataclass(frozen=True)
 class CentralisedChannels(InfluentialChannels):
@@ -177,19 +155,22 @@ class CentralisedChannels(InfluentialChannels):
         layers = layout(build(federation.spec, torch.Generator()))
 
         # 1. The server measures and selects (Algorithm 1).
-        def measure() -> tuple[ArrayRecord, int]:
-            some = forget.nonzero().flatten()[: self.max_samples]
+        some = forget.nonzero().flatten()[: self.max_samples]
+
+        def measure() -> ArrayRecord:
             network = loaded(federation.spec, tensors(model))
             effects = ablation(network, samples.images[some], samples.labels[some])
             found = {f"accuracy/{name}": effect for name, effect in effects.accuracy.items()}
             found |= {f"loss/{name}": effect for name, effect in effects.loss.items()}
-            return arrays_of(found), len(some)
+            return arrays_of(found)
 
-        found = federation.locally("score", measure, changes_model=False)
+        found = federation.locally(
+            "score", measure, samples=len(some), effort=ablating(layers), changes_model=False
+        )
         channels = self.chosen(federation, found, layers, seed)
 
         # 2. It trains these channels alone on retained examples and wrong labels (section 4.4.2).
-        def work() -> tuple[ArrayRecord, int]:
+        def work() -> ArrayRecord:
             network = loaded(federation.spec, tensors(model))
             train_only(network, layers, channels)
             labels = wrong_labels(
@@ -199,7 +180,7 @@ class CentralisedChannels(InfluentialChannels):
                 generator(seed, "unlearn labels", 0),
             )
             draws = generator(seed, "unlearn", 0)
-            trained = local_sgd(
+            local_sgd(
                 network,
                 lambda batch: (samples.images[batch], labels[batch]),
                 minibatches(len(labels), self.batch_size, self.steps, draws),
@@ -207,24 +188,10 @@ class CentralisedChannels(InfluentialChannels):
                 momentum=self.momentum,
             )
             slices = take(network.state_dict(), layers, channels)
-            return put(model, slices, layers, channels), trained.samples
+            return put(model, slices, layers, channels)
 
-        return federation.locally("unlearn", work)
-
-    def estimate(self, facts: Facts) -> list[Stretch]:
-        """Return what `forget` will take."""
-        *hidden, _ = facts.layers()
-        of_class = facts.server_examples * facts.named / facts.spec.num_classes
-        images = self.steps * min(self.batch_size, facts.server_examples)
-        return [
-            Stretch("score", 1, samples=min(self.max_samples, of_class), work=at_most(hidden)),
-            Stretch("unlearn", 1, samples=images),
-        ]
-
-
-def at_most(layers: Sequence[Layer]) -> float:
-    """Return the work of measuring these layers on an image: a pass without each channel."""
-    return FORWARD * num_channels(layers)
+        images = images_in(self.steps, len(samples.labels), self.batch_size)
+        return federation.locally("unlearn", work, samples=images)
 
 
 def explained(

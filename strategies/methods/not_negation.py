@@ -23,7 +23,6 @@ from client.learning.models import build
 from client.wire import at_least
 from strategies.federation import Federation
 from strategies.method import COUNT, PERCENT, Hyperparameters, Needs, option
-from strategies.parts.estimates import Facts, Stretch
 from strategies.parts.finetuning import fine_tune
 from strategies.parts.relearning import OrdinaryRelearning
 
@@ -53,16 +52,12 @@ class WeightNegation(OrdinaryRelearning, Hyperparameters):
             )
         names = [f"{layer.name}.weight" for layer in layers[: self.layers]]
         before = model
-        model = federation.locally("unlearn", lambda: (negated(before, names), 0))
+        model = federation.locally("unlearn", lambda: negated(before, names))
 
         # 2. Those with data left fine-tune on it.
         return fine_tune(
             federation, model, rounds=self.rounds, wanted=wanted, tolerance=self.tolerance
         )
-
-    def estimate(self, facts: Facts) -> list[Stretch]:
-        """Return what `forget` will take."""
-        return [Stretch("unlearn", 1), *facts.fine_tuning(self.rounds)]
 
 
 def negated(model: ArrayRecord, names: Collection[str]) -> ArrayRecord:

@@ -21,7 +21,6 @@ from flwr.app import ArrayRecord
 from client.wire import at_least
 from strategies.federation import Federation
 from strategies.method import COUNT, PERCENT, RATE, Hyperparameters, Needs, option
-from strategies.parts.estimates import Facts, Stretch
 from strategies.parts.finetuning import fine_tune
 from strategies.parts.relearning import OrdinaryRelearning
 from strategies.rounds.scaling import ScaledAveraging
@@ -68,15 +67,3 @@ class NegatedPseudoGradients(OrdinaryRelearning, Hyperparameters):
         return fine_tune(
             federation, model, rounds=self.rounds, wanted=wanted, tolerance=self.tolerance
         )
-
-    def estimate(self, facts: Facts) -> list[Stretch]:
-        """Return what `forget` will take."""
-        return [
-            facts.exchange(
-                "unlearn",
-                self.unlearn_rounds,
-                clients=facts.holders,
-                samples=facts.holders * facts.per_round,
-            ),
-            *facts.fine_tuning(self.rounds),
-        ]

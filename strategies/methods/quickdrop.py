@@ -23,8 +23,7 @@ from client.steps.store import Condense
 from client.wire import at_least
 from strategies.federation import Federation, S
 from strategies.method import COUNT, PERCENT, RATE, Hyperparameters, Needs, option
-from strategies.parts.estimates import Facts, Stretch, compact
-from strategies.parts.guard import estimated, guarded_recovery, retained
+from strategies.parts.guard import guarded_recovery, retained
 from strategies.parts.participation import as_in_training
 from strategies.rounds.base import AscentRounds, RecoveryRounds
 
@@ -60,10 +59,6 @@ class QuickDrop(Hyperparameters):
         """Return the forget accuracy in percent above which a recovery round is rolled back."""
         # A client's data are like the others': they are not forgotten at zero accuracy.
         return self.threshold if level == "class" else 100.0
-
-    def reduction(self, facts: Facts) -> int:
-        """Return s: one image of S stands for so many of the data."""
-        return facts.scale
 
     def forget(self, federation: Federation, model: ArrayRecord) -> ArrayRecord:
         """Return `model` without what the request names."""
@@ -127,25 +122,3 @@ class QuickDrop(Hyperparameters):
         # 2. All nodes settle.
         together = RecoveryRounds(told, **as_in_training(federation, back=True))
         return federation.run("relearn", together, model, num_rounds=self.relearn_rounds)
-
-    def estimate(self, facts: Facts) -> list[Stretch]:
-        """Return what `forget` will take."""
-        s = self.reduction(facts)
-        ascent, recovery, guard = estimated(
-            facts,
-            facts.exchange(
-                "unlearn",
-                self.unlearn_rounds,
-                clients=facts.holders,
-                samples=self.unlearn_epochs * compact(facts.goes, s),
-            ),
-            facts.exchange(
-                "recover",
-                self.recover_rounds,
-                clients=facts.drawn,
-                samples=facts.busy * self.recover_epochs * 2 * compact(facts.stays, s),
-            ),
-            threshold=self.watched(facts.level),
-        )
-        better = [facts.condensing(self.finetune_steps, s)] if self.finetune_steps else []
-        return [ascent, *better, recovery, guard]

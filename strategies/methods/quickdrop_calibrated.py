@@ -36,8 +36,7 @@ from client.steps.training import Fit
 from client.wire import between
 from strategies.federation import Federation, S
 from strategies.method import COUNT, PERCENT, RATE, Hyperparameters, Needs, option
-from strategies.parts.estimates import Facts, Stretch, compact
-from strategies.parts.guard import estimated, guarded_recovery, retained
+from strategies.parts.guard import guarded_recovery, retained
 from strategies.parts.participation import as_in_training
 from strategies.rounds.base import AscentRounds, FederatedAveraging, RecoveryRounds
 
@@ -78,10 +77,6 @@ class CalibratedQuickDrop(Hyperparameters):
     def told(self, federation: Federation, kind: type[S], **values: Any) -> S:
         """Return what the nodes are told of an ascent or descent."""
         return federation.settings(kind, **values)
-
-    def reduction(self, facts: Facts) -> int:
-        """Return s: one image of S stands for so many of the data."""
-        return facts.scale
 
     def forget(self, federation: Federation, model: ArrayRecord) -> ArrayRecord:
         """Return `model` without what the request names."""
@@ -145,31 +140,6 @@ class CalibratedQuickDrop(Hyperparameters):
         # 2. All nodes settle.
         together = FederatedAveraging(told, **as_in_training(federation, back=True))
         return federation.run("relearn", together, model, num_rounds=self.relearn_rounds)
-
-    def estimate(self, facts: Facts) -> list[Stretch]:
-        """Return what `forget` will take."""
-        classes = facts.level == "class"
-        s = self.reduction(facts)
-        forget, retain = (compact(side, s) for side in (facts.goes, facts.stays))
-        # Holders pass the forgotten images along with every batch, to hold them down.
-        held = self.recover_batches * forget if classes else 0
-        return estimated(
-            facts,
-            facts.exchange(
-                "unlearn",
-                1,
-                clients=facts.holders,
-                samples=self.unlearn_steps * forget,
-            ),
-            facts.exchange(
-                "recover",
-                self.recover_rounds if classes else self.client_recover_rounds,
-                clients=facts.drawn,
-                samples=facts.busy * (2 * retain + held),
-            ),
-            threshold=self.threshold if classes else 100.0,
-            calls=2 if classes else 1,
-        )
 
     def _ordinary(self, federation: Federation) -> Fit:
         return federation.settings(

@@ -17,7 +17,6 @@ from strategies.federation import Federation, S
 from strategies.method import Needs, option
 from strategies.methods.quickdrop import QuickDrop
 from strategies.methods.quickdrop_calibrated import CalibratedQuickDrop
-from strategies.parts.estimates import Facts
 
 USUAL_SCALE = 10  # where training made no synthetic sets
 _NEEDS = Needs(levels=frozenset({"class", "client"}))
@@ -27,10 +26,6 @@ class OnRealSubset:
     """Gives a method that works on synthetic sets the real subset in their place."""
 
     scale: int
-
-    def reduction(self, facts: Facts) -> int:
-        """Return s: one image of the subset stands for so many of the data."""
-        return self.scale or facts.scale or USUAL_SCALE
 
     def told(self, federation: Federation, kind: type[S], **values: Any) -> S:
         """Return what the nodes are told, with the size of the subset."""

@@ -28,7 +28,6 @@ from flwr.app import ArrayRecord
 from client.wire import at_least, between, one_of
 from strategies.federation import Federation
 from strategies.method import PERCENT, RATE, Hyperparameters, Needs, option
-from strategies.parts.estimates import SECOND_ORDER, Facts, Stretch
 from strategies.parts.guard import retained
 from strategies.parts.participation import as_in_training
 from strategies.parts.relearning import OrdinaryRelearning
@@ -75,12 +74,3 @@ class RapidRetraining(OrdinaryRelearning, Hyperparameters):
             if wanted is not None and known is not None and known >= wanted:
                 break
         return model
-
-    def estimate(self, facts: Facts) -> list[Stretch]:
-        """Return what `forget` will take."""
-        rounds = self.rounds or facts.plan.num_rounds
-        work = SECOND_ORDER if self.curvature == "hessian" else 1.0
-        return [
-            facts.training("unlearn", rounds, work=work, early=True),
-            facts.measured(1 + rounds, early=True),
-        ]

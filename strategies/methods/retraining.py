@@ -11,7 +11,6 @@ from flwr.app import ArrayRecord
 
 from strategies.federation import Federation
 from strategies.method import Hyperparameters, Needs
-from strategies.parts.estimates import Facts, Stretch
 from strategies.parts.participation import as_in_training
 from strategies.parts.relearning import OrdinaryRelearning
 from strategies.rounds.base import FederatedAveraging
@@ -26,10 +25,6 @@ class Retraining(OrdinaryRelearning, Hyperparameters):
     def forget(self, federation: Federation, model: ArrayRecord) -> ArrayRecord:
         """Return a model that never saw what the request names; `model` is not used."""
         return train(federation, phase="unlearn")
-
-    def estimate(self, facts: Facts) -> list[Stretch]:
-        """Return what `forget` will take."""
-        return [facts.training("unlearn", facts.plan.num_rounds)]
 
 
 def train(federation: Federation, *, phase: str, **values: Any) -> ArrayRecord:

@@ -22,7 +22,6 @@ from flwr.app import ArrayRecord
 from client.wire import at_least, between
 from strategies.federation import Federation
 from strategies.method import COUNT, Hyperparameters, Needs, option
-from strategies.parts.estimates import Facts, Stretch
 from strategies.parts.relearning import OrdinaryRelearning
 from strategies.rounds.scaling import ScaledAveraging
 
@@ -49,14 +48,3 @@ class ScaleToUnlearn(OrdinaryRelearning, Hyperparameters):
             required=leavers,
         )
         return federation.run("unlearn", rounds, model, num_rounds=self.rounds)
-
-    def estimate(self, facts: Facts) -> list[Stretch]:
-        """Return what `forget` will take."""
-        return [
-            facts.exchange(
-                "unlearn",
-                self.rounds,
-                clients=facts.clients,
-                samples=facts.clients * facts.per_round,
-            )
-        ]

@@ -23,7 +23,6 @@ from client.steps.ascent import Ascend
 from client.wire import at_least, between
 from strategies.federation import Federation
 from strategies.method import COUNT, PERCENT, RATE, Hyperparameters, Needs, option
-from strategies.parts.estimates import Facts, Stretch
 from strategies.parts.finetuning import fine_tune
 from strategies.parts.relearning import OrdinaryRelearning
 from strategies.rounds.base import AscentRounds
@@ -77,16 +76,3 @@ class GradientAscent(OrdinaryRelearning, Hyperparameters):
         return fine_tune(
             federation, model, rounds=self.rounds, wanted=wanted, tolerance=self.tolerance
         )
-
-    def estimate(self, facts: Facts) -> list[Stretch]:
-        """Return what `forget` will take."""
-        return [
-            facts.exchange(
-                "unlearn",
-                self.unlearn_rounds,
-                clients=facts.holders,
-                samples=self.unlearn_epochs * facts.forget,
-                early=facts.level == "class",
-            ),
-            *facts.fine_tuning(self.rounds, before=1 + self.unlearn_rounds),
-        ]

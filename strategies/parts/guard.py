@@ -7,13 +7,11 @@ was forgotten must stay away, and recovery goes on while the rest is not back.
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 
 from flwr.app import ArrayRecord
 
 from client.errors import EffaceError
 from strategies.federation import Federation
-from strategies.parts.estimates import Facts, Stretch
 from strategies.rounds.base import AscentRounds, RecoveryRounds
 
 MAX_ROLLBACKS = 3
@@ -78,27 +76,6 @@ def guarded_recovery(
             )
         model = federation.run("unlearn", ascent(rollbacks), model, num_rounds=1)
     return model
-
-
-def estimated(
-    facts: Facts, ascent: Stretch, recovery: Stretch, *, threshold: float, calls: int = 1
-) -> list[Stretch]:
-    """Return what unlearning and guarded recovery take, with the accuracy measured before them.
-
-    Args:
-        facts: Of the request.
-        ascent: How the holders climb.
-        recovery: All rounds that must hold.
-        threshold: As in `guarded_recovery`.
-        calls: Guarded recoveries, of which one waits for the accuracy.
-    """
-    again = calls * MAX_ROLLBACKS if threshold < 100 else 0
-    more = again + MAX_MORE_ROUNDS
-    return [
-        replace(ascent, more=again),
-        replace(recovery, more=more),
-        facts.measured(1 + recovery.rounds, more=more),
-    ]
 
 
 def retained(federation: Federation, model: ArrayRecord, tolerance: float) -> float | None:

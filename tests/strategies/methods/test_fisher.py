@@ -90,9 +90,9 @@ class Informed(Recording):
         parameters = dict(build(self.spec, seeded()).named_parameters())
         return ArrayRecord({k: torch.ones_like(p) for k, p in parameters.items()})
 
-    def locally(self, phase: str, work: Any, *, changes_model: bool = True) -> ArrayRecord:
-        done: tuple[ArrayRecord, int] = work()
-        return done[0]
+    def locally(self, phase: str, work: Any, **more: Any) -> ArrayRecord:
+        done: ArrayRecord = work()
+        return done
 
 
 def scrubbed(federation: Any, model: ArrayRecord, **options: Any) -> dict[str, Tensor]:
