@@ -30,7 +30,6 @@ from strategies.parts.effort import Effort, Holding, Network, effort
 from strategies.parts.participation import as_in_training
 from strategies.parts.relearning import OrdinaryRelearning
 from strategies.rounds.base import FederatedAveraging, NothingTouched, Rounds, Used
-from strategies.rounds.replay import difference
 from strategies.rounds.scaling import STATISTICS
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
@@ -42,8 +41,8 @@ NO_ROOM = 1e-6  # share of g_u below which nothing of it is left outside the oth
 class OrthogonalSteepestDescent(OrdinaryRelearning, Hyperparameters):
     """The paper's protocol."""
 
-    unlearn_rounds: int = option(20, COUNT)
-    unlearn_lr: float = option(0.5, RATE)  # eta while unlearning
+    unlearn_rounds: int = option(10, COUNT)
+    unlearn_lr: float = option(0.1, RATE)  # eta while unlearning
     # Post-training: rounds at most, and points of retain accuracy that it may leave missing.
     rounds: int = option(10, at_least(0))
     tolerance: float = option(0.0, PERCENT)
@@ -140,10 +139,11 @@ class NoWayBack(FederatedAveraging):
     def combine(self, used: Mapping[str, Used]) -> ArrayRecord:
         """Return the mean of the models, their updates projected."""
         names = [name for name in self.sent if name.rpartition(".")[2] not in STATISTICS]
-        way = row(difference(self.sent, self.origin), names)
+        here = row(self.sent, names)
+        way = here - row(self.origin, names)
         projected = {}
         for name, answer in used.items():
-            update = row(difference(answer.arrays, self.sent), names)
+            update = row(answer.arrays, names) - here
             arrays = ArrayRecord({**answer.arrays, **{n: self.sent[n] for n in names}})
             arrays = moved(arrays, names, sideways(update, way))
             projected[name] = Used(arrays, answer.examples, answer.metrics)

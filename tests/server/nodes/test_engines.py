@@ -140,8 +140,10 @@ class Deployed:
 @pytest.fixture(scope="module")
 def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
     folder = tmp_path_factory.mktemp("superlink")
+    # No coordinator tells a real node of a simulation; here the nodes' own operator does.
+    shares = {"sim-dataset": "digits", "sim-num-clients": 2, "sim-partition": JOB["partition"]}
     nodes = {
-        name: {"partition-id": i, "num-partitions": 2, "store": str(folder / "stores" / name)}
+        name: {"partition-id": i, "store": str(folder / "stores" / name), **shares}
         for i, name in enumerate(NAMES)
     }
     with running_federation(folder / "federation", NAMES, nodes) as running:

@@ -1,6 +1,9 @@
 """Rounds: who is asked, who must answer, and what is averaged."""
 
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,7 +11,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+from flwr.app import (
+    Array,
+    ArrayRecord,
+    ConfigRecord,
+    Context,
+    Error,
+    Message,
+    MetricRecord,
+    RecordDict,
+)
+from flwr.clientapp import ClientApp
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.supercore.task_identity import TaskIdentity
 
@@ -35,6 +48,7 @@ from strategies.rounds.base import (
 from strategies.rounds.scaling import ScaledAveraging, scaled_average
 from tests.messages import network, told, weights
 
+ROOT = Path(__file__).parents[3]
 NAMES = ["a", "b", "c", "d"]
 FIT = {"steps": 1, "batch_size": 32, "lr": 0.1}
 
@@ -382,6 +396,115 @@ def test_rounds_run_with_flowers_own_start(named: bool) -> None:
     assert not np.array_equal(
         result.arrays["classifier.bias"].numpy(), weights()["classifier.bias"].numpy()
     )
+
+
+class Unnamed(InlineGrid):
+    """Nodes as Flower's own simulation gives them: without names."""
+
+    def get_nodes(self) -> list[NodeInfo]:
+        return [NodeInfo(node_id=node.node_id) for node in super().get_nodes()]
+
+
+@pytest.mark.usefixtures("_store")
+def test_nodes_without_names_are_told_apart_by_their_numbers() -> None:
+    with Unnamed(app, 3) as grid:
+        result = averaging().start(grid, weights(), num_rounds=1)
+        chosen = averaging(participants=["node-2"]).start(grid, weights(), num_rounds=1)
+    assert result.train_metrics_clientapp[1]["num-clients"] == 3
+    assert chosen.train_metrics_clientapp[1]["num-clients"] == 1
+
+
+STRANGER = ClientApp()
+
+
+@STRANGER.train("ascend")
+def somebodys_own(message: Message, context: Context) -> Message:
+    """Answer as another app may that knows nothing of ours: a model, and how much it weighs."""
+    arrays = message.content.array_records["arrays"]
+    return Message(
+        RecordDict({"theirs": arrays, "numbers": MetricRecord({"num-examples": 5})}),
+        reply_to=message,
+    )
+
+
+def beside_ours(message: Message, context: Context) -> Message:
+    """Run our ClientApp on the first node, a stranger's on the others."""
+    ours = int(context.node_config["partition-id"]) == 0
+    return (app if ours else STRANGER)(message, context)
+
+
+RETAINS = {"lr": 0.1, "data": "original", "forget_level": "class", "forget_classes": [3]}
+
+
+@pytest.mark.usefixtures("_store")
+def test_a_strangers_app_beside_ours_counts_if_it_may() -> None:
+    with Unnamed(beside_ours, 3) as grid:
+        rounds = AscentRounds(told(Ascend, **RETAINS), same_code=False)
+        result = rounds.start(grid, weights(), num_rounds=1)
+        with pytest.raises(ClientLost, match="client node-2 must run the coordinator's client c"):
+            AscentRounds(told(Ascend, **RETAINS)).start(grid, weights(), num_rounds=1)
+    totals = result.train_metrics_clientapp[1]
+    assert (totals["num-clients"], totals["num-failures"]) == (3, 0)
+    assert float(totals["num-examples"]) > 10  # theirs, and what the first node ascended on
+    assert not np.array_equal(
+        result.arrays["classifier.bias"].numpy(), weights()["classifier.bias"].numpy()
+    )
+
+
+def test_a_reply_that_does_not_say_how_much_it_weighs_is_refused() -> None:
+    rounds = averaging(same_code=False)
+    (one,) = asked(rounds, ["a"])
+    content = RecordDict({"arrays": model(1.0), "metrics": MetricRecord({"loss": 1.0})})
+    with pytest.raises(ClientLost, match=r"reply of a must say num-examples, got \['loss'\]"):
+        rounds.aggregate_train(1, [Message(content, reply_to=one)])
+
+
+SIMULATED = """
+import os, sys
+from flwr.serverapp import ServerApp
+from flwr.clientapp import ClientApp
+from flwr.simulation import run_simulation
+from strategies.rounds.base import AscentRounds
+from client.steps.ascent import Ascend
+from tests.messages import told, weights
+from tests.strategies.rounds.test_rounds import RETAINS, beside_ours
+
+client = ClientApp()
+
+@client.train("ascend")
+def both(message, context):
+    from tests.strategies.rounds.test_rounds import beside_ours
+    return beside_ours(message, context)
+
+server = ServerApp()
+
+@server.main()
+def main(grid, context):
+    rounds = AscentRounds(told(Ascend, **RETAINS), same_code=False)
+    result = rounds.start(grid, weights(), num_rounds=1)
+    print("names:", sorted({node.name for node in grid.get_nodes()}), flush=True)
+    print("asked:", dict(result.train_metrics_clientapp[1])["num-clients"], flush=True)
+
+run_simulation(server, client, 3, backend_config={
+    "init_args": {"include_dashboard": False, "num_cpus": 2},
+    "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
+})
+"""
+
+
+@pytest.mark.processes
+def test_rounds_run_in_flowers_own_simulation_beside_a_strangers_app(tmp_path: Path) -> None:
+    environment = {**os.environ, "EFFACE_STORE": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", SIMULATED],
+        env=environment,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert "names: ['']" in done.stdout, done.stderr[-3000:]
+    assert "asked: 3" in done.stdout, done.stderr[-3000:]
 
 
 @pytest.mark.usefixtures("_store")
