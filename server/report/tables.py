@@ -268,6 +268,9 @@ def provenance_rows(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     data = [str(record["dataset"])] if record.get("dataset") else []
     if record.get("num_classes") is not None:
         data.append(f"{record['num_classes']} classes")
+    names = list(record.get("class_names") or ())
+    if len(names) <= _MOST_CLASSES_IN_TABLE and any(n != str(i) for i, n in enumerate(names)):
+        data.append("called " + ", ".join(names))
     split = [str(record["partition"])] if record.get("partition") else []
     if record.get("num_clients") is not None:
         split.append(clients_of(record))

@@ -129,9 +129,13 @@ def check_as_trained(version: str, card: Mapping[str, Any], data: DataSet | None
     if names is None:
         # Before classes had names, folders were numbered as their names are spelt.
         names = tuple(sorted(now)) if data.name.startswith("folder:") else now
-    classes = model["num_classes"]
-    for number in range(max(len(names), len(now), classes)):
-        then = names[number] if number < min(len(names), classes) else None
+    if len(now) != model["num_classes"] and len(names) == len(now):
+        raise ClassesDiffer(
+            f"classes differ from training: {version} knows {model['num_classes']}, and "
+            f"{data.name} has {len(now)}; use the data as they were, or train again"
+        )
+    for number in range(max(len(names), len(now))):
+        then = names[number] if number < len(names) else None
         is_now = now[number] if number < len(now) else None
         if then != is_now:
             raise ClassesDiffer(

@@ -15,6 +15,7 @@ from client.learning.models import ModelSpec, build
 from client.wire import ForgetSpec
 from server.nodes.grid import Interrupted, NamedGrid
 from server.provenance import hardware
+from server.report.display import target_text
 from server.requests import planning
 from server.requests.classes import card_names, check_as_trained, numbered
 from server.requests.data import (
@@ -168,7 +169,7 @@ class Service(Workspace):
         chosen = None
         if automatic:
             forgetting = settings.mode == "forget"
-            chosen = situation.choose() if forgetting else self._as_forgotten(erased, forget)
+            chosen = situation.choose() if forgetting else self._as_forgotten(erased, base, forget)
         elif settings.mode == "forget":
             situation.check(settings.method)
         asked = settings
@@ -209,21 +210,24 @@ class Service(Workspace):
             machine=hardware(),
         )
 
-    def _as_forgotten(self, erased: Erased, forget: ForgetSpec) -> planning.Chosen:
+    def _as_forgotten(
+        self, erased: Erased, base: VersionRow, forget: ForgetSpec
+    ) -> planning.Chosen:
         """Return the method by which something was forgotten: it knows how to bring it back.
 
         Raises:
             BadSetting: If nothing of it was.
         """
+        what = target_text(vars(forget), card_names(base.card))
         found = [
             *(erased.class_requests.get(label) for label in forget.classes),
             *(erased.client_requests.get(name) for name in forget.clients),
         ]
         for request in filter(None, found):
             row = self.ledger.request(request)
-            return planning.Chosen(row.method, f"{forget} was forgotten by it in {request}")
+            return planning.Chosen(row.method, f"{what} was forgotten by it in {request}")
         raise BadSetting(
-            f"relearning must name what has been forgotten, got {forget}; see `efface requests`"
+            f"relearning must name what has been forgotten, got {what}; see `efface requests`"
         )
 
     def _check_clients(self, settings: RunSettings) -> None:
@@ -322,9 +326,10 @@ def _check_not_forgotten(
     clients = [c for c in forget.clients if c in gone["clients"]]
     if classes or clients:
         again = ForgetSpec(forget.level, tuple(classes), tuple(clients))
+        what = target_text(vars(again), card_names(base.card))
         if again != forget:
             raise BadSetting(
-                f"request must name only what version {base.id} knows, got {again}, which is "
+                f"request must name only what version {base.id} knows, got {what}, which is "
                 "forgotten already; leave that out"
             )
         by = (
@@ -333,7 +338,7 @@ def _check_not_forgotten(
             else erased.client_requests.get(clients[0], "an earlier request")
         )
         raise AlreadyDone(
-            f"version {base.id} has forgotten {again} already ({by}); nothing was changed"
+            f"version {base.id} has forgotten {what} already ({by}); nothing was changed"
         )
     if len({*forget.classes, *gone["classes"]}) >= num_classes - 1:
         raise BadSetting("request must leave at least two classes, got one that does not")
@@ -358,8 +363,9 @@ def _check_forgotten(settings: RunSettings, base: VersionRow) -> None:
         tuple(c for c in forget.clients if c not in gone["clients"]),
     )
     if known.classes or known.clients:
+        what = target_text(vars(known), card_names(base.card))
         raise BadSetting(
-            f"relearning must name what version {base.id} has forgotten, got {known}; "
+            f"relearning must name what version {base.id} has forgotten, got {what}; "
             "see `efface requests`"
         )
 

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from client.app import app as client_app
 from client.data import class_names
+from client.data.datasets import load
 from client.errors import BadSetting
 from server.cli import app
 from server.cli.command import FAILED, USAGE
@@ -21,7 +22,7 @@ from server.nodes.class_names import ClassesDiffer, differences
 from server.nodes.engines.inline import InlineGrid
 from server.nodes.grid import NamedGrid
 from server.report.format import class_text
-from server.requests.classes import class_number, joined, numbered
+from server.requests.classes import check_as_trained, class_number, joined, numbered
 from server.requests.intake import Service
 from server.settings import RunSettings
 from server.storage.home import Home
@@ -144,7 +145,10 @@ def test_evaluate_and_relearn_take_names(efface: Efface) -> None:
     shown = efface("evaluate", "--relearning", "trouser").stdout
     assert "Relearning of class 3 (Trouser): mean" in shown
     done = efface("relearn", "--class", "Trouser", "--method", "sga")
-    assert "relearning must name what version v0001 has forgotten, got class 3" in done.output
+    assert (
+        "relearning must name what version v0001 has forgotten, got class 3 (Trouser)"
+        in done.output
+    )
 
 
 def test_the_demonstration_takes_a_name_and_refuses_an_unknown_one_at_once(
@@ -221,6 +225,29 @@ def test_a_request_on_data_with_other_classes_is_refused_before_anything_starts(
     assert done.exit_code == FAILED
     assert f"classes differ from training: {message}" in done.output
     assert [r["id"] for r in efface.json("requests")["requests"]] == ["r0001"]
+
+
+def test_a_version_from_before_names_is_known_by_its_number_of_classes_and_the_old_order(
+    tmp_path: Path,
+) -> None:
+    card = {"model": {"num_classes": 12, "channels": 1, "image_size": 8}}
+    twelve = load(f"folder:{write(tmp_path / 'twelve', TWELVE, train=1, test=0)}")
+    with pytest.raises(ClassesDiffer, match=r"class 2 of v0001 is '10', and in .* it is '2'"):
+        check_as_trained("v0001", card, twelve)
+    padded = tuple(f"{number:02}" for number in range(12))  # both orders number these alike
+    check_as_trained(
+        "v0001", card, load(f"folder:{write(tmp_path / 'padded', padded, train=1, test=0)}")
+    )
+    with pytest.raises(ClassesDiffer, match="training: v0001 knows 12, and digits has 10; use"):
+        check_as_trained("v0001", card, load("digits"))
+    check_as_trained("v0001", card, None)
+
+
+def test_images_of_another_size_than_those_of_training_are_refused(tmp_path: Path) -> None:
+    data = load(f"folder:{write(tmp_path, CLOTHES, train=1, test=0)}")
+    model = {"num_classes": 4, "channels": 1, "image_size": 16}
+    with pytest.raises(ClassesDiffer, match=r"images differ from training: v0001 was trained on"):
+        check_as_trained("v0001", {"model": model, "data": {"class_names": CLOTHES}}, data)
 
 
 # ---- sites ---------------------------------------------------------------------------------------
