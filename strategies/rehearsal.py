@@ -42,7 +42,7 @@ class PlannedRounds:
         samples: Images that all of them together pass through the model in a round.
         work: Time of one of these, in that of an image in training.
         down: Bytes of arrays to each node in a round.
-        up: Bytes of arrays from each.
+        up: Bytes of arrays from each, in the mean.
         more: Rounds that may be added: after one that is rolled back, or until the accuracy is
             back.
         early: Whether there may be fewer than `rounds`, where the accuracy is back.
@@ -215,11 +215,18 @@ class Rehearsal(Told):
     ) -> None:
         """Write down that `clients` of the nodes named, by default all, do their part."""
         each = [effort(told, self.known.nodes[name], self._network) for name in names]
-        like, images = each[0] if each else Effort(0.0), sum(one.images for one in each)
-        clients = len(names) if clients is None else clients
-        images *= clients / max(1, len(names))
+        asked = len(names) if clients is None else clients
+        one = each[0] if each else Effort(0.0)
         self.asked.append(
-            PlannedRounds(phase, rounds, clients, images, like.work, like.down, like.up)
+            PlannedRounds(
+                phase,
+                rounds,
+                asked,
+                samples=asked * _mean([effort.images for effort in each]),
+                work=one.work,
+                down=one.down,
+                up=_mean([effort.up for effort in each]),
+            )
         )
 
     @property
@@ -328,6 +335,10 @@ class Rehearsal(Told):
         """Return every node's number of training examples by class."""
         nothing = dict.fromkeys(self.forget.clients, [0.0] * self.spec.num_classes)
         return nothing | {name: list(node.side("all")) for name, node in self.known.nodes.items()}
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / max(1, len(values))
 
 
 def _representation(

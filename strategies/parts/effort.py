@@ -167,6 +167,8 @@ def _(told: Ascend, holding: Holding, network: Network) -> Effort:
 @effort.register
 def _(told: Descend, holding: Holding, network: Network) -> Effort:
     wanted = holding.side(told.side)
+    if not any(wanted):
+        return Effort(0.0, network.nbytes)  # the model stays with who has nothing to train it on
     small = 0 if told.data == "original" else compact(wanted, told.scale)
     # Of the originals as many as there are others, or all.
     real = (small or round(sum(wanted))) if told.data.endswith("original") else 0
