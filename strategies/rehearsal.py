@@ -148,7 +148,7 @@ class Rehearsal(Told):
         self.asked: list[PlannedRounds] = []
         self._changed = False  # whether the model is not what it was
         self._latest: Rounds | None = None  # that changed it
-        self._came_back: dict[int, int] = {}
+        self._came_back: dict[Rounds | None, int] = {}  # what is forgotten, after these
 
     def forgotten_by(self, method: Method) -> list[PlannedRounds]:
         """Return what a method asks for to forget."""
@@ -196,8 +196,7 @@ class Rehearsal(Told):
         """Return whether what is forgotten is still there, or there again."""
         if self._last_phase() != "recover":
             return True  # no ascent is deep enough
-        rounds = id(self._latest)
-        times = self._came_back[rounds] = self._came_back.get(rounds, 0) + 1
+        times = self._came_back[self._latest] = self._came_back.get(self._latest, 0) + 1
         return times <= MAX_ROLLBACKS
 
     def _last_phase(self) -> str:

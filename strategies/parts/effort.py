@@ -1,7 +1,8 @@
 """What a message has a node do: images, their time, and bytes, from what the node holds.
 
-Beside `client.app`, which does it: each kind of message has its own function here. They are what a
-dry run counts (`strategies.rehearsal`).
+Beside `client.app`, which does it: each kind of message has its own function here, which is what a
+dry run counts (`strategies.rehearsal`). A method with a message of its own registers one in its
+file.
 """
 
 import functools
