@@ -45,7 +45,7 @@ class PlannedRounds:
         samples: Images that all of them together pass through the model in a round.
         work: Time of one of these, in that of an image in training.
         down: Bytes of arrays to each node in a round.
-        up: Bytes of arrays from each.
+        up: Bytes of arrays from each, in the mean.
         more: Rounds that may be added: after one that is rolled back, or until the accuracy is
             back.
         early: Whether there may be fewer than `rounds`, where the accuracy is back.
@@ -151,7 +151,7 @@ class Rehearsal(Told):
         self.asked: list[PlannedRounds] = []
         self._changed = False  # whether the model is not what it was
         self._latest: Rounds | None = None  # that changed it
-        self._came_back: dict[int, int] = {}
+        self._came_back: dict[Rounds | None, int] = {}  # what is forgotten, after these
 
     def forgotten_by(self, method: Method) -> list[PlannedRounds]:
         """Return what a method asks for to forget."""
@@ -199,8 +199,7 @@ class Rehearsal(Told):
         """Return whether what is forgotten is still there, or there again."""
         if self._last_phase() != "recover":
             return True  # no ascent is deep enough
-        rounds = id(self._latest)
-        times = self._came_back[rounds] = self._came_back.get(rounds, 0) + 1
+        times = self._came_back[self._latest] = self._came_back.get(self._latest, 0) + 1
         return times <= MAX_ROLLBACKS
 
     def _last_phase(self) -> str:
@@ -218,11 +217,18 @@ class Rehearsal(Told):
     ) -> None:
         """Write down that `clients` of the nodes named, by default all, do their part."""
         each = [effort(told, self.known.nodes[name], self._network) for name in names]
-        like, images = each[0] if each else Effort(0.0), sum(one.images for one in each)
-        clients = len(names) if clients is None else clients
-        images *= clients / max(1, len(names))
+        asked = len(names) if clients is None else clients
+        one = each[0] if each else Effort(0.0)
         self.asked.append(
-            PlannedRounds(phase, rounds, clients, images, like.work, like.down, like.up)
+            PlannedRounds(
+                phase,
+                rounds,
+                asked,
+                samples=asked * _mean([effort.images for effort in each]),
+                work=one.work,
+                down=one.down,
+                up=_mean([effort.up for effort in each]),
+            )
         )
 
     @property
@@ -331,6 +337,10 @@ class Rehearsal(Told):
         """Return every node's number of training examples by class."""
         nothing = dict.fromkeys(self.forget.clients, [0.0] * self.spec.num_classes)
         return nothing | {name: list(node.side("all")) for name, node in self.known.nodes.items()}
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / max(1, len(values))
 
 
 def _representation(

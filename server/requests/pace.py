@@ -1,8 +1,17 @@
 """How long planned rounds take on a federation: from what a version's training cost."""
 
+import os
 from dataclasses import dataclass
+from typing import Final
 
+from client.learning.models import ModelSpec
+from server.nodes.federation import Cost
+from server.settings import RunSettings
+from strategies.parts.effort import Network
 from strategies.rehearsal import PlannedRounds
+from strategies.rounds.base import num_drawn
+
+EVERYBODY: Final = 10**9  # nodes that may work at the same time where each has its own machine
 
 
 @dataclass(frozen=True)
@@ -28,3 +37,27 @@ class Pace:
         if not planned.clients:
             return rounds * images
         return rounds * (self.beyond + images / min(self.at_once, planned.clients))
+
+
+def pace_of(cost: Cost, settings: RunSettings, spec: ModelSpec, trained_on: str) -> Pace:
+    """Return how fast a federation is.
+
+    Args:
+        cost: Of the version's training.
+        settings: Of its training.
+        spec: The version's model; in training nothing of it was pruned.
+        trained_on: Engine of its training.
+    """
+    drawn = num_drawn(settings.fraction, settings.num_clients)
+    cores = max(1, os.cpu_count() or 1)
+    simulated = max(1, cores // settings.threads) if trained_on == "ray" else cores
+    at_once = EVERYBODY if trained_on == "superlink" else simulated
+    working = cost.client_seconds / min(at_once, drawn)
+    messages, arrays = cost.rounds * drawn, Network(spec.base).nbytes
+    return Pace(
+        image=(cost.client_seconds - cost.distill_seconds) / cost.samples,
+        beyond=max(0.0, (cost.seconds - cost.keep_seconds - working) / cost.rounds),
+        at_once=at_once,
+        down=max(0.0, cost.down / messages - arrays),
+        up=max(0.0, cost.up / messages - arrays),
+    )

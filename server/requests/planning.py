@@ -1,27 +1,26 @@
 """What a request will take, and which method serves it best: before any node is asked.
 
-A method says in rounds, images and bytes what it does (`estimate`). What a version's training cost
-tells how long that takes here: seconds an image, seconds a round beyond them, bytes a message
-beyond its arrays. `efface forget --dry-run` prints the plan, `--method auto` chooses by it.
+The method itself says it, run on a federation that only writes down what is asked
+(`strategies.rehearsal`): rounds, images and bytes. What a version's training cost tells how long
+that takes here (`server.requests.pace`). `efface forget --dry-run` prints the plan, `--method auto`
+chooses by it.
 """
 
 import functools
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-import torch
 from torch import Tensor
 
-from client import wire
 from client.data.datasets import DataSet
 from client.errors import BadSetting
-from client.learning.models import ModelSpec, build
+from client.learning.models import ModelSpec
 from server.nodes.federation import Cost
 from server.requests.holdings import assumed, counted, holdings
-from server.requests.pace import Pace
+from server.requests.pace import Pace, pace_of
 from server.requests.shown import SHOWN
+from server.requests.told import common, ordinary
 from server.settings import RunSettings
 from server.storage.history import History
 from server.storage.ledger import VersionRow
@@ -37,7 +36,6 @@ RULE: Final = (
     "the shortest by estimate of the methods that can serve the request here and that "
     "benchmarks/RESULTS.md shows to forget as Retrained does"
 )
-EVERYBODY: Final = 10**9  # nodes that may work at the same time where each has its own machine
 
 
 @dataclass(frozen=True)
@@ -102,30 +100,9 @@ class Situation:
     def known(self) -> Known:
         """Return what a request is planned from."""
         s, forget, erased = self.settings, self.settings.forget, self.base.card["erased"]
-        common = {
-            "fingerprint": wire.fingerprint(),
-            "request": "planned",
-            "lineage": "planned",
-            **s.common(self.spec),
-            "scale": s.scale,
-            "model_pruned": list(self.spec.pruned),
-            "model_compact": self.spec.compact,
-            "forget_level": forget.level,
-            "forget_classes": list(forget.classes),
-            "forget_clients": list(forget.clients),
-            "erased_classes": list(erased["classes"]),
-            "erased_clients": list(erased["clients"]),
-        }
-        training = {
-            "steps": s.local_steps,
-            "epochs": s.local_epochs,
-            "batch_size": s.batch_size,
-            "lr": s.lr,
-            "scale": 0,  # synthetic sets are made in the first training only
-        }
         return Known(
-            common=common,
-            training=training,
+            common=common(s, self.spec, erased, request="planned", lineage="planned"),
+            training=ordinary(s),
             plan=Plan(s.rounds, s.fraction, s.min_share),
             nodes=holdings(
                 self._counts(),
@@ -170,27 +147,8 @@ class Situation:
     @functools.cached_property
     def pace(self) -> Pace | None:
         """Return how fast the federation is; None if nothing tells."""
-        cost, bytes_then = self.training, self._bytes_in_training
-        if cost is None:
-            return None
-        cores = max(1, os.cpu_count() or 1)
-        at_once = {"superlink": EVERYBODY, "ray": max(1, cores // self.settings.threads)}.get(
-            self.trained_on, cores
-        )
-        working = cost.client_seconds / min(at_once, self._drawn)
-        messages = cost.rounds * self._drawn
-        return Pace(
-            image=(cost.client_seconds - cost.distill_seconds) / cost.samples,
-            beyond=max(0.0, (cost.seconds - cost.keep_seconds - working) / cost.rounds),
-            at_once=at_once,
-            down=max(0.0, cost.down / messages - bytes_then),
-            up=max(0.0, cost.up / messages - bytes_then),
-        )
-
-    @property
-    def _bytes_in_training(self) -> int:
-        state = build(self.spec.base, torch.Generator()).state_dict()
-        return sum(tensor.nbytes for tensor in state.values())
+        cost = self.training
+        return None if cost is None else pace_of(cost, self.settings, self.spec, self.trained_on)
 
     # ---- who can serve it ------------------------------------------------------------------------
 

@@ -102,11 +102,6 @@ class History:
         return found
 
     @property
-    def num_rounds(self) -> int:
-        """Return how many rounds have an update kept."""
-        return len(self.clients())
-
-    @property
     def num_bytes(self) -> int:
         """Return the bytes that the files take."""
         return sum(path.stat().st_size for path in self._files())

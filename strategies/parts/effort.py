@@ -1,7 +1,8 @@
 """What a message has a node do: images, their time, and bytes, from what the node holds.
 
-Beside `client.app`, which does it: each kind of message has its own function here. They are what a
-dry run counts (`strategies.rehearsal`).
+Beside `client.app`, which does it: each kind of message has its own function here, which is what a
+dry run counts (`strategies.rehearsal`). A method with a message of its own registers one in its
+file.
 """
 
 import functools
@@ -161,6 +162,8 @@ def _(told: Ascend, holding: Holding, network: Network) -> Effort:
 @effort.register
 def _(told: Descend, holding: Holding, network: Network) -> Effort:
     wanted = holding.side(told.side)
+    if not any(wanted):
+        return Effort(0.0, network.nbytes)  # the model stays with who has nothing to train it on
     small = 0 if told.data == "original" else compact(wanted, told.scale)
     # Of the originals as many as there are others, or all.
     real = (small or round(sum(wanted))) if told.data.endswith("original") else 0

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from client.learning.training import local_sgd, minibatches, proximal_gradients, steps_in
+from client.learning.training import images_in, local_sgd, minibatches, proximal_gradients, steps_in
 from tests.messages import network
 
 
@@ -59,6 +59,15 @@ def test_steps_are_epochs_times_batches(
     given = list(minibatches(num_examples, batch_size, expected, seeded()))
     covered = sum(len(b) for b in given)
     assert (len(given), covered) == (expected, epochs * num_examples)
+
+
+@pytest.mark.parametrize("num_examples", [0, 1, 7, 8, 9, 16, 17, 20])
+@pytest.mark.parametrize("num_steps", [0, 1, 2, 5, 12])
+def test_the_images_of_some_batches_are_known_without_drawing_them(
+    num_examples: int, num_steps: int
+) -> None:
+    drawn = minibatches(num_examples, 8, num_steps, torch.Generator()) if num_examples else ()
+    assert images_in(num_steps, num_examples, 8) == sum(map(len, drawn))
 
 
 def test_batches_depend_on_their_generator_alone() -> None:

@@ -56,6 +56,17 @@ def test_rounds_come_back_in_order_and_bit_for_bit(tmp_path: Path) -> None:
                 assert one.tobytes() == other.tobytes()
 
 
+def test_who_is_in_a_round_is_known_without_reading_it(tmp_path: Path) -> None:
+    history = History(tmp_path)
+    assert history.clients() == {}
+    history.keep(round_of(10, "b", "a"))
+    history.keep(round_of(9, "a"))
+    next(tmp_path.rglob("b.update")).write_bytes(b"damaged")
+    assert history.clients() == {9: ["a"], 10: ["a", "b"]}
+    history.destroy("a")
+    assert history.clients() == {10: ["b"]}
+
+
 def test_a_round_kept_again_takes_the_place_of_the_first(tmp_path: Path) -> None:
     history = History(tmp_path)
     history.keep(round_of(1, "a", "b"))

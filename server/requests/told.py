@@ -1,0 +1,56 @@
+"""What a request's messages say, from its settings."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from client import wire
+from client.learning.models import ModelSpec
+from server.settings import RunSettings
+
+
+def common(
+    settings: RunSettings,
+    spec: ModelSpec,
+    erased: Mapping[str, Any],
+    *,
+    request: str,
+    lineage: str,
+) -> dict[str, Any]:
+    """Return the values that every message of a request carries (`client.wire.Common`).
+
+    Args:
+        settings: Of the request: data, model, machine, and what is to be forgotten.
+        spec: The model that it starts from.
+        erased: "classes" and "clients" that earlier requests removed.
+        request: Its unique name.
+        lineage: Of the version that it starts from.
+    """
+    forget = settings.forget
+    return {
+        "fingerprint": wire.fingerprint(),
+        "request": request,
+        "lineage": lineage,
+        **settings.common(spec),
+        "scale": settings.scale,
+        "model_pruned": list(spec.pruned),
+        "model_compact": spec.compact,
+        "forget_level": forget.level,
+        "forget_classes": list(forget.classes),
+        "forget_clients": list(forget.clients),
+        "erased_classes": list(erased["classes"]),
+        "erased_clients": list(erased["clients"]),
+    }
+
+
+def ordinary(settings: RunSettings) -> dict[str, Any]:
+    """Return the settings of an ordinary round of training (`client.wire.Fit`)."""
+    return {
+        "steps": settings.local_steps,
+        "epochs": settings.local_epochs,
+        "batch_size": settings.batch_size,
+        "lr": settings.lr,
+        "momentum": settings.momentum,
+        "weight_decay": settings.weight_decay,
+        "proximal": settings.proximal,
+        "scale": 0,  # synthetic sets are made in the first training only
+    }
