@@ -16,6 +16,7 @@ from flwr.serverapp import Grid
 from client import wire
 from client.errors import EffaceError
 from client.wire import Describe
+from server.evidence.record import Costs, Record, to_json
 from server.nodes.engines import superlink
 from server.nodes.federation import Cost, Round
 from server.nodes.grid import LOCAL_POLL_SECONDS, REMOTE_POLL_SECONDS, Interrupted, NamedGrid
@@ -44,7 +45,7 @@ def open_home(path: str) -> Home:
     return Home(path or None)
 
 
-def run(settings: RunSettings, listener: Listener) -> dict[str, Any]:
+def run(settings: RunSettings, listener: Listener) -> Record:
     """Check a request, write it down, carry it out on its engine, and return its record.
 
     Raises:
@@ -72,7 +73,7 @@ def _inline(
     settings: RunSettings,
     stored: RunSettings,
     listener: Listener,
-) -> dict[str, Any]:
+) -> Record:
     from client.app import app
     from server.nodes.engines.inline import InlineGrid
 
@@ -92,13 +93,13 @@ def _ray(
     settings: RunSettings,
     stored: RunSettings,
     listener: Listener,
-) -> dict[str, Any]:
+) -> Record:
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     from client.app import app
     from server.nodes.engines.ray import run_on_ray
 
     stop = threading.Event()
-    records: list[dict[str, Any]] = []
+    found: list[Record] = []
 
     def work(grid: Grid) -> None:
         # The lock belongs to a thread: the one that works takes it.
@@ -106,7 +107,7 @@ def _ray(
             service = Service.open(home)
             named = NamedGrid(grid, settings.round_timeout, LOCAL_POLL_SECONDS, stop=stop)
             name_nodes(named, service, row.id)
-            records.append(service.execute(row.id, named, _with_events(home, row, listener)))
+            found.append(service.execute(row.id, named, _with_events(home, row, listener)))
 
     environment = {"EFFACE_STORE": str(home.clients)}
     directory = settings.data_dir or stored.data_dir or os.environ.get("EFFACE_DATA_DIR", "")
@@ -121,12 +122,10 @@ def _ray(
         gpus=settings.client_gpus,
         stop=stop,
     )
-    return records[0]
+    return found[0]
 
 
-def _superlink(
-    home: Home, row: RequestRow, settings: RunSettings, listener: Listener
-) -> dict[str, Any]:
+def _superlink(home: Home, row: RequestRow, settings: RunSettings, listener: Listener) -> Record:
     connection = settings.superlink
     events = home.runs / row.id / "events.jsonl"
     seen = _Tail(events, listener)
@@ -153,7 +152,7 @@ def _superlink(
     return _record(home, Service.open(home).ledger.request(row.id))
 
 
-def _after_failure(home: Home, request: str, error: EffaceError) -> dict[str, Any]:
+def _after_failure(home: Home, request: str, error: EffaceError) -> Record:
     """Return the record of a request that was done before its Flower run failed.
 
     Raises:
@@ -166,19 +165,20 @@ def _after_failure(home: Home, request: str, error: EffaceError) -> dict[str, An
     if row.state == "done":
         return _record(home, row)
     if row.state == "failed" and row.reason:
-        kind = VerificationFailed if row.reason.startswith(records.REFUSED) else EffaceError
+        refused = records.read(home, row) is not None  # no other failure has a record
+        kind = VerificationFailed if refused else EffaceError
         raise kind(row.reason) from error
     raise error
 
 
-def _record(home: Home, row: RequestRow) -> dict[str, Any]:
+def _record(home: Home, row: RequestRow) -> Record:
     record = records.read(home, row)
     if record is None:
         raise EffaceError(f"request {row.id} must have a record, got none: it is {row.state}")
     return record
 
 
-def serve(grid: Grid, config: dict[str, Any]) -> dict[str, Any]:
+def serve(grid: Grid, config: dict[str, Any]) -> Record:
     """Carry out a run inside a ServerApp: what `flwr run` starts.
 
     Args:
@@ -227,7 +227,7 @@ def name_nodes(grid: NamedGrid, service: Service, request: str) -> None:
     grid.take_traffic()
 
 
-def demo(settings: RunSettings, listener: Listener, *, forget_class: int) -> dict[str, Any]:
+def demo(settings: RunSettings, listener: Listener, *, forget_class: int) -> Record:
     """Train, forget a class and compare with retraining, relearn it; return one merged record.
 
     Without options of its own, QuickDrop climbs further than by default: the demo's tiny images
@@ -241,24 +241,36 @@ def demo(settings: RunSettings, listener: Listener, *, forget_class: int) -> dic
     name = name or f"{DEMO_PREFIX}{datetime.now():%Y-%m-%d %H:%M:%S.%f}"
     settings = replace(settings, federation=name)
 
-    def step(mode: str, **values: Any) -> dict[str, Any]:
+    def step(mode: str, **values: Any) -> Record:
         done = _finished(home, name, mode)
         return done or run(replace(settings, mode=mode, **values), listener)
 
     trained = step("train")
     target = {"forget_classes": str(forget_class)}
-    forgotten = step("forget", compare="retrain", version=trained["model_version"], **target)
-    relearned = step("relearn", version=forgotten["model_version"], **target)
-    merged = {**forgotten, "kind": "demo"}
-    for key in ("seconds", "rounds", "samples", "client_seconds", "bytes"):
-        merged[key] = {**trained[key], **forgotten[key], **relearned[key]}
-    merged["timeline"] = trained["timeline"] + forgotten["timeline"] + relearned["timeline"]
-    merged["relearned"] = relearned["relearned"]
-    merged["trained_version"] = trained["model_version"]
-    merged["relearned_version"] = relearned["model_version"]
-    merged["report"] = str(home.reports / f"{forgotten['request']}-demo.html")
-    write_report(merged, Path(merged["report"]))
-    write_json(home.runs / forgotten["request"] / "demo.json", merged)
+    forgotten = step("forget", compare="retrain", version=trained.model_version, **target)
+    relearned = step("relearn", version=forgotten.model_version, **target)
+    costs: dict[str, Any] = {
+        part.name: {
+            **getattr(trained, part.name),
+            **getattr(forgotten, part.name),
+            **getattr(relearned, part.name),
+        }
+        for part in fields(Costs)
+        if part.name != "seconds_measuring"
+    }
+    page = home.reports / f"{forgotten.request}-demo.html"
+    merged = replace(
+        forgotten,
+        **costs,
+        kind="demo",
+        timeline=trained.timeline + forgotten.timeline + relearned.timeline,
+        relearned=relearned.relearned,
+        trained_version=trained.model_version,
+        relearned_version=relearned.model_version,
+        report=str(page),
+    )
+    write_report(merged, page)
+    write_json(home.runs / str(forgotten.request) / "demo.json", to_json(merged))
     return merged
 
 
@@ -276,7 +288,7 @@ def _stopped_demo(home: Home, settings: RunSettings, forget_class: int) -> str |
     return None
 
 
-def _finished(home: Home, federation: str, kind: str) -> dict[str, Any] | None:
+def _finished(home: Home, federation: str, kind: str) -> Record | None:
     """Return the record of a step that a stopped demo had finished."""
     for row in Service.open(home).ledger.requests(federation, state="done"):
         if row.kind == kind:

@@ -104,6 +104,7 @@ def show(call: Call, identifier: Identifier) -> Answer:
 
 
 def _show_request(home: "Home", row: "RequestRow") -> Answer:
+    from server.evidence.record import to_json
     from server.requests import records
 
     record = records.read(home, row)
@@ -124,7 +125,8 @@ def _show_request(home: "Home", row: "RequestRow") -> Answer:
     shown: list[Any] = [_facts(facts)]
     if record is not None:
         shown += display.result(record)
-    return Answer({"format": FORMAT, "request": request_document(row), "record": record}, shown)
+    document = None if record is None else to_json(record)
+    return Answer({"format": FORMAT, "request": request_document(row), "record": document}, shown)
 
 
 def _show_version(ledger: "Ledger", row: "VersionRow") -> Answer:

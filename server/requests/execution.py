@@ -5,8 +5,6 @@ A stopped request goes on where it was when it is carried out again.
 """
 
 import functools
-import hashlib
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -19,29 +17,33 @@ from client.errors import EffaceError
 from client.learning.models import ModelSpec, build
 from client.seeds import generator
 from client.wire import Describe, ForgetSpec
-from server.evidence.measures import Judge, verdict
+from server.evidence import wording
+from server.evidence.measures import Judge
+from server.evidence.record import Record, Storage, Target
+from server.evidence.scores import ModelScores
+from server.evidence.serial import plain
+from server.evidence.verdict import CreptBack, Limits, Verdict, decide
 from server.nodes.federation import Cost, GridFederation, Round, from_numpy, to_numpy
 from server.nodes.grid import NamedGrid
-from server.provenance import code, command, commit, hardware
-from server.requests import records
+from server.provenance import command, commit, hardware
+from server.requests import costs, records
 from server.requests.data import own_samples, server_data
 from server.requests.progress import Listener
 from server.requests.workspace import Workspace
+from server.requests.yardstick import Yardstick, inputs_of, relearning, retrained
 from server.settings import RunSettings, essence, parse
 from server.storage.history import History
-from server.storage.home import write_atomic
 from server.storage.journal import Journal
 from server.storage.ledger import Outcome, RequestRow, VersionRow
-from server.storage.registry import pack, unpack
 from strategies.federation import Plan, Samples
-from strategies.method import Needs
 from strategies.methods.retraining import train
+from strategies.parts import guard
 from strategies.rounds.base import ClientLost
 from strategies.table import METHODS, method
 
 
 class VerificationFailed(EffaceError):
-    """The request ran, but its result did not forget; the old version stays in service."""
+    """The request ran, but forgetting failed or is not shown; the old version stays in service."""
 
 
 class Unsettled(ClientLost):
@@ -69,17 +71,19 @@ class Work:
         self.folder = self.workspace.home.runs / self.row.id
         self.folder.mkdir(mode=0o700, exist_ok=True)
 
-    def run(self) -> dict[str, Any]:
-        """Do what the request asks for."""
+    def run(self) -> Record:
+        """Do what the request asks for, publish its record and return it."""
         s = self.settings
         self.grid.wait_for(s.num_clients, s.join_timeout, without=self.workspace.absent(self.row))
-        record = self.train() if self.row.kind == "train" else self.change()
-        self.publish()
-        return record
+        if self.row.kind == "train":
+            self.train()
+        else:
+            self.change()
+        return self.publish()
 
     # -- training --------------------------------------------------------------------------------
 
-    def train(self) -> dict[str, Any]:
+    def train(self) -> None:
         """Train a first version on all clients, and make their synthetic sets."""
         s = self.settings
         erased = self.workspace.ledger.erased(self.row.federation)
@@ -101,18 +105,17 @@ class Work:
             federation.keep, federation.keep_every = kept.keep, s.keep_updates
         model = self.fedavg(federation, "train", scale=s.scale)
         scores = judge.full(model, federation)
-        record = self.record("train", federation, method="fedavg", lineage=self.row.token)
-        record["original"] = scores
-        self.fill(record, federation, kept)
+        record = self.record(
+            federation, "fedavg", self.row.token, kept, training=None, original=scores
+        )
         card = self.card(
             lineage=self.row.token,
             updates=self.row.token if s.keep_updates else None,
             erased={"classes": list(erased.classes), "clients": list(erased.clients)},
-            scores=scores,
+            scores=plain(scores),
             training={phase: vars(cost) for phase, cost in federation.costs.items()},
         )
         self.commit(record, model, card, state="in-service", parent=None)
-        return record
 
     def fedavg(self, federation: GridFederation, phase: str, *, scale: int) -> ArrayRecord:
         """Run the whole of federated averaging from the seed's initial weights."""
@@ -129,7 +132,7 @@ class Work:
 
     # -- forgetting and relearning ---------------------------------------------------------------
 
-    def change(self) -> dict[str, Any]:
+    def change(self) -> None:
         """Forget or relearn, measure, judge, and put the result in service."""
         s, row = self.settings, self.row
         base = self.workspace.ledger.version(str(row.base_version))
@@ -146,41 +149,74 @@ class Work:
             model=card["model"],
         )
         self._check_targets(federation, forget)
-        model = from_numpy(arrays)
-        record = self.record(row.kind, federation, method=row.method, lineage=card["lineage"])
+        first = from_numpy(arrays)
         forgetting = row.kind == "forget"
-        judge = replace(judge, spec=federation.spec)
-        record["model_bytes"] = sum(array.nbytes for array in arrays.values())
-        record["chosen"] = self.workspace.chosen(row)
-        if record["chosen"] is not None:
-            self.listener.note(f"method {row.method} was chosen: {record['chosen']['why']}")
-        record["original"] = judge.full(model, federation)
+        before = replace(judge, spec=federation.spec)
+        if (picked := self.workspace.chosen(row)) is not None:
+            self.listener.note(f"method {row.method} was chosen: {picked['why']}")
+        original = before.full(first, federation)
         chosen = method(row.method, forget.level, s.options)
-        usual = self._score_ascents(federation, judge)
+        usual = self._score_ascents(federation, before)
         kept = self.workspace.history(card)
         if forgetting and chosen.needs.history and kept is not None:
             federation.history = kept.rounds
             if not s.trial:
                 federation.keep = History(self.workspace.home.updates / row.token).keep
-        act = chosen.forget if forgetting else chosen.relearn
-        model = act(federation, model)
+        crept_back = None
+        try:
+            model = (chosen.forget if forgetting else chosen.relearn)(federation, first)
+        except guard.CreptBack as error:  # a result that did not forget, to be shown as one
+            model, crept_back = error.model, CreptBack(error.accuracy, error.threshold)
         federation.on_round = usual
-        judge = replace(judge, spec=federation.spec)  # channels may have gone
-        record["channels"] = federation.findings.get("channels")
-        record["recovered" if forgetting else "relearned"] = judge.full(model, federation)
+        after = replace(judge, spec=federation.spec)  # channels may have gone
+        result = after.full(model, federation)
+        training = Cost(**card["training"]["train"]) if "train" in card["training"] else None
+        compose = functools.partial(
+            self.record,
+            federation,
+            row.method,
+            card["lineage"],
+            kept,
+            training=training,
+            model_bytes=sum(array.nbytes for array in arrays.values()),
+            chosen=picked,
+            channels=federation.findings.get("channels"),
+        )
         if forgetting:
-            self._compare(record, judge, federation, model)
-            record["verdict"] = verdict(
-                record,
-                max_forget_accuracy=s.max_forget_accuracy,
-                max_relearning_gap=s.max_relearning_gap,
+            original, result = (
+                replace(scores, relearning_curve=relearning(by, weights, federation, name))
+                for scores, by, weights, name in (
+                    (original, before, first, "original"),
+                    (result, after, model, "recovered"),
+                )
             )
+            yardstick = self._retrained(federation) if s.compare == "retrain" else None
+            verdict = decide(
+                forget.level,
+                result,
+                original=original,
+                retrained=None if yardstick is None else yardstick.scores,
+                limits=Limits(s.max_forget_accuracy, s.max_relearning_gap),
+                erased_before=earlier["classes"],
+                method=row.method,
+                crept_back=crept_back,
+            )
+            refused = crept_back is not None or not (
+                s.trial or verdict.state == "passed" or verdict.state == s.accept
+            )
+            record = compose(
+                yardstick=yardstick,
+                original=original,
+                recovered=result,
+                verdict=verdict,
+                refused=refused,
+            )
+            if refused:
+                self._refuse(record, verdict)
         else:
             root = self.workspace.registry.lineage(base.id)[-1]
-            record["trained"] = self._trained_scores(root, judge, federation)
-        self.fill(record, federation, kept)
-        if forgetting and record["verdict"]["passed"] is False:
-            self._refuse(record)
+            trained = self._trained_scores(root, after, federation)
+            record = compose(original=original, relearned=result, trained=trained)
         if not s.trial:
             destroy = s.destroy or forget.level == "client"
             try:
@@ -193,14 +229,13 @@ class Work:
         new_card = self.card(
             lineage=card["lineage"],
             erased=gone,
-            scores=record["recovered" if forgetting else "relearned"],
+            scores=plain(result),
             training=card["training"],
             updates=self._updates_after(card, replayed=chosen.needs.history),
             model=asdict(federation.spec),
         )
         state = "trial" if s.trial else "in-service"
         self.commit(record, model, new_card, state=state, parent=base.id)
-        return record
 
     def _updates_after(self, card: Mapping[str, Any], *, replayed: bool) -> str | None:
         """Return the name of the stored updates that a changed version can be replayed from."""
@@ -233,57 +268,13 @@ class Work:
         federation.on_round = watch
         return usual
 
-    def _compare(
-        self, record: dict[str, Any], judge: Judge, federation: GridFederation, model: ArrayRecord
-    ) -> None:
-        s = self.settings
-        base = self.workspace.registry.load(str(self.row.base_version))[0]
-        card = self.workspace.registry.load(str(self.row.base_version))[1]
-        before = replace(judge, spec=ModelSpec.of_card(card["model"]))
-        for name, weights, by in (
-            ("original", from_numpy(base), before),
-            ("recovered", model, judge),
-        ):
-            measure = functools.partial(by.relearning, weights)
-            record[name]["relearning_curve"] = federation.journal.value(
-                f"relearning-{name}", measure
-            )
-        if s.compare != "retrain":
-            return
-        scores, cost, cached = self.retrained(replace(judge, spec=self.spec), federation)
-        record["retrained"] = scores
-        federation.costs["retrain"] = cost
-        record["retrain_cached"] = cached
+    def _retrained(self, federation: GridFederation) -> Yardstick:
+        """Return Retrained, without what this request and earlier ones forget."""
+        judge = Judge(
+            self.spec, self.data, federation.forget, tuple(federation.common["erased_classes"])
+        )
 
-    def retrained(
-        self, judge: Judge, federation: GridFederation
-    ) -> tuple[dict[str, Any], Cost, bool]:
-        """Return the scores and cost of a model that never saw the data; cached by its inputs."""
-        s = self.settings
-        without = {
-            key: value
-            for key, value in s.training().items()
-            if key not in ("scale", "distill-every", "distill-fraction", "keep-updates")
-            and not key.startswith("image-")
-        }
-        inputs = {
-            "training": without,
-            "model": asdict(self.spec),
-            "forget": asdict(federation.forget),
-            "erased": [federation.common["erased_classes"], federation.common["erased_clients"]],
-            "code": code("strategies.methods.retraining"),
-            # Two federations may share every setting, and a site's data may change.
-            "federation": self.row.federation,
-            "data": federation.class_counts(),
-        }
-        digest = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
-        path = self.workspace.home.cache / f"retrained-{digest}.safetensors"
-        cached = path.exists()
-        if cached:
-            arrays, note = unpack(path.read_bytes(), path)
-            cost, timeline = Cost(**note["cost"]), note.get("timeline", [])
-            self.listener.note("retraining was found in the cache")
-        else:
+        def train() -> tuple[ArrayRecord, GridFederation]:
             own = self.federation(
                 "retrain",
                 judge,
@@ -291,36 +282,41 @@ class Work:
                 forget=federation.forget,
                 erased=(federation.common["erased_classes"], federation.common["erased_clients"]),
             )
-            model = self.fedavg(own, "retrain", scale=0)
-            arrays, cost, timeline = to_numpy(model), own.costs["retrain"], own.notes
-            note = {"cost": vars(cost), "inputs": inputs, "timeline": timeline}
-            write_atomic(path, pack(arrays, note))
-        weights = from_numpy(arrays)
-        scores = judge.full(weights, federation)
-        scores["relearning_curve"] = federation.journal.value(
-            "relearning-retrained", lambda: judge.relearning(weights)
-        )
-        scores["timeline"] = timeline
-        return scores, cost, cached
+            return self.fedavg(own, "retrain", scale=0), own
+
+        inputs = inputs_of(self.settings, asdict(self.spec), federation, self.row.federation)
+        cache = self.workspace.home.cache
+        return retrained(judge, federation, cache, inputs, train, self.listener.note)
 
     def _trained_scores(
         self, root: VersionRow, judge: Judge, federation: GridFederation
-    ) -> dict[str, Any]:
+    ) -> ModelScores:
         """Return the first version's scores on this request's sets: what relearning aims at."""
         arrays, card = self.workspace.registry.load(root)
         return replace(judge, spec=ModelSpec.of_card(card["model"])).full(
             from_numpy(arrays), federation
         )
 
-    def _refuse(self, record: dict[str, Any]) -> None:
-        """Record a result that did not forget, without a version, and say so."""
-        reason = "; ".join(record["verdict"]["reasons"])
+    def _refuse(self, record: Record, verdict: Verdict) -> None:
+        """Record a result that does not enter service, without a version, and say why.
+
+        Raises:
+            VerificationFailed: Always.
+        """
+        forget = self.settings.forget
+        told = wording.reasons(verdict, forget.level, forget.clients)
+        missing = [wording.not_measured(m, forget.level) for m in verdict.missing]
+        failed = verdict.state == "failed"
+        told += [] if failed else [f"not measured: {text}" for text in missing]
+        reason = "; ".join(told)
+        head = "failed" if failed else "shows neither success nor failure"
         records.keep(self.workspace.home, record)
-        self.workspace.ledger.fail(self.row.id, f"{records.REFUSED}: {reason}", outcome(record))
+        self.workspace.ledger.fail(self.row.id, f"verification {head}: {reason}", outcome(record))
         self.publish()
+        remedy = "" if failed else f"; try {' or '.join(wording.remedies(verdict))}"
         raise VerificationFailed(
-            f"verification of {self.row.id} failed: {reason}. Version {record['base_version']} "
-            f"stays in service; report: {record['report']}"
+            f"verification of {self.row.id} {head}: {reason}. Version {record.base_version} "
+            f"stays in service; report: {record.report}{remedy}"
         )
 
     # -- shared ----------------------------------------------------------------------------------
@@ -394,88 +390,73 @@ class Work:
         return version_card(self.settings, self.spec, self.row, **values)
 
     def record(
-        self, kind: str, federation: GridFederation, *, method: str, lineage: str
-    ) -> dict[str, Any]:
-        """Return a request's record, to be filled."""
-        s, forget = self.settings, federation.forget
-        level = forget.level
-        return {
-            "format": 1,
-            "request": self.row.id,
-            "kind": kind,
-            "method": method,
-            "chosen": None,
-            "engine": s.engine,
-            "seed": s.seed,
-            "created": self.row.created.isoformat(),
-            "command": command(s if kind == "train" else replace(s, method=method), kind),
-            "asked_by": self.row.asked_by,
-            "why": self.row.why,
-            "forget": None
-            if level == "none"
-            else {"level": level, "classes": list(forget.classes), "clients": list(forget.clients)},
-            "erased_before": list(federation.common["erased_classes"]),
-            "model_version": None,
-            "base_version": self.row.base_version,
-            "lineage": lineage,
-            "dataset": s.dataset,
-            "partition": s.partition,
-            "model": self.spec.name,
-            "num_clients": s.num_clients,
-            "num_classes": self.spec.num_classes,
-            "settings": s.plain(),
-            "original": None,
-            "retrained": None,
-            "channels": None,
-            "model_bytes": None,
-            "unlearned": None,
-            "recovered": None,
-            "relearned": None,
-            "hardware": hardware(),
-            "commit": commit(),
-            "report": str(self.workspace.home.reports / f"{self.row.id}.html"),
-        }
+        self,
+        federation: GridFederation,
+        method: str,
+        lineage: str,
+        kept: History | None,
+        *,
+        training: Cost | None,
+        yardstick: Yardstick | None = None,
+        **measured: Any,
+    ) -> Record:
+        """Compose the request's record of its facts, its costs and what was measured.
 
-    def fill(
-        self, record: dict[str, Any], federation: GridFederation, kept: History | None
-    ) -> None:
-        """Put costs, timeline, storage and speed-up into a record."""
-        costs = federation.costs
-        record["seconds"] = {p: costs[p].seconds for p in records.PHASES if p in costs}
-        record["seconds_measuring"] = {
-            p: c.seconds for p, c in costs.items() if p not in records.PHASES
-        }
-        for key in ("rounds", "samples", "client_seconds"):
-            record[key] = {p: getattr(costs[p], key) for p in records.PHASES if p in costs}
-        record["bytes"] = {p: {"up": c.up, "down": c.down} for p, c in costs.items()}
-        record["timeline"] = [n for n in federation.notes if "per_class_accuracy" in n]
-        ascents = [n for n in record["timeline"] if n["phase"] == "unlearn"]
-        if record["kind"] == "forget" and ascents:
-            first = ascents[-1] if len(ascents) == 1 else _before_recovery(record["timeline"])
-            record["unlearned"] = {
-                key: first[key]
-                for key in ("forget_accuracy", "retain_accuracy", "loss", "per_class_accuracy")
-            }
-        training = costs.get("train")
-        if training is None and record["base_version"]:
-            card = self.workspace.ledger.version(record["base_version"]).card
-            if "train" in card["training"]:
-                training = Cost(**card["training"]["train"])
-        record["distillation"] = (
-            None
-            if training is None or not training.client_seconds
-            else {
-                "client_seconds_share": training.distill_seconds / training.client_seconds,
-                "seconds": training.distill_seconds,
-            }
+        Args:
+            federation: The request's own, after its last round.
+            method: The method's name.
+            lineage: The training whose synthetic sets are used.
+            kept: Updates stored in training.
+            training: What training cost; None where that is not known, or it is this request.
+            yardstick: Retrained.
+            measured: Further fields of `Record`.
+        """
+        s, row, forget = self.settings, self.row, federation.forget
+        spent = dict(federation.costs)
+        if yardstick is not None:
+            spent["retrain"] = yardstick.cost
+        training = spent.get("train", training)
+        rounds = costs.timeline(federation.notes)
+        needs = METHODS[method].needs if method in METHODS else None
+        return Record(
+            **vars(costs.measured(spent)),
+            request=row.id,
+            kind=row.kind,
+            method=method,
+            engine=s.engine,
+            seed=s.seed,
+            created=row.created.isoformat(),
+            command=command(s if row.kind == "train" else replace(s, method=method), row.kind),
+            asked_by=row.asked_by,
+            why=row.why,
+            forget=None
+            if forget.level == "none"
+            else Target(forget.level, forget.classes, forget.clients),
+            erased_before=tuple(federation.common["erased_classes"]),
+            base_version=row.base_version,
+            lineage=lineage,
+            dataset=s.dataset,
+            partition=s.partition,
+            model=self.spec.name,
+            num_clients=s.num_clients,
+            num_classes=self.spec.num_classes,
+            settings=s.plain(),
+            retrained=None if yardstick is None else yardstick.scores,
+            retrain_cached=None if yardstick is None else yardstick.cached,
+            unlearned=costs.after_unlearning(rounds) if row.kind == "forget" else None,
+            timeline=rounds,
+            distillation=costs.distillation(training),
+            storage=Storage(
+                updates=0 if kept is None else kept.num_bytes,
+                updates_seconds=None if training is None else training.keep_seconds,
+                synthetic=self._synthetic_bytes(federation, lineage),
+            ),
+            speed_up=costs.against_retraining(spent, training, needs),
+            hardware=hardware(),
+            commit=commit(),
+            report=str(self.workspace.home.reports / f"{row.id}.html"),
+            **measured,
         )
-        record["storage"] = {
-            "updates": 0 if kept is None else kept.num_bytes,
-            "updates_seconds": None if training is None else training.keep_seconds,
-            "synthetic": self._synthetic_bytes(federation, record["lineage"]),
-        }
-        kind = METHODS.get(record["method"])
-        record["speed_up"] = speed_up(record, training, None if kind is None else kind.needs)
 
     def _synthetic_bytes(self, federation: GridFederation, lineage: str) -> int | None:
         """Return what the simulated clients' synthetic sets take; None where clients are real."""
@@ -486,7 +467,7 @@ class Work:
 
     def commit(
         self,
-        record: dict[str, Any],
+        record: Record,
         model: ArrayRecord,
         card: dict[str, Any],
         *,
@@ -494,8 +475,9 @@ class Work:
         parent: str | None,
     ) -> None:
         """Enter the version and finish the request, in one transaction."""
-        records.keep(self.workspace.home, record)  # first: a stop after the transaction finds it
-        version = self.workspace.registry.commit(
+        # First: a stop after the transaction finds it.
+        records.keep(self.workspace.home, replace(record, in_service=state == "in-service"))
+        self.workspace.registry.commit(
             self.row.id,
             to_numpy(model),
             card,
@@ -504,11 +486,14 @@ class Work:
             state=state,
             outcome=outcome(record),
         )
-        record["model_version"] = version.id
 
-    def publish(self) -> None:
+    def publish(self) -> Record:
         """Write the record and its report, and tidy up what a resume would have needed."""
-        records.publish(self.workspace.home, self.workspace.ledger.request(self.row.id))
+        row = self.workspace.ledger.request(self.row.id)
+        record = records.publish(self.workspace.home, row)
+        if record is None:
+            raise EffaceError(f"request {row.id} must have a record, got none: it is {row.state}")
+        return record
 
 
 def initial_weights(spec: ModelSpec, seed: int) -> ArrayRecord:
@@ -531,53 +516,14 @@ def version_card(
     }
 
 
-def outcome(record: Mapping[str, Any]) -> Outcome:
+def outcome(record: Record) -> Outcome:
     """Return what the ledger keeps of a record."""
-    after = record["relearned"] or record["recovered"] or record["original"]
     return Outcome(
-        seconds=record.get("seconds", {}),
-        bytes=record.get("bytes", {}),
-        before=record["original"],
-        after=after,
+        seconds=plain(record.seconds),
+        bytes=plain(record.bytes),
+        before=plain(record.original),
+        after=plain(record.result),
     )
-
-
-def speed_up(
-    record: Mapping[str, Any], training: Cost | None, needs: Needs | None
-) -> dict[str, Any] | None:
-    """Return how much shorter a request was than retraining, alone and amortised.
-
-        amortised(q) = q * T_retrain / (T_overhead + q * T_request)
-
-    T_request is scoring, unlearning and recovery; T_overhead what the method needs of training
-    added to it: distillation, or keeping updates.
-    """
-    seconds = record["seconds"]
-    request = sum(seconds.get(phase, 0.0) for phase in ("score", "unlearn", "recover"))
-    if "retrain" not in seconds or request <= 0:
-        return None
-    overhead = 0.0
-    if training is not None and training.client_seconds > 0 and needs is not None:
-        if needs.synthetic_data:
-            overhead += training.seconds * training.distill_seconds / training.client_seconds
-        if needs.history:
-            overhead += training.keep_seconds
-    full = seconds["retrain"]
-    return {
-        "request": full / request,
-        "amortised": {str(q): q * full / (overhead + q * request) for q in (1, 10, 100)},
-        "overhead_seconds": overhead,
-    }
-
-
-def _before_recovery(timeline: list[dict[str, Any]]) -> dict[str, Any]:
-    chosen = next(n for n in timeline if n["phase"] == "unlearn")
-    for note in timeline:
-        if note["phase"] == "recover":
-            break
-        if note["phase"] == "unlearn":
-            chosen = note
-    return chosen
 
 
 def _minus(erased: Mapping[str, Any], forget: ForgetSpec) -> dict[str, list[Any]]:

@@ -13,6 +13,7 @@ from client.data.datasets import DataSet
 from client.errors import BadSetting, EffaceError
 from client.learning.models import ModelSpec, build
 from client.wire import ForgetSpec
+from server.evidence.record import Record
 from server.nodes.grid import Interrupted, NamedGrid
 from server.provenance import hardware
 from server.requests import planning
@@ -266,11 +267,12 @@ class Service(Workspace):
 
     # ---- work ----------------------------------------------------------------------------------
 
-    def execute(self, request_id: str, grid: NamedGrid, listener: Listener) -> dict[str, Any]:
+    def execute(self, request_id: str, grid: NamedGrid, listener: Listener) -> Record:
         """Run a request that was written down and return its record.
 
         Raises:
-            VerificationFailed: If the result did not forget.
+            VerificationFailed: If the result did not forget, or is not shown to have forgotten and
+                the request does not accept that.
             Unpublished: If all was done but the report.
             EffaceError: If the request cannot be carried out; it is then `failed`.
             KeyboardInterrupt, Interrupted, Unsettled: If it was stopped; it is then `interrupted`.
