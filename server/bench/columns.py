@@ -109,12 +109,10 @@ def total_variation(method: Sequence[float], retrained: Sequence[float]) -> floa
 
 
 def speed_ups(retrain: float, request: float, overhead: float) -> dict[str, float]:
-    """Return how much shorter a request is than retraining: alone, and amortised.
-
-    amortised(q) = q * T_retrain / (T_overhead + q * T_request)
-    """
-    found = {"speed_up": retrain / request}
-    return found | {f"speed_up_{q}": q * retrain / (overhead + q * request) for q in AMORTISED}
+    """Return the columns of a speed-up (`server.evidence.costs.speed_up`)."""
+    found = speed_up(retrain, request, overhead)
+    amortised = {f"speed_up_{count}": factor for count, factor in found.amortised.items()}
+    return {"speed_up": retrain / request, **amortised}
 
 
 def spread(groups: Iterable[Sequence[float]]) -> float | None:

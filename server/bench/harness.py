@@ -23,6 +23,7 @@ from server.bench import plots, table
 from server.bench.cells import Bench, Task, tasks
 from server.bench.columns import Row, rows
 from server.bench.recipe import Cell
+from server.evidence.costs import overhead
 from server.nodes.grid import Interrupted
 from server.storage.home import write_atomic
 from strategies.table import METHODS

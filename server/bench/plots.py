@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from server.bench.columns import COLUMNS, Row
-from server.evidence.phases import OF_THE_REQUEST
 from server.bench.recipe import Level, Recipe, slug
 from server.bench.table import by_class
+from server.evidence.phases import OF_THE_REQUEST
 
 _STYLE: Final[Any] = {
     "font.size": 9,

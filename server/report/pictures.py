@@ -44,7 +44,14 @@ def curves_of(record: Record) -> list[Curve]:
     for label, role, numbers in models:
         curve = None if numbers is None else numbers.relearning_curve
         if curve is not None and curve.steps and len(curve.steps) == len(curve.forget_accuracy):
-            curves.append(Curve(label, role, curve.steps, [nan if a is None else a for a in curve.forget_accuracy]))
+            curves.append(
+                Curve(
+                    label,
+                    role,
+                    curve.steps,
+                    [nan if a is None else a for a in curve.forget_accuracy],
+                )
+            )
     return curves
 
 

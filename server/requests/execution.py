@@ -310,7 +310,7 @@ class Work:
         told += [] if failed else [f"not measured: {text}" for text in missing]
         reason = "; ".join(told)
         head = "failed" if failed else "shows neither success nor failure"
-        records.keep(self.workspace.home, record)
+        records.keep(self.workspace.home, replace(record, in_service=False))
         self.workspace.ledger.fail(self.row.id, f"verification {head}: {reason}", outcome(record))
         self.publish()
         remedy = "" if failed else f"; try {' or '.join(wording.remedies(verdict))}"

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from server.evidence.record import to_json
 from server.nodes.engines import superlink
 from server.requests.intake import Service
 from server.runner import run
@@ -54,7 +55,7 @@ def train(home: Path, engine: str) -> None:
 
 def forget(home: Path, engine: str, **more: Any) -> dict[str, Any]:
     told = {**JOB, **(more or FORGET), "home": str(home), "engine": engine}
-    return run(RunSettings(mode="forget", **told).check(), Silent())
+    return to_json(run(RunSettings(mode="forget", **told).check(), Silent()))
 
 
 @pytest.fixture(scope="module")

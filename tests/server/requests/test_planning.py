@@ -15,6 +15,7 @@ import torch
 
 from client.errors import BadSetting
 from client.learning.models import ModelSpec
+from server.evidence.record import to_json
 from server.nodes.federation import Cost, Round
 from server.requests import planning
 from server.requests.intake import AlreadyDone, Service
@@ -461,6 +462,7 @@ JOB: dict[str, Any] = {
     "evaluate_every": 0,
     "max_forget_accuracy": 100.0,
     "max_relearning_gap": 100.0,
+    "accept": "not-shown",
     "server_samples": "test:100",
 }
 
@@ -519,7 +521,7 @@ def test_a_request_costs_no_more_than_planned(
     target = {"forget_classes": "3"} if level == "class" else {"forget_clients": "client-1"}
     asked = told(home, method=name, trial=True, **target)
     plan = service(home).plan(asked)
-    record = run(asked, Silent())
+    record = to_json(run(asked, Silent()))
 
     limits: dict[str, dict[str, float]] = {}
     for phase in plan["phases"]:
@@ -542,7 +544,7 @@ def test_a_request_costs_no_more_than_planned(
 def test_retraining_is_planned_to_the_byte_and_the_image(home: Path) -> None:
     asked = told(home, method="retraining", forget_clients="client-1", trial=True)
     (plan,) = service(home).plan(asked)["phases"]
-    record = run(asked, Silent())
+    record = to_json(run(asked, Silent()))
     assert record["rounds"]["unlearn"] == plan["rounds"]
     assert record["samples"]["unlearn"] == plan["samples"]
     # Settings are a few letters longer or shorter than in training.
@@ -589,7 +591,7 @@ def test_the_chosen_methods_name_is_in_the_ledger_and_the_record(
 ) -> None:
     prefer(monkeypatch, "fisher")
     listener = Silent()
-    record = run(told(home, method="auto", forget_classes="3"), listener)
+    record = to_json(run(told(home, method="auto", forget_classes="3"), listener))
     assert service(home).ledger.request("r0002").method == record["method"] == "fisher"
     assert record["chosen"]["method"] == "fisher"
     assert "s2u" in record["chosen"]["refused"]
@@ -597,7 +599,7 @@ def test_the_chosen_methods_name_is_in_the_ledger_and_the_record(
     assert any(note.startswith("method fisher was chosen: it takes") for note in listener.notes)
     # What was forgotten comes back the same way.
     prefer(monkeypatch, "retraining")
-    back = run(told(home, "relearn", method="auto", forget_classes="3"), Silent())
+    back = to_json(run(told(home, "relearn", method="auto", forget_classes="3"), Silent()))
     assert (back["method"], back["chosen"]["why"]) == (
         "fisher",
         "class 3 was forgotten by it in r0002",
@@ -619,7 +621,7 @@ def test_a_stopped_request_goes_on_with_the_method_that_was_chosen_for_it(
     plan = service(home).plan(asked)
     assert (plan["takes_up"], plan["method"]) == ("r0002", "federaser")
     assert plan["chosen"]["method"] == "federaser"
-    record = run(asked, Silent())
+    record = to_json(run(asked, Silent()))
     assert (record["request"], record["method"]) == ("r0002", "federaser")
     assert record["chosen"]["method"] == "federaser"
 
