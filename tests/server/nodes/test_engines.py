@@ -31,6 +31,7 @@ FORGET = {
     "method": "quickdrop",
     "forget_classes": "3",
     "max_forget_accuracy": 100.0,
+    "accept": "not-shown",
     "method_options": "threshold=100,recover-rounds=1",
 }
 # Of other methods, on v0001 and without a trace of them in service.
