@@ -22,10 +22,10 @@ from server.nodes.federation import Cost, Round
 from server.nodes.grid import LOCAL_POLL_SECONDS, REMOTE_POLL_SECONDS, Interrupted, NamedGrid
 from server.report.write import write_report
 from server.requests import records
-from server.requests.data import server_data
 from server.requests.execution import VerificationFailed
 from server.requests.intake import Service
 from server.requests.progress import EventFile, Listener, Listeners
+from server.requests.resolved import ResolvedRequest
 from server.settings import RunSettings, essence, parse
 from server.storage.home import Home, write_json
 from server.storage.ledger import RequestRow
@@ -58,25 +58,21 @@ def run(settings: RunSettings, listener: Listener) -> Record:
     with home.lock(LOCK_SECONDS):
         service = Service.open(home)
         service.ledger.interrupt_running("the process that ran it ended without a word")
-        row = service.prepare(settings)
-        stored = parse(row.settings)
+        request = service.prepare(settings)
         if settings.engine == "inline":
-            return _inline(service, row, settings, stored, listener)
+            return _inline(service, request, settings, listener)
     if settings.engine == "ray":
-        return _ray(home, row, settings, stored, listener)
-    return _superlink(home, row, settings, listener)
+        return _ray(home, request, settings, listener)
+    return _superlink(home, request.row, settings, listener)
 
 
 def _inline(
-    service: Service,
-    row: RequestRow,
-    settings: RunSettings,
-    stored: RunSettings,
-    listener: Listener,
+    service: Service, request: ResolvedRequest, settings: RunSettings, listener: Listener
 ) -> Record:
     from client.app import app
     from server.nodes.engines.inline import InlineGrid
 
+    stored = request.settings
     node: dict[str, bool | float | int | str] = {}
     directory = settings.data_dir or stored.data_dir
     if directory:
@@ -84,21 +80,15 @@ def _inline(
     os.environ["EFFACE_STORE"] = str(service.home.clients)
     with InlineGrid(app, stored.num_clients, node_config=node) as inner:
         grid = NamedGrid(inner, settings.round_timeout, LOCAL_POLL_SECONDS)
-        return service.execute(row.id, grid, _with_events(service.home, row, listener))
+        return service.execute(request, grid, _with_events(service.home, request.row, listener))
 
 
-def _ray(
-    home: Home,
-    row: RequestRow,
-    settings: RunSettings,
-    stored: RunSettings,
-    listener: Listener,
-) -> Record:
+def _ray(home: Home, request: ResolvedRequest, settings: RunSettings, listener: Listener) -> Record:
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     from client.app import app
     from server.nodes.engines.ray import run_on_ray
 
-    stop = threading.Event()
+    stored, stop = request.settings, threading.Event()
     found: list[Record] = []
 
     def work(grid: Grid) -> None:
@@ -106,8 +96,9 @@ def _ray(
         with home.lock(LOCK_SECONDS):
             service = Service.open(home)
             named = NamedGrid(grid, settings.round_timeout, LOCAL_POLL_SECONDS, stop=stop)
-            name_nodes(named, service, row.id)
-            found.append(service.execute(row.id, named, _with_events(home, row, listener)))
+            name_nodes(named, service, request)
+            told = _with_events(home, request.row, listener)
+            found.append(service.execute(request, named, told))
 
     environment = {"EFFACE_STORE": str(home.clients)}
     directory = settings.data_dir or stored.data_dir or os.environ.get("EFFACE_DATA_DIR", "")
@@ -190,30 +181,29 @@ def serve(grid: Grid, config: dict[str, Any]) -> Record:
     with home.lock(LOCK_SECONDS):
         service = Service.open(home)
         service.ledger.interrupt_running("the process that ran it ended without a word")
-        row = service.prepare(settings)
+        request = service.prepare(settings)
         named = NamedGrid(grid, settings.round_timeout, REMOTE_POLL_SECONDS)
-        name_nodes(named, service, row.id)
-        return service.execute(row.id, named, _with_events(home, row, LogListener()))
+        name_nodes(named, service, request)
+        return service.execute(request, named, _with_events(home, request.row, LogListener()))
 
 
-def name_nodes(grid: NamedGrid, service: Service, request: str) -> None:
+def name_nodes(grid: NamedGrid, service: Service, request: ResolvedRequest) -> None:
     """Give nodes a name where the platform has none: simulated ones by their partition.
 
     A node that is neither named nor simulated is called by its number.
     """
-    row = service.ledger.request(request)
-    settings = parse(row.settings)
-    grid.wait_for(settings.num_clients, settings.join_timeout, without=service.absent(row))
+    settings = request.settings
+    absent = service.absent(request.row)
+    grid.wait_for(settings.num_clients, settings.join_timeout, without=absent)
     if all(node.name for node in grid.get_nodes()):
         return
-    spec = settings.model_spec(server_data(settings))
     told = Describe(
         client="unnamed",
         fingerprint=wire.fingerprint(),
-        request=request,
-        lineage=request,
+        request=request.id,
+        lineage=request.id,
         phase="names",
-        **settings.common(spec),
+        **settings.common(request.spec),
     ).check()
     content = RecordDict({"arrays": ArrayRecord(), "config": told.config()})
     unnamed = [node.node_id for node in grid.get_nodes() if not node.name]

@@ -36,8 +36,8 @@ from server.evidence.record import Record, Target, to_json
 from server.nodes.federation import Round, from_numpy, to_numpy
 from server.nodes.grid import Interrupted
 from server.provenance import commit, hardware
+from server.requests.context import initial_weights, version_card
 from server.requests.data import own_samples, server_data
-from server.requests.execution import initial_weights, version_card
 from server.requests.intake import Service
 from server.runner import run
 from server.settings import RunSettings, federation_name
@@ -382,9 +382,9 @@ def retrained_weights(home: Path, forget: ForgetSpec, settings: RunSettings) -> 
 def _enter_untrained(settings: RunSettings, home: Path) -> None:
     """Put the seed's initial weights in service: retraining starts from them, whatever was."""
     service = Service.open(Home(home))
-    row = service.prepare(settings)
+    request = service.prepare(settings)
+    row, spec = request.row, request.spec
     service.ledger.start(row.id)
-    spec = settings.model_spec(server_data(settings))
     card = version_card(
         settings.rooted(),
         spec,

@@ -11,14 +11,14 @@ from server.bench import membership
 from server.evidence import costs, measures
 from server.nodes import federation, grid
 from server.nodes.engines import inline
+from server.requests import context, data, execution, intake, resolved, workspace, yardstick
 from server.requests import costs as spent
-from server.requests import data, execution, intake, workspace, yardstick
 from server.storage import history, journal, registry
 
 # What of the coordinator makes, times and judges a result, with the defaults of its settings.
 _COORDINATOR: Final = (
     *(workspace, federation, grid, history, inline, journal, registry, runner, intake, settings),
-    *(execution, data, measures, membership, costs, spent, yardstick),
+    *(context, execution, data, resolved, measures, membership, costs, spent, yardstick),
 )
 
 

@@ -21,8 +21,9 @@ from server.evidence.record import to_json
 from server.nodes.engines.inline import InlineGrid
 from server.nodes.federation import Round
 from server.nodes.grid import ClientsMissing, NamedGrid
+from server.requests.context import initial_weights
 from server.requests.data import server_data
-from server.requests.execution import Unsettled, VerificationFailed, initial_weights
+from server.requests.execution import Unsettled, VerificationFailed
 from server.requests.intake import AlreadyDone, Service, Unpublished
 from server.runner import run
 from server.settings import RunSettings, federation_name, parse
@@ -115,10 +116,10 @@ def ask_with(
     """Run a request on clients of the test's own making."""
     service = Service.open(Home(home))
     monkeypatch.setenv("EFFACE_STORE", str(service.home.clients))
-    row = service.prepare(told)
+    request = service.prepare(told)
     with InlineGrid(client, JOB["num_clients"]) as inner:
         return to_json(
-            service.execute(row.id, NamedGrid(inner, 60.0, 0.005), listener or Watching())
+            service.execute(request, NamedGrid(inner, 60.0, 0.005), listener or Watching())
         )
 
 
@@ -904,11 +905,11 @@ def without(home: Path, gone: str, monkeypatch: pytest.MonkeyPatch, **told: Any)
     """Run a request while one client is not online."""
     service = Service.open(Home(home))
     monkeypatch.setenv("EFFACE_STORE", str(service.home.clients))
-    row = service.prepare(settings(home, "forget", join_timeout=0.05, **told))
+    request = service.prepare(settings(home, "forget", join_timeout=0.05, **told))
     with InlineGrid(app, JOB["num_clients"]) as inner:
         everybody = inner.get_nodes()
         monkeypatch.setattr(inner, "get_nodes", lambda: [n for n in everybody if n.name != gone])
-        return to_json(service.execute(row.id, NamedGrid(inner, 60.0, 0.005), Watching()))
+        return to_json(service.execute(request, NamedGrid(inner, 60.0, 0.005), Watching()))
 
 
 @pytest.mark.parametrize("method", ["retraining", "federaser"])
