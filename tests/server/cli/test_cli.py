@@ -1061,9 +1061,14 @@ def test_a_result_that_did_not_forget_has_exit_code_3_and_no_version(trained: Ef
 
 
 def test_a_result_that_creeps_back_has_exit_code_3_and_a_report(trained: Efface) -> None:
-    done = trained("forget", "--class", "0", "--set", "unlearn-lr=0.000001", "--json")
+    # The guard rolls recovery back and gives up: no step is large enough to forget.
+    options = ("unlearn-lr=1e-9", "unlearn-epochs=1", "recover-epochs=1")
+    words = [word for option in options for word in ("--set", option)]
+
+    done = trained("forget", "--class", "0", "--method", "quickdrop", *words, "--json")
 
     assert done.exit_code == NOT_VERIFIED
+    assert "recovery brought the forget set back" in done.stderr
     assert "Version v0001 stays in service" in done.stderr
     assert trained.request_states() == ["done", "failed"]
     assert (trained.home / "reports" / "r0002.html").is_file()
