@@ -24,6 +24,7 @@ from server.nodes.federation import Cost, GridFederation, Round, from_numpy
 from server.requests import records
 from server.requests.context import Work, outcome
 from server.requests.yardstick import Yardstick, inputs_of, relearning, retrained
+from server.settings import RunSettings
 from server.storage.history import History
 from server.storage.ledger import VersionRow
 from strategies.parts import guard
@@ -158,9 +159,7 @@ def _change(work: Work) -> None:
             method=row.method,
             crept_back=crept_back,
         )
-        refused = crept_back is not None or not (
-            s.trial or verdict.state == "passed" or verdict.state == s.accept
-        )
+        refused = crept_back is not None or not _admitted(verdict, s)
         record = compose(
             yardstick=yardstick,
             original=original,
@@ -175,13 +174,7 @@ def _change(work: Work) -> None:
         trained = _trained_scores(work, root, after, federation)
         record = compose(original=original, relearned=result, trained=trained)
     if not s.trial:
-        destroy = s.destroy or forget.level == "client"
-        try:
-            federation.settle(row.kind, destroy=destroy)
-        except ClientLost as error:
-            # Synthetic sets may be destroyed already: a new request would find nothing to climb
-            # on, while this one has its result.
-            raise Unsettled(f"{error}; the same command goes on from here") from error
+        _settle(federation, row.kind, destroy=s.destroy or forget.level == "client")
     gone = _plus(earlier, forget) if forgetting else earlier
     new_card = work.card(
         lineage=card["lineage"],
@@ -193,6 +186,24 @@ def _change(work: Work) -> None:
     )
     state = "trial" if s.trial else "in-service"
     work.commit(record, model, new_card, state=state, parent=base.row.id)
+
+
+def _admitted(verdict: Verdict, settings: RunSettings) -> bool:
+    """Return whether a version may be kept: a trial always, others by what the request accepts."""
+    return settings.trial or verdict.state in ("passed", settings.accept)
+
+
+def _settle(federation: GridFederation, action: str, *, destroy: bool) -> None:
+    """Have every node make the request last.
+
+    Raises:
+        Unsettled: If one did not. Synthetic sets may be destroyed already: a new request would find
+            nothing to climb on, while this one has its result.
+    """
+    try:
+        federation.settle(action, destroy=destroy)
+    except ClientLost as error:
+        raise Unsettled(f"{error}; the same command goes on from here") from error
 
 
 def _updates_after(work: Work, card: Mapping[str, Any], *, replayed: bool) -> str | None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import pkgutil
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -643,6 +644,31 @@ def test_a_trial_is_kept_whatever_its_verdict(trained: Path) -> None:
     record = forget(trained, trial=True, **told)
     assert (record["verdict"]["state"], record["in_service"]) == ("failed", False)
     assert versions(trained) == [("v0001", "in-service"), ("v0002", "trial")]
+
+
+def test_a_request_is_parsed_opened_and_read_once(
+    trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def counted(name: str, place: str) -> None:
+        real = pkgutil.resolve_name(place)
+
+        def count(*told: Any, **more: Any) -> Any:
+            seen.append(name)
+            return real(*told, **more)
+
+        monkeypatch.setattr(place, count)
+
+    counted("parse", "server.requests.resolved.parse")
+    counted("parse", "server.runner.parse")
+    counted("data", "server.requests.intake.server_data")
+    counted("data", "server.requests.resolved.server_data")
+    counted("weights", "server.storage.registry.Registry.load")
+
+    forget(trained, compare="retrain")
+    # What intake checked is what is carried out: its settings are not parsed a second time.
+    assert seen == ["data", "weights"]
 
 
 def test_retraining_is_its_own_yardstick(trained: Path) -> None:
