@@ -22,7 +22,6 @@ from server.evidence.record import Record, Target
 
 if TYPE_CHECKING:  # it brings torch and Flower along
     from server.nodes.federation import Round
-    from server.requests.progress import Listener
 
 MODELS: Final = ("original", "retrained", "unlearned", "recovered", "relearned")
 # The request's own first, then what it is compared with.
@@ -81,7 +80,7 @@ class Bars:
 
 
 @contextmanager
-def watching(console: Console) -> Iterator["Listener"]:
+def watching(console: Console) -> Iterator[PlainLines | Bars]:
     """Give a listener that shows progress on `console`, as bars where it is a terminal."""
     if not console.is_terminal:
         yield PlainLines(console)
