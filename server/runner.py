@@ -22,7 +22,7 @@ from server.nodes.federation import Cost, Round
 from server.nodes.grid import LOCAL_POLL_SECONDS, REMOTE_POLL_SECONDS, Interrupted, NamedGrid
 from server.report.write import write_report
 from server.requests import records
-from server.requests.execution import VerificationFailed
+from server.requests.execution import refusal
 from server.requests.intake import Service
 from server.requests.progress import EventFile, Listener, Listeners
 from server.requests.resolved import ResolvedRequest
@@ -156,9 +156,10 @@ def _after_failure(home: Home, request: str, error: EffaceError) -> Record:
     if row.state == "done":
         return _record(home, row)
     if row.state == "failed" and row.reason:
-        refused = records.read(home, row) is not None  # no other failure has a record
-        kind = VerificationFailed if refused else EffaceError
-        raise kind(row.reason) from error
+        record = records.read(home, row)  # no failure but a refusal has one
+        raise (
+            EffaceError(row.reason) if record is None else refusal(record, row.reason)
+        ) from error
     raise error
 
 

@@ -76,6 +76,15 @@ def not_measured(missing: Missing, level: str) -> str:
     return f"{what}: the coordinator has too few test images of what was to be forgotten"
 
 
+def refusal(verdict: Verdict, level: str, clients: Sequence[str] = ()) -> str:
+    """Return in one line why a result may not enter service: what the ledger keeps."""
+    told = reasons(verdict, level, clients)
+    if verdict.state == "failed":
+        return f"verification failed: {'; '.join(told)}"
+    told += [f"not measured: {not_measured(missing, level)}" for missing in verdict.missing]
+    return f"verification shows neither success nor failure: {'; '.join(told)}"
+
+
 def remedies(verdict: Verdict) -> list[str]:
     """Return the options that would measure what is missing, or accept it as it is."""
     return [*dict.fromkeys(m.remedy for m in verdict.missing if m.remedy), ACCEPT]

@@ -283,22 +283,23 @@ def _refuse(work: Work, record: Record, verdict: Verdict) -> None:
         VerificationFailed: Always.
     """
     forget = work.request.settings.forget
-    told = wording.reasons(verdict, forget.level, forget.clients)
-    missing = [wording.not_measured(m, forget.level) for m in verdict.missing]
-    failed = verdict.state == "failed"
-    told += [] if failed else [f"not measured: {text}" for text in missing]
-    reason = "; ".join(told)
-    head = "failed" if failed else "shows neither success nor failure"
+    reason = wording.refusal(verdict, forget.level, forget.clients)
     records.keep(work.workspace.home, replace(record, in_service=False))
-    work.workspace.ledger.fail(
-        work.request.row.id, f"verification {head}: {reason}", outcome(record)
-    )
-    work.publish()
-    remedy = "" if failed else f"; try {' or '.join(wording.remedies(verdict))}"
-    raise VerificationFailed(
-        f"verification of {work.request.row.id} {head}: {reason}. Version {record.base_version} "
-        f"stays in service; report: {record.report}{remedy}"
-    )
+    work.workspace.ledger.fail(record.request or "", reason, outcome(record))
+    raise refusal(work.publish(), reason)
+
+
+def refusal(record: Record, reason: str) -> VerificationFailed:
+    """Return the error that says why a result was turned away, what serves, and what can be done.
+
+    Args:
+        record: Of the request.
+        reason: The ledger's.
+    """
+    text = f"{reason}. Version {record.base_version} stays in service; report: {record.report}"
+    if record.verdict is not None and record.verdict.state == "not-shown":
+        text += f"; try {' or '.join(wording.remedies(record.verdict))}"
+    return VerificationFailed(f"{record.request}: {text}")
 
 
 def _minus(erased: Mapping[str, Any], forget: ForgetSpec) -> dict[str, list[Any]]:

@@ -26,7 +26,7 @@ from server.requests.context import initial_weights
 from server.requests.data import server_data
 from server.requests.execution import Unsettled, VerificationFailed
 from server.requests.intake import AlreadyDone, Service, Unpublished
-from server.runner import run
+from server.runner import _after_failure, run
 from server.settings import RunSettings, federation_name, parse
 from server.storage.history import History
 from server.storage.home import Home
@@ -629,6 +629,9 @@ def test_what_is_not_shown_does_not_enter_service_unless_that_is_accepted(traine
     assert (refused["verdict"]["state"], refused["model_version"]) == ("not-shown", None)
     assert (refused["in_service"], refused["refused"]) == (False, True)
     assert "not measured: relearning curve" in requests_reason(trained, "r0002")
+    # A SuperLink's run fails with it: whoever started that is told the same.
+    with pytest.raises(VerificationFailed, match=f"v0001 stays in service.*{remedies}"):
+        _after_failure(Home(trained), "r0002", EffaceError("the run failed"))
 
     assert forget(trained, accept="not-shown")["in_service"] is True
     assert versions(trained)[1] == ("v0002", "in-service")
