@@ -607,7 +607,7 @@ def test_the_chosen_methods_name_is_in_the_ledger_and_the_record(
 
 
 def test_a_method_that_was_named_leaves_nothing_to_choose(home: Path) -> None:
-    assert run(told(home, method="fisher", forget_classes="3"), Silent())["chosen"] is None
+    assert run(told(home, method="fisher", forget_classes="3"), Silent()).chosen is None
 
 
 def test_a_stopped_request_goes_on_with_the_method_that_was_chosen_for_it(
