@@ -326,7 +326,7 @@ def test_its_record_is_complete_and_counts_what_crossed_the_wire(
     assert [record[key] for key in facts] == ["r0002", "forget", name, "v0001", "v0002", told]
     scores_of(record["original"])
     scores_of(record["recovered"])
-    # Nothing is compared with; of a class, a limit of 100 % leaves nothing to show. Retraining is its
+    # Nothing is compared; of a class, a limit of 100 % leaves nothing to show. Retraining is its
     # own yardstick.
     shown = (name, level) == ("retraining", "client")
     assert record["verdict"]["state"] == ("passed" if shown else "not-shown")
