@@ -16,6 +16,7 @@ from flwr.serverapp import Grid
 from client import wire
 from client.errors import EffaceError
 from client.steps.measuring import Describe
+from server.evidence.record import Costs, Record, to_json
 from server.nodes.engines import superlink
 from server.nodes.federation import Cost, Round
 from server.nodes.grid import LOCAL_POLL_SECONDS, REMOTE_POLL_SECONDS, Interrupted, NamedGrid
@@ -23,9 +24,10 @@ from server.report.write import write_report
 from server.requests import records
 from server.requests.classes import class_number
 from server.requests.data import server_data
-from server.requests.execution import VerificationFailed
+from server.requests.execution import refusal
 from server.requests.intake import Service
 from server.requests.progress import EventFile, Listener, Listeners
+from server.requests.resolved import ResolvedRequest
 from server.settings import RunSettings, essence, parse
 from server.storage.home import Home, write_json
 from server.storage.ledger import RequestRow
@@ -45,7 +47,7 @@ def open_home(path: str) -> Home:
     return Home(path or None)
 
 
-def run(settings: RunSettings, listener: Listener) -> dict[str, Any]:
+def run(settings: RunSettings, listener: Listener) -> Record:
     """Check a request, write it down, carry it out on its engine, and return its record.
 
     Raises:
@@ -58,25 +60,21 @@ def run(settings: RunSettings, listener: Listener) -> dict[str, Any]:
     with home.lock(LOCK_SECONDS):
         service = Service.open(home)
         service.ledger.interrupt_running("the process that ran it ended without a word")
-        row = service.prepare(settings)
-        stored = parse(row.settings)
+        request = service.prepare(settings)
         if settings.engine == "inline":
-            return _inline(service, row, settings, stored, listener)
+            return _inline(service, request, settings, listener)
     if settings.engine == "ray":
-        return _ray(home, row, settings, stored, listener)
-    return _superlink(home, row, settings, listener)
+        return _ray(home, request, settings, listener)
+    return _superlink(home, request.row, settings, listener)
 
 
 def _inline(
-    service: Service,
-    row: RequestRow,
-    settings: RunSettings,
-    stored: RunSettings,
-    listener: Listener,
-) -> dict[str, Any]:
+    service: Service, request: ResolvedRequest, settings: RunSettings, listener: Listener
+) -> Record:
     from client.app import app
     from server.nodes.engines.inline import InlineGrid
 
+    stored = request.settings
     node: dict[str, bool | float | int | str] = {}
     directory = settings.data_dir or stored.data_dir
     if directory:
@@ -84,30 +82,25 @@ def _inline(
     os.environ["EFFACE_STORE"] = str(service.home.clients)
     with InlineGrid(app, stored.num_clients, node_config=node) as inner:
         grid = NamedGrid(inner, settings.round_timeout, LOCAL_POLL_SECONDS)
-        return service.execute(row.id, grid, _with_events(service.home, row, listener))
+        return service.execute(request, grid, _with_events(service.home, request.row, listener))
 
 
-def _ray(
-    home: Home,
-    row: RequestRow,
-    settings: RunSettings,
-    stored: RunSettings,
-    listener: Listener,
-) -> dict[str, Any]:
+def _ray(home: Home, request: ResolvedRequest, settings: RunSettings, listener: Listener) -> Record:
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     from client.app import app
     from server.nodes.engines.ray import run_on_ray
 
-    stop = threading.Event()
-    records: list[dict[str, Any]] = []
+    stored, stop = request.settings, threading.Event()
+    found: list[Record] = []
 
     def work(grid: Grid) -> None:
         # The lock belongs to a thread: the one that works takes it.
         with home.lock(LOCK_SECONDS):
             service = Service.open(home)
             named = NamedGrid(grid, settings.round_timeout, LOCAL_POLL_SECONDS, stop=stop)
-            name_nodes(named, service, row.id)
-            records.append(service.execute(row.id, named, _with_events(home, row, listener)))
+            name_nodes(named, service, request)
+            told = _with_events(home, request.row, listener)
+            found.append(service.execute(request, named, told))
 
     environment = {"EFFACE_STORE": str(home.clients)}
     directory = settings.data_dir or stored.data_dir or os.environ.get("EFFACE_DATA_DIR", "")
@@ -122,12 +115,10 @@ def _ray(
         gpus=settings.client_gpus,
         stop=stop,
     )
-    return records[0]
+    return found[0]
 
 
-def _superlink(
-    home: Home, row: RequestRow, settings: RunSettings, listener: Listener
-) -> dict[str, Any]:
+def _superlink(home: Home, row: RequestRow, settings: RunSettings, listener: Listener) -> Record:
     connection = settings.superlink
     events = home.runs / row.id / "events.jsonl"
     seen = _Tail(events, listener)
@@ -154,7 +145,7 @@ def _superlink(
     return _record(home, Service.open(home).ledger.request(row.id))
 
 
-def _after_failure(home: Home, request: str, error: EffaceError) -> dict[str, Any]:
+def _after_failure(home: Home, request: str, error: EffaceError) -> Record:
     """Return the record of a request that was done before its Flower run failed.
 
     Raises:
@@ -167,19 +158,21 @@ def _after_failure(home: Home, request: str, error: EffaceError) -> dict[str, An
     if row.state == "done":
         return _record(home, row)
     if row.state == "failed" and row.reason:
-        kind = VerificationFailed if row.reason.startswith(records.REFUSED) else EffaceError
-        raise kind(row.reason) from error
+        record = records.read(home, row)  # no failure but a refusal has one
+        raise (
+            EffaceError(row.reason) if record is None else refusal(record, row.reason)
+        ) from error
     raise error
 
 
-def _record(home: Home, row: RequestRow) -> dict[str, Any]:
+def _record(home: Home, row: RequestRow) -> Record:
     record = records.read(home, row)
     if record is None:
         raise EffaceError(f"request {row.id} must have a record, got none: it is {row.state}")
     return record
 
 
-def serve(grid: Grid, config: dict[str, Any]) -> dict[str, Any]:
+def serve(grid: Grid, config: dict[str, Any]) -> Record:
     """Carry out a run inside a ServerApp: what `flwr run` starts.
 
     Args:
@@ -191,30 +184,29 @@ def serve(grid: Grid, config: dict[str, Any]) -> dict[str, Any]:
     with home.lock(LOCK_SECONDS):
         service = Service.open(home)
         service.ledger.interrupt_running("the process that ran it ended without a word")
-        row = service.prepare(settings)
+        request = service.prepare(settings)
         named = NamedGrid(grid, settings.round_timeout, REMOTE_POLL_SECONDS)
-        name_nodes(named, service, row.id)
-        return service.execute(row.id, named, _with_events(home, row, LogListener()))
+        name_nodes(named, service, request)
+        return service.execute(request, named, _with_events(home, request.row, LogListener()))
 
 
-def name_nodes(grid: NamedGrid, service: Service, request: str) -> None:
+def name_nodes(grid: NamedGrid, service: Service, request: ResolvedRequest) -> None:
     """Give nodes a name where the platform has none: simulated ones by their partition.
 
     A node that is neither named nor simulated is called by its number.
     """
-    row = service.ledger.request(request)
-    settings = parse(row.settings)
-    grid.wait_for(settings.num_clients, settings.join_timeout, without=service.absent(row))
+    settings = request.settings
+    absent = service.absent(request.row)
+    grid.wait_for(settings.num_clients, settings.join_timeout, without=absent)
     if all(node.name for node in grid.get_nodes()):
         return
-    spec = settings.model_spec(server_data(settings))
     told = Describe(
         client="unnamed",
         fingerprint=wire.fingerprint(),
-        request=request,
-        lineage=request,
+        request=request.id,
+        lineage=request.id,
         phase="names",
-        **settings.common(spec),
+        **settings.common(request.spec),
     ).check()
     content = RecordDict({"arrays": ArrayRecord(), "config": told.config()})
     unnamed = [node.node_id for node in grid.get_nodes() if not node.name]
@@ -229,7 +221,7 @@ def name_nodes(grid: NamedGrid, service: Service, request: str) -> None:
     grid.take_traffic()
 
 
-def demo(settings: RunSettings, listener: Listener, *, forget: str) -> dict[str, Any]:
+def demo(settings: RunSettings, listener: Listener, *, forget: str) -> Record:
     """Train, forget a class and compare with retraining, relearn it; return one merged record.
 
     `forget` is the class's name or number.
@@ -250,24 +242,36 @@ def demo(settings: RunSettings, listener: Listener, *, forget: str) -> dict[str,
     name = name or f"{DEMO_PREFIX}{datetime.now():%Y-%m-%d %H:%M:%S.%f}"
     settings = replace(settings, federation=name)
 
-    def step(mode: str, **values: Any) -> dict[str, Any]:
+    def step(mode: str, **values: Any) -> Record:
         done = _finished(home, name, mode)
         return done or run(replace(settings, mode=mode, **values), listener)
 
     trained = step("train")
     target = {"forget_classes": f"#{forget_class}"}
-    forgotten = step("forget", compare="retrain", version=trained["model_version"], **target)
-    relearned = step("relearn", version=forgotten["model_version"], **target)
-    merged = {**forgotten, "kind": "demo"}
-    for key in ("seconds", "rounds", "samples", "client_seconds", "bytes"):
-        merged[key] = {**trained[key], **forgotten[key], **relearned[key]}
-    merged["timeline"] = trained["timeline"] + forgotten["timeline"] + relearned["timeline"]
-    merged["relearned"] = relearned["relearned"]
-    merged["trained_version"] = trained["model_version"]
-    merged["relearned_version"] = relearned["model_version"]
-    merged["report"] = str(home.reports / f"{forgotten['request']}-demo.html")
-    write_report(merged, Path(merged["report"]))
-    write_json(home.runs / forgotten["request"] / "demo.json", merged)
+    forgotten = step("forget", compare="retrain", version=trained.model_version, **target)
+    relearned = step("relearn", version=forgotten.model_version, **target)
+    costs: dict[str, Any] = {
+        part.name: {
+            **getattr(trained, part.name),
+            **getattr(forgotten, part.name),
+            **getattr(relearned, part.name),
+        }
+        for part in fields(Costs)
+        if part.name != "seconds_measuring"
+    }
+    page = home.reports / f"{forgotten.request}-demo.html"
+    merged = replace(
+        forgotten,
+        **costs,
+        kind="demo",
+        timeline=trained.timeline + forgotten.timeline + relearned.timeline,
+        relearned=relearned.relearned,
+        trained_version=trained.model_version,
+        relearned_version=relearned.model_version,
+        report=str(page),
+    )
+    write_report(merged, page)
+    write_json(home.runs / str(forgotten.request) / "demo.json", to_json(merged))
     return merged
 
 
@@ -285,7 +289,7 @@ def _stopped_demo(home: Home, settings: RunSettings, forget_class: int) -> str |
     return None
 
 
-def _finished(home: Home, federation: str, kind: str) -> dict[str, Any] | None:
+def _finished(home: Home, federation: str, kind: str) -> Record | None:
     """Return the record of a step that a stopped demo had finished."""
     for row in Service.open(home).ledger.requests(federation, state="done"):
         if row.kind == kind:

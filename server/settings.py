@@ -81,6 +81,7 @@ class RunSettings(Settings):
     compare: str = setting(one_of("none", "retrain"), "none")
     max_forget_accuracy: float = setting(between(0.0, 100.0), 5.0)  # percent
     max_relearning_gap: float = setting(between(0.0, 100.0), 15.0)  # points over Retrained
+    accept: str = setting(one_of("passed", "not-shown"), "passed")  # verdicts that enter service
     destroy: bool = setting(Rule(lambda v: True, "be given"), False)  # synthetic sets, class level
     trial: bool = setting(Rule(lambda v: True, "be given"), False)
     asked_by: str = setting(_text, "")

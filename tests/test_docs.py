@@ -123,7 +123,7 @@ def documents(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         assert done.stdout, done.output
         return json.loads(done.stdout)
 
-    found = {"demo": run(f"demo {tiny} --max-forget-accuracy 100 --max-relearning-gap 100")}
+    found = {"demo": run(f"demo {tiny} --accept not-shown --max-relearning-gap 100")}
     store = next((home / "clients").rglob("client-0"))
     for name, command in {
         "error": "forget --class 99",

@@ -56,6 +56,18 @@ def test_a_violation_would_be_seen(tmp_path: Path) -> None:
     assert set(imports(offender)) == found
 
 
+@pytest.mark.parametrize(
+    ("room", "above"),
+    [
+        ("server/evidence", "server.requests"),
+        ("server/evidence", "server.report"),
+        ("server/report", "server.requests"),
+    ],
+)
+def test_evidence_and_report_know_nothing_of_who_uses_them(room: str, above: str) -> None:
+    assert importers(room, above) == []
+
+
 def test_the_metrics_module_alone_knows_prometheus() -> None:
     found = [file for package in OURS for file in importers(package, "prometheus_client")]
     assert found == ["server/nodes/metrics.py"]

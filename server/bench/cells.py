@@ -32,11 +32,12 @@ from server import provenance
 from server.bench import membership
 from server.bench.keys import code, digest, of_recipe
 from server.bench.recipe import Cell, Contender, Level, Recipe, slug
+from server.evidence.record import Record, Target, to_json
 from server.nodes.federation import Round, from_numpy, to_numpy
 from server.nodes.grid import Interrupted
 from server.provenance import commit, hardware
+from server.requests.context import initial_weights, version_card
 from server.requests.data import own_samples, server_data
-from server.requests.execution import initial_weights, version_card
 from server.requests.intake import Service
 from server.runner import run
 from server.settings import RunSettings, federation_name
@@ -47,7 +48,11 @@ from strategies.table import METHODS
 
 FORMAT: Final = 1  # of a kept result; a new one makes all of them anew
 # A benchmark shows how well a method forgot; it refuses none for it.
-JUDGE_ALL: Final = {"max_forget_accuracy": 100.0, "max_relearning_gap": 100.0}
+JUDGE_ALL: Final = {
+    "max_forget_accuracy": 100.0,
+    "max_relearning_gap": 100.0,
+    "accept": "not-shown",
+}
 _DROPPED: Final = ("settings", "report", "command", "channels")
 
 Report = Callable[[str, str], None]  # kind ("now", "done") and text
@@ -203,7 +208,7 @@ class Bench:
             "evaluate_every": self.recipe.evaluate_every,
         }
 
-    def _ask(self, mode: str, told: Mapping[str, Any], report: Report) -> dict[str, Any]:
+    def _ask(self, mode: str, told: Mapping[str, Any], report: Report) -> Record:
         return run(RunSettings(**{**told, "mode": mode}).check(), _Listener(report))
 
     def _forget(self, told: Mapping[str, Any], report: Report) -> dict[str, Any]:
@@ -251,7 +256,7 @@ class Bench:
             record = self._ask("forget", {**told, **target, "compare": "retrain"}, report)
             found = {"record": _slim(record), "attack": self._attack(told, home, record)}
             if self.recipe.relearn:
-                version = {"version": record["model_version"]}
+                version = {"version": str(record.model_version)}
                 again = {**told, **target, **version}
                 found["relearn"] = _tried(
                     lambda: {"record": _slim(self._ask("relearn", again, report))}
@@ -313,7 +318,7 @@ class Bench:
     # ---- membership ------------------------------------------------------------------------------
 
     def _attack(
-        self, told: Mapping[str, Any], home: Path, record: Mapping[str, Any]
+        self, told: Mapping[str, Any], home: Path, record: Record
     ) -> dict[str, dict[str, float]] | None:
         """Return the attacks' success on Original, on the method's version and on Retrained."""
         settings = RunSettings(**{"mode": "forget", **told}).check()
@@ -324,16 +329,17 @@ class Bench:
             raise EffaceError(
                 f"dataset must have test images to attack with, got {told['dataset']}"
             )
-        wanted = record["forget"]
-        forget = ForgetSpec(wanted["level"], tuple(wanted["classes"]), tuple(wanted["clients"]))
+        wanted = record.forget or Target()
+        forget = ForgetSpec(str(wanted.level), wanted.classes, wanted.clients)
         spec = settings.model_spec(dataset)
         found = membership.examples(settings, dataset, spec, forget)
         if found is None:
             return None
         registry = Service.open(Home(home)).registry
         models = {"retrained": (spec, retrained_weights(home, forget, settings))}
-        for name, key in (("original", "base_version"), ("recovered", "model_version")):
-            arrays, card = registry.load(record[key])
+        versions = {"original": record.base_version, "recovered": record.model_version}
+        for name, version in versions.items():
+            arrays, card = registry.load(str(version))
             models[name] = (ModelSpec.of_card(card["model"]), arrays)
         here = "cuda" if torch.cuda.is_available() else "cpu"
         device = torch.device(here if self.device == "auto" else self.device)
@@ -376,9 +382,9 @@ def retrained_weights(home: Path, forget: ForgetSpec, settings: RunSettings) -> 
 def _enter_untrained(settings: RunSettings, home: Path) -> None:
     """Put the seed's initial weights in service: retraining starts from them, whatever was."""
     service = Service.open(Home(home))
-    row = service.prepare(settings)
+    request = service.prepare(settings)
+    row, spec = request.row, request.spec
     service.ledger.start(row.id)
-    spec = settings.model_spec(server_data(settings))
     card = version_card(
         settings.rooted(),
         spec,
@@ -429,9 +435,9 @@ def _target(forget: ForgetSpec) -> dict[str, str]:
     }
 
 
-def _slim(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a record without what no table shows."""
-    return {key: value for key, value in record.items() if key not in _DROPPED}
+def _slim(record: Record) -> dict[str, Any]:
+    """Return a record's JSON without what no table shows."""
+    return {key: value for key, value in to_json(record).items() if key not in _DROPPED}
 
 
 def _size(folder: Path) -> int:

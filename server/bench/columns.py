@@ -6,8 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-PHASES: Final = ("score", "unlearn", "recover")  # what a request costs
-AMORTISED: Final = (1, 10, 100)
+from server.evidence.costs import AMORTISED, speed_up
+from server.evidence.phases import OF_THE_REQUEST
+
 SMOOTHING: Final = 0.1  # percentage points
 
 Row = dict[str, Any]
@@ -108,12 +109,10 @@ def total_variation(method: Sequence[float], retrained: Sequence[float]) -> floa
 
 
 def speed_ups(retrain: float, request: float, overhead: float) -> dict[str, float]:
-    """Return how much shorter a request is than retraining: alone, and amortised.
-
-    amortised(q) = q * T_retrain / (T_overhead + q * T_request)
-    """
-    found = {"speed_up": retrain / request}
-    return found | {f"speed_up_{q}": q * retrain / (overhead + q * request) for q in AMORTISED}
+    """Return the columns of a speed-up (`server.evidence.costs.speed_up`)."""
+    found = speed_up(retrain, request, overhead)
+    amortised = {f"speed_up_{count}": factor for count, factor in found.amortised.items()}
+    return {"speed_up": retrain / request, **amortised}
 
 
 def spread(groups: Iterable[Sequence[float]]) -> float | None:
@@ -210,7 +209,7 @@ def _oracle(result: Mapping[str, Any]) -> Row:
     row = _head(result, f"Retrained, seed {result['oracle']}")
     if result["state"] == "done":
         _scores(row, result["record"]["recovered"], None)
-        _costs(row, result["record"], PHASES)
+        _costs(row, result["record"], OF_THE_REQUEST)
     return row
 
 
@@ -224,7 +223,7 @@ def _method(result: Mapping[str, Any]) -> Row:
     record = result["record"]
     _scores(row, record["recovered"], record["retrained"])
     _attack(row, result, "recovered")
-    _costs(row, record, PHASES)
+    _costs(row, record, OF_THE_REQUEST)
     classes = record["recovered"]["per_class_accuracy"]
     erased = [*record["erased_before"], *record["forget"]["classes"]]
     row["worst_erased_accuracy"] = max((classes[c] or 0.0 for c in erased), default=None)

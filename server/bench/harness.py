@@ -23,6 +23,7 @@ from server.bench import plots, table
 from server.bench.cells import Bench, Task, tasks
 from server.bench.columns import Row, rows
 from server.bench.recipe import Cell
+from server.evidence.costs import overhead
 from server.nodes.grid import Interrupted
 from server.storage.home import write_atomic
 from strategies.table import METHODS
@@ -295,7 +296,7 @@ def results(run: Bench, everything: Sequence[Task]) -> list[dict[str, Any]]:
 def _price(task: Task, training: Mapping[str, Any]) -> dict[str, Any]:
     """Return what the training cost for the method's sake: seconds and stored bytes.
 
-    The overhead is that of `server.requests.execution.speed_up`. `plain_seconds` is the training
+    The overhead is that of a record's speed-up. `plain_seconds` is the training
     without distilling and keeping updates, whichever of them the method needs.
     """
     record, storage = training["record"], training["storage"]
@@ -311,11 +312,10 @@ def _price(task: Task, training: Mapping[str, Any]) -> dict[str, Any]:
     if task.contender is None:
         return price
     needs = METHODS[task.contender.name].needs
+    price["overhead_seconds"] = overhead(needs, distilling=distilling, keeping=keeping)
     if needs.synthetic_data:
-        price["overhead_seconds"] += distilling
         price["storage_bytes"] += storage["synthetic"]
     if needs.history:
-        price["overhead_seconds"] += keeping
         price["storage_bytes"] += storage["updates"]
     return price
 

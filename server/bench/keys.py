@@ -8,16 +8,17 @@ from typing import Any, Final
 
 from server import provenance, runner, settings
 from server.bench import membership
-from server.evidence import measures
+from server.evidence import costs, measures
 from server.nodes import federation, grid
 from server.nodes.engines import inline
-from server.requests import data, execution, intake, workspace
+from server.requests import context, data, execution, intake, resolved, workspace, yardstick
+from server.requests import costs as spent
 from server.storage import history, journal, registry
 
 # What of the coordinator makes, times and judges a result, with the defaults of its settings.
 _COORDINATOR: Final = (
     *(workspace, federation, grid, history, inline, journal, registry, runner, intake, settings),
-    *(execution, data, measures, membership),
+    *(context, execution, data, resolved, measures, membership, costs, spent, yardstick),
 )
 
 

@@ -10,9 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from server.bench.columns import COLUMNS, PHASES, Row
+from server.bench.columns import COLUMNS, Row
 from server.bench.recipe import Level, Recipe, slug
 from server.bench.table import by_class
+from server.evidence.phases import OF_THE_REQUEST
 
 _STYLE: Final[Any] = {
     "font.size": 9,
@@ -115,9 +116,9 @@ def _over_time(results: Sequence[Result], title: str) -> Figure:
         if result["method"] not in shown:
             original = record["original"]
             start = (0.0, original["forget_accuracy"], original["retain_accuracy"])
-            points = curve(record, record["timeline"], PHASES)
+            points = curve(record, record["timeline"], OF_THE_REQUEST)
             end = record["recovered"]
-            total = sum(record["seconds"].get(phase, 0.0) for phase in PHASES)
+            total = sum(record["seconds"].get(phase, 0.0) for phase in OF_THE_REQUEST)
             points.append((total, end["forget_accuracy"], end["retain_accuracy"]))
             shown[result["method"]] = [start, *sorted(points, key=lambda point: point[0])]
     colour = colours(list(shown))

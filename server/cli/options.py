@@ -149,6 +149,13 @@ OPTIONS: Final = (
         "Most points by which the relearning curve may lie above Retrained's.",
     ),
     Option(
+        "accept",
+        "passed",
+        REQUEST,
+        "Verdict that a version needs to enter service: passed, or not-shown, where no yardstick "
+        "can be had (--compare retrain is one).",
+    ),
+    Option(
         "destroy",
         False,
         REQUEST,

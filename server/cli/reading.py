@@ -9,9 +9,9 @@ import typer
 
 from client.errors import BadSetting, DataError, EffaceError
 from server.cli.command import FORMAT, Answer, Call, command
+from server.format import number_and_name, target_text
 from server.report import display
 from server.report.display import number, table
-from server.report.format import number_and_name
 
 if TYPE_CHECKING:
     from server.storage.home import Home
@@ -105,6 +105,7 @@ def show(call: Call, identifier: Identifier) -> Answer:
 
 
 def _show_request(home: "Home", ledger: "Ledger", row: "RequestRow") -> Answer:
+    from server.evidence.record import to_json
     from server.requests import records
 
     record = records.read(home, row)
@@ -125,7 +126,8 @@ def _show_request(home: "Home", ledger: "Ledger", row: "RequestRow") -> Answer:
     shown: list[Any] = [_facts(facts)]
     if record is not None:
         shown += display.result(record)
-    return Answer({"format": FORMAT, "request": request_document(row), "record": record}, shown)
+    document = None if record is None else to_json(record)
+    return Answer({"format": FORMAT, "request": request_document(row), "record": document}, shown)
 
 
 def _show_version(ledger: "Ledger", row: "VersionRow") -> Answer:
@@ -387,7 +389,7 @@ def evaluate(
         table(["Class", "", "Images", "Accuracy %"], cells, text=2),
     ]
     if asked:
-        shown += _curve_lines(display.target_text({"classes": asked}, names), curve)
+        shown += _curve_lines(target_text({"classes": asked}, names), curve)
     return Answer(document, shown)
 
 
@@ -434,7 +436,7 @@ def request_target(row: "RequestRow", ledger: "Ledger") -> str:
     names = None
     if row.classes and row.base_version:
         names = names_of(ledger.version(row.base_version))
-    return display.target_text({"classes": row.classes, "clients": row.clients}, names)
+    return target_text({"classes": row.classes, "clients": row.clients}, names)
 
 
 def names_of(row: "VersionRow") -> list[str] | None:
@@ -444,7 +446,7 @@ def names_of(row: "VersionRow") -> list[str] | None:
 
 
 def _forgotten(row: "VersionRow") -> str:
-    return display.target_text(row.card.get("erased"), names_of(row))
+    return target_text(row.card.get("erased"), names_of(row))
 
 
 def _lineage(ledger: "Ledger", row: "VersionRow") -> "list[tuple[VersionRow, RequestRow]]":

@@ -14,6 +14,7 @@ from server.cli.options import LEARNING, REQUEST, RUNNING, chosen
 from server.report import display
 
 if TYPE_CHECKING:
+    from server.evidence.record import Record
     from server.nodes.metrics import Metrics
     from server.requests.progress import Listener
     from server.settings import RunSettings
@@ -80,7 +81,7 @@ _DEMO_OPTIONS: Final = chosen(
 _RELEARN_OPTIONS: Final = chosen(
     [REQUEST, RUNNING],
     leave_out=[
-        *("compare", "destroy", "max-forget-accuracy", "max-relearning-gap"),
+        *("compare", "destroy", "max-forget-accuracy", "max-relearning-gap", "accept"),
         *_OF_THE_VERSION,
     ],
 )
@@ -130,6 +131,7 @@ def demo(
     metrics_port: MetricsPort = None,
 ) -> Answer:
     """Train, forget a class, compare with retraining, bring the class back."""
+    from server.evidence.record import to_json
     from server.runner import demo as run_demo
 
     values = {"method": "quickdrop", **values}
@@ -137,7 +139,7 @@ def demo(
     with watched(call, metrics_port) as (listener, metrics):
         record = run_demo(settings, listener, forget=forget_class)
         count(metrics, record)
-    return Answer({"changed": True, **record}, display.result(record))
+    return Answer({"changed": True, **to_json(record)}, display.result(record))
 
 
 def train(
@@ -247,6 +249,7 @@ def settings_for(
 
 def carry_out(call: Call, settings: "RunSettings", metrics_port: int | None) -> Answer:
     """Run one request and return what it came to."""
+    from server.evidence.record import to_json
     from server.requests.intake import AlreadyDone
     from server.runner import run
 
@@ -256,7 +259,7 @@ def carry_out(call: Call, settings: "RunSettings", metrics_port: int | None) -> 
         except AlreadyDone as done:
             return _nothing_to_do(done)
         count(metrics, record)
-    return Answer({"changed": True, **record}, display.result(record))
+    return Answer({"changed": True, **to_json(record)}, display.result(record))
 
 
 def planned(call: Call, settings: "RunSettings") -> Answer:
@@ -328,16 +331,17 @@ def _node_log(listener: "Listener") -> Iterator[None]:
         log.propagate = passed_on
 
 
-def count(metrics: "Metrics | None", record: dict[str, Any]) -> None:
+def count(metrics: "Metrics | None", record: "Record") -> None:
     """Show a finished request's state and accuracies to Prometheus."""
     if metrics is None:
         return
     metrics.request_state("done")
-    scores = record.get("relearned") or record.get("recovered") or record.get("original") or {}
+    if record.result is None or record.model_version is None:
+        return
     for kind in ("forget", "retain"):
-        percent = scores.get(f"{kind}_accuracy")
-        if percent is not None and record.get("model_version"):
-            metrics.accuracy(record["model_version"], kind, percent)
+        percent = getattr(record.result, f"{kind}_accuracy")
+        if percent is not None:
+            metrics.accuracy(record.model_version, kind, percent)
 
 
 def _failed_state(metrics: "Metrics") -> Any:

@@ -3,7 +3,6 @@
 import functools
 import operator
 import os
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final
@@ -18,9 +17,9 @@ from client.learning.evaluation import Scores, evaluate, relearning_curve
 from client.learning.models import ModelSpec, loaded
 from client.seeds import generator
 from client.wire import ForgetSpec, tensors
+from server.evidence.scores import ModelScores
+from server.evidence.serial import read
 from server.nodes.federation import GridFederation
-from server.report.display import RETAIN_TOLERANCE, original_knows_no_better
-from server.report.format import class_text
 
 RELEARN_STEPS: Final = (5, 10, 15, 20, 25, 30)
 RELEARN_FORGET: Final = 50  # images of the forgotten classes in the relearning set, at most
@@ -87,7 +86,7 @@ class Judge:
             return {}
         return self._numbers(scores)
 
-    def full(self, arrays: ArrayRecord, federation: GridFederation) -> dict[str, Any]:
+    def full(self, arrays: ArrayRecord, federation: GridFederation) -> ModelScores:
         """Return a version's scores on test data and on the clients' held-out data.
 
         Classes are judged on the coordinator's test part, clients on their own held-out part.
@@ -102,7 +101,7 @@ class Judge:
         numbers = self._numbers(scores if scores is not None else sides.forget + sides.retain)
         if self.forget.level == "client":
             numbers["forget_accuracy"] = heldout["forget_accuracy"]
-        return {**numbers, "heldout": heldout, "relearning_curve": None}
+        return read(ModelScores, {**numbers, "heldout": heldout}, "scores")
 
     def relearning(self, arrays: ArrayRecord) -> dict[str, Any] | None:
         """Return the relearning curve, or None where it is not defined.
@@ -168,85 +167,3 @@ def _picker(data: DataSet | None, split: Split, index: Tensor | None = None) -> 
         return images, split.labels[chosen]
 
     return pick
-
-
-def verdict(
-    record: Mapping[str, Any], *, max_forget_accuracy: float, max_relearning_gap: float
-) -> dict[str, Any]:
-    """Return whether a forget request did what it should, and why.
-
-    Args:
-        record: The request's record with the scores measured.
-        max_forget_accuracy: Highest forget accuracy in percent that counts as forgotten, or what
-            Retrained has if that is more. Class level only: a client's data are forgotten at the
-            accuracy of data never seen, which only Retrained can tell.
-        max_relearning_gap: Highest excess of the relearning curve's mean over Retrained's, in
-            points.
-
-    Returns:
-        `{"passed": bool or None, "reasons": [str, ...], "not_measured": [str, ...]}`: None where
-        nothing could be measured that would tell. Accuracy lost on the rest is a reason that
-        begins with "remark": nothing is decided by it.
-    """
-    result, retrained = record["recovered"], record.get("retrained")
-    reasons: list[str] = []
-    unknown: list[str] = []
-    passed, told = True, False
-    level = record["forget"]["level"]
-    accuracy = result["forget_accuracy"]
-    goal = None if retrained is None else retrained["forget_accuracy"]
-    if level == "class":
-        limit = max_forget_accuracy
-        if goal is not None:
-            limit = max(limit, goal)
-        held = accuracy is not None and accuracy <= limit
-        passed, told = passed and held, True
-        shown = "not measured" if accuracy is None else f"{accuracy:.1f} %"
-        reasons.append(f"forget accuracy {shown}, {'at most' if held else 'above'} {limit:.1f} %")
-    elif goal is not None and accuracy is not None:
-        limit = goal + max_forget_accuracy
-        before = record["original"]["forget_accuracy"]
-        if before is not None and before <= limit:
-            reasons.append(original_knows_no_better(record["forget"]))
-        else:
-            held = accuracy <= limit
-            passed, told = passed and held, True
-            reasons.append(
-                f"accuracy on the client's held-out data {accuracy:.1f} %, "
-                f"{'at most' if held else 'above'} Retrained's + {max_forget_accuracy:g} points"
-            )
-    else:
-        unknown.append("forget accuracy against Retrained (--compare retrain)")
-    for label in record["erased_before"]:
-        back = result["per_class_accuracy"][label]
-        if back is not None and back > max_forget_accuracy:
-            passed, told = False, True
-            which = class_text(label, record.get("class_names"))
-            reasons.append(f"{which}, erased earlier, is back at {back:.1f} %")
-    mine, theirs = _curve_mean(result), _curve_mean(retrained)
-    if mine is not None and theirs is not None:
-        gap = mine - theirs
-        held = gap <= max_relearning_gap
-        passed, told = passed and held, True
-        reasons.append(
-            f"relearning curve {gap:+.1f} points against Retrained, "
-            f"{'within' if held else 'beyond'} +{max_relearning_gap:g}"
-            + ("" if held else ": the class is hidden, not forgotten")
-        )
-    elif level == "class":  # of a client it is not defined
-        unknown.append("relearning curve against Retrained (--compare retrain)")
-    kept = None if retrained is None else retrained["retain_accuracy"]
-    if kept is not None and result["retain_accuracy"] is not None:
-        lost = kept - result["retain_accuracy"]
-        if lost > RETAIN_TOLERANCE:
-            reasons.append(
-                f"remark: retain accuracy {result['retain_accuracy']:.1f} % is {lost:.1f} points "
-                f"below Retrained's, more than {RETAIN_TOLERANCE:g}"
-            )
-    # Without any measure the result is neither shown to have forgotten nor not to have.
-    return {"passed": passed if told else None, "reasons": reasons, "not_measured": unknown}
-
-
-def _curve_mean(scores: Mapping[str, Any] | None) -> float | None:
-    curve = None if scores is None else scores.get("relearning_curve")
-    return None if curve is None else float(curve["mean"])

@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from markupsafe import Markup
 
+from server.evidence.record import Record
 from server.report.heatmap import MOST_COLUMNS, channel_heatmap
 from server.report.tables import Table
 from server.report.words import as_count, as_share, forgotten_classes
@@ -32,9 +32,9 @@ class Channels:
     cut: bool
 
 
-def channel_section(record: Mapping[str, Any]) -> Channels | None:
+def channel_section(record: Record) -> Channels | None:
     """Return the channels that a method scored and chose, or None where it did neither."""
-    found = record.get("channels") or {}
+    found = record.channels or {}
     scores = {str(name): layer or {} for name, layer in (found.get("scores") or {}).items()}
     chosen = {
         str(name): sorted({int(channel) for channel in channels or []})
@@ -56,7 +56,7 @@ def channel_section(record: Mapping[str, Any]) -> Channels | None:
                 layer=name,
                 action=action,
                 forgotten=forgotten,
-                class_names=record.get("class_names"),
+                class_names=record.class_names,
                 name=f"channels-{names.index(name)}",
             )
         )

@@ -16,18 +16,19 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from server.report.format import number_and_name
+from server.evidence import wording
+from server.evidence.phases import PHASES
+from server.evidence.record import Record, Target
+from server.format import target_text
 
 if TYPE_CHECKING:  # it brings torch and Flower along
     from server.nodes.federation import Round
-    from server.requests.progress import Listener
 
 MODELS: Final = ("original", "retrained", "unlearned", "recovered", "relearned")
-PHASES: Final = ("train", "score", "unlearn", "recover", "relearn", "retrain")
+# The request's own first, then what it is compared with.
+ROWS: Final = (*(phase for phase in PHASES if phase != "retrain"), "retrain")
 NOTHING: Final = "–"
 BETWEEN: Final = "preparing and measuring"
-# Points below Retrained that accuracy on the rest may have; nothing is decided by it.
-RETAIN_TOLERANCE: Final = 2.0
 
 
 class PlainLines:
@@ -80,7 +81,7 @@ class Bars:
 
 
 @contextmanager
-def watching(console: Console) -> Iterator["Listener"]:
+def watching(console: Console) -> Iterator[PlainLines | Bars]:
     """Give a listener that shows progress on `console`, as bars where it is a terminal."""
     if not console.is_terminal:
         yield PlainLines(console)
@@ -108,44 +109,46 @@ def accuracies(scores: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {value:.1f} %" for name, value in named if value is not None)
 
 
-def result(record: Mapping[str, Any]) -> list[RenderableType]:
+def result(record: Record) -> list[RenderableType]:
     """Return what is shown of a finished request: accuracies, costs, verdict, report."""
-    shown: list[RenderableType] = [headline(record), *choice(record), accuracy_table(record)]
+    shown: list[RenderableType] = [headline(record), *choice(record.chosen), accuracy_table(record)]
     costs = cost_table(record)
     if costs.row_count:
         shown.append(costs)
-    stored = (record.get("storage") or {}).get("updates")
+    stored = None if record.storage is None else record.storage.updates
     # What a request has no use for it destroys right after.
-    if stored and (record.get("kind") == "train" or _uses(record)[1]):
+    if stored and (record.kind == "train" or _uses(record)[1]):
         shown.append(f"{stored_updates(record)}: {size(stored)}")
     speed = speed_up_line(record)
     if speed:
         shown.append(speed)
-    verdict = record.get("verdict")
-    if verdict:
-        words = {True: "passed", False: "failed", None: "open, nothing tells"}
-        shown.append(f"Verdict: {words[verdict['passed']]}")
-        shown += [f"  {reason}" for reason in verdict["reasons"]]
-        shown += [f"  not measured: {name}" for name in verdict["not_measured"]]
-    if record.get("report"):
-        shown.append(f"Report: {record['report']}")
+    shown += verdict_lines(record)
+    if record.report:
+        shown.append(f"Report: {record.report}")
     return shown
 
 
-def stored_updates(record: Mapping[str, Any]) -> str:
+def verdict_lines(record: Record) -> list[str]:
+    """Return the verdict, what it rests on, and what would be needed where it is not shown."""
+    verdict, forget = record.verdict, record.forget or Target()
+    if verdict is None:
+        return []
+    level = forget.level or ""
+    lines = [f"Verdict: {wording.STATES[verdict.state]}"]
+    lines += [
+        f"  {text}" for text in wording.reasons(verdict, level, forget.clients, record.class_names)
+    ]
+    lines += [f"  not measured: {wording.not_measured(m, level)}" for m in verdict.missing]
+    return lines
+
+
+def stored_updates(record: Record) -> str:
     """Return what the bytes of stored updates are called: training left them, others found them."""
-    return "Stored updates" + ("" if record.get("kind") == "train" else " before the request")
+    return "Stored updates" + ("" if record.kind == "train" else " before the request")
 
 
-def original_knows_no_better(forget: Mapping[str, Any]) -> str:
-    """Return why accuracy cannot tell whether clients are forgotten: for verdict and report."""
-    whose = "these clients'" if len(forget.get("clients") or ()) > 1 else "this client's"
-    return f"Original knows {whose} data no better than Retrained: accuracy cannot tell"
-
-
-def choice(record: Mapping[str, Any]) -> list[RenderableType]:
+def choice(chosen: Mapping[str, Any] | None) -> list[RenderableType]:
     """Return which method was chosen and why, or nothing where the request named it."""
-    chosen = record.get("chosen")
     return [f"Method: {chosen['method']}, for {chosen['why']}"] if chosen else []
 
 
@@ -172,7 +175,7 @@ def plan(found: Mapping[str, Any]) -> list[RenderableType]:
             ]
         )
     head_cells = ["Phase", "Rounds", "Clients", "Images seen", "Up", "Down", "Seconds, about"]
-    shown: list[RenderableType] = [head, *choice(found), table(head_cells, cells)]
+    shown: list[RenderableType] = [head, *choice(found["chosen"]), table(head_cells, cells)]
     if found["seconds"] is not None:
         shown.append(
             f"The request takes about {found['seconds']:,.2f} s, with all the rounds that may be "
@@ -185,89 +188,73 @@ def plan(found: Mapping[str, Any]) -> list[RenderableType]:
     return shown
 
 
-def headline(record: Mapping[str, Any]) -> str:
+def headline(record: Record) -> str:
     """Return one line: which request, what it did, and the version that came of it."""
-    target = target_text(record.get("forget"), record.get("class_names"))
-    if record.get("kind") == "demo":
+    target = target_text(None if record.forget is None else vars(record.forget), record.class_names)
+    if record.kind == "demo":
         return (
-            f"Trained {record.get('trained_version')}, forgot {target} in "
-            f"{record.get('model_version')}, relearned it in {record.get('relearned_version')}"
+            f"Trained {record.trained_version}, forgot {target} in "
+            f"{record.model_version}, relearned it in {record.relearned_version}"
         )
     what = {"train": "trained", "forget": "forgot", "relearn": "relearned"}
-    done = what.get(str(record.get("kind")), str(record.get("kind")))
-    version = record.get("model_version")
+    done = what.get(str(record.kind), str(record.kind))
+    version = record.model_version
     end = f", now version {version}" if version else ", no new version"
-    return f"{record.get('request') or 'Request'} {done}{' ' + target if target else ''}{end}"
+    return f"{record.request or 'Request'} {done}{' ' + target if target else ''}{end}"
 
 
-def target_text(forget: Mapping[str, Any] | None, names: Sequence[str] | None = None) -> str:
-    """Return `class 9 (sneaker)`, `classes 3, 5` or `client client-0`; nothing is an empty text."""
-    if not forget:
-        return ""
-    for name, plural, key in (("class", "classes", "classes"), ("client", "clients", "clients")):
-        members = forget.get(key) or ()
-        if members:
-            texts = [number_and_name(m, names) if name == "class" else str(m) for m in members]
-            return f"{name if len(members) == 1 else plural} {', '.join(texts)}"
-    return ""
-
-
-def accuracy_table(record: Mapping[str, Any]) -> Table:
+def accuracy_table(record: Record) -> Table:
     """Return the models' accuracies on test data; Original and Retrained come first."""
-    rows = [(name, record[name]) for name in MODELS if record.get(name)]
+    rows = [(name, scores) for name in MODELS if (scores := getattr(record, name)) is not None]
     columns = ["Model"]
-    forgets = any(scores.get("forget_accuracy") is not None for _, scores in rows)
-    curves = any(scores.get("relearning_curve") for _, scores in rows)
+    forgets = any(scores.forget_accuracy is not None for _, scores in rows)
+    curves = any(scores.relearning_curve for _, scores in rows)
     columns += ["Forget %"] if forgets else []
     columns += ["Retain %"]
     columns += ["Relearning %"] if curves else []
     cells = []
     for name, scores in rows:
         row = [name.capitalize()]
-        row += [number(scores.get("forget_accuracy"))] if forgets else []
-        row += [number(scores.get("retain_accuracy"))]
-        curve = scores.get("relearning_curve") or {}
-        row += [number(curve.get("mean"))] if curves else []
+        row += [number(scores.forget_accuracy)] if forgets else []
+        row += [number(scores.retain_accuracy)]
+        row += [number(scores.curve_mean)] if curves else []
         cells.append(row)
     return table(columns, cells)
 
 
-def cost_table(record: Mapping[str, Any]) -> Table:
+def cost_table(record: Record) -> Table:
     """Return what each phase cost: wall seconds without evaluation, rounds, samples, bytes."""
-    seconds = record.get("seconds") or {}
     cells = []
-    for phase in PHASES:
-        if phase not in seconds:
+    for phase in ROWS:
+        if phase not in record.seconds:
             continue
-        traffic = (record.get("bytes") or {}).get(phase) or {}
+        traffic = record.bytes.get(phase)
         cells.append(
             [
                 phase.capitalize(),
-                number(seconds[phase], 2),
-                _count(record, "rounds", phase),
-                _count(record, "samples", phase),
-                size(traffic.get("up")),
-                size(traffic.get("down")),
+                number(record.seconds[phase], 2),
+                number(record.rounds.get(phase), 0),
+                number(record.samples.get(phase), 0),
+                size(None if traffic is None else traffic.up),
+                size(None if traffic is None else traffic.down),
             ]
         )
     return table(["Phase", "Seconds", "Rounds", "Images seen", "Up", "Down"], cells)
 
 
-def speed_up_line(record: Mapping[str, Any]) -> str:
+def speed_up_line(record: Record) -> str:
     """Return how much shorter the request was than retraining, or an empty text."""
-    speed = record.get("speed_up")
-    if not speed:
+    speed = record.speed_up
+    if speed is None or speed.request is None:
         return ""
-    amortised = ", ".join(
-        f"{value:.1f} over {count}" for count, value in (speed.get("amortised") or {}).items()
-    )
-    factor = speed["request"]
+    amortised = ", ".join(f"{value:.1f} over {count}" for count, value in speed.amortised.items())
+    factor = speed.request
     line = (
         f"The request was {factor:.1f} times shorter than retraining"
         if factor >= 1
         else f"The request took {1 / factor:.1f} times as long as retraining"
     )
-    if not amortised or not speed.get("overhead_seconds"):
+    if not amortised or not speed.overhead_seconds:
         return f"{line}."
     names = ("distillation", "keeping updates")
     paid = " and ".join(name for name, used in zip(names, _uses(record), strict=True) if used)
@@ -302,16 +289,12 @@ def size(num_bytes: float | None) -> str:
     return f"{num_bytes:.1f} GB"
 
 
-def _uses(record: Mapping[str, Any]) -> tuple[bool, bool]:
+def _uses(record: Record) -> tuple[bool, bool]:
     """Return whether the record's method uses synthetic sets, and updates stored in training."""
     from strategies.table import METHODS  # brings torch along, and few records need to know
 
-    kind = METHODS.get(str(record.get("method")))
+    kind = METHODS.get(str(record.method))
     return (False, False) if kind is None else (kind.needs.synthetic_data, kind.needs.history)
-
-
-def _count(record: Mapping[str, Any], key: str, phase: str) -> str:
-    return number((record.get(key) or {}).get(phase), 0)
 
 
 def _literal(cell: str) -> str:

@@ -5,7 +5,7 @@ from html import escape
 from itertools import groupby
 from math import ceil, isfinite, isnan, nan
 
-from server.report.format import class_text
+from server.format import class_text
 from server.report.plots import WIDTH, css, percent_height, short
 
 MOST_COLUMNS = 20

@@ -101,6 +101,7 @@ figure { margin: 1rem 0; } figure svg { display: block; width: 100%; height: aut
 figcaption { color: var(--muted); font-size: .87rem; margin-top: .3rem; max-width: 44rem; }
 .facts { display: grid; grid-template-columns: max-content 1fr; gap: .25rem 1.5rem; margin: .75rem 0; font-size: .93rem; }
 .facts dt { color: var(--muted); } .facts dd { margin: 0; overflow-wrap: anywhere; }
+.facts.first { margin: 1rem 0 0; padding-top: .8rem; border-top: 1px solid var(--rule); } .facts.first dd { font-weight: 600; }
 .settings { columns: 19rem; column-gap: 2.5rem; margin: .5rem 0; padding: 0; list-style: none; font-size: .87rem; max-width: none; }
 .settings li { display: flex; justify-content: space-between; gap: 1rem; margin: 0; padding: .18rem 0; border-bottom: 1px solid var(--rule); break-inside: avoid; }
 .settings span:first-child { color: var(--muted); } .settings span:last-child { text-align: right; overflow-wrap: anywhere; font-variant-numeric: tabular-nums; }
@@ -111,6 +112,9 @@ footer { margin-top: 3rem; padding-top: .8rem; border-top: 1px solid var(--rule)
 @media (max-width: 46rem) {
   body { padding: 1.75rem 1rem 3rem; } h1 { font-size: 1.6rem; } .sentence { font-size: 1.15rem; }
   th, td { padding-inline: .35rem; } table { font-size: .87rem; } thead th { font-size: .79rem; }
+  /* A plot keeps a width at which it can be read, and is moved sideways. */
+  figure { overflow-x: auto; } figure svg { width: 40rem; max-width: none; } figcaption { position: sticky; left: 0; }
+  .facts { grid-template-columns: 1fr; gap: 0; } .facts dd { margin-bottom: .45rem; }
   .findings { grid-template-columns: max-content 1fr; } .findings dd:last-child { grid-column: 1 / -1; margin-bottom: .5rem; }
 }
 @media print {
@@ -126,12 +130,19 @@ footer { margin-top: 3rem; padding-top: .8rem; border-top: 1px solid var(--rule)
 <header>
 <p class="over">Efface · report of request{% if record.request %} <span>{{ record.request }}</span>{% endif %}</p>
 <h1>{{ title }}</h1>
-<p class="under">{{ [record.method, record.dataset, record.model, (record.created or "")[:16] | replace("T", " ")] | select | join(" · ") }}</p>
 </header>
 <main>
 <section class="verdict {{ verdict.tone }}" aria-label="Verdict">
 <p class="stamp">{{ verdict.label }}</p>
 <p class="sentence">{{ verdict.sentence }}</p>
+{% if facts %}
+<dl class="facts first">
+{% for name, value in facts %}
+<dt>{{ name }}</dt>
+<dd>{{ value }}</dd>
+{% endfor %}
+</dl>
+{% endif %}
 {% if verdict.findings %}
 <dl class="findings">
 {% for finding in verdict.findings %}
@@ -146,9 +157,9 @@ footer { margin-top: 3rem; padding-top: .8rem; border-top: 1px solid var(--rule)
 {% if accuracy %}
 <section id="accuracy">
 <h2>Accuracy</h2>
-{{ show(accuracy, "Model", "Test data; accuracy in percent" ~ (", gap to Retrained in percent points" if retrained else "")) }}
+{{ show(accuracy, "Model", "Test data; accuracy in percent" ~ (", difference to Retrained in percent points" if retrained else "")) }}
 {% if forgets %}
-<p class="note"><b>Original</b> is the model before the request, <b>Retrained</b> the yardstick: the same training from scratch without the forgotten data. <b>Unlearned</b> and <b>Recovered</b> are the request’s two phases, <b>Relearned</b> the model after the data was given back. Forget accuracy is measured on what was to be forgotten, retain accuracy on the rest.{% if not retrained %} Retrained was not measured for this request: <code>--compare retrain</code> measures it, at the price of one full training.{% endif %}</p>
+<p class="note"><b>Original</b> is the model before the request, <b>Retrained</b> the yardstick: retrained from scratch without the forget set. <b>Unlearned</b> and <b>Recovered</b> are the request’s two phases, <b>Relearned</b> the model after the data was given back. The forget set is what was to be forgotten, the retain set all the rest; forget and retain accuracy are measured on them.{% if not retrained %} Retrained was not measured for this request: <code>--compare retrain</code> measures it, at the price of one full training.{% endif %}</p>
 {% endif %}
 {% if heldout %}
 <div class="narrow">{{ show(heldout, "Model", "Data that the clients hold out and never train on") }}</div>
@@ -251,7 +262,7 @@ footer { margin-top: 3rem; padding-top: .8rem; border-top: 1px solid var(--rule)
 <li>It is statistical evidence, not proof. It shows how the model behaves on test data; it does not show that nothing of the forgotten data is left in the weights.</li>
 <li>Accuracy alone cannot tell hidden from forgotten: a model may score 0 % on a class and yet have it back after a few training steps. That is why relearning is measured beside it{{ "" if curve_measured else "; here it was not" }}.</li>
 {% if retrained %}
-<li>Retrained is a single model from a single seed. Another retraining would differ by some points; gaps of that size mean nothing. This page calls forget accuracy within reach up to {{ accuracy_tolerance }} points, and the relearning curve within reach up to {{ relearning_tolerance }} points above Retrained’s mean.</li>
+<li>Retrained is a single model from a single seed. Another retraining would differ by some points; differences of that size mean nothing. The limits beside each finding are those that the request asked for.</li>
 {% else %}
 <li>Without Retrained there is no yardstick: the numbers say how the model changed, not whether it changed as far as it should. <code>--compare retrain</code> measures it.</li>
 {% endif %}

@@ -18,7 +18,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from server.report.format import class_text
+from server.format import class_text
 
 # Light values; each stands in the SVG as `var(--plot-<name>, <value>)`, so no two may be equal.
 COLOURS: Mapping[str, str] = {

@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from server.evidence.phases import PHASES
+from server.evidence.record import Record
+from server.evidence.scores import ModelScores
+from server.format import class_text
 from server.report.display import stored_updates
-from server.report.format import class_text
 from server.report.pictures import curves_of
 from server.report.words import (
     MODELS,
@@ -16,14 +18,12 @@ from server.report.words import (
     as_seconds,
     as_share,
     as_size,
+    as_time,
     as_times,
     clients_of,
-    curve_mean,
     forgotten_classes,
     sum_of,
-    value_of,
 )
-from server.requests.records import PHASES
 
 _NOT_OF_THE_REQUEST = {"train", "retrain", "relearn"}
 _MOST_CLASSES_IN_TABLE = 20
@@ -42,26 +42,23 @@ class Table:
     rows: Sequence[tuple[str, Sequence[str], str]]
 
 
-def _shown_models(record: Mapping[str, Any]) -> list[tuple[str, str, Mapping[str, Any] | None]]:
+def _shown_models(record: Record) -> list[tuple[str, str, ModelScores | None]]:
     """Return key, name and numbers of each model; Original always, Retrained where it matters."""
-    wanted = {"original"} | ({"retrained"} if record.get("forget") else set())
-    return [
-        (key, name, record.get(key) or None)
-        for key, name in MODELS.items()
-        if record.get(key) or key in wanted
-    ]
+    wanted = {"original"} | ({"retrained"} if record.forget else set())
+    models = [(key, name, getattr(record, key)) for key, name in MODELS.items()]
+    return [model for model in models if model[2] is not None or model[0] in wanted]
 
 
-def accuracy_table(record: Mapping[str, Any]) -> Table | None:
-    """Return the accuracies of every model and their gaps to Retrained."""
-    retrained = record.get("retrained")
+def accuracy_table(record: Record) -> Table | None:
+    """Return the accuracies of every model and how far they are from Retrained's."""
+    retrained = record.retrained
     models = _shown_models(record)
     if not any(numbers for *_, numbers in models):
         return None
-    trained_only = not record.get("forget")
-    columns: list[tuple[str, str, Callable[[str, Mapping[str, Any]], str]]] = []
+    trained_only = record.forget is None
+    columns: list[tuple[str, str, Callable[[str, ModelScores], str]]] = []
 
-    def with_gap(group: str, read: Callable[[Mapping[str, Any] | None], float | None]) -> None:
+    def with_difference(group: str, read: Callable[[ModelScores | None], float | None]) -> None:
         if not any(read(numbers) is not None for *_, numbers in models):
             return
         columns.append((group, "%", lambda _, numbers: as_number(read(numbers))))
@@ -69,20 +66,20 @@ def accuracy_table(record: Mapping[str, Any]) -> Table | None:
             columns.append(
                 (
                     group,
-                    "gap",
+                    "to Retrained",
                     lambda key, numbers: (
                         "" if key == "retrained" else as_gap(read(numbers), read(retrained))
                     ),
                 )
             )
 
-    with_gap("Forget accuracy", lambda numbers: value_of(numbers, "forget_accuracy"))
-    with_gap(
+    with_difference("Forget accuracy", lambda s: None if s is None else s.forget_accuracy)
+    with_difference(
         "Accuracy" if trained_only else "Retain accuracy",
-        lambda numbers: value_of(numbers, "retain_accuracy"),
+        lambda s: None if s is None else s.retain_accuracy,
     )
-    columns.append(("Loss", "nats", lambda _, numbers: as_loss(value_of(numbers, "loss"))))
-    with_gap("Relearning mean", curve_mean)
+    columns.append(("Loss", "cross-entropy", lambda _, numbers: as_loss(numbers.loss)))
+    with_difference("Relearning mean", lambda s: None if s is None else s.curve_mean)
     rows: list[tuple[str, Sequence[str], str]] = []
     for key, name, numbers in models:
         mark = "yardstick" if key in ("original", "retrained") else ""
@@ -94,23 +91,22 @@ def accuracy_table(record: Mapping[str, Any]) -> Table | None:
     return Table(_spans([group for group, *_ in columns]), [unit for _, unit, _ in columns], rows)
 
 
-def heldout_table(record: Mapping[str, Any]) -> Table | None:
+def heldout_table(record: Record) -> Table | None:
     """Return the accuracies on the clients' held-out data."""
     measured = [
-        (name, numbers["heldout"], key)
+        (name, numbers.heldout, key)
         for key, name, numbers in _shown_models(record)
-        if numbers and numbers.get("heldout")
+        if numbers is not None and numbers.heldout is not None
     ]
     if not measured:
         return None
-    keys = ("forget_accuracy", "retain_accuracy")
     return Table(
         [],
         ["Forget accuracy, %", "Retain accuracy, %"],
         [
             (
                 name,
-                [as_number(value_of(heldout, column)) for column in keys],
+                [as_number(heldout.forget_accuracy), as_number(heldout.retain_accuracy)],
                 "yardstick" if key in ("original", "retrained") else "",
             )
             for name, heldout, key in measured
@@ -118,12 +114,12 @@ def heldout_table(record: Mapping[str, Any]) -> Table | None:
     )
 
 
-def class_table(record: Mapping[str, Any]) -> Table | None:
+def class_table(record: Record) -> Table | None:
     """Return accuracy by class; of many classes, the forgotten and the 10 that moved most."""
     measured = [
-        (name, numbers["per_class_accuracy"])
+        (name, numbers.per_class_accuracy)
         for _, name, numbers in _shown_models(record)
-        if numbers and numbers.get("per_class_accuracy")
+        if numbers is not None and numbers.per_class_accuracy
     ]
     if not measured:
         return None
@@ -142,7 +138,7 @@ def class_table(record: Mapping[str, Any]) -> Table | None:
         [name for name, _ in measured],
         [
             (
-                class_text(label, record.get("class_names")),
+                class_text(label, record.class_names),
                 [as_number(values[label]) for _, values in measured],
                 "forgotten" if label in forgotten else "",
             )
@@ -151,7 +147,7 @@ def class_table(record: Mapping[str, Any]) -> Table | None:
     )
 
 
-def relearning_table(record: Mapping[str, Any]) -> Table | None:
+def relearning_table(record: Record) -> Table | None:
     """Return the relearning curves' values; None if their steps differ."""
     curves = curves_of(record)
     if not curves or any(list(curve.steps) != list(curves[0].steps) for curve in curves):
@@ -167,32 +163,27 @@ def relearning_table(record: Mapping[str, Any]) -> Table | None:
     return Table([], [str(step) for step in curves[0].steps], rows)
 
 
-def cost_table(record: Mapping[str, Any]) -> Table | None:
+def cost_table(record: Record) -> Table | None:
     """Return what every phase took."""
-    measures = ("seconds", "client_seconds", "rounds", "samples", "bytes")
     # Measuring has wall times of its own; elsewhere a record holds it beside the phases.
-    measured = record.get("seconds_measuring") or {}
-    told = {**record, "seconds": {**measured, **(record.get("seconds") or {})}}
-    seen = {phase for measure in measures for phase in told.get(measure) or {}}
+    seconds = {**record.seconds_measuring, **record.seconds}
+    columns: Sequence[tuple[Mapping[str, float | None], Callable[[float | None], str]]] = (
+        (seconds, as_seconds),
+        (record.client_seconds, as_seconds),
+        (record.rounds, as_count),
+        (record.samples, as_count),
+    )
+    seen = {phase for costs, _ in columns for phase in costs} | {*record.bytes}
     phases = [phase for phase in PHASES if phase in seen]
     others = sorted(seen.difference(PHASES))
     if not phases:
         return None
-    formats: Sequence[tuple[str, Callable[[float | None], str]]] = (
-        ("seconds", as_seconds),
-        ("client_seconds", as_seconds),
-        ("rounds", as_count),
-        ("samples", as_count),
-    )
 
     def cells(of: Sequence[str]) -> list[str]:
-        texts = []
-        for measure, show in formats:
-            known = [(told.get(measure) or {}).get(phase) for phase in of]
-            texts.append(show(sum_of(known)))
-        for direction in ("up", "down"):
-            sizes = [value_of((told.get("bytes") or {}).get(phase), direction) for phase in of]
-            texts.append(as_size(sum_of(sizes)))
+        texts = [show(sum_of([costs.get(phase) for phase in of])) for costs, show in columns]
+        traffic = [known for phase in of if (known := record.bytes.get(phase)) is not None]
+        texts.append(as_size(sum_of([one.up for one in traffic])))
+        texts.append(as_size(sum_of([one.down for one in traffic])))
         return texts
 
     rows: list[tuple[str, Sequence[str], str]] = [(phase, cells([phase]), "") for phase in phases]
@@ -205,15 +196,15 @@ def cost_table(record: Mapping[str, Any]) -> Table | None:
     return Table([], headings, rows)
 
 
-def round_sizes(record: Mapping[str, Any]) -> Table | None:
+def round_sizes(record: Record) -> Table | None:
     """Return what a client sends up in a round of each phase, against the whole model."""
-    whole, clients = value_of(record, "model_bytes"), value_of(record, "num_clients")
+    whole, clients = record.model_bytes, record.num_clients
     if not whole or not clients:
         return None
     rows: list[tuple[str, Sequence[str], str]] = []
     for phase in PHASES:
-        rounds = value_of(record.get("rounds"), phase)
-        up = value_of((record.get("bytes") or {}).get(phase), "up")
+        rounds, traffic = record.rounds.get(phase), record.bytes.get(phase)
+        up = None if traffic is None else traffic.up
         if rounds and up is not None:
             each = up / (rounds * clients)
             rows.append((phase, [as_count(rounds), as_size(each), as_share(each, whole)], ""))
@@ -223,36 +214,42 @@ def round_sizes(record: Mapping[str, Any]) -> Table | None:
     return Table([], ["rounds", "up, a round and client", "of the model"], rows)
 
 
-def speed_up_rows(record: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """Return the speed-up rows and the two times they are made of."""
-    speed_up = record.get("speed_up")
-    if not speed_up:
+@dataclass(frozen=True)
+class SpeedUpShown:
+    """The speed-up's rows, and the times that they are made of."""
+
+    table: Table
+    retrain: str
+    request: str
+    overhead: str
+
+
+def speed_up_rows(record: Record) -> SpeedUpShown | None:
+    """Return the speed-up rows and the times they are made of."""
+    speed_up = record.speed_up
+    if speed_up is None:
         return None
-    seconds = record.get("seconds") or {}
-    request = sum_of([t for phase, t in seconds.items() if phase not in _NOT_OF_THE_REQUEST])
+    spent = [t for phase, t in record.seconds.items() if phase not in _NOT_OF_THE_REQUEST]
     rows: list[tuple[str, Sequence[str], str]] = []
-    if speed_up.get("request") is not None:
-        rows.append(("one request alone", [as_times(speed_up["request"])], ""))
-    for count, value in sorted((speed_up.get("amortised") or {}).items(), key=lambda i: int(i[0])):
+    if speed_up.request is not None:
+        rows.append(("one request alone", [as_times(speed_up.request)], ""))
+    for count, value in sorted(speed_up.amortised.items(), key=lambda item: int(item[0])):
         noun = "request" if int(count) == 1 else "requests"
         rows.append((f"amortised over {count} {noun}", [as_times(value)], ""))
-    return {
-        "table": Table([], ["times shorter"], rows),
-        "retrain": as_seconds(seconds.get("retrain")),
-        "request": as_seconds(request),
-        "overhead": as_seconds(value_of(speed_up, "overhead_seconds")),
-    }
-
-
-def overhead_line(record: Mapping[str, Any]) -> str | None:
-    """Return what distillation took of the training, None where there was none."""
-    distillation = record.get("distillation")
-    if not distillation:
-        return None
-    share, seconds = (
-        value_of(distillation, "client_seconds_share"),
-        value_of(distillation, "seconds"),
+    return SpeedUpShown(
+        table=Table([], ["times shorter"], rows),
+        retrain=as_seconds(record.seconds.get("retrain")),
+        request=as_seconds(sum_of(spent)),
+        overhead=as_seconds(speed_up.overhead_seconds),
     )
+
+
+def overhead_line(record: Record) -> str | None:
+    """Return what distillation took of the training, None where there was none."""
+    distillation = record.distillation
+    if distillation is None:
+        return None
+    share, seconds = distillation.client_seconds_share, distillation.seconds
     text = "Distillation, which training pays so that a request can be short, took "
     if share is not None:
         text += f"{as_number(100 * share)} % of the clients’ training time"
@@ -260,41 +257,50 @@ def overhead_line(record: Mapping[str, Any]) -> str | None:
     return text + f"{as_seconds(seconds)}."
 
 
-def provenance_rows(record: Mapping[str, Any]) -> list[tuple[str, str]]:
+def provenance_rows(record: Record) -> list[tuple[str, str]]:
     """Return who asked for what, and what ran where, as names and values."""
     lineage = " \N{RIGHTWARDS ARROW} ".join(
-        str(record[key]) for key in ("base_version", "model_version") if record.get(key)
+        version for version in (record.base_version, record.model_version) if version
     )
-    data = [str(record["dataset"])] if record.get("dataset") else []
-    if record.get("num_classes") is not None:
-        data.append(f"{record['num_classes']} classes")
-    names = list(record.get("class_names") or ())
+    data = [record.dataset] if record.dataset else []
+    if record.num_classes is not None:
+        data.append(f"{record.num_classes} classes")
+    names = record.class_names
     if len(names) <= _MOST_CLASSES_IN_TABLE and any(n != str(i) for i, n in enumerate(names)):
         data.append("called " + ", ".join(names))
-    split = [str(record["partition"])] if record.get("partition") else []
-    if record.get("num_clients") is not None:
+    split = [record.partition] if record.partition else []
+    if record.num_clients is not None:
         split.append(clients_of(record))
-    stored = (record.get("storage") or {}).get("updates")
+    stored = None if record.storage is None else record.storage.updates
     rows = [
-        ("Request", record.get("request")),
-        ("Asked by", record.get("asked_by")),
-        ("Why", record.get("why")),
-        ("Kind", record.get("kind")),
-        ("Method", record.get("method")),
-        ("Chosen by Efface", (record.get("chosen") or {}).get("why")),
+        ("Request", record.request),
+        ("Asked by", record.asked_by),
+        ("Why", record.why),
+        ("Kind", record.kind),
+        ("Method", record.method),
+        ("Chosen by Efface", (record.chosen or {}).get("why")),
         ("Versions", lineage),
-        ("Created", record.get("created")),
+        ("Asked on", as_time(record.created)),
+        ("Started", as_time(record.started)),
+        ("Finished", as_time(record.finished)),
         ("Data set", ", ".join(data)),
         ("Partition", ", ".join(split)),
-        ("Model", record.get("model")),
-        ("Engine", record.get("engine")),
-        ("Seed", record.get("seed")),
+        ("Model", record.model),
+        ("Engine", record.engine),
+        ("Seed", record.seed),
         (stored_updates(record), as_size(stored) if stored else None),
-        ("Hardware", record.get("hardware")),
-        ("Commit", record.get("commit")),
-        ("Command", record.get("command")),
+        ("Hardware", record.hardware),
+        ("Commit", record.commit),
+        ("Command", record.command),
     ]
-    optional = {"Asked by", "Why", "Chosen by Efface", stored_updates(record)}
+    optional = {
+        "Started",
+        "Finished",
+        "Asked by",
+        "Why",
+        "Chosen by Efface",
+        stored_updates(record),
+    }
     return [
         (name, "not recorded" if value in (None, "") else str(value))
         for name, value in rows

@@ -1,11 +1,14 @@
 """Words and figures of the report: what a record is about, and numbers as they are shown."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from math import isfinite, isinf
 from typing import Any
 
-from server.report.format import number_and_name
+from server.evidence.record import Record, Target
+from server.evidence.scores import ModelScores
+from server.format import number_and_name
 
 MODELS = {
     "original": "Original",
@@ -18,32 +21,31 @@ MINUS = "\N{MINUS SIGN}"
 _NONE = "\N{EN DASH}"
 
 
-def outcome_of(record: Mapping[str, Any]) -> tuple[str, Mapping[str, Any] | None]:
+def outcome_of(record: Record) -> tuple[str, ModelScores | None]:
     """Return the name and the numbers of what the request to forget ended with."""
-    for key in ("recovered", "unlearned"):
-        if record.get(key):
-            return MODELS[key], record[key]
+    for key, scores in (("recovered", record.recovered), ("unlearned", record.unlearned)):
+        if scores is not None:
+            return MODELS[key], scores
     return "Result", None
 
 
-def subject_of(record: Mapping[str, Any]) -> tuple[str, bool]:
+def subject_of(record: Record) -> tuple[str, bool]:
     """Return what is to be forgotten, in words, and whether that is a plural."""
-    forget = record["forget"]
-    for noun, key in (("class", "classes"), ("client", "clients")):
-        known = record.get("class_names") if noun == "class" else None
-        members = forget.get(key) or []
-        names = [number_and_name(m, known) if known else str(m) for m in members]
-        if names and (forget.get("level") in (noun, None)):
+    forget = record.forget or Target()
+    for noun, plural, names in (
+        ("class", "classes", [number_and_name(c, record.class_names) for c in forget.classes]),
+        ("client", "clients", list(forget.clients)),
+    ):
+        if names and forget.level in (noun, None):
             if len(names) == 1:
                 return f"{noun} {names[0]}", False
-            plural = "classes" if noun == "class" else "clients"
             return f"{plural} {', '.join(names[:-1])} and {names[-1]}", True
-    return f"the {forget.get('level') or 'chosen'}-level forget set", False
+    return f"the {forget.level or 'chosen'}-level forget set", False
 
 
-def versions_of(record: Mapping[str, Any]) -> dict[str, str]:
+def versions_of(record: Record) -> dict[str, str]:
     """Return the words for the new version and for the change from the one before."""
-    base, new = record.get("base_version"), record.get("model_version")
+    base, new = record.base_version, record.model_version
     if base and new:
         change = f"going from version {base} to {new}"
     elif new:
@@ -53,34 +55,63 @@ def versions_of(record: Mapping[str, Any]) -> dict[str, str]:
     return {"new": f"version {new}" if new else "a model", "change": change}
 
 
-def title_of(record: Mapping[str, Any]) -> str:
+def title_of(record: Record) -> str:
     """Return the heading of the page."""
-    if not record.get("forget"):
+    if record.forget is None:
         return "Training"
-    verb = "Learn again" if record.get("kind") == "relearn" else "Forget"
+    verb = "Learn again" if record.kind == "relearn" else "Forget"
     return f"{verb} {subject_of(record)[0]}"
 
 
-def clients_of(record: Mapping[str, Any]) -> str:
+def facts_of(record: Record) -> list[tuple[str, str]]:
+    """Return what a reader asks first: what, who asked and why, when it was done, in service."""
+    method = "Retrained from scratch" if record.method == "retraining" else record.method
+    rows = [
+        ("Request", record.request),
+        ("Asked by", record.asked_by or "not recorded"),
+        ("Why", record.why or "not recorded"),
+        ("Asked on", as_time(record.created)),
+        ("Started", as_time(record.started)),
+        ("Finished", as_time(record.finished)),
+        ("In service", in_service(record)),
+        ("Method", method),
+    ]
+    return [(name, str(value)) for name, value in rows if value]
+
+
+def in_service(record: Record) -> str | None:
+    """Return whether the result entered service, in words; None where that is not recorded."""
+    if record.refused:
+        return f"no: version {record.base_version} stays in service"
+    if record.in_service is None:
+        return None
+    if record.in_service:
+        return f"yes, as version {record.model_version} when this request finished"
+    return (
+        f"no: version {record.model_version} is kept as a trial" if record.model_version else "no"
+    )
+
+
+def as_time(text: str | None) -> str | None:
+    """Return a time of the record to the second, in UTC; what is no time stays as it is."""
+    if not text:
+        return None
+    try:
+        when = datetime.fromisoformat(text)
+    except ValueError:
+        return text
+    return f"{when.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC" if when.tzinfo else text
+
+
+def clients_of(record: Record) -> str:
     """Return how many clients took part, in words."""
-    count = record.get("num_clients")
+    count = record.num_clients
     return "its clients" if count is None else f"{count} client{'' if count == 1 else 's'}"
 
 
-def forgotten_classes(record: Mapping[str, Any]) -> list[int]:
+def forgotten_classes(record: Record) -> list[int]:
     """Return the classes that the request names."""
-    return [int(label) for label in (record.get("forget") or {}).get("classes") or []]
-
-
-def value_of(numbers: Mapping[str, Any] | None, key: str) -> float | None:
-    """Return a number of a record by its key, None where it was not measured."""
-    value = (numbers or {}).get(key)
-    return None if value is None else float(value)
-
-
-def curve_mean(numbers: Mapping[str, Any] | None) -> float | None:
-    """Return the mean of a relearning curve, None where it was not measured."""
-    return value_of((numbers or {}).get("relearning_curve"), "mean")
+    return [] if record.forget is None else [int(label) for label in record.forget.classes]
 
 
 def sum_of(values: Sequence[float | None]) -> float | None:

@@ -5,16 +5,13 @@ comes from the record; what the record lacks is left out or called "not measured
 """
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
-from jinja2 import Environment, Undefined
+from jinja2 import Environment, StrictUndefined
 
-from client.errors import BadSetting
+from server.evidence.record import Record
 from server.report.channels import channel_section
-from server.report.judgement import judge, limits_of
 from server.report.page import PAGE
 from server.report.pictures import cost_plot, phases_plot, relearning_plot
 from server.report.tables import (
@@ -28,14 +25,15 @@ from server.report.tables import (
     round_sizes,
     speed_up_rows,
 )
-from server.report.words import as_setting, curve_mean, outcome_of, title_of
+from server.report.verdict import worded
+from server.report.words import as_setting, facts_of, outcome_of, title_of
 
 
-def write_report(record: Mapping[str, Any], path: Path) -> Path:
+def write_report(record: Record, path: Path) -> Path:
     """Write the HTML report of `record` to `path`, whole or not at all.
 
     Args:
-        record: A request record, format 1, not changed. Values may be null.
+        record: A request's record.
         path: The file to write or replace; missing folders are made. Where `record.json` lies
             beside it, the page links to it.
 
@@ -43,7 +41,6 @@ def write_report(record: Mapping[str, Any], path: Path) -> Path:
         `path`.
 
     Raises:
-        BadSetting: If the record is of another format.
         OSError: If the file cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -60,31 +57,24 @@ def write_report(record: Mapping[str, Any], path: Path) -> Path:
     return path
 
 
-def render(record: Mapping[str, Any], *, linked: bool = False) -> str:
+def render(record: Record, *, linked: bool = False) -> str:
     """Return the report of `record` as one HTML page.
 
     Args:
-        record: A request record, format 1.
+        record: A request's record.
         linked: Whether the page may link to `record.json` in its own folder.
-
-    Raises:
-        BadSetting: If the record is of another format.
     """
-    if record.get("format") != 1:
-        raise BadSetting(
-            f"record format must be 1, got {record.get('format')!r}; "
-            "write the report with the Efface that wrote the record"
-        )
+    outcome = outcome_of(record)[1]
     environment = Environment(
         autoescape=True,
-        # A key that an older record lacks reads as null does.
-        undefined=Undefined,
+        undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     return environment.from_string(PAGE).render(
         title=title_of(record),
-        verdict=judge(record),
+        verdict=worded(record),
+        facts=facts_of(record),
         record=record,
         accuracy=accuracy_table(record),
         heldout=heldout_table(record),
@@ -93,20 +83,16 @@ def render(record: Mapping[str, Any], *, linked: bool = False) -> str:
         relearning_plot=relearning_plot(record),
         relearning=relearning_table(record),
         channels=channel_section(record),
-        forgets=bool(record.get("forget")),
-        retrained=bool(record.get("retrained")),
-        curve_measured=curve_mean(outcome_of(record)[1]) is not None,
+        forgets=record.forget is not None,
+        retrained=record.retrained is not None,
+        curve_measured=outcome is not None and outcome.curve_mean is not None,
         cost_plot=cost_plot(record),
         costs=cost_table(record),
         round_sizes=round_sizes(record),
-        scored="score" in (record.get("seconds") or {}),
+        scored="score" in record.seconds,
         speed_up=speed_up_rows(record),
         overhead=overhead_line(record),
         provenance=provenance_rows(record),
-        settings=sorted(
-            (str(key), as_setting(value)) for key, value in (record.get("settings") or {}).items()
-        ),
-        accuracy_tolerance=f"{limits_of(record)[0]:g}",
-        relearning_tolerance=f"{limits_of(record)[1]:g}",
+        settings=sorted((str(key), as_setting(value)) for key, value in record.settings.items()),
         linked=linked,
     )

@@ -9,8 +9,8 @@ from typing import Any
 from client.data.datasets import DataSet
 from client.errors import BadSetting
 from client.learning.models import ModelSpec
+from server.format import class_text
 from server.nodes.class_names import ClassesDiffer
-from server.report.format import class_text
 
 _MOST_SHOWN = 20
 

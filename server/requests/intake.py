@@ -13,11 +13,13 @@ from client.data.datasets import DataSet
 from client.errors import BadSetting, EffaceError
 from client.learning.models import ModelSpec, build
 from client.wire import ForgetSpec
+from server.evidence.record import Record
+from server.format import target_text
 from server.nodes.grid import Interrupted, NamedGrid
 from server.provenance import hardware
-from server.report.display import target_text
 from server.requests import planning
 from server.requests.classes import card_names, check_as_trained, numbered
+from server.requests.context import Work
 from server.requests.data import (
     check_samples,
     check_shares,
@@ -26,8 +28,9 @@ from server.requests.data import (
     server_data,
     shares,
 )
-from server.requests.execution import Unsettled, VerificationFailed, Work
+from server.requests.execution import Unsettled, VerificationFailed, execute
 from server.requests.progress import Listener
+from server.requests.resolved import ResolvedRequest, resolve
 from server.requests.workspace import Workspace
 from server.settings import RunSettings, essence, federation_name, parse
 from server.storage.ledger import Erased, RequestRow, VersionRow
@@ -65,21 +68,28 @@ class Service(Workspace):
 
     # ---- arrival -------------------------------------------------------------------------------
 
-    def prepare(self, settings: RunSettings) -> RequestRow:
+    def prepare(self, settings: RunSettings) -> ResolvedRequest:
         """Check a request and write it down; an interrupted one that is the same is taken up.
+
+        Returns:
+            The request, resolved: what `execute` takes.
 
         Raises:
             BadSetting: If something asked for is unknown or out of range.
             AlreadyDone: If the version has forgotten the same thing already.
         """
         if settings.mode == "request":
-            return self.ledger.request(settings.request)
+            return self.resolved(settings.request)
         settings = settings.rooted()
         if settings.mode == "train":
             return self._prepare_train(settings)
         return self._prepare_change(settings)
 
-    def _prepare_train(self, settings: RunSettings) -> RequestRow:
+    def resolved(self, request_id: str) -> ResolvedRequest:
+        """Return a request that was written down, resolved from its row."""
+        return resolve(self.ledger.request(request_id), self.registry)
+
+    def _prepare_train(self, settings: RunSettings) -> ResolvedRequest:
         settings.check_training()
         data = server_data(settings)
         check_simulation(settings, data)
@@ -91,11 +101,12 @@ class Service(Workspace):
             )
         build(settings.model_spec(data), torch.Generator())
         federation = federation_name(settings)
-        return self._write_down(
+        row = self._write_down(
             settings, kind="train", method="fedavg", federation=federation, forget=ForgetSpec()
         )
+        return resolve(row, self.registry, settings, data)
 
-    def _prepare_change(self, settings: RunSettings) -> RequestRow:
+    def _prepare_change(self, settings: RunSettings) -> ResolvedRequest:
         checked = self._checked(settings)
         row = self._write_down(
             checked.settings,
@@ -107,7 +118,7 @@ class Service(Workspace):
         )
         if checked.chosen is not None:
             self.note_choice(row, checked.chosen)
-        return row
+        return resolve(row, self.registry, checked.settings, checked.situation.data)
 
     def plan(self, settings: RunSettings) -> dict[str, Any]:
         """Check a request to forget as `prepare` does and return what it will take.
@@ -276,18 +287,20 @@ class Service(Workspace):
 
     # ---- work ----------------------------------------------------------------------------------
 
-    def execute(self, request_id: str, grid: NamedGrid, listener: Listener) -> dict[str, Any]:
+    def execute(self, request: ResolvedRequest, grid: NamedGrid, listener: Listener) -> Record:
         """Run a request that was written down and return its record.
 
         Raises:
-            VerificationFailed: If the result did not forget.
+            VerificationFailed: If the result did not forget, or is not shown to have forgotten and
+                the request does not accept that.
             Unpublished: If all was done but the report.
             EffaceError: If the request cannot be carried out; it is then `failed`.
             KeyboardInterrupt, Interrupted, Unsettled: If it was stopped; it is then `interrupted`.
         """
-        row = self.ledger.start(request_id)
+        request_id = request.id
+        self.ledger.start(request_id)
         try:
-            return Work(self, row, grid, listener).run()
+            return execute(Work(self, request, grid, listener))
         except BaseException as error:
             now = self.ledger.request(request_id)
             if now.state != "running":

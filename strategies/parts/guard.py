@@ -19,7 +19,19 @@ MAX_MORE_ROUNDS = 6
 
 
 class CreptBack(EffaceError):
-    """Recovery brought the forgotten data back, whatever was tried."""
+    """Recovery brought the forgotten data back, whatever was tried.
+
+    Attributes:
+        model: What it ended with: to be measured, not to be served.
+        accuracy: Its forget accuracy in percent, on the nodes' held-out data.
+        threshold: What was accepted at most.
+    """
+
+    def __init__(
+        self, message: str, *, model: ArrayRecord, accuracy: float, threshold: float
+    ) -> None:
+        super().__init__(message)
+        self.model, self.accuracy, self.threshold = model, accuracy, threshold
 
 
 def guarded_recovery(
@@ -72,7 +84,10 @@ def guarded_recovery(
         if rollbacks > MAX_ROLLBACKS:
             raise CreptBack(
                 f"forget accuracy after recovery must be at most {threshold:g} %, got "
-                f"{found.forget:.1f} % after {MAX_ROLLBACKS} rollbacks; {remedy}"
+                f"{found.forget:.1f} % after {MAX_ROLLBACKS} rollbacks; {remedy}",
+                model=candidate,
+                accuracy=found.forget,
+                threshold=threshold,
             )
         model = federation.run("unlearn", ascent(rollbacks), model, num_rounds=1)
     return model

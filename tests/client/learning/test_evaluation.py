@@ -1,14 +1,12 @@
 """Scores by hand, and a relearning curve that treats all models alike."""
 
 import math
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from client.learning.evaluation import Scores, evaluate, relearning_curve
-from server.evidence.measures import verdict
 
 
 class Fixed(nn.Module):
@@ -119,74 +117,3 @@ def test_a_step_of_the_curve_is_a_step_of_sgd() -> None:
     optimiser.step()
     for mine, theirs in zip(model.parameters(), expected.parameters(), strict=True):
         assert torch.equal(mine, theirs)
-
-
-# ---- the verdict on a client --------------------------------------------------------------------
-
-
-def client_record(
-    original: float, retrained: float | None, result: float, *, retain: float = 70.0, **more: Any
-) -> dict[str, Any]:
-    """Return a record with these accuracies on the client's data; Retrained retains 70 %."""
-
-    def scores(forget: float, retain: float = 70.0) -> dict[str, Any]:
-        numbers = {"forget_accuracy": forget, "retain_accuracy": retain}
-        return {**numbers, "per_class_accuracy": [retain] * 3, "relearning_curve": None}
-
-    document = {
-        "forget": {"level": "client", "classes": [], "clients": ["client-0"]},
-        "erased_before": [],
-        "original": scores(original),
-        "retrained": None if retrained is None else scores(retrained),
-        "recovered": scores(result, retain),
-    }
-    return {**document, **more}
-
-
-def judged(record: dict[str, Any]) -> dict[str, Any]:
-    return verdict(record, max_forget_accuracy=5.0, max_relearning_gap=15.0)
-
-
-def test_a_clients_verdict_rests_on_accuracy_alone_and_misses_no_curve() -> None:
-    assert judged(client_record(90.0, 60.0, 65.0)) == {
-        "passed": True,
-        "reasons": [
-            "accuracy on the client's held-out data 65.0 %, at most Retrained's + 5 points"
-        ],
-        "not_measured": [],
-    }
-    assert judged(client_record(90.0, 60.0, 65.1))["passed"] is False
-    assert judged(client_record(90.0, None, 65.0)) == {
-        "passed": None,
-        "reasons": [],
-        "not_measured": ["forget accuracy against Retrained (--compare retrain)"],
-    }
-
-
-@pytest.mark.parametrize("result", [60.0, 66.0])  # within the tolerance, and above it
-def test_where_original_knows_a_clients_data_no_better_the_verdict_is_open(result: float) -> None:
-    assert judged(client_record(65.0, 60.0, result)) == {  # 65 = 60 + 5: just within
-        "passed": None,
-        "reasons": [
-            "Original knows this client's data no better than Retrained: accuracy cannot tell"
-        ],
-        "not_measured": [],
-    }
-    assert judged(client_record(65.1, 60.0, result))["passed"] == (result == 60.0)
-
-
-def test_a_class_that_is_back_fails_a_client_of_whom_accuracy_cannot_tell() -> None:
-    assert judged(client_record(60.0, 60.0, 60.0, erased_before=[2]))["passed"] is False
-
-
-@pytest.mark.parametrize(("original", "passed"), [(90.0, True), (60.0, None)])
-def test_accuracy_lost_on_the_rest_is_remarked_and_decides_nothing(
-    original: float, passed: bool | None
-) -> None:
-    found = judged(client_record(original, 60.0, 60.0, retain=67.9))
-    assert found["passed"] is passed
-    assert found["reasons"][1:] == [
-        "remark: retain accuracy 67.9 % is 2.1 points below Retrained's, more than 2"
-    ]
-    kept = judged(client_record(original, 60.0, 60.0, retain=68.0))
-    assert len(kept["reasons"]) == 1

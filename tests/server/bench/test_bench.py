@@ -26,6 +26,7 @@ from server.bench.harness import CellFailed, bench
 from server.bench.recipe import check_data, load
 from server.cli import app
 from server.cli.command import console_for
+from server.evidence.record import Record
 from server.nodes.grid import Interrupted
 from server.settings import RunSettings
 
@@ -591,9 +592,9 @@ def test_requests_in_a_row_share_one_retrained(
     found: list[bool] = []
     real = cells.run
 
-    def watch(settings: RunSettings, listener: Any) -> dict[str, Any]:
+    def watch(settings: RunSettings, listener: Any) -> Record:
         record = real(settings, listener)
-        found.extend([record["retrain_cached"]] if settings.mode == "forget" else [])
+        found.extend([record.retrain_cached] if settings.mode == "forget" else [])
         return record
 
     monkeypatch.setattr(cells, "run", watch)
@@ -647,6 +648,8 @@ def test_a_result_depends_on_the_code_of_its_method_alone(tmp_path: Path) -> Non
         *("nodes/federation.py", "requests/intake.py", "storage/history.py", "nodes/grid.py"),
         *("settings.py", "runner.py", "requests/execution.py", "requests/workspace.py"),
         *("requests/data.py", "evidence/measures.py", "nodes/engines/inline.py"),
+        *("requests/context.py", "requests/costs.py", "requests/resolved.py"),
+        *("requests/yardstick.py", "evidence/costs.py"),
         "bench/membership.py",
     ],
 )

@@ -25,6 +25,8 @@ import server.runner
 from client.data import datasets
 from server.cli import app, running
 from server.cli.command import FAILED, NOT_VERIFIED, STOPPED, USAGE
+from server.evidence.costs import SpeedUp
+from server.evidence.record import Record, Storage
 from server.nodes.federation import Cost, Round
 from server.report import display
 from server.requests import planning
@@ -41,6 +43,7 @@ TINY = [
     *("--batch-size", "32", "--scale", "10", "--distill-every", "4", "--lr", "0.1"),
     *("--model-width", "8", "--model-depth", "2"),
 ]
+ACCEPT = ("--accept", "not-shown")  # no comparison with retraining where none is tested
 WEIGHTS = Path("versions") / "v0001" / "model.safetensors"
 
 
@@ -113,7 +116,8 @@ def trained_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def forgotten_home(trained_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("forgotten") / "home"
     shutil.copytree(trained_home, home)
-    Efface(home).json("forget", "--class", "9", "--by", "A. Person", "--why", "asked on paper")
+    asked = ("--by", "A. Person", "--why", "asked on paper")
+    Efface(home).json("forget", "--class", "9", *ACCEPT, *asked)
     return home
 
 
@@ -263,7 +267,7 @@ def test_relearning_brings_a_forgotten_class_back_into_service(forgotten: Efface
 
 
 def test_a_client_is_forgotten_by_name(trained: Efface) -> None:
-    record = trained.json("forget", "--client", "client-1")
+    record = trained.json("forget", "--client", "client-1", *ACCEPT)
 
     assert record["forget"] == {"level": "client", "classes": [], "clients": ["client-1"]}
     assert trained.json("models")["versions"][-1]["card"]["erased"]["clients"] == ["client-1"]
@@ -387,7 +391,7 @@ def test_the_method_is_chosen_and_the_reason_shown(
     monkeypatch.setattr(planning, "SHOWN", {"class": ("fisher",)})
 
     done = trained("forget", "-c", "9", "--method", "auto", "--max-forget-accuracy", "100",
-                   "--max-relearning-gap", "100")  # fmt: skip
+                   "--max-relearning-gap", "100", *ACCEPT)  # fmt: skip
 
     assert done.exit_code == 0, done.output
     assert "method fisher was chosen: it takes about" in done.stderr
@@ -421,7 +425,7 @@ def test_metrics_are_served_while_a_command_runs(
     monkeypatch.setattr(Metrics, "serve", remember)
     monkeypatch.setattr(display.PlainLines, "round", look)
 
-    done = trained("forget", "--class", "9", "--metrics-port", "0", "--json")
+    done = trained("forget", "--class", "9", "--metrics-port", "0", "--json", *ACCEPT)
 
     assert done.exit_code == 0, done.output
     assert 'efface_requests{state="running"} 1.0' in pages[0]
@@ -447,7 +451,7 @@ def test_the_progress_bars_show_round_and_accuracy() -> None:
     [(40.0, "40.0 times shorter than retraining"), (0.5, "took 2.0 times as long as retraining")],
 )
 def test_the_speed_up_is_said_in_words_either_way(factor: float, words: str) -> None:
-    assert words in display.speed_up_line({"speed_up": {"request": factor}})
+    assert words in display.speed_up_line(Record(speed_up=SpeedUp(request=factor)))
 
 
 @pytest.mark.parametrize(
@@ -462,8 +466,8 @@ def test_the_speed_up_is_said_in_words_either_way(factor: float, words: str) -> 
 def test_the_overhead_is_named_by_what_the_method_needs(
     method: str, overhead: float, words: str | None
 ) -> None:
-    speed = {"request": 9.0, "amortised": {"1": 0.9, "10": 4.8}, "overhead_seconds": overhead}
-    line = display.speed_up_line({"method": method, "speed_up": speed})
+    speed = SpeedUp(9.0, {"1": 0.9, "10": 4.8}, overhead)
+    line = display.speed_up_line(Record(method=method, speed_up=speed))
     extra = f" (times shorter with {words} counted: 0.9 over 1, 4.8 over 10 requests)"
     assert line == f"The request was 9.0 times shorter than retraining{extra if words else ''}."
 
@@ -480,7 +484,7 @@ def test_the_overhead_is_named_by_what_the_method_needs(
 def test_stored_updates_are_shown_of_trainings_and_of_requests_that_use_them(
     kind: str, method: str, shown: list[str]
 ) -> None:
-    record = {"kind": kind, "method": method, "storage": {"updates": 2_200_000}}
+    record = Record(kind=kind, method=method, storage=Storage(updates=2_200_000))
     lines = [text for text in display.result(record) if str(text).startswith("Stored updates")]
     assert lines == shown
 
@@ -1054,6 +1058,33 @@ def test_a_result_that_did_not_forget_has_exit_code_3_and_no_version(trained: Ef
     assert trained.version_states() == ["in-service"]
     assert trained.request_states() == ["done", "failed"]
     assert (trained.home / "reports" / "r0002.html").is_file()
+
+
+def test_a_result_that_creeps_back_has_exit_code_3_and_a_report(trained: Efface) -> None:
+    # The guard rolls recovery back and gives up: no step is large enough to forget.
+    options = ("unlearn-lr=1e-9", "unlearn-epochs=1", "recover-epochs=1")
+    words = [word for option in options for word in ("--set", option)]
+
+    done = trained("forget", "--class", "0", "--method", "quickdrop", *words, "--json")
+
+    assert done.exit_code == NOT_VERIFIED
+    assert "recovery brought the forget set back" in done.stderr
+    assert "Version v0001 stays in service" in done.stderr
+    assert trained.request_states() == ["done", "failed"]
+    assert (trained.home / "reports" / "r0002.html").is_file()
+    record = trained.json("show", "r0002")["record"]
+    assert (record["verdict"]["state"], record["refused"]) == ("failed", True)
+
+
+def test_what_is_not_shown_has_exit_code_3_and_both_remedies(trained: Efface) -> None:
+    done = trained("forget", "--class", "9", "--json")
+
+    assert done.exit_code == NOT_VERIFIED
+    assert "try --compare retrain or --accept not-shown" in done.stderr
+    assert trained.version_states() == ["in-service"]
+    assert trained.json("show", "r0002")["record"]["verdict"]["state"] == "not-shown"
+    assert trained("forget", "--class", "9", *ACCEPT).exit_code == 0
+    assert trained.version_states() == ["superseded", "in-service"]
 
 
 def test_a_record_that_cannot_be_read_is_named(forgotten: Efface) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from server.evidence.record import to_json
 from server.nodes.engines import superlink
 from server.requests.intake import Service
 from server.runner import run
@@ -30,6 +31,7 @@ FORGET = {
     "method": "quickdrop",
     "forget_classes": "3",
     "max_forget_accuracy": 100.0,
+    "accept": "not-shown",
     "method_options": "threshold=100,recover-rounds=1",
 }
 # Of other methods, on v0001 and without a trace of them in service.
@@ -54,7 +56,7 @@ def train(home: Path, engine: str) -> None:
 
 def forget(home: Path, engine: str, **more: Any) -> dict[str, Any]:
     told = {**JOB, **(more or FORGET), "home": str(home), "engine": engine}
-    return run(RunSettings(mode="forget", **told).check(), Silent())
+    return to_json(run(RunSettings(mode="forget", **told).check(), Silent()))
 
 
 @pytest.fixture(scope="module")

@@ -18,10 +18,10 @@ from client.data.datasets import load
 from client.errors import BadSetting
 from server.cli import app
 from server.cli.command import FAILED, USAGE
+from server.format import class_text
 from server.nodes.class_names import ClassesDiffer, differences
 from server.nodes.engines.inline import InlineGrid
 from server.nodes.grid import NamedGrid
-from server.report.format import class_text
 from server.requests.classes import check_as_trained, class_number, joined, numbered
 from server.requests.intake import Service
 from server.settings import RunSettings

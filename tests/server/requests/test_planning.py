@@ -13,6 +13,7 @@ import torch
 from benchmarks import shown
 from client.errors import BadSetting
 from client.learning.models import ModelSpec
+from server.evidence.record import to_json
 from server.nodes.federation import Cost, Round
 from server.requests import planning
 from server.requests.intake import AlreadyDone, Service
@@ -466,6 +467,7 @@ JOB: dict[str, Any] = {
     "evaluate_every": 0,
     "max_forget_accuracy": 100.0,
     "max_relearning_gap": 100.0,
+    "accept": "not-shown",
     "server_samples": "test:100",
 }
 
@@ -526,7 +528,7 @@ def test_a_request_costs_what_was_planned(
     target = {"forget_classes": "3"} if level == "class" else {"forget_clients": "client-1"}
     asked = told(home, method=name, trial=True, **target)
     plan = service(home).plan(asked)
-    record = run(asked, Silent())
+    record = to_json(run(asked, Silent()))
 
     limits: dict[str, dict[str, float]] = {}
     for phase in plan["phases"]:
@@ -561,7 +563,7 @@ def test_a_request_costs_what_was_planned(
 def test_retraining_is_planned_to_the_byte_and_the_image(home: Path) -> None:
     asked = told(home, method="retraining", forget_clients="client-1", trial=True)
     (plan,) = service(home).plan(asked)["phases"]
-    record = run(asked, Silent())
+    record = to_json(run(asked, Silent()))
     assert record["rounds"]["unlearn"] == plan["rounds"]
     assert record["samples"]["unlearn"] == plan["samples"]
     # Settings are a few letters longer or shorter than in training.
@@ -617,7 +619,7 @@ def test_the_chosen_methods_name_is_in_the_ledger_and_the_record(
 ) -> None:
     prefer(monkeypatch, "fisher")
     listener = Silent()
-    record = run(told(home, method="auto", forget_classes="3"), listener)
+    record = to_json(run(told(home, method="auto", forget_classes="3"), listener))
     assert service(home).ledger.request("r0002").method == record["method"] == "fisher"
     assert record["chosen"]["method"] == "fisher"
     assert "s2u" in record["chosen"]["refused"]
@@ -625,7 +627,7 @@ def test_the_chosen_methods_name_is_in_the_ledger_and_the_record(
     assert any(note.startswith("method fisher was chosen: it takes") for note in listener.notes)
     # What was forgotten comes back the same way.
     prefer(monkeypatch, "retraining")
-    back = run(told(home, "relearn", method="auto", forget_classes="3"), Silent())
+    back = to_json(run(told(home, "relearn", method="auto", forget_classes="3"), Silent()))
     assert (back["method"], back["chosen"]["why"]) == (
         "fisher",
         "class 3 was forgotten by it in r0002",
@@ -633,7 +635,7 @@ def test_the_chosen_methods_name_is_in_the_ledger_and_the_record(
 
 
 def test_a_method_that_was_named_leaves_nothing_to_choose(home: Path) -> None:
-    assert run(told(home, method="fisher", forget_classes="3"), Silent())["chosen"] is None
+    assert run(told(home, method="fisher", forget_classes="3"), Silent()).chosen is None
 
 
 def test_a_stopped_request_goes_on_with_the_method_that_was_chosen_for_it(
@@ -647,7 +649,7 @@ def test_a_stopped_request_goes_on_with_the_method_that_was_chosen_for_it(
     plan = service(home).plan(asked)
     assert (plan["takes_up"], plan["method"]) == ("r0002", "federaser")
     assert plan["chosen"]["method"] == "federaser"
-    record = run(asked, Silent())
+    record = to_json(run(asked, Silent()))
     assert (record["request"], record["method"]) == ("r0002", "federaser")
     assert record["chosen"]["method"] == "federaser"
 

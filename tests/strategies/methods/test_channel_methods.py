@@ -11,6 +11,7 @@ import torch
 from client.channels.layout import from_text, layout
 from client.errors import BadSetting
 from client.learning.models import ModelSpec, build
+from server.evidence.record import to_json
 from server.requests.intake import Service
 from server.runner import run
 from server.settings import RunSettings
@@ -29,6 +30,7 @@ JOB: dict[str, Any] = {
     "device": "cpu",
     "max_forget_accuracy": 100.0,
     "max_relearning_gap": 100.0,
+    "accept": "not-shown",
 }
 
 
@@ -39,7 +41,8 @@ class Silent:
 
 
 def ask(home: Path, mode: str, **more: Any) -> dict[str, Any]:
-    return run(RunSettings(**{"mode": mode, "home": str(home), **JOB, **more}).check(), Silent())
+    told = RunSettings(**{"mode": mode, "home": str(home), **JOB, **more}).check()
+    return to_json(run(told, Silent()))
 
 
 def load(home: Path, version: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

@@ -17,6 +17,7 @@ from client.app import app
 from client.errors import BadSetting
 from client.steps.training import Fit
 from client.wire import ForgetSpec
+from server.evidence.record import to_json
 from server.nodes.engines.inline import InlineGrid
 from server.nodes.federation import GridFederation, to_numpy
 from server.nodes.grid import NamedGrid
@@ -365,6 +366,7 @@ JOB: dict[str, Any] = {
     "engine": "inline",
     "device": "cpu",
     "max_relearning_gap": 100.0,
+    "accept": "not-shown",
 }
 
 
@@ -378,7 +380,7 @@ def ask(home: Path, mode: str, **more: Any) -> dict[str, Any]:
     told_ = {"mode": mode, "home": str(home), **JOB, **more}
     if mode == "forget":
         told_ = {"method": "federaser", **told_}
-    return run(RunSettings(**told_).check(), Silent())
+    return to_json(run(RunSettings(**told_).check(), Silent()))
 
 
 def stored(home: Path) -> list[tuple[str, int, list[str]]]:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from client.wire import ForgetSpec
+from server.evidence.record import to_json
 from server.requests.intake import Service
 from server.runner import run
 from server.settings import RunSettings
@@ -101,6 +102,7 @@ JOB = {
     **{"dataset": "digits", "num_clients": 4, "partition": "iid", "fraction": 0.25, "rounds": 6},
     **{"local_steps": 2, "batch_size": 16, "model_width": 4, "model_depth": 1, "seed": 0},
     **{"evaluate_every": 0, "max_forget_accuracy": 100.0, "max_relearning_gap": 100.0},
+    "accept": "not-shown",
     "compare": "none",
     "engine": "inline",
 }
@@ -122,7 +124,8 @@ class Drawn:
 
 
 def ask(home: Path, mode: str, watching: Drawn, **more: Any) -> dict[str, Any]:
-    return run(RunSettings(**{**JOB, "home": str(home), "mode": mode, **more}).check(), watching)
+    told = RunSettings(**{**JOB, "home": str(home), "mode": mode, **more}).check()
+    return to_json(run(told, watching))
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,60 @@
+"""What was measured of one model: accuracies, loss, and how fast it learns the forget set again."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Forget accuracy in percent after so many steps of relearning, and its mean."""
+
+    steps: tuple[int, ...] = ()
+    forget_accuracy: tuple[float | None, ...] = ()
+    mean: float | None = None
+
+
+@dataclass(frozen=True)
+class Heldout:
+    """Accuracies in percent on data that the clients hold out and never train on."""
+
+    forget_accuracy: float | None = None
+    retain_accuracy: float | None = None
+
+
+@dataclass(frozen=True)
+class RoundScores:
+    """Scores on test data after one evaluated round of a phase."""
+
+    phase: str | None = None
+    round: int | None = None
+    forget_accuracy: float | None = None
+    retain_accuracy: float | None = None
+    loss: float | None = None
+    per_class_accuracy: tuple[float | None, ...] | None = None
+
+
+@dataclass(frozen=True)
+class ModelScores:
+    """Scores of one model. None is what was not measured; accuracies in percent.
+
+    Attributes:
+        forget_accuracy: On the forget set.
+        retain_accuracy: On the retain set.
+        loss: Mean cross-entropy.
+        per_class_accuracy: By class, in order.
+        heldout: The same two accuracies on the clients' held-out data.
+        relearning_curve: How fast the forget set is learned again; of classes alone.
+        timeline: Of Retrained: its own rounds.
+    """
+
+    forget_accuracy: float | None = None
+    retain_accuracy: float | None = None
+    loss: float | None = None
+    per_class_accuracy: tuple[float | None, ...] | None = None
+    heldout: Heldout | None = None
+    relearning_curve: Curve | None = None
+    timeline: tuple[RoundScores, ...] | None = None
+
+    @property
+    def curve_mean(self) -> float | None:
+        """Mean of the relearning curve, None where it was not measured."""
+        return None if self.relearning_curve is None else self.relearning_curve.mean

@@ -1,0 +1,267 @@
+"""The verdict on a request to forget: made here, once, and only worded elsewhere.
+
+A pure function from what was measured and the limits that were asked for to a frozen `Verdict`,
+which the request's record keeps. `server.evidence.wording` puts it into words.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from server.evidence.scores import ModelScores
+
+State = Literal["passed", "failed", "not-shown"]
+Code = Literal[
+    "forget-accuracy",
+    "relearning-curve",
+    "retain-accuracy",
+    "erased-earlier",
+    "nothing-to-show",
+    "crept-back",
+]
+FindingState = Literal["held", "exceeded", "cannot-tell", "remark", "open"]
+Reason = Literal["no-yardstick", "no-test-images", "no-held-out-data"]
+
+# Points below Retrained that accuracy on the retain set may have. Beyond it is a remark, no
+# failure: the request was to forget, and an erasure must not be refused for what it cost.
+RETAIN_TOLERANCE: Final = 2.0
+YARDSTICK: Final = "retraining"  # the method whose result is what others are compared with
+COMPARE: Final = "--compare retrain"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a request asked to be judged by.
+
+    Attributes:
+        forget_accuracy: Highest forget accuracy in percent that counts as forgotten, or what
+            Retrained has if that is more. Of a client: points above Retrained.
+        relearning_gap: Most points by which the relearning curve's mean may lie above Retrained's.
+    """
+
+    forget_accuracy: float = 5.0
+    relearning_gap: float = 15.0
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was measured, beside its limit.
+
+    Attributes:
+        code: What it is about.
+        state: "held" and "exceeded" decide; "cannot-tell" says that the model before the request
+            lies within the limit as well; "remark" and "open" decide nothing.
+        value: What the result has, in percent; of a relearning curve its mean.
+        limit: What it may have at most (retain accuracy: at least).
+        retrained: What Retrained has.
+        original: What the model before the request has.
+        label: The class, where it is about one.
+    """
+
+    code: Code
+    state: FindingState
+    value: float | None = None
+    limit: float | None = None
+    retrained: float | None = None
+    original: float | None = None
+    label: int | None = None
+
+
+@dataclass(frozen=True)
+class Missing:
+    """What a verdict would need and does not have, why, and what would measure it (or None)."""
+
+    code: Code
+    why: Reason
+    remedy: str | None = None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a request forgot what it should.
+
+    Attributes:
+        state: "passed"; "failed"; or "not-shown": neither is shown.
+        findings: What was measured.
+        missing: What a verdict would need and was not measured.
+        yardstick: "retrained", "itself" (the method is retraining), or None.
+    """
+
+    state: State = "not-shown"
+    findings: tuple[Finding, ...] = ()
+    missing: tuple[Missing, ...] = ()
+    yardstick: Literal["retrained", "itself"] | None = None
+
+    @property
+    def passed(self) -> bool | None:
+        """True, False, or None where neither is shown."""
+        return {"passed": True, "failed": False, "not-shown": None}[self.state]
+
+    def finding(self, code: Code) -> Finding | None:
+        """Return the first finding about something, or None."""
+        return next((f for f in self.findings if f.code == code), None)
+
+
+@dataclass(frozen=True)
+class CreptBack:
+    """A recovery that brought the forget set back, whatever was tried: what the guard saw."""
+
+    accuracy: float
+    threshold: float
+
+
+def decide(
+    level: str,
+    result: ModelScores,
+    *,
+    original: ModelScores | None,
+    retrained: ModelScores | None,
+    limits: Limits,
+    erased_before: Sequence[int] = (),
+    method: str = "",
+    crept_back: CreptBack | None = None,
+) -> Verdict:
+    """Return whether a request to forget did what it should.
+
+    Any limit exceeded fails it. It passes if something that decides held and nothing that decides
+    is missing. A class must hold both its accuracy and its relearning curve against Retrained;
+    of a client, whose relearning is not defined, accuracy against Retrained alone decides. Where
+    the model before the request lies within the limit of accuracy as well, there is nothing to
+    show.
+
+    Args:
+        level: "class" or "client".
+        result: Scores of the result.
+        original: Scores of the model before the request.
+        retrained: Scores of the yardstick, or None if it was not measured.
+        limits: What was asked for.
+        erased_before: Classes that earlier requests erased: they must stay away.
+        method: The method's name; retraining is its own yardstick.
+        crept_back: What the guard of recovery gave up at.
+    """
+    yardstick: Literal["retrained", "itself"] | None = None if retrained is None else "retrained"
+    itself = method == YARDSTICK
+    if retrained is None and itself:
+        retrained, yardstick = result, "itself"
+    parts = [
+        _accuracy(level, result, original, retrained, limits, itself=itself),
+        *([_relearning(result, original, retrained, limits)] if level == "class" else []),
+    ]
+    findings = [part for part in parts if isinstance(part, Finding)]
+    missing = [part for part in parts if isinstance(part, Missing)]
+    decisive = list(findings)
+    if crept_back is not None:
+        decisive.append(
+            Finding("crept-back", "exceeded", crept_back.accuracy, crept_back.threshold)
+        )
+        findings.append(decisive[-1])
+    earlier = _earlier(result, limits, erased_before)
+    findings += [*earlier, *_retained(result, original, retrained)]
+    states = {finding.state for finding in decisive}
+    nothing = any(finding.code == "nothing-to-show" for finding in findings)
+    state: State = "not-shown"
+    if "exceeded" in states or any(finding.state == "exceeded" for finding in earlier):
+        state = "failed"
+    elif "held" in states and not missing and not nothing:
+        state = "passed"
+    return Verdict(state, tuple(findings), tuple(missing), yardstick)
+
+
+def _accuracy(
+    level: str,
+    result: ModelScores,
+    original: ModelScores | None,
+    retrained: ModelScores | None,
+    limits: Limits,
+    *,
+    itself: bool,
+) -> Finding | Missing:
+    value = result.forget_accuracy
+    goal = None if retrained is None else retrained.forget_accuracy
+    before = None if original is None else original.forget_accuracy
+    if level == "class":
+        if value is None:
+            return Missing("forget-accuracy", "no-test-images")
+        limit = limits.forget_accuracy if goal is None else max(limits.forget_accuracy, goal)
+        known_before = before is not None and before <= limit
+        if value > limit:
+            return Finding("forget-accuracy", "exceeded", value, limit, goal, before)
+        code: Code = "nothing-to-show" if known_before else "forget-accuracy"
+        state: FindingState = "cannot-tell" if known_before else "held"
+        return Finding(code, state, value, limit, goal, before)
+    if retrained is None:
+        return Missing("forget-accuracy", "no-yardstick", COMPARE)
+    if goal is None or value is None:
+        return Missing("forget-accuracy", "no-held-out-data")
+    # A client's data are forgotten at the accuracy of data never seen.
+    limit = goal + limits.forget_accuracy
+    if before is not None and before <= limit and not itself:
+        return Finding("nothing-to-show", "cannot-tell", value, limit, goal, before)
+    return Finding(
+        "forget-accuracy", "held" if value <= limit else "exceeded", value, limit, goal, before
+    )
+
+
+def _relearning(
+    result: ModelScores,
+    original: ModelScores | None,
+    retrained: ModelScores | None,
+    limits: Limits,
+) -> Finding | Missing:
+    value = result.curve_mean
+    goal = None if retrained is None else retrained.curve_mean
+    before = None if original is None else original.curve_mean
+    if value is None:
+        return Missing("relearning-curve", "no-test-images")
+    if retrained is None:
+        return Missing("relearning-curve", "no-yardstick", COMPARE)
+    if goal is None:
+        return Missing("relearning-curve", "no-test-images")
+    limit = goal + limits.relearning_gap
+    # In differences, as they are shown: a sum would round otherwise.
+    if value - goal > limits.relearning_gap:
+        state: FindingState = "exceeded"
+    elif before is not None and before - goal <= limits.relearning_gap:
+        state = "cannot-tell"
+    else:
+        state = "held"
+    return Finding("relearning-curve", state, value, limit, goal, before)
+
+
+def _earlier(result: ModelScores, limits: Limits, erased: Sequence[int]) -> list[Finding]:
+    each = result.per_class_accuracy or ()
+    known = [(c, each[c]) for c in erased if c < len(each)]
+    return [
+        Finding(
+            "erased-earlier",
+            "held" if value <= limits.forget_accuracy else "exceeded",
+            value,
+            limits.forget_accuracy,
+            label=label,
+        )
+        for label, value in known
+        if value is not None
+    ]
+
+
+def _retained(
+    result: ModelScores, original: ModelScores | None, retrained: ModelScores | None
+) -> list[Finding]:
+    value = result.retain_accuracy
+    goal = None if retrained is None else retrained.retain_accuracy
+    before = None if original is None else original.retain_accuracy
+    if value is None:
+        return []
+    if goal is None:
+        return [Finding("retain-accuracy", "open", value, original=before)]
+    lost = goal - value > RETAIN_TOLERANCE
+    return [
+        Finding(
+            "retain-accuracy",
+            "remark" if lost else "held",
+            value,
+            goal - RETAIN_TOLERANCE,
+            goal,
+            before,
+        )
+    ]

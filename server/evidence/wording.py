@@ -1,0 +1,110 @@
+"""A verdict in words: for the terminal, the page, the ledger and the JSON of a record.
+
+Only what `server.evidence.verdict` decided is said here; nothing is decided again.
+"""
+
+from collections.abc import Sequence
+from typing import Final
+
+from server.evidence.verdict import RETAIN_TOLERANCE, Finding, Missing, Verdict
+from server.format import class_text
+
+STATES: Final = {"passed": "passed", "failed": "failed", "not-shown": "not shown"}
+ACCEPT: Final = "--accept not-shown"
+
+
+def reasons(
+    verdict: Verdict, level: str, clients: Sequence[str] = (), names: Sequence[str] = ()
+) -> list[str]:
+    """Return what a verdict rests on, one sentence a finding that says something of it."""
+    told = [reason(finding, level, clients, names) for finding in verdict.findings]
+    if verdict.yardstick == "itself":
+        told.append("the method is retraining from scratch: it is the yardstick itself")
+    return [text for text in told if text]
+
+
+def reason(
+    finding: Finding, level: str, clients: Sequence[str] = (), names: Sequence[str] = ()
+) -> str:
+    """Return one finding in words; empty where it held and nothing hangs on it."""
+    f = finding
+    held = f.state != "exceeded"
+    if f.code == "forget-accuracy" and level == "class":
+        return (
+            f"forget accuracy {_of(f.value)} %, {'at most' if held else 'above'} {_of(f.limit)} %"
+        )
+    if f.code == "forget-accuracy":
+        return (
+            f"accuracy on the client's held-out data {_of(f.value)} %, "
+            f"{'at most' if held else 'above'} Retrained's + {_points(f)} points"
+        )
+    if f.code == "nothing-to-show" and level == "class":
+        return (
+            f"forget accuracy {_of(f.value)} %, at most {_of(f.limit)} %; nothing to show: "
+            f"Original has {_of(f.original)} %, within that limit before the request"
+        )
+    if f.code == "nothing-to-show":
+        whose = "these clients'" if len(clients) > 1 else "this client's"
+        return f"Original knows {whose} data no better than Retrained: accuracy cannot tell"
+    if f.code == "relearning-curve":
+        gap, most = _difference(f.value, f.retrained), _difference(f.limit, f.retrained)
+        return (
+            f"relearning curve {gap:+.1f} points against Retrained, "
+            f"{'within' if held else 'beyond'} +{most:.4g}"
+            + ("" if held else ": the class is hidden, not forgotten")
+        )
+    if f.code == "erased-earlier" and not held:
+        which = class_text(int(f.label or 0), names)
+        return f"{which}, erased earlier, is back at {_of(f.value)} %"
+    if f.code == "retain-accuracy" and f.state == "remark":
+        lost = _difference(f.retrained, f.value)
+        return (
+            f"remark: retain accuracy {_of(f.value)} % is {lost:.1f} points "
+            f"below Retrained's, more than {RETAIN_TOLERANCE:g}"
+        )
+    if f.code == "crept-back":
+        return (
+            f"recovery brought the forget set back to {_of(f.value)} % on the clients' held-out "
+            f"data, above {f.limit:g} %, whatever was tried"
+        )
+    return ""
+
+
+def not_measured(missing: Missing, level: str) -> str:
+    """Return what was not measured, why, and what would measure it."""
+    what = {"forget-accuracy": "forget accuracy", "relearning-curve": "relearning curve"}.get(
+        missing.code, missing.code
+    )
+    if missing.why == "no-yardstick":
+        return f"{what} against Retrained ({missing.remedy})"
+    if missing.why == "no-held-out-data":
+        return f"{what}: the clients held no data out (train with --holdout)"
+    return f"{what}: the coordinator has too few test images of what was to be forgotten"
+
+
+def refusal(
+    verdict: Verdict, level: str, clients: Sequence[str] = (), names: Sequence[str] = ()
+) -> str:
+    """Return in one line why a result may not enter service: what the ledger keeps."""
+    told = reasons(verdict, level, clients, names)
+    if verdict.state == "failed":
+        return f"verification failed: {'; '.join(told)}"
+    told += [f"not measured: {not_measured(missing, level)}" for missing in verdict.missing]
+    return f"verification shows neither success nor failure: {'; '.join(told)}"
+
+
+def remedies(verdict: Verdict) -> list[str]:
+    """Return the options that would measure what is missing, or accept it as it is."""
+    return [*dict.fromkeys(m.remedy for m in verdict.missing if m.remedy), ACCEPT]
+
+
+def _of(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.1f}"
+
+
+def _points(finding: Finding) -> str:
+    return f"{_difference(finding.limit, finding.retrained):.4g}"
+
+
+def _difference(value: float | None, other: float | None) -> float:
+    return 0.0 if value is None or other is None else value - other

@@ -1,0 +1,266 @@
+"""The workings of one execution: its federation, its record, its version, its publication."""
+
+import functools
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from flwr.app import ArrayRecord
+
+from client import wire
+from client.errors import EffaceError
+from client.learning.models import ModelSpec, build
+from client.seeds import generator
+from client.wire import ForgetSpec
+from server.evidence.measures import Judge
+from server.evidence.record import Record, Storage, Target
+from server.evidence.serial import plain
+from server.nodes.federation import Cost, GridFederation, Round, to_numpy
+from server.nodes.grid import NamedGrid
+from server.provenance import command, commit, hardware
+from server.requests import costs, records
+from server.requests.progress import Listener
+from server.requests.resolved import ResolvedRequest
+from server.requests.workspace import Workspace
+from server.requests.yardstick import Yardstick
+from server.settings import RunSettings, essence
+from server.storage.history import History
+from server.storage.journal import Journal
+from server.storage.ledger import Outcome, RequestRow
+from strategies.federation import Plan
+from strategies.methods.retraining import train
+from strategies.table import METHODS
+
+
+@dataclass(frozen=True)
+class Work:
+    """What the steps of one execution share."""
+
+    workspace: Workspace
+    request: ResolvedRequest
+    grid: NamedGrid
+    listener: Listener
+
+    @property
+    def folder(self) -> Path:
+        """The request's own folder."""
+        return self.workspace.home.runs / self.request.id
+
+    def fedavg(self, federation: GridFederation, phase: str, *, scale: int) -> ArrayRecord:
+        """Run the whole of federated averaging from the seed's initial weights."""
+        s = self.request.settings
+        distillation = {
+            "scale": scale,
+            "image_lr": s.image_lr,
+            "image_steps": s.image_steps,
+            "image_momentum": s.image_momentum,
+            "distill_every": s.distill_every,
+            "distill_fraction": s.distill_fraction,
+        }
+        return train(federation, phase=phase, **distillation)
+
+    def federation(
+        self,
+        journal: str,
+        judge: Judge,
+        *,
+        lineage: str,
+        forget: ForgetSpec,
+        erased: tuple[Any, Any],
+        model: Mapping[str, Any] | None = None,
+    ) -> GridFederation:
+        """Return the federation for one purpose of this request, with its own journal.
+
+        `model` is a version's, as its card has it; without it, channels are neither pruned nor
+        removed.
+        """
+        s = self.request.settings
+        common = {
+            "fingerprint": wire.fingerprint(),
+            "request": self.request.row.token,
+            "lineage": lineage,
+            **s.common(self.request.spec),
+            "scale": s.scale,
+            "model_pruned": list((model or {}).get("pruned", ())),
+            "model_compact": bool((model or {}).get("compact", False)),
+            "forget_level": forget.level,
+            "forget_classes": list(forget.classes),
+            "forget_clients": list(forget.clients),
+            "erased_classes": list(erased[0]),
+            "erased_clients": list(erased[1]),
+        }
+        inputs = {"code": wire.fingerprint(), "erased": [list(erased[0]), list(erased[1])]}
+        keep = Journal(self.folder / journal, {**essence(s.plain()), **inputs})
+
+        def on_round(done: Round, model: ArrayRecord) -> dict[str, Any] | None:
+            every = s.evaluate_every
+            due = done.number == done.of or bool(every and done.number % every == 0)
+            scores = replace(judge, spec=found.spec).quick(model) if due else None
+            self.listener.round(done, scores)
+            if not scores:
+                return None
+            return {"phase": done.phase, "round": done.number, **scores}
+
+        training = {
+            "steps": s.local_steps,
+            "epochs": s.local_epochs,
+            "batch_size": s.batch_size,
+            "lr": s.lr,
+            "momentum": s.momentum,
+            "weight_decay": s.weight_decay,
+            "proximal": s.proximal,
+            "scale": 0,
+        }
+        found = GridFederation(
+            self.grid,
+            common,
+            keep,
+            on_round,
+            training=training,
+            own_samples=self.request.samples,
+            plan=Plan(s.rounds, s.fraction, s.min_share),
+            first_weights=functools.partial(initial_weights, self.request.spec, s.seed),
+        )
+        return found
+
+    def card(self, **values: Any) -> dict[str, Any]:
+        """Return what to know about a version of this request."""
+        return version_card(self.request.settings, self.request.spec, self.request.row, **values)
+
+    def record(
+        self,
+        federation: GridFederation,
+        method: str,
+        lineage: str,
+        kept: History | None,
+        *,
+        training: Cost | None,
+        yardstick: Yardstick | None = None,
+        **measured: Any,
+    ) -> Record:
+        """Compose the request's record of its facts, its costs and what was measured.
+
+        Args:
+            federation: The request's own, after its last round.
+            method: The method's name.
+            lineage: The training whose synthetic sets are used.
+            kept: Updates stored in training.
+            training: What training cost; None where that is not known, or it is this request.
+            yardstick: Retrained.
+            measured: Further fields of `Record`.
+        """
+        s, row, forget = self.request.settings, self.request.row, federation.forget
+        spent = dict(federation.costs)
+        if yardstick is not None:
+            spent["retrain"] = yardstick.cost
+        training = spent.get("train", training)
+        rounds = costs.timeline(federation.notes)
+        needs = METHODS[method].needs if method in METHODS else None
+        return Record(
+            **vars(costs.measured(spent)),
+            request=row.id,
+            kind=row.kind,
+            method=method,
+            engine=s.engine,
+            seed=s.seed,
+            created=row.created.isoformat(),
+            command=command(s if row.kind == "train" else replace(s, method=method), row.kind),
+            asked_by=row.asked_by,
+            why=row.why,
+            forget=None
+            if forget.level == "none"
+            else Target(forget.level, forget.classes, forget.clients),
+            erased_before=tuple(federation.common["erased_classes"]),
+            base_version=row.base_version,
+            lineage=lineage,
+            dataset=s.dataset,
+            partition=s.partition,
+            model=self.request.spec.name,
+            num_clients=s.num_clients,
+            num_classes=self.request.spec.num_classes,
+            settings=s.plain(),
+            retrained=None if yardstick is None else yardstick.scores,
+            retrain_cached=None if yardstick is None else yardstick.cached,
+            unlearned=costs.after_unlearning(rounds) if row.kind == "forget" else None,
+            timeline=rounds,
+            distillation=costs.distillation(training),
+            storage=Storage(
+                updates=0 if kept is None else kept.num_bytes,
+                updates_seconds=None if training is None else training.keep_seconds,
+                synthetic=self._synthetic_bytes(federation, lineage),
+            ),
+            speed_up=costs.against_retraining(spent, training, needs),
+            hardware=hardware(),
+            commit=commit(),
+            report=str(self.workspace.home.reports / f"{row.id}.html"),
+            **measured,
+        )
+
+    def _synthetic_bytes(self, federation: GridFederation, lineage: str) -> int | None:
+        """Return what the simulated clients' synthetic sets take; None where clients are real."""
+        simulation = self.request.settings.simulation
+        if simulation is None:
+            return None
+        stores = self.workspace.home.clients / simulation.population
+        return sum(path.stat().st_size for path in stores.glob(f"*/{lineage}/*.safetensors"))
+
+    def commit(
+        self,
+        record: Record,
+        model: ArrayRecord,
+        card: dict[str, Any],
+        *,
+        state: Any,
+        parent: str | None,
+    ) -> None:
+        """Enter the version and finish the request, in one transaction."""
+        # First: a stop after the transaction finds it.
+        records.keep(self.workspace.home, replace(record, in_service=state == "in-service"))
+        self.workspace.registry.commit(
+            self.request.row.id,
+            to_numpy(model),
+            card,
+            parent=parent,
+            federation=self.request.row.federation,
+            state=state,
+            outcome=outcome(record),
+        )
+
+    def publish(self) -> Record:
+        """Write the record and its report, and tidy up what a resume would have needed."""
+        row = self.workspace.ledger.request(self.request.row.id)
+        record = records.publish(self.workspace.home, row)
+        if record is None:
+            raise EffaceError(f"request {row.id} must have a record, got none: it is {row.state}")
+        return record
+
+
+def initial_weights(spec: ModelSpec, seed: int) -> ArrayRecord:
+    """Return a seed's initial weights of a model."""
+    return ArrayRecord(build(spec, generator(seed, "initial weights")).state_dict())
+
+
+def version_card(
+    settings: RunSettings, spec: ModelSpec, row: RequestRow, **values: Any
+) -> dict[str, Any]:
+    """Return what to know about a version: how its model was made, by what, on what."""
+    return {
+        "settings": settings.training(),
+        "data_dir": settings.data_dir,
+        "model": asdict(spec),
+        "request": row.id,
+        "code": wire.fingerprint(),
+        "hardware": hardware(),
+        **values,
+    }
+
+
+def outcome(record: Record) -> Outcome:
+    """Return what the ledger keeps of a record."""
+    return Outcome(
+        seconds=plain(record.seconds),
+        bytes=plain(record.bytes),
+        before=plain(record.original),
+        after=plain(record.result),
+    )

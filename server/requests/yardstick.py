@@ -1,0 +1,104 @@
+"""Retrained: the model that never saw the forget set, trained once for the same inputs and kept."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from flwr.app import ArrayRecord
+
+from server.evidence.measures import Judge
+from server.evidence.scores import Curve, ModelScores
+from server.evidence.serial import read
+from server.nodes.federation import Cost, GridFederation, from_numpy, to_numpy
+from server.provenance import code
+from server.requests.costs import timeline
+from server.settings import RunSettings
+from server.storage.home import write_atomic
+from server.storage.registry import pack, unpack
+
+
+@dataclass(frozen=True)
+class Yardstick:
+    """Scores of Retrained, what its training cost, and whether it was found in the cache."""
+
+    scores: ModelScores
+    cost: Cost
+    cached: bool
+
+
+def inputs_of(
+    settings: RunSettings, model: Mapping[str, Any], federation: GridFederation, name: str
+) -> dict[str, Any]:
+    """Return all that a retraining depends on, as JSON values.
+
+    Args:
+        settings: Of the request.
+        model: The network's specification.
+        federation: Says what is forgotten, what was erased, and who holds what.
+        name: The federation's: two may share every setting, and a site's data may change.
+    """
+    without = {
+        key: value
+        for key, value in settings.training().items()
+        if key not in ("scale", "distill-every", "distill-fraction", "keep-updates")
+        and not key.startswith("image-")
+    }
+    return {
+        "training": without,
+        "model": dict(model),
+        "forget": asdict(federation.forget),
+        "erased": [federation.common["erased_classes"], federation.common["erased_clients"]],
+        "code": code("strategies.methods.retraining"),
+        "federation": name,
+        "data": federation.class_counts(),
+    }
+
+
+def retrained(
+    judge: Judge,
+    federation: GridFederation,
+    cache: Path,
+    inputs: Mapping[str, Any],
+    train: Callable[[], tuple[ArrayRecord, GridFederation]],
+    note: Callable[[str], None],
+) -> Yardstick:
+    """Return the yardstick from the cache, or train it and keep it there.
+
+    Args:
+        judge: Scores it.
+        federation: The request's: its clients score, its journal keeps the curve.
+        cache: Folder of the home.
+        inputs: What it depends on (`inputs_of`).
+        train: Trains it; returns the model and the federation that it was trained on.
+        note: Told when it was found.
+    """
+    digest = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
+    path = cache / f"retrained-{digest}.safetensors"
+    cached = path.exists()
+    if cached:
+        arrays, kept = unpack(path.read_bytes(), path)
+        cost, notes = Cost(**kept["cost"]), kept.get("timeline", [])
+        note("retraining was found in the cache")
+    else:
+        model, own = train()
+        arrays, cost, notes = to_numpy(model), own.costs["retrain"], own.notes
+        kept = {"cost": vars(cost), "inputs": inputs, "timeline": notes}
+        write_atomic(path, pack(arrays, kept))
+    weights = from_numpy(arrays)
+    scores = replace(
+        judge.full(weights, federation),
+        relearning_curve=relearning(judge, weights, federation, "retrained"),
+        timeline=timeline(notes),
+    )
+    return Yardstick(scores, cost, cached)
+
+
+def relearning(
+    judge: Judge, model: ArrayRecord, federation: GridFederation, name: str
+) -> Curve | None:
+    """Return a model's relearning curve, measured once: the request's journal keeps it."""
+    found = federation.journal.value(f"relearning-{name}", lambda: judge.relearning(model))
+    return None if found is None else read(Curve, found, "relearning curve")

@@ -1,0 +1,199 @@
+"""The one verdict: what decides it, and that all who show it say the same."""
+
+import io
+import json
+import re
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from server.evidence.record import Record, Target, from_json, to_json
+from server.evidence.scores import Curve, ModelScores
+from server.evidence.verdict import CreptBack, Limits, Missing, Verdict, decide
+from server.evidence.wording import not_measured, reasons
+from server.report.display import result
+from server.report.write import render
+
+LIMITS = Limits(5.0, 15.0)
+
+
+def scores(forget: float | None, mean: float | None = None, retain: float = 70.0) -> ModelScores:
+    """Return one model's scores; every class but the forgotten one has the retain accuracy."""
+    curve = None if mean is None else Curve((5, 10), (mean, mean), mean)
+    return ModelScores(forget, retain, 1.0, (retain, retain, retain), relearning_curve=curve)
+
+
+def of_class(result: ModelScores, **more: Any) -> Verdict:
+    """Judge a class that Original knows at 90 % and relearns at 90, Retrained at 0 % and 50."""
+    told = {"original": scores(90.0, 90.0), "retrained": scores(0.0, 50.0), "limits": LIMITS}
+    return decide("class", result, **{**told, **more})
+
+
+def of_client(original: float, retrained: float | None, result: float, **more: Any) -> Verdict:
+    yardstick = None if retrained is None else scores(retrained)
+    retain = more.pop("retain", 70.0)
+    return decide(
+        "client",
+        scores(result, retain=retain),
+        original=scores(original),
+        retrained=yardstick,
+        limits=LIMITS,
+        **more,
+    )
+
+
+# ---- classes ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("forget", "mean", "state"),
+    [
+        (5.0, 65.0, "passed"),  # 5 and 65 - 50 = 15: both just inside
+        (5.1, 65.0, "failed"),
+        (5.0, 65.1, "failed"),
+        (0.0, 10.0, "passed"),  # deeper than Retrained: said, not failed
+    ],
+)
+def test_a_class_is_judged_by_its_accuracy_and_its_curve(
+    forget: float, mean: float, state: str
+) -> None:
+    assert of_class(scores(forget, mean)).state == state
+
+
+def test_a_retrained_model_that_has_more_than_the_limit_raises_it() -> None:
+    assert of_class(scores(8.0, 50.0), retrained=scores(8.0, 50.0)).state == "passed"
+
+
+def test_without_a_yardstick_a_class_is_not_shown_beyond_its_accuracy() -> None:
+    found = of_class(scores(0.0, 50.0), retrained=None)
+    assert found.state == "not-shown"
+    assert found.missing == (Missing("relearning-curve", "no-yardstick", "--compare retrain"),)
+    assert of_class(scores(5.1, 50.0), retrained=None).state == "failed"
+
+
+def test_a_model_that_never_knew_the_class_has_nothing_to_show() -> None:
+    found = of_class(scores(0.0, 50.0), original=scores(3.0, 50.0))
+    assert found.state == "not-shown"
+    assert found.finding("nothing-to-show") is not None
+    # What got worse is no success of the request, but a failure all the same.
+    assert of_class(scores(6.0, 50.0), original=scores(3.0, 50.0)).state == "failed"
+
+
+def test_without_test_images_the_reason_is_not_a_comparison_that_was_made() -> None:
+    found = of_class(scores(0.0), retrained=scores(0.0))
+    assert found.state == "not-shown"
+    assert found.missing == (Missing("relearning-curve", "no-test-images"),)
+    told = not_measured(found.missing[0], "class")
+    assert "test images" in told
+    assert "--compare retrain" not in told
+
+
+def test_an_accuracy_that_was_not_measured_is_not_shown_and_not_failed() -> None:
+    assert of_class(scores(None, 50.0)).state == "not-shown"
+
+
+def test_accuracy_lost_on_the_rest_is_remarked_and_decides_nothing() -> None:
+    found = of_class(scores(0.0, 50.0, retain=61.0))
+    assert found.state == "passed"
+    assert reasons(found, "class")[-1] == (
+        "remark: retain accuracy 61.0 % is 9.0 points below Retrained's, more than 2"
+    )
+
+
+def test_retraining_is_its_own_yardstick() -> None:
+    found = of_class(scores(7.0, 60.0), retrained=None, method="retraining")
+    assert (found.state, found.yardstick) == ("passed", "itself")
+    # Of a client, too, on whose data Original is no better.
+    assert of_client(60.0, None, 60.0, method="retraining").state == "passed"
+
+
+def test_a_recovery_that_was_given_up_fails_whatever_else_held() -> None:
+    found = of_class(scores(0.0, 50.0), crept_back=CreptBack(12.5, 1.0))
+    assert found.state == "failed"
+    assert "back to 12.5 % on the clients' held-out data, above 1 %" in reasons(found, "class")[2]
+
+
+# ---- clients ------------------------------------------------------------------------------------
+
+
+def test_a_clients_verdict_rests_on_accuracy_alone_and_misses_no_curve() -> None:
+    found = of_client(90.0, 60.0, 65.0)
+    assert (found.state, found.missing) == ("passed", ())
+    assert reasons(found, "client") == [
+        "accuracy on the client's held-out data 65.0 %, at most Retrained's + 5 points"
+    ]
+    assert of_client(90.0, 60.0, 65.1).state == "failed"
+    unknown = of_client(90.0, None, 65.0)
+    assert (unknown.state, unknown.passed) == ("not-shown", None)
+    assert [not_measured(m, "client") for m in unknown.missing] == [
+        "forget accuracy against Retrained (--compare retrain)"
+    ]
+
+
+@pytest.mark.parametrize("value", [60.0, 66.0])  # within the tolerance, and above it
+def test_where_original_knows_a_clients_data_no_better_nothing_is_shown(value: float) -> None:
+    found = of_client(65.0, 60.0, value)  # 65 = 60 + 5: just within
+    assert found.state == "not-shown"
+    assert reasons(found, "client", ["clinic-a"]) == [
+        "Original knows this client's data no better than Retrained: accuracy cannot tell"
+    ]
+    assert (of_client(65.1, 60.0, value).state == "passed") == (value == 60.0)
+
+
+def test_a_class_that_is_back_fails_a_client_of_whom_accuracy_cannot_tell() -> None:
+    assert of_client(60.0, 60.0, 60.0, erased_before=[2]).state == "failed"
+
+
+@pytest.mark.parametrize(("original", "state"), [(90.0, "passed"), (60.0, "not-shown")])
+def test_accuracy_that_a_client_costs_the_rest_is_a_remark(original: float, state: str) -> None:
+    found = of_client(original, 60.0, 60.0, retain=67.9)
+    assert found.state == state
+    assert reasons(found, "client")[1:] == [
+        "remark: retain accuracy 67.9 % is 2.1 points below Retrained's, more than 2"
+    ]
+    assert len(reasons(of_client(original, 60.0, 60.0, retain=68.0), "client")) == 1
+
+
+# ---- all say the same ---------------------------------------------------------------------------
+
+CLASS, CLIENT = Target("class", (2,)), Target("client", (), ("clinic-a",))
+CASES: dict[str, tuple[Target, dict[str, Any]]] = {
+    "passed": (CLASS, {"recovered": scores(0.0, 50.0)}),
+    "no yardstick": (CLASS, {"recovered": scores(0.0, 50.0), "retrained": None}),
+    "Original at 3 %": (CLASS, {"recovered": scores(0.0, 50.0), "original": scores(3.0, 50.0)}),
+    "retain 9 points low": (CLASS, {"recovered": scores(0.0, 50.0, 61.0)}),
+    "hidden": (CLASS, {"recovered": scores(0.0, 85.0)}),
+    "still known": (CLASS, {"recovered": scores(60.0, 85.0), "retrained": None}),
+    "no test images": (CLASS, {"recovered": scores(None)}),
+    "client": (CLIENT, {"recovered": scores(2.0)}),
+    "client without a yardstick": (CLIENT, {"recovered": scores(2.0), "retrained": None}),
+    "client as before": (CLIENT, {"recovered": scores(2.0), "original": scores(4.0)}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_terminal_page_and_json_say_what_the_record_says(case: str) -> None:
+    target, told = CASES[case]
+    models = {"original": scores(90.0, 90.0), "retrained": scores(0.0, 50.0), **told}
+    verdict = decide(
+        str(target.level),
+        models["recovered"],
+        original=models["original"],
+        retrained=models["retrained"],
+        limits=LIMITS,
+    )
+    record = Record(request="r0002", kind="forget", forget=target, verdict=verdict, **models)
+    words = {"passed": "passed", "failed": "failed", "not-shown": "not shown"}[verdict.state]
+
+    out = Console(file=io.StringIO(), width=200)
+    for part in result(record):
+        out.print(part, markup=False)
+    assert f"Verdict: {words}\n" in out.file.getvalue()  # type: ignore[attr-defined]
+    page = render(record)
+    tone = {"passed": "pass", "failed": "fail", "not-shown": "open"}[verdict.state]
+    assert re.search(rf'class="verdict {tone}".*?Verdict: {words}</p>', page, re.DOTALL)
+    document = json.loads(json.dumps(to_json(record)))
+    assert document["verdict"]["state"] == verdict.state
+    assert document["verdict"]["passed"] == verdict.passed
+    assert from_json(document).verdict == verdict
