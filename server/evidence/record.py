@@ -6,7 +6,7 @@
 Whoever measures gives a typed part; `server.requests` composes the record of them at the end.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -132,15 +132,17 @@ def to_json(record: Record) -> dict[str, Any]:
     """Return a record as JSON values, its verdict with its words."""
     document: dict[str, Any] = {"format": FORMAT, **plain(record)}
     if record.verdict is not None:
-        document["verdict"] |= _worded(record.verdict, record.forget or Target())
+        document["verdict"] |= _worded(
+            record.verdict, record.forget or Target(), record.class_names
+        )
     return document
 
 
-def _worded(verdict: Verdict, forget: Target) -> dict[str, Any]:
+def _worded(verdict: Verdict, forget: Target, names: Sequence[str]) -> dict[str, Any]:
     level = forget.level or ""
     return {
         "passed": verdict.passed,
-        "reasons": wording.reasons(verdict, level, forget.clients, record.class_names),
+        "reasons": wording.reasons(verdict, level, forget.clients, names),
         "not_measured": [wording.not_measured(m, level) for m in verdict.missing],
     }
 
