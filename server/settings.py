@@ -40,6 +40,7 @@ class RunSettings(Settings):
     holdout: float = setting(between(0.0, 0.5), 0.1)
     partition_seed: int = setting(_seed, 0)
     federation: str = setting(_text, "")  # name; empty for one made from the five above
+    allow_forgotten: str = setting(_text, "")  # requests whose forgetting a training may undo
 
     # Model; classes, channels and size are the data set's unless it is "none"
     model: str = setting(one_of(*MODEL_NAMES), "convnet")
@@ -72,6 +73,7 @@ class RunSettings(Settings):
 
     # Request
     version: str = setting(_text, "")  # base; empty for the one in service
+    data: str = setting(_text, "")  # where the version's data lie now, if they have moved
     method: str = setting(_text, "quickdrop-calibrated")
     method_options: str = setting(_text, "")  # "unlearn-lr=0.02,recover-rounds=3"
     server_samples: str = setting(_text, "")  # the coordinator's own: "test:1600" or "npz:PATH"
@@ -314,6 +316,7 @@ def essence(settings: Mapping[str, Any]) -> dict[str, Any]:
         "round-timeout",
         "join-timeout",
         "data-dir",
+        "data",
         "device",
     ]
     return {key: value for key, value in settings.items() if key not in ways}

@@ -135,11 +135,22 @@ def demo(
 def train(
     call: Call,
     values: dict[str, Any],
+    allow_forgotten: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--allow-forgotten",
+            metavar="ID",
+            help="Learn again what this request forgot, of the same data or clients in another "
+            "federation (`efface forgotten`); kept in the ledger; may be repeated.",
+            show_default=False,
+        ),
+    ] = None,
     metrics_port: MetricsPort = None,
     asked_by: AskedBy = "",
     why: Why = "",
 ) -> Answer:
     """Train a first version over all clients and put it in service."""
+    values = {**values, "allow-forgotten": ",".join(allow_forgotten or ())}
     settings = settings_for(call, values, mode="train", asked_by=asked_by, why=why)
     return carry_out(call, settings, metrics_port)
 

@@ -15,6 +15,7 @@ from flwr.app import ArrayRecord
 
 from client import wire
 from client.data.datasets import DataSet
+from client.data.identity import identity
 from client.errors import EffaceError
 from client.learning.models import ModelSpec, build
 from client.seeds import generator
@@ -23,7 +24,7 @@ from server.evidence.measures import Judge, verdict
 from server.nodes.federation import Cost, GridFederation, Round, from_numpy, to_numpy
 from server.nodes.grid import NamedGrid
 from server.provenance import code, command, commit, hardware
-from server.requests import records
+from server.requests import forgotten, records
 from server.requests.data import own_samples, server_data
 from server.requests.progress import Listener
 from server.requests.workspace import Workspace
@@ -82,6 +83,8 @@ class Work:
     def train(self) -> dict[str, Any]:
         """Train a first version on all clients, and make their synthetic sets."""
         s = self.settings
+        names = [node.name for node in self.grid.get_nodes()]
+        forgotten.check_clients(self.workspace.ledger, self.row, s, names)
         erased = self.workspace.ledger.erased(self.row.federation)
         if erased.classes or erased.clients:
             self.listener.note(
@@ -391,7 +394,13 @@ class Work:
 
     def card(self, **values: Any) -> dict[str, Any]:
         """Return what to know about a version of this request."""
-        return version_card(self.settings, self.spec, self.row, **values)
+        return version_card(
+            self.settings,
+            self.spec,
+            self.row,
+            data_sha256=None if self.data is None else identity(self.data),
+            **values,
+        )
 
     def record(
         self, kind: str, federation: GridFederation, *, method: str, lineage: str
@@ -408,6 +417,7 @@ class Work:
             "engine": s.engine,
             "seed": s.seed,
             "created": self.row.created.isoformat(),
+            "warnings": self.workspace.warnings(self.row),
             "command": command(s if kind == "train" else replace(s, method=method), kind),
             "asked_by": self.row.asked_by,
             "why": self.row.why,

@@ -15,7 +15,7 @@ from client.learning.models import ModelSpec, build
 from client.wire import ForgetSpec
 from server.nodes.grid import Interrupted, NamedGrid
 from server.provenance import hardware
-from server.requests import planning
+from server.requests import forgotten, planning
 from server.requests.data import (
     check_samples,
     check_shares,
@@ -89,9 +89,12 @@ class Service(Workspace):
             )
         build(settings.model_spec(data), torch.Generator())
         federation = federation_name(settings)
-        return self._write_down(
+        touched = forgotten.check_training(self.ledger, settings, data, federation)
+        row = self._write_down(
             settings, kind="train", method="fedavg", federation=federation, forget=ForgetSpec()
         )
+        self.note_warnings(row, forgotten.learned_again(touched))
+        return row
 
     def _prepare_change(self, settings: RunSettings) -> RequestRow:
         checked = self._checked(settings)
@@ -277,6 +280,8 @@ class Service(Workspace):
         """
         row = self.ledger.start(request_id)
         try:
+            for text in self.warnings(row):
+                listener.note(text)
             return Work(self, row, grid, listener).run()
         except BaseException as error:
             now = self.ledger.request(request_id)

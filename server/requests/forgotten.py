@@ -1,0 +1,263 @@
+"""What is forgotten now, and the checks that keep it so.
+
+What was forgotten belongs to data and clients, not to a path, a partition or a seed. Within one
+federation it is left out of training. Elsewhere a training that would touch it is refused, unless
+it names the request that forgot it. Demonstrations are federations of their own, which nobody
+relies on: what they erase binds nobody, and they are bound by nothing.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+
+from client.data.datasets import DataSet
+from client.data.identity import identity
+from client.errors import BadSetting
+from client.wire import ForgetSpec
+from server.settings import RunSettings
+from server.storage.ledger import Ledger, Pending, RequestRow, VersionRow
+from server.storage.registry import DEMO_PREFIX
+
+NEW_NAME: Final = "--allow-forgotten"
+SHARING: Final = ("dataset", "partition", "num-clients", "max-samples", "partition-seed")
+
+
+@dataclass(frozen=True)
+class Erasure:
+    """A class or a client that a federation has forgotten and not relearned.
+
+    Attributes:
+        federation: Whose versions have forgotten it.
+        spec: The one class or client.
+        request: The request that forgot it.
+        card: Card of the version that came of it.
+        in_service: The version that serves the federation now.
+    """
+
+    federation: str
+    spec: ForgetSpec
+    request: RequestRow
+    card: Mapping[str, Any]
+    in_service: str | None
+
+    @property
+    def since(self) -> datetime | None:
+        """When the request was done."""
+        return self.request.finished
+
+
+def erasures(ledger: Ledger) -> list[Erasure]:
+    """Return all that is forgotten now, by federation in the order of their first versions."""
+    found = []
+    for federation in dict.fromkeys(row.federation for row in ledger.versions()):
+        erased, serving = ledger.erased(federation), ledger.in_service(federation)
+        named = [
+            *((ForgetSpec("class", (c,)), erased.class_requests[c]) for c in erased.classes),
+            *((ForgetSpec("client", (), (n,)), erased.client_requests[n]) for n in erased.clients),
+        ]
+        for spec, request in named:
+            row = ledger.request(request)
+            version = row.result_version or row.base_version
+            card = {} if version is None else ledger.version(version).card
+            found.append(
+                Erasure(federation, spec, row, card, None if serving is None else serving.id)
+            )
+    return found
+
+
+# ---- training -----------------------------------------------------------------------------------
+
+
+def check_training(
+    ledger: Ledger, settings: RunSettings, data: DataSet | None, federation: str
+) -> list[Erasure]:
+    """Refuse a training that would touch what is forgotten, and return what it may touch.
+
+    Args:
+        ledger: The home's.
+        settings: The training's.
+        data: The coordinator's data set, if it has one.
+        federation: The training's.
+
+    Raises:
+        BadSetting: If something forgotten would be learned again that `allow-forgotten` does not
+            name, or it names what is not touched.
+    """
+    if federation.startswith(DEMO_PREFIX):
+        return []
+    known = None if data is None else identity(data)
+    touched = [e for e in erasures(ledger) if _touches(settings, known, federation, e)]
+    allowed = [part.strip() for part in settings.allow_forgotten.split(",") if part.strip()]
+    requests = list(dict.fromkeys(erasure.request.id for erasure in touched))
+    if unknown := [name for name in allowed if name not in requests]:
+        raise BadSetting(
+            "allow-forgotten must name requests whose forgetting this training would undo "
+            f"({', '.join(requests) or 'none'}), got {unknown[0]}; see `efface forgotten`"
+        )
+    _refuse([erasure for erasure in touched if erasure.request.id not in allowed], federation)
+    return touched
+
+
+def check_clients(
+    ledger: Ledger, row: RequestRow, settings: RunSettings, names: Iterable[str]
+) -> None:
+    """Refuse a training of real clients of which one was forgotten elsewhere, by its name.
+
+    Raises:
+        BadSetting: Naming the request.
+    """
+    if settings.simulated or row.federation.startswith(DEMO_PREFIX):
+        return
+    online, allowed = set(names), settings.allow_forgotten.split(",")
+    _refuse(
+        [
+            erasure
+            for erasure in erasures(ledger)
+            if erasure.federation != row.federation
+            and not erasure.federation.startswith(DEMO_PREFIX)
+            and erasure.request.settings["engine"] == "superlink"
+            and online & set(erasure.spec.clients)
+            and erasure.request.id not in allowed
+        ],
+        row.federation,
+    )
+
+
+def _touches(settings: RunSettings, known: str | None, federation: str, erasure: Erasure) -> bool:
+    if erasure.federation.startswith(DEMO_PREFIX):
+        return False
+    then = erasure.request.settings
+    if erasure.federation == federation:
+        # Left out, as a class or by its name; but a simulated client is a share of the data, and
+        # under another partition its name is another share's.
+        shared = erasure.card.get("settings", {})
+        now = settings.plain()
+        return (
+            erasure.spec.level == "client"
+            and settings.simulated
+            and any(shared.get(key, now[key]) != now[key] for key in SHARING)
+            and _same_data(settings, known, erasure)
+        )
+    if not settings.simulated and then["engine"] == "superlink":
+        # Real nodes have data of their own: they are those that one SuperLink reaches.
+        there = str(then.get("connection") or "efface")
+        return settings.superlink == there or _same_data(settings, known, erasure)
+    return _same_data(settings, known, erasure)
+
+
+def _same_data(settings: RunSettings, known: str | None, erasure: Erasure) -> bool:
+    if known is None:
+        return False
+    then = erasure.card.get("data_sha256")
+    if then is not None:
+        return bool(then == known)
+    # An older version's card does not have it.
+    return bool(erasure.card.get("settings", {}).get("dataset") == settings.dataset)
+
+
+def _refuse(touched: Sequence[Erasure], federation: str) -> None:
+    if not touched:
+        return
+    what = ", ".join(
+        f"{e.spec} (forgotten by {e.request.id} in federation {e.federation!r})" for e in touched
+    )
+    requests = dict.fromkeys(e.request.id for e in touched)
+    elsewhere = [e.federation for e in touched if e.federation != federation]
+    go_on = (
+        f"go on in the federation where it is left out (--federation {elsewhere[0]!r}, or the "
+        "settings of its training)"
+        if elsewhere
+        else "share the data out as it was then, so that the client is left out"
+    )
+    raise BadSetting(
+        f"training must leave out what is forgotten, got data that hold {what}; {go_on}, or have "
+        "it learned again, which the ledger keeps: "
+        + " ".join(f"{NEW_NAME} {request}" for request in requests)
+    )
+
+
+def learned_again(touched: Sequence[Erasure]) -> list[str]:
+    """Return what is said of a training that was allowed to touch what is forgotten."""
+    return [
+        f"{e.spec}, forgotten by {e.request.id} in federation {e.federation!r}, is learned again, "
+        f"as {NEW_NAME} {e.request.id} asked for"
+        for e in touched
+    ]
+
+
+# ---- a version's data ---------------------------------------------------------------------------
+
+
+def check_data(settings: RunSettings, base: VersionRow, data: DataSet | None) -> list[str]:
+    """Refuse data that are not those of a version, and return what could not be checked.
+
+    Of real clients the coordinator has test images at most: where these are others now, it is said.
+
+    Raises:
+        BadSetting: If they have another content.
+    """
+    if data is None:
+        return []
+    then, now = base.card.get("data_sha256"), identity(data)
+    where = settings.data or settings.dataset
+    if then is None:
+        if settings.data:
+            return [
+                f"{base.id} keeps no fingerprint of its data: whether {where} holds the same was "
+                "not checked"
+            ]
+        return []
+    if then == now:
+        return []
+    text = (
+        f"data must be those that {base.id} was trained on (SHA-256 {then[:12]}...), got others "
+        f"({now[:12]}...) in {where}"
+    )
+    if settings.simulated or settings.data:
+        raise BadSetting(
+            f"{text}; put the former ones back, or say where they lie now with --data, or train "
+            "a new version"
+        )
+    return [text]
+
+
+# ---- the list -----------------------------------------------------------------------------------
+
+
+def listed(ledger: Ledger) -> list[dict[str, Any]]:
+    """Return what `efface forgotten` shows: a class or client each, with its pending clean-up."""
+    pending = ledger.pending()
+    found = []
+    for erasure in erasures(ledger):
+        row = erasure.request
+        found.append(
+            {
+                "federation": erasure.federation,
+                "version": erasure.in_service,
+                "level": erasure.spec.level,
+                "classes": list(erasure.spec.classes),
+                "clients": list(erasure.spec.clients),
+                "request": row.id,
+                "since": None if row.finished is None else row.finished.isoformat(),
+                "method": row.method,
+                "pending": [p.client for p in pending if p.request == row.id],
+                "data_sha256": erasure.card.get("data_sha256"),
+                "demonstration": erasure.federation.startswith(DEMO_PREFIX),
+            }
+        )
+    return found
+
+
+def pending_text(pending: Sequence[Pending], ledger: Ledger) -> list[str]:
+    """Return what waits at clients that were offline, a sentence each."""
+    return [
+        f"{p.client} was offline: its tombstone of {p.request} ({target(ledger.request(p.request))}) "
+        "and its synthetic images wait until it is back"
+        for p in pending
+    ]
+
+
+def target(row: RequestRow) -> ForgetSpec:
+    """Return what a request names."""
+    return ForgetSpec(str(row.level), row.classes, row.clients)

@@ -1,0 +1,287 @@
+"""What is forgotten stays forgotten, wherever its data turn up, and is said."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import Context, Message
+
+from client.app import app
+from client.data import datasets
+from client.data.identity import identity
+from client.errors import BadSetting
+from client.store import Store
+from client.wire import ForgetSpec
+from server.nodes.engines.inline import InlineGrid
+from server.nodes.federation import Round
+from server.nodes.grid import NamedGrid
+from server.requests import forgotten, records
+from server.requests.intake import Service
+from server.runner import demo, run
+from server.settings import RunSettings
+from server.storage.home import Home
+from server.storage.ledger import Ledger
+
+JOB: dict[str, Any] = {
+    "num_clients": 3,
+    "partition": "iid",
+    "model_width": 8,
+    "model_depth": 2,
+    "rounds": 2,
+    "local_steps": 10,
+    "batch_size": 32,
+    "lr": 0.1,
+    "scale": 20,
+    "method": "quickdrop",
+    "method_options": "recover-epochs=2,threshold=100",
+    "max_forget_accuracy": 100.0,
+    "max_relearning_gap": 100.0,
+    "engine": "inline",
+    "device": "cpu",
+}
+FEDERATION = "digits, 3 clients, iid, seed 0"
+
+
+@pytest.fixture(autouse=True)
+def _surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("EFFACE_HOME", "EFFACE_STORE", "EFFACE_DATA_DIR", "EFFACE_DATABASE_URL"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+
+
+class Listening:
+    """Remembers notes; presses Ctrl-C at a phase."""
+
+    def __init__(self, stop_at: str = "") -> None:
+        self.stop_at = stop_at
+        self.notes: list[str] = []
+
+    def round(self, done: Round, scores: dict[str, Any] | None) -> None:
+        if done.phase == self.stop_at:
+            raise KeyboardInterrupt
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+def settings(home: Path, mode: str, **more: Any) -> RunSettings:
+    usual = {**JOB, "mode": mode, "home": str(home), **more}
+    if mode == "train":
+        usual["method_options"] = ""
+    if mode == "relearn":
+        usual["method_options"] = "relearn-lr=0.1"
+    return RunSettings(**usual).check()
+
+
+def ask(home: Path, mode: str, listener: Listening | None = None, **more: Any) -> dict[str, Any]:
+    return run(settings(home, mode, **more), listener or Listening())
+
+
+def service(home: Path) -> Service:
+    return Service.open(Home(home))
+
+
+def requests(home: Path) -> list[tuple[str, str]]:
+    return [(row.id, row.state) for row in service(home).ledger.requests()]
+
+
+def own_digits(path: Path) -> str:
+    """Write the digits to a file of one's own and return its name as a data set."""
+    data = datasets.load("digits")
+    parts = {}
+    for name, split in (("train", data.train), ("test", data.test)):
+        parts[f"{name}_images"] = split.images.permute(0, 2, 3, 1).numpy()
+        parts[f"{name}_labels"] = split.labels.numpy()
+    np.savez(path, **parts)
+    return f"npz:{path}"
+
+
+@pytest.fixture(scope="module")
+def trained_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("trained") / "home"
+    ask(home, "train")
+    return home
+
+
+@pytest.fixture(scope="module")
+def forgotten_home(trained_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Class 9 was forgotten by r0002, client-1 by r0003, and class 9 was relearned by r0004."""
+    home = tmp_path_factory.mktemp("forgotten") / "home"
+    shutil.copytree(trained_home, home)
+    ask(home, "forget", forget_classes="9")
+    return home
+
+
+@pytest.fixture
+def trained(trained_home: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(trained_home, tmp_path / "home"))
+
+
+@pytest.fixture
+def without_9(forgotten_home: Path, tmp_path: Path) -> Path:
+    """A home in which r0002 has forgotten class 9."""
+    return Path(shutil.copytree(forgotten_home, tmp_path / "home"))
+
+
+# ---- training on what is forgotten --------------------------------------------------------------
+
+
+def test_a_version_keeps_the_fingerprint_of_its_data(without_9: Path) -> None:
+    expected = identity(datasets.load("digits"))
+    versions = service(without_9).ledger.versions()
+    assert [version.card["data_sha256"] for version in versions] == [expected] * 2
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"num_clients": 4},
+        {"federation": "hospital"},
+        {"partition_seed": 1},
+        {"max_samples": 300},
+        {"dataset": "npz"},
+    ],
+)
+def test_the_same_data_under_another_name_are_refused(
+    without_9: Path, tmp_path: Path, told: dict[str, Any]
+) -> None:
+    if told.get("dataset") == "npz":
+        told = {"dataset": own_digits(tmp_path / "own.npz")}
+    with pytest.raises(
+        BadSetting,
+        match=r"got data that hold class 9 \(forgotten by r0002 in federation 'digits, 3 clients, "
+        r"iid, seed 0'\); go on in the federation .*--allow-forgotten r0002",
+    ):
+        ask(without_9, "train", **told)
+    assert requests(without_9) == [("r0001", "done"), ("r0002", "done")]  # nothing has started
+
+
+def test_within_its_federation_it_is_left_out_as_before(without_9: Path) -> None:
+    record = ask(without_9, "train")
+    assert record["original"]["per_class_accuracy"][9] <= 5
+    assert record["warnings"] == []
+
+
+def test_what_is_asked_for_by_name_is_learned_again_kept_and_said(without_9: Path) -> None:
+    listener = Listening()
+    record = ask(without_9, "train", listener, num_clients=4, allow_forgotten="r0002")
+    said = (
+        "class 9, forgotten by r0002 in federation 'digits, 3 clients, iid, seed 0', is learned "
+        "again, as --allow-forgotten r0002 asked for"
+    )
+    assert listener.notes == [said]
+    assert record["warnings"] == [said]
+    assert service(without_9).ledger.request("r0003").settings["allow-forgotten"] == "r0002"
+    assert "--allow-forgotten r0002" in record["command"]
+
+
+def test_only_what_a_training_would_undo_can_be_allowed(without_9: Path) -> None:
+    with pytest.raises(BadSetting, match=r"this training would undo \(r0002\), got r0007"):
+        ask(without_9, "train", num_clients=4, allow_forgotten="r0002,r0007")
+
+
+def test_what_was_relearned_or_tried_binds_nobody(without_9: Path) -> None:
+    ask(without_9, "relearn", forget_classes="9")
+    ask(without_9, "forget", forget_classes="3", trial=True)
+    assert ask(without_9, "train", num_clients=4)["model_version"] == "v0005"
+
+
+def test_other_data_are_not_touched(without_9: Path, tmp_path: Path) -> None:
+    data = datasets.load("digits")
+    few = data.train.labels != 9
+    np.savez(
+        tmp_path / "others.npz",
+        train_images=data.train.images[few].permute(0, 2, 3, 1).numpy(),
+        train_labels=data.train.labels[few].numpy(),
+    )
+    told = {"dataset": f"npz:{tmp_path / 'others.npz'}", "num_clients": 2, "rounds": 1}
+    assert ask(without_9, "train", **told)["model_version"] == "v0003"
+
+
+def test_a_forgotten_clients_share_is_refused_to_others(trained: Path) -> None:
+    ask(trained, "forget", forget_clients="client-1")
+    with pytest.raises(BadSetting, match=r"hold client client-1 \(forgotten by r0002"):
+        ask(trained, "train", num_clients=4)
+    # Under the federation's own name another partition would leave out another share.
+    with pytest.raises(BadSetting, match="share the data out as it was then"):
+        ask(trained, "train", num_clients=4, federation=FEDERATION)
+    assert ask(trained, "train")["model_version"] == "v0003"
+
+
+def test_demonstrations_are_federations_of_their_own(without_9: Path) -> None:
+    told = settings(without_9, "train", rounds=1, local_steps=4)
+    demo(told, Listening(), forget_class=3)
+    shown = demo(told, Listening(), forget_class=3)  # once more, although 3 and 9 were forgotten
+    assert shown["model_version"]
+    # And what they forget and relearn is nobody else's.
+    with pytest.raises(BadSetting, match="allow-forgotten r0002$"):
+        ask(without_9, "train", num_clients=4)
+
+
+def test_an_older_version_is_known_by_its_data_sets_name(
+    without_9: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = Ledger.version
+
+    def older(ledger: Ledger, name: str) -> Any:
+        row = version(ledger, name)
+        card = {key: value for key, value in row.card.items() if key != "data_sha256"}
+        return row.__class__(**{**vars(row), "card": card})
+
+    monkeypatch.setattr(Ledger, "version", older)
+    with pytest.raises(BadSetting, match="forgotten by r0002"):
+        ask(without_9, "train", num_clients=4)
+
+
+@pytest.mark.parametrize(("connection", "refused"), [("lab", True), ("elsewhere", False)])
+def test_real_nodes_are_those_that_a_superlink_reaches(
+    tmp_path: Path, connection: str, refused: bool
+) -> None:
+    home = tmp_path / "home"
+    real = {"engine": "superlink", "dataset": "none", "model_classes": 10, "model_channels": 1,
+            "model_image_size": 8}  # fmt: skip
+    ledger = service(home).ledger
+    told = settings(home, "train", connection="lab", **real)
+    _done(home, "train", told)
+    _done(
+        home, "forget", settings(home, "forget", forget_clients="site-c", connection="lab", **real)
+    )
+
+    asked = settings(home, "train", connection=connection, federation="new", **real)
+    if refused:
+        with pytest.raises(BadSetting, match=r"client site-c \(forgotten by r0002"):
+            service(home).prepare(asked)
+        return
+    row = service(home).prepare(asked)
+    # Which clients are there is known when it starts: a name that was forgotten is refused.
+    forgotten.check_clients(ledger, row, asked, ["site-a", "site-b"])
+    with pytest.raises(BadSetting, match=r"client site-c \(forgotten by r0002"):
+        forgotten.check_clients(ledger, row, asked, ["site-a", "site-c"])
+
+
+def _done(home: Path, kind: Any, told: RunSettings) -> None:
+    """Enter a done request of real clients without any of them."""
+    ledger, registry = service(home).ledger, service(home).registry
+    serving = ledger.in_service("sites")
+    row = ledger.new_request(
+        kind=kind,
+        method="retraining",
+        federation="sites",
+        level="client" if told.forget_clients else None,
+        clients=told.forget.clients,
+        settings=told.plain(),
+        base_version=None if serving is None else serving.id,
+    )
+    ledger.start(row.id)
+    card = {"settings": told.training(), "erased": {"classes": [], "clients": []}}
+    registry.commit(
+        row.id,
+        {"weight": np.zeros(1, dtype=np.float32)},
+        card,
+        parent=None if serving is None else serving.id,
+        federation="sites",
+        state="in-service",
+    )
