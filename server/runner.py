@@ -7,6 +7,7 @@ import tempfile
 import threading
 from dataclasses import fields, replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,6 +22,7 @@ from server.nodes.federation import Cost, Round
 from server.nodes.grid import LOCAL_POLL_SECONDS, REMOTE_POLL_SECONDS, Interrupted, NamedGrid
 from server.report.write import write_report
 from server.requests import records
+from server.requests.attendance import await_clients
 from server.requests.data import server_data
 from server.requests.execution import VerificationFailed
 from server.requests.intake import Service
@@ -105,8 +107,9 @@ def _ray(
         with home.lock(LOCK_SECONDS):
             service = Service.open(home)
             named = NamedGrid(grid, settings.round_timeout, LOCAL_POLL_SECONDS, stop=stop)
-            name_nodes(named, service, row.id)
-            records.append(service.execute(row.id, named, _with_events(home, row, listener)))
+            told = _with_events(home, row, listener)
+            named_first = partial(name_nodes, named, service, row.id)
+            records.append(service.execute(row.id, named, told, named_first))
 
     environment = {"EFFACE_STORE": str(home.clients)}
     directory = settings.data_dir or stored.data_dir or os.environ.get("EFFACE_DATA_DIR", "")
@@ -192,8 +195,8 @@ def serve(grid: Grid, config: dict[str, Any]) -> dict[str, Any]:
         service.ledger.interrupt_running("the process that ran it ended without a word")
         row = service.prepare(settings)
         named = NamedGrid(grid, settings.round_timeout, REMOTE_POLL_SECONDS)
-        name_nodes(named, service, row.id)
-        return service.execute(row.id, named, _with_events(home, row, LogListener()))
+        told = _with_events(home, row, LogListener())
+        return service.execute(row.id, named, told, partial(name_nodes, named, service, row.id))
 
 
 def name_nodes(grid: NamedGrid, service: Service, request: str) -> None:
@@ -203,7 +206,7 @@ def name_nodes(grid: NamedGrid, service: Service, request: str) -> None:
     """
     row = service.ledger.request(request)
     settings = parse(row.settings)
-    grid.wait_for(settings.num_clients, settings.join_timeout, without=service.absent(row))
+    await_clients(service, row, settings, grid)
     if all(node.name for node in grid.get_nodes()):
         return
     spec = settings.model_spec(server_data(settings))

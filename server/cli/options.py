@@ -125,8 +125,8 @@ OPTIONS: Final = (
         "data",
         "",
         REQUEST,
-        "Where the version's data lie now, if they have moved: the file or folder, or for a published "
-        "data set the folder of its files.",
+        "Where the version's data lie now, if they have moved: the file or folder, or for a "
+        "published data set the folder of its files.",
     ),
     Option(
         "method",

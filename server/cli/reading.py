@@ -30,6 +30,7 @@ def add_to(app: typer.Typer) -> None:
     )
     command(app, "show", group=GROUP, epilog="Example: efface show v0002")(show)
     command(app, "models", group=GROUP)(models)
+    command(app, "forgotten", group=GROUP)(forgotten)
     command(app, "report", group=GROUP, epilog="Example: efface report r0002 --output r.html")(
         report
     )
@@ -97,16 +98,17 @@ def show(call: Call, identifier: Identifier) -> Answer:
     """Show one request or version: what, who asked, when, why, numbers, lineage."""
     home, ledger = opened(call)
     if identifier.startswith("r"):
-        return _show_request(home, ledger.request(identifier))
+        return _show_request(home, ledger, ledger.request(identifier))
     if identifier.startswith("v"):
         return _show_version(ledger, ledger.version(identifier))
     raise BadSetting(f"id must be of a request (r0002) or a version (v0002), got {identifier!r}")
 
 
-def _show_request(home: "Home", row: "RequestRow") -> Answer:
+def _show_request(home: "Home", ledger: "Ledger", row: "RequestRow") -> Answer:
     from server.requests import records
 
     record = records.read(home, row)
+    waiting = _waiting(ledger, [row.id])
     facts = [
         ("Request", row.id),
         ("What", f"{row.kind} {request_target(row)}".strip()),
@@ -120,16 +122,23 @@ def _show_request(home: "Home", row: "RequestRow") -> Answer:
         ("Federation", row.federation),
         ("Started from", row.base_version),
         ("Result", row.result_version),
+        ("Waits at", ", ".join(one["client"] for one in waiting)),
     ]
     shown: list[Any] = [_facts(facts)]
     if record is not None:
         shown += display.result(record)
-    return Answer({"format": FORMAT, "request": request_document(row), "record": record}, shown)
+    document = {
+        "format": FORMAT,
+        "request": request_document(row),
+        "record": record,
+        "pending": waiting,
+    }
+    return Answer(document, shown)
 
 
 def _show_version(ledger: "Ledger", row: "VersionRow") -> Answer:
     line = _lineage(ledger, row)
-    document = {
+    document: dict[str, Any] = {
         "format": FORMAT,
         "version": version_document(row),
         "lineage": [
@@ -143,17 +152,19 @@ def _show_version(ledger: "Ledger", row: "VersionRow") -> Answer:
             }
             for version, request in line
         ],
+        "pending": _waiting(ledger, [request.id for _, request in line]),
     }
-    scores = row.card.get("scores") or {}
     facts = [
         ("Version", row.id),
         ("State", row.state),
         ("Federation", row.federation),
         ("Model", _model_text(row)),
         ("Has forgotten", display.target_text(row.card.get("erased")) or "nothing"),
-        ("Accuracy", display.accuracies(scores)),
+        ("Accuracy", _accuracy_text(row, line[0][1])),
         ("Created", _time(row.created)),
         ("SHA-256", row.sha256),
+        ("Data", row.card.get("data_sha256")),
+        ("Waits at", ", ".join(f"{p['client']} ({p['request']})" for p in document["pending"])),
     ]
     cells = [
         [v.id, r.id, f"{r.kind} {request_target(r)}".strip(), _time(v.created)] for v, r in line
@@ -183,6 +194,37 @@ def models(call: Call) -> Answer:
     found = table([*head, "Retain %"], cells, text=len(head))
     shown = [found] if rows else ["No version yet. Start with: efface train"]
     return Answer({"format": FORMAT, "versions": [version_document(r) for r in rows]}, shown)
+
+
+def forgotten(call: Call) -> Answer:
+    """List all that is forgotten now: since when, by which request, and what waits where."""
+    _, ledger = opened(call)
+    from server.requests.forgotten import listed, pending_text
+
+    found, pending = listed(ledger), ledger.pending()
+    document = {
+        "format": FORMAT,
+        "forgotten": found,
+        "pending": [
+            {"request": p.request, "client": p.client, "since": p.since.isoformat()}
+            for p in pending
+        ],
+    }
+    cells = [
+        [
+            display.target_text(one),
+            one["federation"],
+            one["version"] or display.NOTHING,
+            (one["since"] or "")[:16].replace("T", " "),
+            one["request"],
+            one["method"],
+            ", ".join(one["pending"]) or display.NOTHING,
+        ]
+        for one in found
+    ]
+    head = ["Forgotten", "Federation", "In service", "Since (UTC)", "Request", "Method", "Waits at"]
+    shown: list[Any] = [table(head, cells, text=len(head)) if found else "Nothing is forgotten."]
+    return Answer(document, [*shown, *pending_text(pending, ledger)])
 
 
 def report(
@@ -431,6 +473,32 @@ def _lineage(ledger: "Ledger", row: "VersionRow") -> "list[tuple[VersionRow, Req
         version = ledger.version(parent)
         line.append((version, ledger.request(version.request)))
     return line
+
+
+def _waiting(ledger: "Ledger", requests: Sequence[str]) -> list[dict[str, str]]:
+    """Return what requests still owe to clients that were offline, as JSON holds it."""
+    return [
+        {"request": p.request, "client": p.client, "since": p.since.isoformat()}
+        for p in ledger.pending()
+        if p.request in requests
+    ]
+
+
+def _accuracy_text(row: "VersionRow", request: "RequestRow") -> str:
+    """Return a version's accuracies on each class that it has forgotten and on what it retains."""
+    scores, erased = row.card.get("scores") or {}, row.card.get("erased") or {}
+    each = scores.get("per_class_accuracy") or []
+    known = [(c, each[c]) for c in erased.get("classes", ()) if c < len(each)]
+    found = [
+        f"{display.target_text({'classes': [c]})} {value:.1f} %"
+        for c, value in known
+        if value is not None
+    ]
+    of_client = (request.kind, request.level) == ("forget", "client")
+    if of_client and scores.get("forget_accuracy") is not None:
+        found.append(f"{request_target(request)} {scores['forget_accuracy']:.1f} %")
+    retained = display.accuracies({"retain_accuracy": scores.get("retain_accuracy")})
+    return ", ".join([*found, *filter(None, [retained])])
 
 
 def _facts(facts: Sequence[tuple[str, str | None]]) -> Any:

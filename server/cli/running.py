@@ -336,7 +336,8 @@ def count(metrics: "Metrics | None", record: dict[str, Any]) -> None:
         return
     metrics.request_state("done")
     scores = record.get("relearned") or record.get("recovered") or record.get("original") or {}
-    for kind in ("forget", "retain"):
+    # What was relearned is not what is forgotten.
+    for kind in ("retain",) if record.get("relearned") else ("forget", "retain"):
         percent = scores.get(f"{kind}_accuracy")
         if percent is not None and record.get("model_version"):
             metrics.accuracy(record["model_version"], kind, percent)

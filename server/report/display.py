@@ -198,14 +198,13 @@ def headline(record: Mapping[str, Any]) -> str:
 
 
 def target_text(forget: Mapping[str, Any] | None) -> str:
-    """Return `class 9`, `classes 3, 5` or `client client-0`; nothing is an empty text."""
-    if not forget:
-        return ""
-    for name, plural, key in (("class", "classes", "classes"), ("client", "clients", "clients")):
-        members = forget.get(key) or ()
+    """Return `class 9`, or `classes 3, 5 and client client-0`; nothing is an empty text."""
+    found = []
+    for name, plural in (("class", "classes"), ("client", "clients")):
+        members = (forget or {}).get(plural) or ()
         if members:
-            return f"{name if len(members) == 1 else plural} {', '.join(map(str, members))}"
-    return ""
+            found.append(f"{name if len(members) == 1 else plural} {', '.join(map(str, members))}")
+    return " and ".join(found)
 
 
 def accuracy_table(record: Mapping[str, Any]) -> Table:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from server.report.display import stored_updates
+from server.report.display import stored_updates, target_text
 from server.report.pictures import curves_of
 from server.report.words import (
     MODELS,
@@ -279,6 +279,8 @@ def provenance_rows(record: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("Method", record.get("method")),
         ("Chosen by Efface", (record.get("chosen") or {}).get("why")),
         ("Versions", lineage),
+        ("Has forgotten", target_text(record.get("has_forgotten")) or None),
+        ("Warnings", "; ".join(record.get("warnings") or []) or None),
         ("Created", record.get("created")),
         ("Data set", ", ".join(data)),
         ("Partition", ", ".join(split)),
@@ -290,7 +292,10 @@ def provenance_rows(record: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("Commit", record.get("commit")),
         ("Command", record.get("command")),
     ]
-    optional = {"Asked by", "Why", "Chosen by Efface", stored_updates(record)}
+    optional = {
+        *("Asked by", "Why", "Chosen by Efface", stored_updates(record)),
+        *("Has forgotten", "Warnings"),
+    }
     return [
         (name, "not recorded" if value in (None, "") else str(value))
         for name, value in rows

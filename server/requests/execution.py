@@ -25,6 +25,7 @@ from server.nodes.federation import Cost, GridFederation, Round, from_numpy, to_
 from server.nodes.grid import NamedGrid
 from server.provenance import code, command, commit, hardware
 from server.requests import forgotten, records
+from server.requests.attendance import await_clients, settle_pending
 from server.requests.data import own_samples, server_data
 from server.requests.progress import Listener
 from server.requests.workspace import Workspace
@@ -72,8 +73,8 @@ class Work:
 
     def run(self) -> dict[str, Any]:
         """Do what the request asks for."""
-        s = self.settings
-        self.grid.wait_for(s.num_clients, s.join_timeout, without=self.workspace.absent(self.row))
+        await_clients(self.workspace, self.row, self.settings, self.grid)
+        settle_pending(self)
         record = self.train() if self.row.kind == "train" else self.change()
         self.publish()
         return record
@@ -187,16 +188,25 @@ class Work:
         if not s.trial:
             destroy = s.destroy or forget.level == "client"
             try:
-                federation.settle(row.kind, destroy=destroy)
+                reached = federation.settle(row.kind, destroy=destroy)
             except ClientLost as error:
                 # Synthetic sets may be destroyed already: a new request would find nothing to climb
                 # on, while this one has its result.
                 raise Unsettled(f"{error}; the same command goes on from here") from error
+            away = [name for name in self.workspace.absent(row) if name not in reached]
+            self.workspace.ledger.note_pending(row.id, away)
+            for name in away:
+                self.listener.note(
+                    f"{name} is offline: {row.id} waits there until a request reaches it "
+                    "(`efface forgotten`)"
+                )
         gone = _plus(earlier, forget) if forgetting else earlier
         new_card = self.card(
             lineage=card["lineage"],
             erased=gone,
-            scores=record["recovered" if forgetting else "relearned"],
+            scores=record["recovered"]
+            if forgetting
+            else _as_served(record["relearned"], judge, model, gone),
             training=card["training"],
             updates=self._updates_after(card, replayed=chosen.needs.history),
             model=asdict(federation.spec),
@@ -408,6 +418,7 @@ class Work:
         """Return a request's record, to be filled."""
         s, forget = self.settings, federation.forget
         level = forget.level
+        earlier = {k: federation.common[f"erased_{k}"] for k in ("classes", "clients")}
         return {
             "format": 1,
             "request": self.row.id,
@@ -424,7 +435,8 @@ class Work:
             "forget": None
             if level == "none"
             else {"level": level, "classes": list(forget.classes), "clients": list(forget.clients)},
-            "erased_before": list(federation.common["erased_classes"]),
+            "erased_before": list(earlier["classes"]),
+            "has_forgotten": _plus(earlier, forget if kind == "forget" else ForgetSpec()),
             "model_version": None,
             "base_version": self.row.base_version,
             "lineage": lineage,
@@ -578,6 +590,16 @@ def speed_up(
         "amortised": {str(q): q * full / (overhead + q * request) for q in (1, 10, 100)},
         "overhead_seconds": overhead,
     }
+
+
+def _as_served(
+    scores: Mapping[str, Any], judge: Judge, model: ArrayRecord, gone: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return a relearned version's scores: what came back counts as retained, the rest not."""
+    classes = tuple(gone["classes"])
+    left = ForgetSpec("class", classes) if classes else ForgetSpec()
+    now = replace(judge, forget=left, erased=()).quick(model)
+    return {**scores, "heldout": None, "forget_accuracy": None, **now}
 
 
 def _before_recovery(timeline: list[dict[str, Any]]) -> dict[str, Any]:

@@ -252,8 +252,8 @@ def listed(ledger: Ledger) -> list[dict[str, Any]]:
 def pending_text(pending: Sequence[Pending], ledger: Ledger) -> list[str]:
     """Return what waits at clients that were offline, a sentence each."""
     return [
-        f"{p.client} was offline: its tombstone of {p.request} ({target(ledger.request(p.request))}) "
-        "and its synthetic images wait until it is back"
+        f"{p.client} was offline when {p.request} ({target(ledger.request(p.request))}) ended: it "
+        "has no tombstone of it and may hold synthetic images, until a request reaches it"
         for p in pending
     ]
 

@@ -4,6 +4,7 @@
 has what was written down carried out on any engine's grid, and a stopped one goes on from there.
 """
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -269,8 +270,14 @@ class Service(Workspace):
 
     # ---- work ----------------------------------------------------------------------------------
 
-    def execute(self, request_id: str, grid: NamedGrid, listener: Listener) -> dict[str, Any]:
-        """Run a request that was written down and return its record.
+    def execute(
+        self,
+        request_id: str,
+        grid: NamedGrid,
+        listener: Listener,
+        ready: Callable[[], None] | None = None,
+    ) -> dict[str, Any]:
+        """Run a request that was written down and return its record; `ready` is called first.
 
         Raises:
             VerificationFailed: If the result did not forget.
@@ -282,6 +289,8 @@ class Service(Workspace):
         try:
             for text in self.warnings(row):
                 listener.note(text)
+            if ready is not None:
+                ready()
             return Work(self, row, grid, listener).run()
         except BaseException as error:
             now = self.ledger.request(request_id)

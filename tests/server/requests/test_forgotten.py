@@ -17,7 +17,8 @@ from client.store import Store
 from client.wire import ForgetSpec
 from server.nodes.engines.inline import InlineGrid
 from server.nodes.federation import Round
-from server.nodes.grid import NamedGrid
+from server.nodes.grid import ClientsMissing, NamedGrid
+from server.report import display
 from server.requests import forgotten, records
 from server.requests.intake import Service
 from server.runner import demo, run
@@ -108,7 +109,6 @@ def trained_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def forgotten_home(trained_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Class 9 was forgotten by r0002, client-1 by r0003, and class 9 was relearned by r0004."""
     home = tmp_path_factory.mktemp("forgotten") / "home"
     shutil.copytree(trained_home, home)
     ask(home, "forget", forget_classes="9")
@@ -217,7 +217,7 @@ def test_demonstrations_are_federations_of_their_own(without_9: Path) -> None:
     shown = demo(told, Listening(), forget_class=3)  # once more, although 3 and 9 were forgotten
     assert shown["model_version"]
     # And what they forget and relearn is nobody else's.
-    with pytest.raises(BadSetting, match="allow-forgotten r0002$"):
+    with pytest.raises(BadSetting, match=r"allow-forgotten r0002$"):
         ask(without_9, "train", num_clients=4)
 
 
@@ -285,3 +285,167 @@ def _done(home: Path, kind: Any, told: RunSettings) -> None:
         federation="sites",
         state="in-service",
     )
+
+
+# ---- the list -----------------------------------------------------------------------------------
+
+
+def test_the_list_has_classes_and_clients_with_their_requests(without_9: Path) -> None:
+    ask(without_9, "forget", forget_classes="8")
+    ask(without_9, "forget", forget_clients="client-1")
+    ask(without_9, "relearn", forget_classes="9")
+    ledger = service(without_9).ledger
+
+    found = forgotten.listed(ledger)
+    assert [(one["classes"], one["clients"], one["request"]) for one in found] == [
+        ([8], [], "r0003"),
+        ([], ["client-1"], "r0004"),
+    ]
+    for one in found:
+        row = ledger.request(one["request"])
+        assert one["federation"] == FEDERATION
+        assert (one["version"], one["method"], one["pending"]) == ("v0005", "quickdrop", [])
+        assert row.finished is not None
+        assert one["since"] == row.finished.isoformat()
+    # The version's card, the record and the words for it say the same.
+    erased = {"classes": [8], "clients": ["client-1"]}
+    card = ledger.version("v0005").card
+    assert card["erased"] == erased
+    record = records.read(Home(without_9), ledger.request("r0005"))
+    assert record is not None
+    assert record["has_forgotten"] == erased
+    assert display.target_text(card["erased"]) == "class 8 and client client-1"
+    page = (without_9 / "reports" / "r0005.html").read_text()
+    assert "class 8 and client client-1" in page
+    # What was relearned is retained again; what is forgotten is class 8 alone.
+    scores = card["scores"]
+    assert scores["forget_accuracy"] == scores["per_class_accuracy"][8]
+    of_others = [scores["per_class_accuracy"][c] for c in range(10) if c != 8]
+    assert min(of_others) <= scores["retain_accuracy"] <= max(of_others)
+    test = datasets.load("digits").test.labels
+    kept = [int((test == c).sum()) for c in range(10)]
+    right = sum(n * scores["per_class_accuracy"][c] for c, n in enumerate(kept) if c != 8)
+    assert scores["retain_accuracy"] == pytest.approx(right / (sum(kept) - kept[8]))
+
+
+def test_when_all_is_relearned_the_version_has_no_forget_accuracy(without_9: Path) -> None:
+    ask(without_9, "relearn", forget_classes="9")
+    scores = service(without_9).ledger.version("v0003").card["scores"]
+    assert scores["forget_accuracy"] is None
+    assert forgotten.listed(service(without_9).ledger) == []
+
+
+# ---- clients that are offline -------------------------------------------------------------------
+
+
+def without(
+    home: Path,
+    gone: str,
+    monkeypatch: pytest.MonkeyPatch,
+    mode: str = "forget",
+    listener: Listening | None = None,
+    client: Callable[[Message, Context], Message] = app,
+    **told: Any,
+) -> dict[str, Any]:
+    """Run a request while one client is not online; none is gone if `gone` is empty."""
+    opened = service(home)
+    monkeypatch.setenv("EFFACE_STORE", str(opened.home.clients))
+    row = opened.prepare(settings(home, mode, join_timeout=0.05, **told))
+    with InlineGrid(client, JOB["num_clients"]) as inner:
+        everybody = inner.get_nodes()
+        monkeypatch.setattr(inner, "get_nodes", lambda: [n for n in everybody if n.name != gone])
+        return opened.execute(row.id, NamedGrid(inner, 60.0, 0.005), listener or Listening())
+
+
+def store(home: Path, name: str) -> Store:
+    return Store(next((home / "clients").rglob(name)))
+
+
+CLIENT_2 = ForgetSpec("client", (), ("client-2",))
+RETRAINED = {"method": "retraining", "method_options": ""}
+
+
+def test_a_holder_that_is_offline_is_named_with_the_methods_that_work_without_it(
+    trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(
+        ClientsMissing,
+        match=r"client-2 must be online for method quickdrop, got offline \(online: client-0, "
+        r"client-1; .*start it first, or take a method that works without it: .*retraining",
+    ) as error:
+        without(trained, "client-2", monkeypatch, forget_clients="client-2")
+    assert "num-clients" not in str(error.value)  # forget has no such option
+    assert "federaser" not in str(error.value)  # nothing was stored for it
+    (row,) = service(trained).ledger.requests(state="failed")
+    assert (row.id, row.reason) == ("r0002", str(error.value))
+
+
+def test_clients_that_are_missed_before_they_have_names_fail_the_request_too(
+    trained: Path,
+) -> None:
+    opened = service(trained)
+    row = opened.prepare(settings(trained, "forget", forget_classes="3"))
+
+    def ready() -> None:
+        raise ClientsMissing("clients online must be at least 3, got 2")
+
+    with InlineGrid(app, 3) as inner, pytest.raises(ClientsMissing):
+        opened.execute(row.id, NamedGrid(inner, 60.0, 0.005), Listening(), ready)
+    assert requests(trained)[-1] == ("r0002", "failed")
+
+
+def test_what_an_offline_client_missed_is_listed_until_it_has_done_it(
+    trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listener = Listening()
+    gone = {"forget_clients": "client-2", "listener": listener, **RETRAINED}
+    without(trained, "client-2", monkeypatch, **gone)
+    assert any("client-2 is offline: r0002 waits there" in note for note in listener.notes)
+    ledger = service(trained).ledger
+    assert [(p.request, p.client) for p in ledger.pending()] == [("r0002", "client-2")]
+    assert forgotten.listed(ledger)[0]["pending"] == ["client-2"]
+    assert store(trained, "client-2").generations()
+    assert store(trained, "client-2").state().tombstones == {}
+
+    # Another request while it is still away waits there as well.
+    without(trained, "client-2", monkeypatch, forget_classes="3", **RETRAINED)
+    assert [(p.request, p.client) for p in ledger.pending()] == [
+        ("r0002", "client-2"),
+        ("r0003", "client-2"),
+    ]
+
+    back = Listening()
+    without(trained, "", monkeypatch, listener=back, forget_classes="5", **RETRAINED)
+    assert ledger.pending() == []
+    assert [one["pending"] for one in forgotten.listed(ledger)] == [[], [], []]
+    assert store(trained, "client-2").generations() == []
+    here = store(trained, "client-2").state()
+    assert list(here.tombstones.values())[:2] == [CLIENT_2, ForgetSpec("class", (3,))]
+    assert "client-2 is back and has done what r0002 (forget client client-2) asks" in back.notes[0]
+    # The others were told once.
+    assert len(store(trained, "client-0").state().applied) == 3
+
+
+def test_a_client_that_fails_at_what_it_missed_still_owes_it(
+    trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without(trained, "client-2", monkeypatch, forget_clients="client-2", **RETRAINED)
+    token = service(trained).ledger.request("r0002").token
+
+    def failing(message: Message, context: Context) -> Message:
+        config = message.content.config_records["config"]
+        if config["request"] == token and config["phase"] == "settle":
+            raise RuntimeError("disk full")
+        return app(message, context)
+
+    back = Listening()
+    told = {"forget_classes": "5", **RETRAINED}
+    without(trained, "", monkeypatch, listener=back, client=failing, **told)
+    assert back.notes[0].startswith("clean-up of r0002 still waits at client-2")
+    assert [p.request for p in service(trained).ledger.pending()] == ["r0002"]
+
+
+def test_a_trial_leaves_nothing_to_clean_up(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = {"forget_clients": "client-2", "trial": True, **RETRAINED}
+    without(trained, "client-2", monkeypatch, **told)
+    assert service(trained).ledger.pending() == []
