@@ -148,7 +148,9 @@ class RunSettings(Settings):
         """Return the same with absolute paths: a later request may come from another folder."""
         directory = str(Path(self.data_dir).expanduser().absolute()) if self.data_dir else ""
         own, samples = _rooted(self.dataset), _rooted(self.server_samples)
-        return replace(self, dataset=own, server_samples=samples, data_dir=directory)
+        path = self.data.removeprefix("npz:").removeprefix("folder:")
+        now = str(Path(path).expanduser().absolute()) if path else ""
+        return replace(self, dataset=own, server_samples=samples, data_dir=directory, data=now)
 
     def plain(self) -> dict[str, Any]:
         """Return all values by their kebab-case names."""

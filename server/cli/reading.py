@@ -357,21 +357,24 @@ def evaluate(
             show_default=False,
         ),
     ] = None,
-    data_dir: Annotated[
+    data_now: Annotated[
         str,
         typer.Option(
-            "--data-dir", help="Folder of the data set's files, if moved.", show_default=False
+            "--data",
+            "--data-dir",
+            help="Where the version's data lie now, if they have moved: the file or folder, or for "
+            "a published data set the folder of its files.",
+            show_default=False,
         ),
     ] = "",
 ) -> Answer:
     """Measure a version on its data set's test part, class by class."""
     home, ledger = opened(call)
-    from dataclasses import replace
-
     from client.wire import ForgetSpec
     from server.evidence.measures import Judge
     from server.nodes.federation import from_numpy
-    from server.requests.data import server_data
+    from server.requests.data import version_data
+    from server.requests.forgotten import check_data
     from server.requests.intake import inherited
     from server.settings import RunSettings
     from server.storage.registry import Registry
@@ -379,10 +382,9 @@ def evaluate(
     registry = Registry(home, ledger)
     row = registry.resolve(version or None)
     arrays, card = registry.load(row)
-    settings = inherited(RunSettings(), row)
-    if data_dir:
-        settings = replace(settings, data_dir=data_dir)
-    data = server_data(settings)
+    settings = inherited(RunSettings(data=data_now), row)
+    data = version_data(settings, row)
+    notes = check_data(settings, row, data)
     if data is None or not len(data.test):
         raise DataError(
             f"version {row.id} must have test images here, got none: only the clients have data"
@@ -419,6 +421,7 @@ def evaluate(
     ]
     if asked:
         shown += _curve_lines(asked, curve)
+    shown += [f"note: {note}" for note in notes]
     return Answer(document, shown)
 
 

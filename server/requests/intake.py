@@ -17,13 +17,17 @@ from client.wire import ForgetSpec
 from server.nodes.grid import Interrupted, NamedGrid
 from server.provenance import hardware
 from server.requests import forgotten, planning
+from server.requests.cautions import cautions, check_left
 from server.requests.data import (
     check_samples,
     check_shares,
     check_simulation,
+    keep_stores,
+    moved,
     own_samples,
     server_data,
     shares,
+    version_data,
 )
 from server.requests.execution import Unsettled, VerificationFailed, Work
 from server.requests.progress import Listener
@@ -53,6 +57,7 @@ class _Checked:
     base: VersionRow
     situation: planning.Situation
     chosen: planning.Chosen | None
+    warnings: list[str]
 
     @property
     def kind(self) -> str:
@@ -107,6 +112,9 @@ class Service(Workspace):
             forget=checked.settings.forget,
             base=checked.base.id,
         )
+        self.note_warnings(row, checked.warnings)
+        if settings.data and settings.simulated:
+            keep_stores(self.home.clients, inherited(RunSettings(), checked.base), checked.settings)
         if checked.chosen is not None:
             self.note_choice(row, checked.chosen)
         return row
@@ -135,6 +143,7 @@ class Service(Workspace):
             "federation": base.federation,
             "engine": told.engine,
             "takes_up": None if same is None else same.id,
+            "warnings": checked.warnings,
             **checked.situation.document(name),
         }
 
@@ -155,7 +164,8 @@ class Service(Workspace):
             )
         if not automatic:
             method(settings.method, forget.level, settings.options)
-        data = server_data(settings)
+        data = version_data(settings, base)
+        warnings = forgotten.check_data(settings, base, data)
         check_simulation(settings, data)
         spec = settings.model_spec(data)
         out = [c for c in forget.classes if c >= spec.num_classes]
@@ -163,6 +173,8 @@ class Service(Workspace):
             raise BadSetting(f"class must lie in [0, {spec.num_classes}), got {out[0]}")
         erased = self.ledger.erased(base.federation)
         situation = self._situation(settings, base, data)
+        if settings.mode == "forget":
+            check_left(situation)
         chosen = None
         if automatic:
             forgetting = settings.mode == "forget"
@@ -184,7 +196,9 @@ class Service(Workspace):
             )
         if settings.forget.level == "client":
             self._check_clients(settings)
-        return _Checked(asked, settings.method, base, situation, chosen)
+        same = self._interrupted(asked, asked.mode, base.federation, base.id)
+        warnings += cautions(situation, self.ledger, same)
+        return _Checked(asked, settings.method, base, situation, chosen, warnings)
 
     def _situation(
         self, settings: RunSettings, base: VersionRow, data: DataSet | None
@@ -318,7 +332,7 @@ def inherited(settings: RunSettings, base: VersionRow) -> RunSettings:
     merged = parse({**own, **base.card["settings"]})
     # Data files may have moved since; where they were is only the default.
     data_dir = settings.data_dir or base.card["data_dir"]
-    return replace(merged, version=base.id, data_dir=data_dir)
+    return moved(replace(merged, version=base.id, data_dir=data_dir))
 
 
 def _check_not_forgotten(

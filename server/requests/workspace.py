@@ -88,8 +88,8 @@ class Workspace:
 
     def note_warnings(self, row: RequestRow, warnings: Sequence[str]) -> None:
         """Keep what is to be said of a request before it starts."""
-        if warnings:
-            note = self.home.runs / row.id / WARNINGS
+        note = self.home.runs / row.id / WARNINGS
+        if warnings or note.exists():
             note.parent.mkdir(mode=0o700, exist_ok=True)
             write_json(note, list(warnings))
 

@@ -12,7 +12,7 @@ from flwr.app import Context, Message
 from client.app import app
 from client.data import datasets
 from client.data.identity import identity
-from client.errors import BadSetting
+from client.errors import BadSetting, DataError
 from client.store import Store
 from client.wire import ForgetSpec
 from server.nodes.engines.inline import InlineGrid
@@ -20,6 +20,7 @@ from server.nodes.federation import Round
 from server.nodes.grid import ClientsMissing, NamedGrid
 from server.report import display
 from server.requests import forgotten, records
+from server.requests.data import shares
 from server.requests.intake import Service
 from server.runner import demo, run
 from server.settings import RunSettings
@@ -449,3 +450,125 @@ def test_a_trial_leaves_nothing_to_clean_up(trained: Path, monkeypatch: pytest.M
     told = {"forget_clients": "client-2", "trial": True, **RETRAINED}
     without(trained, "client-2", monkeypatch, **told)
     assert service(trained).ledger.pending() == []
+
+
+# ---- before a request starts --------------------------------------------------------------------
+
+
+def plan(home: Path, **told: Any) -> dict[str, Any]:
+    return service(home).plan(settings(home, "forget", **told))
+
+
+def test_the_last_client_cannot_be_forgotten(trained: Path) -> None:
+    with pytest.raises(BadSetting, match="must leave at least one client with data, got none"):
+        plan(trained, forget_clients="client-0,client-1,client-2")
+    ask(trained, "forget", forget_clients="client-1")
+    with pytest.raises(BadSetting, match="must leave at least one client with data, got none"):
+        ask(trained, "forget", forget_clients="client-0,client-2")
+    assert requests(trained) == [("r0001", "done"), ("r0002", "done")]  # nothing has started
+    assert plan(trained, forget_clients="client-0")["warnings"] == []
+
+
+@pytest.fixture(scope="module")
+def one_class_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten clients that hold one class each; the model hardly knows any."""
+    home = tmp_path_factory.mktemp("one-class") / "home"
+    ask(home, "train", num_clients=10, partition="one-class", rounds=1, local_steps=4)
+    return home
+
+
+def test_a_client_that_alone_holds_a_class_is_named_with_it(
+    one_class_home: Path, tmp_path: Path
+) -> None:
+    home = Path(shutil.copytree(one_class_home, tmp_path / "home"))
+    told = settings(home, "train", num_clients=10, partition="one-class")
+    shared = shares(told, datasets.load("digits"))
+    assert shared is not None
+    (label,) = datasets.load("digits").train.labels[shared[4]].unique().tolist()
+    said = (
+        f"client client-4 alone holds all examples of class {label}: without them the model will "
+        "lose what nobody else can teach it"
+    )
+    assert plan(home, forget_clients="client-4", **RETRAINED)["warnings"] == [said]
+    # Its class is named itself: then nothing is lost that should stay.
+    known = plan(home, forget_classes=str(label), **RETRAINED)["warnings"]
+    assert not any("alone" in warning for warning in known)
+
+    listener = Listening()
+    record = ask(home, "forget", listener, forget_clients="client-4", **RETRAINED)
+    assert record["warnings"] == [said]
+    assert listener.notes[0] == said
+
+
+def test_a_class_that_the_version_never_knew_has_nothing_to_show(one_class_home: Path) -> None:
+    each = service(one_class_home).ledger.version("v0001").card["scores"]["per_class_accuracy"]
+    unknown, known = each.index(min(each)), each.index(max(each))
+    assert each[unknown] <= 5 < each[known]
+    (said,) = plan(one_class_home, forget_classes=str(unknown), **RETRAINED)["warnings"]
+    assert said.startswith(f"nothing to show: v0001 never knew class {unknown}, its accuracy on it")
+    assert plan(one_class_home, forget_classes=str(known), **RETRAINED)["warnings"] == []
+
+
+def test_an_interrupted_request_that_is_passed_by_is_said(trained: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        ask(trained, "forget", Listening("unlearn"), forget_classes="9")
+    assert plan(trained, forget_classes="9")["warnings"] == []  # it is taken up
+    assert plan(trained, forget_classes="3", trial=True)["warnings"] == []  # nothing is superseded
+    said = (
+        "r0002 (forget class 9) was interrupted on v0001 and is passed by: once this request is "
+        "done it can go on no more. Finish it first with the same command, or give it up: efface "
+        "requests --abort r0002"
+    )
+    assert plan(trained, forget_classes="3")["warnings"] == [said]
+    listener = Listening()
+    ask(trained, "forget", listener, forget_classes="3")
+    assert listener.notes[0] == said
+    (said,) = plan(trained, forget_classes="9")["warnings"]
+    assert said.startswith("r0002 (forget class 9) was interrupted on v0001, which serves no more")
+
+
+# ---- data that have moved -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    """A home trained on a file of one's own, `own.npz` beside it, with class 9 forgotten."""
+    home = tmp_path / "home"
+    ask(home, "train", dataset=own_digits(tmp_path / "own.npz"))
+    return home
+
+
+def test_data_that_have_moved_are_found_where_the_request_says(own: Path) -> None:
+    former, now = own.parent / "own.npz", own.parent / "elsewhere" / "scans.npz"
+    now.parent.mkdir()
+    former.rename(now)
+    with pytest.raises(
+        DataError, match=rf"npz file must exist, got {former}; if the data of v0001 .*--data PATH"
+    ):
+        ask(own, "forget", forget_classes="9")
+    # Its clients find their synthetic sets again: the method needs them.
+    record = ask(own, "forget", forget_classes="9", data=str(now))
+    assert record["dataset"] == f"npz:{now}"
+    assert record["unlearned"] is not None
+    # The new version knows where they are.
+    assert ask(own, "relearn", forget_classes="9")["model_version"] == "v0003"
+
+
+def test_other_data_are_refused_wherever_they_lie(own: Path) -> None:
+    former = own.parent / "own.npz"
+    with np.load(former) as found:
+        parts = dict(found)
+    parts["train_labels"][0] = (parts["train_labels"][0] + 1) % 10
+    np.savez(own.parent / "other.npz", **parts)
+    with pytest.raises(BadSetting, match=r"must be those that v0001 was trained on .*other\.npz"):
+        ask(own, "forget", forget_classes="9", data=f"npz:{own.parent / 'other.npz'}")
+    # The same where the file itself has changed since.
+    np.savez(former, **parts)
+    with pytest.raises(BadSetting, match=r"must be those that v0001 was trained on .*own\.npz"):
+        ask(own, "forget", forget_classes="9")
+    assert requests(own) == [("r0001", "done")]
+
+
+def test_digits_lie_nowhere(trained: Path) -> None:
+    with pytest.raises(BadSetting, match="leave --data out"):
+        ask(trained, "forget", forget_classes="9", data="/srv")
