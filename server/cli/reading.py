@@ -160,6 +160,7 @@ def _show_version(ledger: "Ledger", row: "VersionRow") -> Answer:
         ("Federation", row.federation),
         ("Model", _model_text(row)),
         ("Has forgotten", display.target_text(row.card.get("erased")) or "nothing"),
+        ("Learned again", str(line[-1][1].settings.get("allow-forgotten") or "")),
         ("Accuracy", _accuracy_text(row, line[0][1])),
         ("Created", _time(row.created)),
         ("SHA-256", row.sha256),
@@ -219,10 +220,14 @@ def forgotten(call: Call) -> Answer:
             one["request"],
             one["method"],
             ", ".join(one["pending"]) or display.NOTHING,
+            ", ".join(one["known_by"]) or display.NOTHING,
         ]
         for one in found
     ]
-    head = ["Forgotten", "Federation", "In service", "Since (UTC)", "Request", "Method", "Waits at"]
+    head = [
+        *("Forgotten", "Federation", "In service", "Since (UTC)", "Request", "Method"),
+        *("Waits at", "Still known by"),
+    ]
     shown: list[Any] = [table(head, cells, text=len(head)) if found else "Nothing is forgotten."]
     return Answer(document, [*shown, *pending_text(pending, ledger)])
 

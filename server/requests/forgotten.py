@@ -228,6 +228,11 @@ def check_data(settings: RunSettings, base: VersionRow, data: DataSet | None) ->
 def listed(ledger: Ledger) -> list[dict[str, Any]]:
     """Return what `efface forgotten` shows: a class or client each, with its pending clean-up."""
     pending = ledger.pending()
+    serving = [
+        row
+        for row in ledger.versions()
+        if row.state == "in-service" and not row.federation.startswith(DEMO_PREFIX)
+    ]
     found = []
     for erasure in erasures(ledger):
         row = erasure.request
@@ -242,11 +247,26 @@ def listed(ledger: Ledger) -> list[dict[str, Any]]:
                 "since": None if row.finished is None else row.finished.isoformat(),
                 "method": row.method,
                 "pending": [p.client for p in pending if p.request == row.id],
+                "known_by": _known_by(erasure, serving),
                 "data_sha256": erasure.card.get("data_sha256"),
                 "demonstration": erasure.federation.startswith(DEMO_PREFIX),
             }
         )
     return found
+
+
+def _known_by(erasure: Erasure, serving: Sequence[VersionRow]) -> list[str]:
+    """Return the versions in service elsewhere that were trained on the same data with it."""
+    then = erasure.card.get("data_sha256")
+    if then is None or erasure.federation.startswith(DEMO_PREFIX):
+        return []
+    return [
+        row.id
+        for row in serving
+        if row.federation != erasure.federation
+        and row.card.get("data_sha256") == then
+        and not set(erasure.spec.classes) & set(row.card["erased"]["classes"])
+    ]
 
 
 def pending_text(pending: Sequence[Pending], ledger: Ledger) -> list[str]:

@@ -177,6 +177,11 @@ def test_what_is_asked_for_by_name_is_learned_again_kept_and_said(without_9: Pat
     assert record["warnings"] == [said]
     assert service(without_9).ledger.request("r0003").settings["allow-forgotten"] == "r0002"
     assert "--allow-forgotten r0002" in record["command"]
+    # And the list says who knows it.
+    (listed,) = forgotten.listed(service(without_9).ledger)
+    assert (listed["request"], listed["known_by"]) == ("r0002", ["v0003"])
+    ask(without_9, "forget", forget_classes="9", version="v0003")
+    assert [one["known_by"] for one in forgotten.listed(service(without_9).ledger)] == [[], []]
 
 
 def test_only_what_a_training_would_undo_can_be_allowed(without_9: Path) -> None:
