@@ -143,7 +143,11 @@ def _superlink(
             "round-timeout": settings.round_timeout,
             "join-timeout": settings.join_timeout,
         }
-        run_id = superlink.submit(app, connection, told)
+        try:
+            run_id = superlink.submit(app, connection, told)
+        except EffaceError as error:
+            _give_up(home, row, error)
+            raise
     try:
         superlink.wait(run_id, connection, on_poll=seen.read, deadline=SUPERLINK_DEADLINE)
     except KeyboardInterrupt:
@@ -154,6 +158,14 @@ def _superlink(
         return _after_failure(home, row.id, error)
     seen.read()
     return _record(home, Service.open(home).ledger.request(row.id))
+
+
+def _give_up(home: Home, row: RequestRow, error: EffaceError) -> None:
+    """Give a request up that no SuperLink took; an interrupted one can still go on."""
+    with home.lock(LOCK_SECONDS):
+        ledger = Service.open(home).ledger
+        if ledger.request(row.id).state == "received":
+            ledger.abort(row.id, f"no SuperLink took it: {error}")
 
 
 def _after_failure(home: Home, request: str, error: EffaceError) -> dict[str, Any]:

@@ -12,9 +12,10 @@ from flwr.app import Context, Message
 from client.app import app
 from client.data import datasets
 from client.data.identity import identity
-from client.errors import BadSetting, DataError
+from client.errors import BadSetting, DataError, EffaceError
 from client.store import Store
 from client.wire import ForgetSpec
+from server.nodes.engines import superlink
 from server.nodes.engines.inline import InlineGrid
 from server.nodes.federation import Round
 from server.nodes.grid import ClientsMissing, NamedGrid
@@ -398,6 +399,24 @@ def test_clients_that_are_missed_before_they_have_names_fail_the_request_too(
     with InlineGrid(app, 3) as inner, pytest.raises(ClientsMissing):
         opened.execute(row.id, NamedGrid(inner, 60.0, 0.005), Listening(), ready)
     assert requests(trained)[-1] == ("r0002", "failed")
+
+
+def test_a_request_that_no_superlink_takes_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def submit(*_: Any) -> int:
+        raise EffaceError("SuperLink must answer, got none")
+
+    monkeypatch.setattr(superlink, "check_connection", lambda name: None)
+    monkeypatch.setattr(superlink, "stage_app", lambda folder, told: folder)
+    monkeypatch.setattr(superlink, "submit", submit)
+    with pytest.raises(EffaceError, match="must answer"):
+        ask(tmp_path / "home", "train", engine="superlink")
+    (row,) = service(tmp_path / "home").ledger.requests()
+    assert (row.state, row.reason) == (
+        "aborted",
+        "no SuperLink took it: SuperLink must answer, got none",
+    )
 
 
 def test_what_an_offline_client_missed_is_listed_until_it_has_done_it(
