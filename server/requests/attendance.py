@@ -62,7 +62,7 @@ def _offline(
         and str(row.level) in kind.needs.levels
         and (kept or not kind.needs.history)
     ]
-    return f"{text}, or take a method that works without it: --method {' or '.join(able)}"
+    return f"{text}, or take a --method that works without it: {', '.join(able)}"
 
 
 def settle_pending(work: "Work") -> None:

@@ -15,7 +15,7 @@ from flwr.app import ArrayRecord
 
 from client import wire
 from client.data.datasets import DataSet
-from client.data.identity import identity
+from client.data.identity import class_identities, identity
 from client.errors import EffaceError
 from client.learning.models import ModelSpec, build
 from client.seeds import generator
@@ -409,6 +409,7 @@ class Work:
             self.spec,
             self.row,
             data_sha256=None if self.data is None else identity(self.data),
+            class_sha256={} if self.data is None else class_identities(self.data),
             **values,
         )
 

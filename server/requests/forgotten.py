@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from client.data.datasets import DataSet
-from client.data.identity import identity
+from client.data.identity import class_identities, identity
 from client.errors import BadSetting
 from client.wire import ForgetSpec
 from server.settings import RunSettings
@@ -86,8 +86,7 @@ def check_training(
     """
     if federation.startswith(DEMO_PREFIX):
         return []
-    known = None if data is None else identity(data)
-    touched = [e for e in erasures(ledger) if _touches(settings, known, federation, e)]
+    touched = [e for e in erasures(ledger) if _touches(settings, data, federation, e)]
     allowed = [part.strip() for part in settings.allow_forgotten.split(",") if part.strip()]
     requests = list(dict.fromkeys(erasure.request.id for erasure in touched))
     if unknown := [name for name in allowed if name not in requests]:
@@ -124,7 +123,9 @@ def check_clients(
     )
 
 
-def _touches(settings: RunSettings, known: str | None, federation: str, erasure: Erasure) -> bool:
+def _touches(
+    settings: RunSettings, data: DataSet | None, federation: str, erasure: Erasure
+) -> bool:
     if erasure.federation.startswith(DEMO_PREFIX):
         return False
     then = erasure.request.settings
@@ -137,23 +138,25 @@ def _touches(settings: RunSettings, known: str | None, federation: str, erasure:
             erasure.spec.level == "client"
             and settings.simulated
             and any(shared.get(key, now[key]) != now[key] for key in SHARING)
-            and _same_data(settings, known, erasure)
+            and _same_data(settings, data, erasure)
         )
     if not settings.simulated and then["engine"] == "superlink":
         # Real nodes have data of their own: they are those that one SuperLink reaches.
         there = str(then.get("connection") or "efface")
-        return settings.superlink == there or _same_data(settings, known, erasure)
-    return _same_data(settings, known, erasure)
+        return settings.superlink == there or _same_data(settings, data, erasure)
+    return _same_data(settings, data, erasure)
 
 
-def _same_data(settings: RunSettings, known: str | None, erasure: Erasure) -> bool:
-    if known is None:
+def _same_data(settings: RunSettings, data: DataSet | None, erasure: Erasure) -> bool:
+    """Return whether data hold what was forgotten: its class's images, or a client's among all."""
+    if data is None:
         return False
     then = erasure.card.get("data_sha256")
-    if then is not None:
-        return bool(then == known)
-    # An older version's card does not have it.
-    return bool(erasure.card.get("settings", {}).get("dataset") == settings.dataset)
+    if then is None:  # an older version's card does not have it
+        return bool(erasure.card.get("settings", {}).get("dataset") == settings.dataset)
+    by_class = erasure.card.get("class_sha256", {})
+    there = {by_class.get(str(label)) for label in erasure.spec.classes}
+    return bool(then == identity(data) or there & set(class_identities(data).values()))
 
 
 def _refuse(touched: Sequence[Erasure], federation: str) -> None:

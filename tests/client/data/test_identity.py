@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from client.data import datasets
-from client.data.identity import identity
+from client.data.identity import class_identities, identity
 from client.data.splits import DataSet, Split
 
 
@@ -50,3 +50,16 @@ def test_one_pixel_one_label_and_the_shape_tell() -> None:
 
 def test_test_images_do_not_enter() -> None:
     assert identity(replace(digits(), test=digits().train)) == identity(digits())
+
+
+def test_a_class_is_known_in_any_order_number_and_company() -> None:
+    train = digits().train
+    whole = class_identities(digits())
+    assert len(set(whole.values())) == 10
+    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
+    assert class_identities(with_train(train.images[order], train.labels[order])) == whole
+    nine = train.labels == 9
+    alone = with_train(train.images[nine], torch.full((int(nine.sum()),), 2))
+    assert class_identities(alone) == {2: whole[9]}
+    one_less = with_train(train.images[nine][1:], train.labels[nine][1:])
+    assert class_identities(one_less)[9] != whole[9]

@@ -208,6 +208,20 @@ def test_other_data_are_not_touched(without_9: Path, tmp_path: Path) -> None:
     assert ask(without_9, "train", **told)["model_version"] == "v0003"
 
 
+def test_the_same_images_of_the_class_are_refused_in_any_company(
+    without_9: Path, tmp_path: Path
+) -> None:
+    train = datasets.load("digits").train
+    some = train.labels.flip(0) % 2 == 1  # 1, 3, 5, 7 and 9 backwards, called 0 to 4
+    np.savez(
+        tmp_path / "odd.npz",
+        train_images=train.images.flip(0)[some].permute(0, 2, 3, 1).numpy(),
+        train_labels=(train.labels.flip(0)[some] // 2).numpy(),
+    )
+    with pytest.raises(BadSetting, match="forgotten by r0002"):
+        ask(without_9, "train", dataset=f"npz:{tmp_path / 'odd.npz'}", num_clients=2)
+
+
 def test_a_forgotten_clients_share_is_refused_to_others(trained: Path) -> None:
     ask(trained, "forget", forget_clients="client-1")
     with pytest.raises(BadSetting, match=r"hold client client-1 \(forgotten by r0002"):
@@ -378,7 +392,7 @@ def test_a_holder_that_is_offline_is_named_with_the_methods_that_work_without_it
     with pytest.raises(
         ClientsMissing,
         match=r"client-2 must be online for method quickdrop, got offline \(online: client-0, "
-        r"client-1; .*start it first, or take a method that works without it: .*retraining",
+        r"client-1; .*start it first, or take a --method that works without it: .*retraining",
     ) as error:
         without(trained, "client-2", monkeypatch, forget_clients="client-2")
     assert "num-clients" not in str(error.value)  # forget has no such option
