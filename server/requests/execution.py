@@ -210,6 +210,8 @@ class Work:
             training=card["training"],
             updates=self._updates_after(card, replayed=chosen.needs.history),
             model=asdict(federation.spec),
+            # Of what the first version was trained on: the coordinator's own may be others now.
+            **{key: card[key] for key in ("data_sha256", "class_sha256") if key in card},
         )
         state = "trial" if s.trial else "in-service"
         self.commit(record, model, new_card, state=state, parent=base.id)
@@ -404,14 +406,11 @@ class Work:
 
     def card(self, **values: Any) -> dict[str, Any]:
         """Return what to know about a version of this request."""
-        return version_card(
-            self.settings,
-            self.spec,
-            self.row,
-            data_sha256=None if self.data is None else identity(self.data),
-            class_sha256={} if self.data is None else class_identities(self.data),
-            **values,
-        )
+        content = {
+            "data_sha256": None if self.data is None else identity(self.data),
+            "class_sha256": {} if self.data is None else class_identities(self.data),
+        }
+        return version_card(self.settings, self.spec, self.row, **{**content, **values})
 
     def record(
         self, kind: str, federation: GridFederation, *, method: str, lineage: str

@@ -87,7 +87,7 @@ def check_training(
     if federation.startswith(DEMO_PREFIX):
         return []
     touched = [e for e in erasures(ledger) if _touches(settings, data, federation, e)]
-    allowed = [part.strip() for part in settings.allow_forgotten.split(",") if part.strip()]
+    allowed = _allowed(settings)
     requests = list(dict.fromkeys(erasure.request.id for erasure in touched))
     if unknown := [name for name in allowed if name not in requests]:
         raise BadSetting(
@@ -108,7 +108,7 @@ def check_clients(
     """
     if settings.simulated or row.federation.startswith(DEMO_PREFIX):
         return
-    online, allowed = set(names), settings.allow_forgotten.split(",")
+    online, allowed = set(names), _allowed(settings)
     _refuse(
         [
             erasure
@@ -123,6 +123,10 @@ def check_clients(
     )
 
 
+def _allowed(settings: RunSettings) -> list[str]:
+    return [part.strip() for part in settings.allow_forgotten.split(",") if part.strip()]
+
+
 def _touches(
     settings: RunSettings, data: DataSet | None, federation: str, erasure: Erasure
 ) -> bool:
@@ -130,13 +134,14 @@ def _touches(
         return False
     then = erasure.request.settings
     if erasure.federation == federation:
-        # Left out, as a class or by its name; but a simulated client is a share of the data, and
-        # under another partition its name is another share's.
+        # Left out, a class by its number and a client by its name. But where the class has another
+        # number now, or a simulated client's name stands for another share, others would be.
+        if erasure.spec.level == "class":
+            return data is not None and _renumbered(data, erasure)
         shared = erasure.card.get("settings", {})
         now = settings.plain()
         return (
-            erasure.spec.level == "client"
-            and settings.simulated
+            settings.simulated
             and any(shared.get(key, now[key]) != now[key] for key in SHARING)
             and _same_data(settings, data, erasure)
         )
@@ -145,6 +150,16 @@ def _touches(
         there = str(then.get("connection") or "efface")
         return settings.superlink == there or _same_data(settings, data, erasure)
     return _same_data(settings, data, erasure)
+
+
+def _renumbered(data: DataSet, erasure: Erasure) -> bool:
+    by_class = erasure.card.get("class_sha256", {})
+    now = class_identities(data)
+    return any(
+        digest == by_class.get(str(then)) and label not in erasure.spec.classes
+        for then in erasure.spec.classes
+        for label, digest in now.items()
+    )
 
 
 def _same_data(settings: RunSettings, data: DataSet | None, erasure: Erasure) -> bool:
@@ -171,7 +186,7 @@ def _refuse(touched: Sequence[Erasure], federation: str) -> None:
         f"go on in the federation where it is left out (--federation {elsewhere[0]!r}, or the "
         "settings of its training)"
         if elsewhere
-        else "share the data out as it was then, so that the client is left out"
+        else "train on the data as they were numbered and shared out then, so that it is left out"
     )
     raise BadSetting(
         f"training must leave out what is forgotten, got data that hold {what}; {go_on}, or have "

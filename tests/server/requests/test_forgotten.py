@@ -220,6 +220,9 @@ def test_the_same_images_of_the_class_are_refused_in_any_company(
     )
     with pytest.raises(BadSetting, match="forgotten by r0002"):
         ask(without_9, "train", dataset=f"npz:{tmp_path / 'odd.npz'}", num_clients=2)
+    # Within the federation the class is left out by its number, which is another one now.
+    with pytest.raises(BadSetting, match="as they were numbered and shared out then"):
+        ask(without_9, "train", dataset=f"npz:{tmp_path / 'odd.npz'}", federation=FEDERATION)
 
 
 def test_a_forgotten_clients_share_is_refused_to_others(trained: Path) -> None:
@@ -227,7 +230,9 @@ def test_a_forgotten_clients_share_is_refused_to_others(trained: Path) -> None:
     with pytest.raises(BadSetting, match=r"hold client client-1 \(forgotten by r0002"):
         ask(trained, "train", num_clients=4)
     # Under the federation's own name another partition would leave out another share.
-    with pytest.raises(BadSetting, match="share the data out as it was then"):
+    with pytest.raises(
+        BadSetting, match="train on the data as they were numbered and shared out then"
+    ):
         ask(trained, "train", num_clients=4, federation=FEDERATION)
     assert ask(trained, "train")["model_version"] == "v0003"
 
