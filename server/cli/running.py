@@ -150,6 +150,13 @@ def train(
     why: Why = "",
 ) -> Answer:
     """Train a first version over all clients and put it in service."""
+    from server.storage.registry import DEMO_PREFIX
+
+    if str(values.get("federation", "")).startswith(DEMO_PREFIX):
+        raise BadSetting(
+            f"federation must not begin with {DEMO_PREFIX!r}, got {values['federation']!r}: so "
+            "demonstrations are called, which nothing that is forgotten binds"
+        )
     values = {**values, "allow-forgotten": ",".join(allow_forgotten or ())}
     settings = settings_for(call, values, mode="train", asked_by=asked_by, why=why)
     return carry_out(call, settings, metrics_port)

@@ -104,6 +104,9 @@ def test_training_on_it_elsewhere_is_refused_or_asked_for_by_name(efface: Efface
     assert done.exit_code == USAGE
     assert "class 8 (forgotten by r0002" in done.stderr
     assert "client client-1 (forgotten by r0003" in done.stderr
+    posing = efface("train", *few, "--federation", "demo of mine")
+    assert posing.exit_code == USAGE
+    assert "federation must not begin with 'demo '" in posing.stderr
     part = efface("train", *few, "--allow-forgotten", "r0002")
     assert part.exit_code == USAGE
     assert "r0002" not in part.stderr
