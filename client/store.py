@@ -5,11 +5,13 @@ must last lives here, in a folder that the site's operator names. Only its owner
 synthetic images resemble real ones closely, they are personal data.
 
     <folder>/state.json                          tombstones and applied requests
+    <folder>/state.copy.json                     the same once more: a loss of either is noticed
     <folder>/<lineage>/<generation>.safetensors  synthetic images and labels of one training round
     <folder>/base-<request>.safetensors          the model that a running request started from
     <folder>/site-report.html                    the images as a page, if the operator asked for it
 
-Every file is written under a temporary name, flushed and renamed. The two newest generations are
+Every file is written under a temporary name, flushed and renamed. A set's file holds the SHA-256 of
+its images and labels, which is checked whenever it is read. The two newest generations are
 kept, so that a training message that arrives twice starts twice from the same images.
 """
 
@@ -28,12 +30,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from client.data.splits import MAX_CLASSES
 from client.errors import StoreError
 from client.messages import ForgetSpec
 
 FORMAT: Final = 1
 KEPT_GENERATIONS: Final = 2
 REPORT: Final = "site-report.html"  # see client/site_report.py
+STATE: Final = "state.json"
+CHECKSUM: Final = "sha256"
+COPY: Final = "state.copy.json"
 
 
 @dataclass(frozen=True)
@@ -69,10 +75,12 @@ class State:
     Attributes:
         applied: Action by request id, for requests that this node has applied.
         tombstones: What is forgotten, by the request that asked for it.
+        specs: What each of the applied requests named; older stores did not keep it.
     """
 
     applied: dict[str, str] = field(default_factory=dict)
     tombstones: dict[str, ForgetSpec] = field(default_factory=dict)
+    specs: dict[str, ForgetSpec] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -211,18 +219,28 @@ class Store:
         """Return tombstones and applied requests.
 
         Raises:
-            StoreError: If `state.json` is damaged.
+            StoreError: If `state.json` is damaged, or only its copy is there.
         """
-        path = self.folder / "state.json"
+        path, copy = self.folder / STATE, self.folder / COPY
         if not path.exists():
+            if copy.exists():
+                raise StoreError(
+                    f"{path} must exist beside its copy, got only {copy.name}: it records what was "
+                    f"forgotten; restore it: cp {copy} {path}"
+                )
             return State()
         try:
             raw = json.loads(path.read_text())
-            tombstones = {
-                request: ForgetSpec(t["level"], tuple(t["classes"]), tuple(t["clients"]))
-                for request, t in raw["tombstones"].items()
+            specs = {
+                part: {
+                    request: ForgetSpec(t["level"], tuple(t["classes"]), tuple(t["clients"]))
+                    for request, t in raw.get(part, {}).items()
+                }
+                for part in ("tombstones", "specs")
             }
-            return State(applied=dict(raw["applied"]), tombstones=tombstones)
+            if "tombstones" not in raw:
+                raise KeyError("tombstones")
+            return State(dict(raw["applied"]), specs["tombstones"], specs["specs"])
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise StoreError(
                 f"{path} must be valid JSON of this store, got {error!r}; restore it from a "
@@ -237,6 +255,7 @@ class Store:
         """
         state = self.state()
         if request in state.applied:
+            self._copy_state()  # where a stop came between the two files
             return False
         if action == "forget":
             state.tombstones[request] = spec
@@ -247,16 +266,22 @@ class Store:
                 if (rest := without(tombstone, spec)) is not None
             }
         state.applied[request] = action
-        raw = {
-            "format": FORMAT,
-            "applied": state.applied,
-            "tombstones": {
-                name: {"level": t.level, "classes": list(t.classes), "clients": list(t.clients)}
-                for name, t in state.tombstones.items()
-            },
-        }
-        write_private(self.folder / "state.json", json.dumps(raw, indent=1).encode())
+        state.specs[request] = spec
+        raw: dict[str, Any] = {"format": FORMAT, "applied": state.applied}
+        for part, specs in (("tombstones", state.tombstones), ("specs", state.specs)):
+            raw[part] = {
+                name: {"level": s.level, "classes": list(s.classes), "clients": list(s.clients)}
+                for name, s in specs.items()
+            }
+        write_private(self.folder / STATE, json.dumps(raw, indent=1).encode())
+        self._copy_state()
         return True
+
+    def _copy_state(self) -> None:
+        content = (self.folder / STATE).read_bytes()
+        copy = self.folder / COPY
+        if not copy.exists() or copy.read_bytes() != content:
+            write_private(copy, content)
 
     # -- for the site's operator -----------------------------------------------------------------
 
@@ -266,7 +291,7 @@ class Store:
         if not self.folder.is_dir():
             return [f"store must be a folder, got {self.folder}, which does not exist"]
         try:
-            self.state()
+            problems += self._wrong_with(self.state())
         except StoreError as error:
             problems.append(str(error))
         for path in [self.folder, *sorted(self.folder.rglob("*"))]:
@@ -287,11 +312,49 @@ class Store:
                     problems.append(str(error))
             elif path.name.startswith(".") and path.is_file():
                 problems.append(f"{path} is left over from an interrupted write; delete it")
-            elif path.is_file() and path.name not in ("state.json", REPORT):
+            elif path.is_file() and path.name not in (STATE, COPY, REPORT):
                 problems.append(
                     f"{path} must lie elsewhere: no file of the store, `efface store destroy` "
                     "leaves it as it is"
                 )
+        return problems
+
+    def unchecked(self) -> list[str]:
+        """Return what of the store nothing can check, a line each: it was written before checks."""
+        notes = []
+        for lineage in self._lineages():
+            for number in sorted(self._generations(lineage)):
+                path = self._path(lineage, number)
+                try:
+                    with safe_open(path, framework="pt") as file:
+                        known = CHECKSUM in (file.metadata() or {})
+                except (SafetensorError, OSError):
+                    continue  # told as a problem
+                if not known:
+                    notes.append(f"{path} has no checksum, an older Efface wrote it: not checked")
+        if (self.folder / STATE).exists() and not (self.folder / COPY).exists():
+            notes.append(
+                f"{self.folder / STATE} has no copy, an older Efface wrote it: the next request "
+                "makes one"
+            )
+        return notes
+
+    def _wrong_with(self, state: State) -> list[str]:
+        """Return what is wrong with a state that can be read."""
+        path, copy = self.folder / STATE, self.folder / COPY
+        problems = [
+            f"{path} must hold the tombstone of {request}, got none: it forgot "
+            f"{state.specs.get(request, 'something')}; restore it from {COPY} or a backup"
+            for request in lost_tombstones(state)
+        ]
+        # Without any copy an older Efface wrote it, unless it already kept what requests name.
+        if path.exists() and copy.exists() and copy.read_bytes() != path.read_bytes():
+            problems.append(
+                f"{path} must be the same as {copy}, got another: one of them was altered or is "
+                "older; keep the one with all requests in both places"
+            )
+        elif state.specs and not copy.exists():
+            problems.append(f"{copy} must exist, got none; restore it: cp {path} {copy}")
         return problems
 
     # -- paths -----------------------------------------------------------------------------------
@@ -322,6 +385,27 @@ def without(tombstone: ForgetSpec, lifted: ForgetSpec) -> ForgetSpec | None:
     return ForgetSpec(tombstone.level, classes, clients) if classes or clients else None
 
 
+def lost_tombstones(state: State) -> list[str]:
+    """Return the requests that forgot something whose tombstone is not there, or not all of it."""
+    lost, applied = [], list(state.applied.items())
+    for position, (request, action) in enumerate(applied):
+        if action != "forget":
+            continue
+        later = [name for name, does in applied[position + 1 :] if does == "relearn"]
+        expected = state.specs.get(request)
+        if expected is None or any(name not in state.specs for name in later):
+            # An older store does not say what a relearning lifted.
+            if request not in state.tombstones and not later:
+                lost.append(request)
+            continue
+        left: ForgetSpec | None = expected
+        for name in later:
+            left = None if left is None else without(left, state.specs[name])
+        if left is not None and state.tombstones.get(request) != left:
+            lost.append(request)
+    return lost
+
+
 def _read(path: Path) -> tuple[Tensor, Tensor, str]:
     try:
         with safe_open(path, framework="pt") as file:
@@ -336,7 +420,29 @@ def _read(path: Path) -> tuple[Tensor, Tensor, str]:
             f"{path} must hold images (n, C, H, W) and labels (n,), got "
             f"{tuple(images.shape)} and {tuple(labels.shape)}"
         )
-    return images, labels, str(metadata.get("model"))
+    model = str(metadata.get("model"))
+    if metadata.get(CHECKSUM, expected := _checksum(images, labels, model)) != expected:
+        raise StoreError(
+            f"{path} must have the checksum that was written with it, got another: it was altered; "
+            "restore it from a backup, or run `efface store destroy`"
+        )
+    named = re.search(r"num_classes=(\d+)", model)
+    num_classes = int(named[1]) if named else MAX_CLASSES
+    strange = labels[(labels < 0) | (labels >= num_classes)]
+    if len(strange):
+        raise StoreError(
+            f"{path} must hold labels in [0, {num_classes}), got {int(strange[0])}; restore it "
+            "from a backup, or run `efface store destroy`"
+        )
+    return images, labels, model
+
+
+def _checksum(images: Tensor, labels: Tensor, model: str) -> str:
+    found = hashlib.sha256(model.encode())
+    for tensor in (images, labels):
+        found.update(f"{tensor.dtype} {tuple(tensor.shape)};".encode())
+        found.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
 
 
 def _read_base(path: Path) -> dict[str, Tensor]:
@@ -354,7 +460,9 @@ def _write(path: Path, synthetic: SyntheticSet, model: str) -> None:
         "images": synthetic.images.detach().float().cpu().contiguous(),
         "labels": synthetic.labels.cpu().contiguous(),
     }
-    write_private(path, save(tensors, {"format": str(FORMAT), "model": model}))
+    written = {"format": str(FORMAT), "model": model}
+    written[CHECKSUM] = _checksum(tensors["images"], tensors["labels"], model)
+    write_private(path, save(tensors, written))
 
 
 def write_private(path: Path, content: bytes) -> None:

@@ -16,12 +16,16 @@ def number_and_name(number: int, names: Sequence[str] | None = None) -> str:
 
 
 def target_text(forget: Mapping[str, Any] | None, names: Sequence[str] | None = None) -> str:
-    """Return `class 9 (sneaker)`, `classes 3, 5` or `client client-0`; nothing is an empty text."""
-    if not forget:
-        return ""
-    for name, plural, key in (("class", "classes", "classes"), ("client", "clients", "clients")):
-        members = forget.get(key) or ()
+    """Return `class 9 (sneaker)`, or `classes 3, 5 and client client-0`; nothing is an empty text.
+
+    Args:
+        forget: `classes` and `clients`, either of which may be missing.
+        names: Name of class k at index k.
+    """
+    found = []
+    for name, plural in (("class", "classes"), ("client", "clients")):
+        members = (forget or {}).get(plural) or ()
         if members:
             texts = [number_and_name(m, names) if name == "class" else str(m) for m in members]
-            return f"{name if len(members) == 1 else plural} {', '.join(texts)}"
-    return ""
+            found.append(f"{name if len(members) == 1 else plural} {', '.join(texts)}")
+    return " and ".join(found)

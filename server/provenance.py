@@ -27,7 +27,8 @@ def command(settings: RunSettings, kind: str) -> str:
         if value == usual[key] or key in own or (kind != "train" and key in TRAINING):
             continue
         name = {"forget-classes": "class", "forget-clients": "client", "method-options": "set"}
-        for part in str(value).split(",") if key in name else [value]:
+        several = key in name or key == "allow-forgotten"
+        for part in str(value).split(",") if several else [value]:
             said.append(f"--{name.get(key, key)}" + ("" if value is True else f" {part}"))
     return " ".join(said)
 

@@ -7,6 +7,7 @@ import tempfile
 import threading
 from dataclasses import fields, replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,6 +23,7 @@ from server.nodes.federation import Cost, Round
 from server.nodes.grid import LOCAL_POLL_SECONDS, REMOTE_POLL_SECONDS, Interrupted, NamedGrid
 from server.report.write import write_report
 from server.requests import records
+from server.requests.attendance import await_clients
 from server.requests.classes import class_number
 from server.requests.data import server_data
 from server.requests.execution import refusal
@@ -98,9 +100,9 @@ def _ray(home: Home, request: ResolvedRequest, settings: RunSettings, listener: 
         with home.lock(LOCK_SECONDS):
             service = Service.open(home)
             named = NamedGrid(grid, settings.round_timeout, LOCAL_POLL_SECONDS, stop=stop)
-            name_nodes(named, service, request)
             told = _with_events(home, request.row, listener)
-            found.append(service.execute(request, named, told))
+            named_first = partial(name_nodes, named, service, request)
+            found.append(service.execute(request, named, told, named_first))
 
     environment = {"EFFACE_STORE": str(home.clients)}
     directory = settings.data_dir or stored.data_dir or os.environ.get("EFFACE_DATA_DIR", "")
@@ -132,7 +134,11 @@ def _superlink(home: Home, row: RequestRow, settings: RunSettings, listener: Lis
             "round-timeout": settings.round_timeout,
             "join-timeout": settings.join_timeout,
         }
-        run_id = superlink.submit(app, connection, told)
+        try:
+            run_id = superlink.submit(app, connection, told)
+        except EffaceError as error:
+            _give_up(home, row, error)
+            raise
     try:
         superlink.wait(run_id, connection, on_poll=seen.read, deadline=SUPERLINK_DEADLINE)
     except KeyboardInterrupt:
@@ -143,6 +149,14 @@ def _superlink(home: Home, row: RequestRow, settings: RunSettings, listener: Lis
         return _after_failure(home, row.id, error)
     seen.read()
     return _record(home, Service.open(home).ledger.request(row.id))
+
+
+def _give_up(home: Home, row: RequestRow, error: EffaceError) -> None:
+    """Give a request up that no SuperLink took; an interrupted one can still go on."""
+    with home.lock(LOCK_SECONDS):
+        ledger = Service.open(home).ledger
+        if ledger.request(row.id).state == "received":
+            ledger.abort(row.id, f"no SuperLink took it: {error}")
 
 
 def _after_failure(home: Home, request: str, error: EffaceError) -> Record:
@@ -186,8 +200,8 @@ def serve(grid: Grid, config: dict[str, Any]) -> Record:
         service.ledger.interrupt_running("the process that ran it ended without a word")
         request = service.prepare(settings)
         named = NamedGrid(grid, settings.round_timeout, REMOTE_POLL_SECONDS)
-        name_nodes(named, service, request)
-        return service.execute(request, named, _with_events(home, request.row, LogListener()))
+        told = _with_events(home, request.row, LogListener())
+        return service.execute(request, named, told, partial(name_nodes, named, service, request))
 
 
 def name_nodes(grid: NamedGrid, service: Service, request: ResolvedRequest) -> None:
@@ -196,8 +210,7 @@ def name_nodes(grid: NamedGrid, service: Service, request: ResolvedRequest) -> N
     A node that is neither named nor simulated is called by its number.
     """
     settings = request.settings
-    absent = service.absent(request.row)
-    grid.wait_for(settings.num_clients, settings.join_timeout, without=absent)
+    await_clients(service, request.row, settings, grid)
     if all(node.name for node in grid.get_nodes()):
         return
     told = Describe(

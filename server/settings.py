@@ -41,6 +41,7 @@ class RunSettings(Settings):
     holdout: float = setting(between(0.0, 0.5), 0.1)
     partition_seed: int = setting(_seed, 0)
     federation: str = setting(_text, "")  # name; empty for one made from the five above
+    allow_forgotten: str = setting(_text, "")  # requests whose forgetting a training may undo
 
     # Model; classes, channels and size are the data set's unless it is "none"
     model: str = setting(one_of(*MODEL_NAMES), "convnet")
@@ -73,6 +74,7 @@ class RunSettings(Settings):
 
     # Request
     version: str = setting(_text, "")  # base; empty for the one in service
+    data: str = setting(_text, "")  # where the version's data lie now, if they have moved
     method: str = setting(_text, "quickdrop-calibrated")
     method_options: str = setting(_text, "")  # "unlearn-lr=0.02,recover-rounds=3"
     server_samples: str = setting(_text, "")  # the coordinator's own: "test:1600" or "npz:PATH"
@@ -162,7 +164,9 @@ class RunSettings(Settings):
         """Return the same with absolute paths: a later request may come from another folder."""
         directory = str(Path(self.data_dir).expanduser().absolute()) if self.data_dir else ""
         own, samples = _rooted(self.dataset), _rooted(self.server_samples)
-        return replace(self, dataset=own, server_samples=samples, data_dir=directory)
+        path = self.data.removeprefix("npz:").removeprefix("folder:")
+        now = str(Path(path).expanduser().absolute()) if path else ""
+        return replace(self, dataset=own, server_samples=samples, data_dir=directory, data=now)
 
     def plain(self) -> dict[str, Any]:
         """Return all values by their kebab-case names."""
@@ -325,6 +329,7 @@ def essence(settings: Mapping[str, Any]) -> dict[str, Any]:
         "round-timeout",
         "join-timeout",
         "data-dir",
+        "data",
         "device",
     ]
     return {key: value for key, value in settings.items() if key not in ways}

@@ -122,6 +122,13 @@ OPTIONS: Final = (
     ),
     Option("version", "", REQUEST, "Version to start from; the one in service if not given."),
     Option(
+        "data",
+        "",
+        REQUEST,
+        "Where the version's data lie now, if they have moved: the file or folder, or for a "
+        "published data set the folder of its files.",
+    ),
+    Option(
         "method",
         "quickdrop-calibrated",
         REQUEST,
@@ -199,6 +206,7 @@ NAMED_DIFFERENTLY: Final = frozenset(
         "method-options",
         "asked-by",
         "why",
+        "allow-forgotten",
     }
 )
 LEARNING: Final = (DATA, MODEL, TRAINING, DISTILLATION)

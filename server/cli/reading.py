@@ -31,6 +31,7 @@ def add_to(app: typer.Typer) -> None:
     )
     command(app, "show", group=GROUP, epilog="Example: efface show v0002")(show)
     command(app, "models", group=GROUP)(models)
+    command(app, "forgotten", group=GROUP)(forgotten)
     command(app, "report", group=GROUP, epilog="Example: efface report r0002 --output r.html")(
         report
     )
@@ -109,6 +110,7 @@ def _show_request(home: "Home", ledger: "Ledger", row: "RequestRow") -> Answer:
     from server.requests import records
 
     record = records.read(home, row)
+    waiting = _waiting(ledger, [row.id])
     facts = [
         ("Request", row.id),
         ("What", f"{row.kind} {request_target(row, ledger)}".strip()),
@@ -122,17 +124,23 @@ def _show_request(home: "Home", ledger: "Ledger", row: "RequestRow") -> Answer:
         ("Federation", row.federation),
         ("Started from", row.base_version),
         ("Result", row.result_version),
+        ("Waits at", ", ".join(one["client"] for one in waiting)),
     ]
     shown: list[Any] = [_facts(facts)]
     if record is not None:
         shown += display.result(record)
-    document = None if record is None else to_json(record)
-    return Answer({"format": FORMAT, "request": request_document(row), "record": document}, shown)
+    document = {
+        "format": FORMAT,
+        "request": request_document(row),
+        "record": None if record is None else to_json(record),
+        "pending": waiting,
+    }
+    return Answer(document, shown)
 
 
 def _show_version(ledger: "Ledger", row: "VersionRow") -> Answer:
     line = _lineage(ledger, row)
-    document = {
+    document: dict[str, Any] = {
         "format": FORMAT,
         "version": version_document(row),
         "lineage": [
@@ -146,18 +154,21 @@ def _show_version(ledger: "Ledger", row: "VersionRow") -> Answer:
             }
             for version, request in line
         ],
+        "pending": _waiting(ledger, [request.id for _, request in line]),
     }
-    scores = row.card.get("scores") or {}
     facts = [
         ("Version", row.id),
         ("State", row.state),
         ("Federation", row.federation),
         ("Model", _model_text(row)),
         ("Has forgotten", _forgotten(row) or "nothing"),
+        ("Learned again", str(line[-1][1].settings.get("allow-forgotten") or "")),
         ("Classes", ", ".join(names_of(row) or ())),
-        ("Accuracy", display.accuracies(scores)),
+        ("Accuracy", _accuracy_text(row, line[0][1], ledger)),
         ("Created", _time(row.created)),
         ("SHA-256", row.sha256),
+        ("Data", row.card.get("data_sha256")),
+        ("Waits at", ", ".join(f"{p['client']} ({p['request']})" for p in document["pending"])),
     ]
     cells = [
         [v.id, r.id, f"{r.kind} {request_target(r, ledger)}".strip(), _time(v.created)]
@@ -188,6 +199,41 @@ def models(call: Call) -> Answer:
     found = table([*head, "Retain %"], cells, text=len(head))
     shown = [found] if rows else ["No version yet. Start with: efface train"]
     return Answer({"format": FORMAT, "versions": [version_document(r) for r in rows]}, shown)
+
+
+def forgotten(call: Call) -> Answer:
+    """List all that is forgotten now: since when, by which request, and what waits where."""
+    _, ledger = opened(call)
+    from server.requests.forgotten import listed, pending_text
+
+    found, pending = listed(ledger), ledger.pending()
+    document = {
+        "format": FORMAT,
+        "forgotten": found,
+        "pending": [
+            {"request": p.request, "client": p.client, "since": p.since.isoformat()}
+            for p in pending
+        ],
+    }
+    cells = [
+        [
+            target_text(one, one["class_names"]),
+            one["federation"],
+            one["version"] or display.NOTHING,
+            (one["since"] or "")[:16].replace("T", " "),
+            one["request"],
+            one["method"],
+            ", ".join(one["pending"]) or display.NOTHING,
+            ", ".join(one["known_by"]) or display.NOTHING,
+        ]
+        for one in found
+    ]
+    head = [
+        *("Forgotten", "Federation", "In service", "Since (UTC)", "Request", "Method"),
+        *("Waits at", "Still known by"),
+    ]
+    shown: list[Any] = [table(head, cells, text=len(head)) if found else "Nothing is forgotten."]
+    return Answer(document, [*shown, *pending_text(pending, ledger)])
 
 
 def report(
@@ -320,22 +366,25 @@ def evaluate(
             show_default=False,
         ),
     ] = None,
-    data_dir: Annotated[
+    data_now: Annotated[
         str,
         typer.Option(
-            "--data-dir", help="Folder of the data set's files, if moved.", show_default=False
+            "--data",
+            "--data-dir",
+            help="Where the version's data lie now, if they have moved: the file or folder, or for "
+            "a published data set the folder of its files.",
+            show_default=False,
         ),
     ] = "",
 ) -> Answer:
     """Measure a version on its data set's test part, class by class."""
     home, ledger = opened(call)
-    from dataclasses import replace
-
     from client.wire import ForgetSpec
     from server.evidence.measures import Judge
     from server.nodes.federation import from_numpy
     from server.requests.classes import card_names, check_as_trained, class_number
-    from server.requests.data import server_data
+    from server.requests.data import version_data
+    from server.requests.forgotten import check_data
     from server.requests.intake import inherited
     from server.settings import RunSettings
     from server.storage.registry import Registry
@@ -343,10 +392,9 @@ def evaluate(
     registry = Registry(home, ledger)
     row = registry.resolve(version or None)
     arrays, card = registry.load(row)
-    settings = inherited(RunSettings(), row)
-    if data_dir:
-        settings = replace(settings, data_dir=data_dir)
-    data = server_data(settings)
+    settings = inherited(RunSettings(data=data_now), row)
+    data = version_data(settings, row)
+    notes = check_data(settings, row, data)
     if data is None or not len(data.test):
         raise DataError(
             f"version {row.id} must have test images here, got none: only the clients have data"
@@ -390,6 +438,7 @@ def evaluate(
     ]
     if asked:
         shown += _curve_lines(target_text({"classes": asked}, names), curve)
+    shown += [f"note: {note}" for note in notes]
     return Answer(document, shown)
 
 
@@ -456,6 +505,32 @@ def _lineage(ledger: "Ledger", row: "VersionRow") -> "list[tuple[VersionRow, Req
         version = ledger.version(parent)
         line.append((version, ledger.request(version.request)))
     return line
+
+
+def _waiting(ledger: "Ledger", requests: Sequence[str]) -> list[dict[str, str]]:
+    """Return what requests still owe to clients that were offline, as JSON holds it."""
+    return [
+        {"request": p.request, "client": p.client, "since": p.since.isoformat()}
+        for p in ledger.pending()
+        if p.request in requests
+    ]
+
+
+def _accuracy_text(row: "VersionRow", request: "RequestRow", ledger: "Ledger") -> str:
+    """Return a version's accuracies on each class that it has forgotten and on what it retains."""
+    scores, erased = row.card.get("scores") or {}, row.card.get("erased") or {}
+    each = scores.get("per_class_accuracy") or []
+    known = [(c, each[c]) for c in erased.get("classes", ()) if c < len(each)]
+    found = [
+        f"{target_text({'classes': [c]}, names_of(row))} {value:.1f} %"
+        for c, value in known
+        if value is not None
+    ]
+    of_client = (request.kind, request.level) == ("forget", "client")
+    if of_client and scores.get("forget_accuracy") is not None:
+        found.append(f"{request_target(request, ledger)} {scores['forget_accuracy']:.1f} %")
+    retained = display.accuracies({"retain_accuracy": scores.get("retain_accuracy")})
+    return ", ".join([*found, *filter(None, [retained])])
 
 
 def _facts(facts: Sequence[tuple[str, str | None]]) -> Any:

@@ -145,11 +145,29 @@ def demo(
 def train(
     call: Call,
     values: dict[str, Any],
+    allow_forgotten: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--allow-forgotten",
+            metavar="ID",
+            help="Learn again what this request forgot, of the same data or clients in another "
+            "federation (`efface forgotten`); kept in the ledger; may be repeated.",
+            show_default=False,
+        ),
+    ] = None,
     metrics_port: MetricsPort = None,
     asked_by: AskedBy = "",
     why: Why = "",
 ) -> Answer:
     """Train a first version over all clients and put it in service."""
+    from server.storage.registry import DEMO_PREFIX
+
+    if str(values.get("federation", "")).startswith(DEMO_PREFIX):
+        raise BadSetting(
+            f"federation must not begin with {DEMO_PREFIX!r}, got {values['federation']!r}: so "
+            "demonstrations are called, which nothing that is forgotten binds"
+        )
+    values = {**values, "allow-forgotten": ",".join(allow_forgotten or ())}
     settings = settings_for(call, values, mode="train", asked_by=asked_by, why=why)
     return carry_out(call, settings, metrics_port)
 
@@ -338,7 +356,8 @@ def count(metrics: "Metrics | None", record: "Record") -> None:
     metrics.request_state("done")
     if record.result is None or record.model_version is None:
         return
-    for kind in ("forget", "retain"):
+    # What was relearned is not what is forgotten.
+    for kind in ("retain",) if record.relearned else ("forget", "retain"):
         percent = getattr(record.result, f"{kind}_accuracy")
         if percent is not None:
             metrics.accuracy(record.model_version, kind, percent)

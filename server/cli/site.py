@@ -80,13 +80,15 @@ def ls(call: Call, folder: Folder) -> Answer:
 
 
 def verify(call: Call, folder: Folder) -> Answer:
-    """Check a store's files and modes; the exit code is 3 if something is wrong."""
+    """Check files, checksums, tombstones and modes; the exit code is 3 if something is wrong."""
     store = opened(folder)
     problems = store.verify()
-    document = {"format": FORMAT, "store": str(folder), "problems": problems}
+    notes = store.unchecked()
+    document = {"format": FORMAT, "store": str(folder), "problems": problems, "notes": notes}
+    shown = [f"note: {note}" for note in notes]
     if problems:
-        return Answer(document, problems, NOT_VERIFIED)
-    return Answer(document, [f"{folder}: all is well"])
+        return Answer(document, [*problems, *shown], NOT_VERIFIED)
+    return Answer(document, [f"{folder}: all is well", *shown])
 
 
 def destroy(
@@ -297,7 +299,11 @@ def opened(folder: Path) -> "Store":
     if not folder.is_dir():
         raise StoreError(f"store must be a folder, got {folder}, which does not exist")
     below = [path.relative_to(folder) for path in folder.rglob("*")]
-    inner = {str(path.parent) for path in below if path.name == "state.json" and path.parent.name}
+    inner = {
+        str(path.parent)
+        for path in below
+        if path.name in ("state.json", "state.copy.json") and path.parent.name
+    }
     inner |= {
         str(path.parent.parent)
         for path in below

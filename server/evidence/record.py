@@ -30,6 +30,14 @@ class Target:
 
 
 @dataclass(frozen=True)
+class Forgotten:
+    """All that a version has forgotten."""
+
+    classes: tuple[int, ...] = ()
+    clients: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Traffic:
     """Bytes to the server and to the clients."""
 
@@ -87,6 +95,8 @@ class Record(Costs):
     why: str | None = None
     forget: Target | None = None
     erased_before: tuple[int, ...] = ()
+    has_forgotten: Forgotten | None = None
+    warnings: tuple[str, ...] = ()
     model_version: str | None = None
     base_version: str | None = None
     in_service: bool | None = None

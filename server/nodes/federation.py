@@ -332,10 +332,12 @@ class GridFederation(Told):
         names = [n for n, m in self.describe().items() if m["num-retain-synthetic"] > 0]
         self._ask(told, ArrayRecord(), phase="recover", name="condense", names=names)
 
-    def settle(self, action: str, *, destroy: bool) -> dict[str, dict[str, Any]]:
-        """Have every node write or lift its tombstone; all must answer."""
+    def settle(
+        self, action: str, *, destroy: bool, names: Sequence[str] | None = None
+    ) -> dict[str, dict[str, Any]]:
+        """Have every node, or those named, write or lift its tombstone; all must answer."""
         settings = self.settings(Settle, phase="settle", action=action, destroy=destroy)
-        return self._ask(settings, ArrayRecord(), phase="settle", name="settle")
+        return self._ask(settings, ArrayRecord(), phase="settle", name="settle", names=names)
 
     def accuracies(self, model: ArrayRecord) -> Accuracies:
         """Return the accuracies on the nodes' held-out data (see the protocol)."""

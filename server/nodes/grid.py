@@ -74,7 +74,7 @@ class NamedGrid(Grid):
                     + (f" beside {', '.join(without)}" if without else "")
                     + f", got {len(counted)} after "
                     f"{seconds:g} s ({', '.join(online) or 'none'}); start the missing nodes, or "
-                    "lower num-clients or raise join-timeout"
+                    "raise join-timeout"
                 )
             time.sleep(self.poll_seconds)
         self.check_names()

@@ -182,6 +182,7 @@ def plan(found: Mapping[str, Any]) -> list[RenderableType]:
             f"added {found['seconds_at_most']:,.2f} s; retraining about "
             f"{found['retraining_seconds']:,.2f} s."
         )
+    shown += [f"  warning: {text}" for text in found["warnings"]]
     shown += [f"  not known: {text}" for text in found["not_known"]]
     refused = (found["chosen"] or {}).get("refused") or {}
     shown += [f"  {name} cannot: {reason}" for name, reason in refused.items()]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from server.evidence.phases import PHASES
 from server.evidence.record import Record
 from server.evidence.scores import ModelScores
-from server.format import class_text
+from server.format import class_text, target_text
 from server.report.display import stored_updates
 from server.report.pictures import curves_of
 from server.report.words import (
@@ -257,6 +257,12 @@ def overhead_line(record: Record) -> str | None:
     return text + f"{as_seconds(seconds)}."
 
 
+def _has_forgotten(record: Record) -> str | None:
+    if record.has_forgotten is None:
+        return None
+    return target_text(vars(record.has_forgotten), record.class_names) or None
+
+
 def provenance_rows(record: Record) -> list[tuple[str, str]]:
     """Return who asked for what, and what ran where, as names and values."""
     lineage = " \N{RIGHTWARDS ARROW} ".join(
@@ -280,6 +286,8 @@ def provenance_rows(record: Record) -> list[tuple[str, str]]:
         ("Method", record.method),
         ("Chosen by Efface", (record.chosen or {}).get("why")),
         ("Versions", lineage),
+        ("Has forgotten", _has_forgotten(record)),
+        ("Warnings", "; ".join(record.warnings) or None),
         ("Asked on", as_time(record.created)),
         ("Started", as_time(record.started)),
         ("Finished", as_time(record.finished)),
@@ -294,12 +302,8 @@ def provenance_rows(record: Record) -> list[tuple[str, str]]:
         ("Command", record.command),
     ]
     optional = {
-        "Started",
-        "Finished",
-        "Asked by",
-        "Why",
-        "Chosen by Efface",
-        stored_updates(record),
+        *("Started", "Finished", "Asked by", "Why", "Chosen by Efface", stored_updates(record)),
+        *("Has forgotten", "Warnings"),
     }
     return [
         (name, "not recorded" if value in (None, "") else str(value))

@@ -9,12 +9,13 @@ from typing import Any
 from flwr.app import ArrayRecord
 
 from client import wire
+from client.data.identity import class_identities, identity
 from client.errors import EffaceError
 from client.learning.models import ModelSpec, build
 from client.seeds import generator
 from client.wire import ForgetSpec
 from server.evidence.measures import Judge
-from server.evidence.record import Record, Storage, Target
+from server.evidence.record import Forgotten, Record, Storage, Target
 from server.evidence.serial import plain
 from server.nodes.federation import Cost, GridFederation, Round, to_numpy
 from server.nodes.grid import NamedGrid
@@ -126,7 +127,13 @@ class Work:
 
     def card(self, **values: Any) -> dict[str, Any]:
         """Return what to know about a version of this request."""
-        return version_card(self.request.settings, self.request.spec, self.request.row, **values)
+        data = self.request.data
+        content = {
+            "data_sha256": None if data is None else identity(data),
+            "class_sha256": {} if data is None else class_identities(data),
+        }
+        known = {**content, **values}
+        return version_card(self.request.settings, self.request.spec, self.request.row, **known)
 
     def record(
         self,
@@ -172,6 +179,8 @@ class Work:
             if forget.level == "none"
             else Target(forget.level, forget.classes, forget.clients),
             erased_before=tuple(federation.common["erased_classes"]),
+            has_forgotten=_forgotten(federation, forgetting=row.kind == "forget"),
+            warnings=tuple(self.workspace.warnings(row)),
             base_version=row.base_version,
             lineage=lineage,
             dataset=s.dataset,
@@ -234,6 +243,16 @@ class Work:
         if record is None:
             raise EffaceError(f"request {row.id} must have a record, got none: it is {row.state}")
         return record
+
+
+def _forgotten(federation: GridFederation, *, forgetting: bool) -> Forgotten:
+    """Return all that the result of a request has forgotten."""
+    named = federation.forget if forgetting else ForgetSpec()
+    earlier = federation.common
+    return Forgotten(
+        tuple(sorted({*earlier["erased_classes"], *named.classes})),
+        tuple(sorted({*earlier["erased_clients"], *named.clients})),
+    )
 
 
 def initial_weights(spec: ModelSpec, seed: int) -> ArrayRecord:

@@ -12,10 +12,11 @@ import torch
 from client.data import datasets
 from client.data.datasets import DataSet
 from client.data.splits import Split, pixel_statistics
-from client.errors import BadSetting
+from client.errors import BadSetting, DataError
 from client.seeds import generator
 from client.simulation.shares import shares as shares_of
 from server.settings import RunSettings
+from server.storage.ledger import VersionRow
 from strategies.federation import Samples
 
 
@@ -24,6 +25,57 @@ def server_data(settings: RunSettings) -> DataSet | None:
     if settings.dataset == "none":
         return None
     return datasets.load(settings.dataset, _data_dir(settings))
+
+
+def version_data(settings: RunSettings, base: VersionRow) -> DataSet | None:
+    """Return the coordinator's data set for a request on a version, or None if it has none.
+
+    Raises:
+        BadSetting, DataError: If it cannot be read; the message says how to name another place.
+    """
+    try:
+        return server_data(settings)
+    except (BadSetting, DataError) as error:
+        raise type(error)(
+            f"{error}; if the data of {base.id} have moved, say where they lie now: --data PATH"
+        ) from error
+
+
+def moved(settings: RunSettings) -> RunSettings:
+    """Return the settings of a request with its data where `data` says they lie now.
+
+    Raises:
+        BadSetting: If its data lie in no file of the coordinator's.
+    """
+    if not settings.data:
+        return settings
+    kind, colon, _ = settings.dataset.partition(":")
+    if settings.dataset in ("digits", "none"):
+        raise BadSetting(
+            f"data must name files of the version's data set, got {settings.data!r} for "
+            f"{settings.dataset}, which has none; leave --data out"
+        )
+    path = str(Path(settings.data.removeprefix(f"{kind}:")).expanduser().absolute())
+    return (
+        replace(settings, dataset=f"{kind}:{path}") if colon else replace(settings, data_dir=path)
+    )
+
+
+def keep_stores(folder: Path, before: RunSettings, now: RunSettings) -> None:
+    """Have simulated clients find their stores after their data have moved.
+
+    A population's folder is called after its data set, path included: the new name leads to it.
+
+    Args:
+        folder: Of all simulated clients' stores.
+        before: Settings of the version, as its card has them.
+        now: The request's.
+    """
+    if before.simulation is None or now.simulation is None:
+        return
+    old, new = folder / before.simulation.population, folder / now.simulation.population
+    if old.exists() and not new.exists():
+        new.symlink_to(old.resolve().name, target_is_directory=True)
 
 
 def _data_dir(settings: RunSettings) -> Path | None:

@@ -23,7 +23,8 @@ from server.evidence.verdict import CreptBack, Limits, Verdict, decide
 from server.format import class_text
 from server.nodes.class_names import agreed_names
 from server.nodes.federation import Cost, GridFederation, Round, from_numpy
-from server.requests import classes, records
+from server.requests import classes, forgotten, records
+from server.requests.attendance import await_clients, settle_pending
 from server.requests.context import Work, outcome
 from server.requests.yardstick import Yardstick, inputs_of, relearning, retrained
 from server.settings import RunSettings
@@ -50,7 +51,8 @@ def execute(work: Work) -> Record:
     """
     s, row = work.request.settings, work.request.row
     work.folder.mkdir(mode=0o700, exist_ok=True)
-    work.grid.wait_for(s.num_clients, s.join_timeout, without=work.workspace.absent(row))
+    await_clients(work.workspace, row, s, work.grid)
+    settle_pending(work)
     for note in () if work.request.data is None else work.request.data.notes:
         work.listener.note(f"data: {note}")
     if row.kind == "train":
@@ -63,6 +65,8 @@ def execute(work: Work) -> Record:
 def _train(work: Work) -> None:
     """Train a first version on all clients, and make their synthetic sets."""
     s = work.request.settings
+    online = [node.name for node in work.grid.get_nodes()]
+    forgotten.check_clients(work.workspace.ledger, work.request.row, s, online)
     erased = work.workspace.ledger.erased(work.request.row.federation)
     if erased.classes or erased.clients:
         known = () if work.request.data is None else work.request.data.class_names
@@ -190,16 +194,18 @@ def _change(work: Work) -> None:
         trained = _trained_scores(work, root, after, federation)
         record = compose(original=original, relearned=result, trained=trained)
     if not s.trial:
-        _settle(federation, row.kind, destroy=s.destroy or forget.level == "client")
+        _settle(work, federation, destroy=s.destroy or forget.level == "client")
     gone = _plus(earlier, forget) if forgetting else earlier
     new_card = work.card(
         lineage=card["lineage"],
         data=card.get("data") or classes.card_data(work.request.data, names, work.request.spec),
         erased=gone,
-        scores=plain(result),
+        scores=plain(result if forgetting else _as_served(result, after, model, gone)),
         training=card["training"],
         updates=_updates_after(work, card, replayed=chosen.needs.history),
         model=asdict(federation.spec),
+        # Of what the first version was trained on: the coordinator's own may be others now.
+        **{key: card[key] for key in ("data_sha256", "class_sha256") if key in card},
     )
     state = "trial" if s.trial else "in-service"
     work.commit(record, model, new_card, state=state, parent=base.row.id)
@@ -210,17 +216,35 @@ def _admitted(verdict: Verdict, settings: RunSettings) -> bool:
     return settings.trial or verdict.state in ("passed", settings.accept)
 
 
-def _settle(federation: GridFederation, action: str, *, destroy: bool) -> None:
-    """Have every node make the request last.
+def _as_served(
+    scores: ModelScores, judge: Judge, model: ArrayRecord, gone: Mapping[str, Any]
+) -> ModelScores:
+    """Return a relearned version's scores: what came back counts as retained, the rest not."""
+    named = tuple(gone["classes"])
+    left = ForgetSpec("class", named) if named else ForgetSpec()
+    now = replace(judge, forget=left, erased=()).quick(model)
+    return replace(scores, heldout=None, **{"forget_accuracy": None, **now})
+
+
+def _settle(work: Work, federation: GridFederation, *, destroy: bool) -> None:
+    """Have every node make the request last, and note those that were offline.
 
     Raises:
         Unsettled: If one did not. Synthetic sets may be destroyed already: a new request would find
             nothing to climb on, while this one has its result.
     """
     try:
-        federation.settle(action, destroy=destroy)
+        reached = federation.settle(work.request.row.kind, destroy=destroy)
     except ClientLost as error:
         raise Unsettled(f"{error}; the same command goes on from here") from error
+    row = work.request.row
+    away = [name for name in work.workspace.absent(row) if name not in reached]
+    work.workspace.ledger.note_pending(row.id, away)
+    for name in away:
+        work.listener.note(
+            f"{name} is offline: {row.id} waits there until a request reaches it "
+            "(`efface forgotten`)"
+        )
 
 
 def _updates_after(work: Work, card: Mapping[str, Any], *, replayed: bool) -> str | None:

@@ -4,6 +4,7 @@
 has what was written down carried out on any engine's grid, and a stopped one goes on from there.
 """
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -17,16 +18,20 @@ from server.evidence.record import Record
 from server.format import target_text
 from server.nodes.grid import Interrupted, NamedGrid
 from server.provenance import hardware
-from server.requests import planning
+from server.requests import forgotten, planning
+from server.requests.cautions import cautions, check_left
 from server.requests.classes import card_names, check_as_trained, numbered
 from server.requests.context import Work
 from server.requests.data import (
     check_samples,
     check_shares,
     check_simulation,
+    keep_stores,
+    moved,
     own_samples,
     server_data,
     shares,
+    version_data,
 )
 from server.requests.execution import Unsettled, VerificationFailed, execute
 from server.requests.progress import Listener
@@ -57,6 +62,7 @@ class _Checked:
     base: VersionRow
     situation: planning.Situation
     chosen: planning.Chosen | None
+    warnings: list[str]
 
     @property
     def kind(self) -> str:
@@ -101,9 +107,11 @@ class Service(Workspace):
             )
         build(settings.model_spec(data), torch.Generator())
         federation = federation_name(settings)
+        touched = forgotten.check_training(self.ledger, settings, data, federation)
         row = self._write_down(
             settings, kind="train", method="fedavg", federation=federation, forget=ForgetSpec()
         )
+        self.note_warnings(row, forgotten.learned_again(touched))
         return resolve(row, self.registry, settings, data)
 
     def _prepare_change(self, settings: RunSettings) -> ResolvedRequest:
@@ -116,6 +124,9 @@ class Service(Workspace):
             forget=checked.settings.forget,
             base=checked.base.id,
         )
+        self.note_warnings(row, checked.warnings)
+        if settings.data and settings.simulated:
+            keep_stores(self.home.clients, inherited(RunSettings(), checked.base), checked.settings)
         if checked.chosen is not None:
             self.note_choice(row, checked.chosen)
         return resolve(row, self.registry, checked.settings, checked.situation.data)
@@ -145,13 +156,14 @@ class Service(Workspace):
             "federation": base.federation,
             "engine": told.engine,
             "takes_up": None if same is None else same.id,
+            "warnings": checked.warnings,
             **checked.situation.document(name),
         }
 
     def _checked(self, settings: RunSettings) -> _Checked:
         base = self.registry.resolve(settings.version or None)
         settings = inherited(settings, base)
-        data = server_data(settings)
+        data = version_data(settings, base)
         check_as_trained(base.id, base.card, data)
         classes = base.card["model"]["num_classes"]
         named = numbered(settings.forget_classes, card_names(base.card), classes)
@@ -170,6 +182,7 @@ class Service(Workspace):
             )
         if not automatic:
             method(settings.method, forget.level, settings.options)
+        warnings = forgotten.check_data(settings, base, data)
         check_simulation(settings, data)
         spec = settings.model_spec(data)
         out = [c for c in forget.classes if c >= spec.num_classes]
@@ -177,6 +190,8 @@ class Service(Workspace):
             raise BadSetting(f"class must lie in [0, {spec.num_classes}), got {out[0]}")
         erased = self.ledger.erased(base.federation)
         situation = self._situation(settings, base, data)
+        if settings.mode == "forget":
+            check_left(situation)
         chosen = None
         if automatic:
             forgetting = settings.mode == "forget"
@@ -198,7 +213,9 @@ class Service(Workspace):
             )
         if settings.forget.level == "client":
             self._check_clients(settings)
-        return _Checked(asked, settings.method, base, situation, chosen)
+        same = self._interrupted(asked, asked.mode, base.federation, base.id)
+        warnings += cautions(situation, self.ledger, same)
+        return _Checked(asked, settings.method, base, situation, chosen, warnings)
 
     def _situation(
         self, settings: RunSettings, base: VersionRow, data: DataSet | None
@@ -287,8 +304,14 @@ class Service(Workspace):
 
     # ---- work ----------------------------------------------------------------------------------
 
-    def execute(self, request: ResolvedRequest, grid: NamedGrid, listener: Listener) -> Record:
-        """Run a request that was written down and return its record.
+    def execute(
+        self,
+        request: ResolvedRequest,
+        grid: NamedGrid,
+        listener: Listener,
+        ready: Callable[[], None] | None = None,
+    ) -> Record:
+        """Run a request that was written down and return its record; `ready` is called first.
 
         Raises:
             VerificationFailed: If the result did not forget, or is not shown to have forgotten and
@@ -300,6 +323,10 @@ class Service(Workspace):
         request_id = request.id
         self.ledger.start(request_id)
         try:
+            for text in self.warnings(request.row):
+                listener.note(text)
+            if ready is not None:
+                ready()
             return execute(Work(self, request, grid, listener))
         except BaseException as error:
             now = self.ledger.request(request_id)
@@ -327,7 +354,7 @@ def inherited(settings: RunSettings, base: VersionRow) -> RunSettings:
     merged = parse({**own, **base.card["settings"]})
     # Data files may have moved since; where they were is only the default.
     data_dir = settings.data_dir or base.card["data_dir"]
-    return replace(merged, version=base.id, data_dir=data_dir)
+    return moved(replace(merged, version=base.id, data_dir=data_dir))
 
 
 def _check_not_forgotten(

@@ -1,7 +1,7 @@
 """What the coordinator keeps in its home: ledger, registry, stored updates, requests' notes."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Self
 
@@ -14,6 +14,7 @@ from server.storage.ledger import Ledger, RequestRow, database_url
 from server.storage.registry import Registry
 from strategies.table import METHODS
 
+WARNINGS: Final = "warnings.json"  # in a request's folder: what was said before it started
 CHOSEN: Final = "chosen.json"  # in a request's folder: which method was chosen for it, and why
 
 
@@ -83,6 +84,19 @@ class Workspace:
         if row.settings["method"] != planning.AUTO:
             return None
         found: dict[str, Any] = json.loads((self.home.runs / row.id / CHOSEN).read_text())
+        return found
+
+    def note_warnings(self, row: RequestRow, warnings: Sequence[str]) -> None:
+        """Keep what is to be said of a request before it starts."""
+        note = self.home.runs / row.id / WARNINGS
+        if warnings or note.exists():
+            note.parent.mkdir(mode=0o700, exist_ok=True)
+            write_json(note, list(warnings))
+
+    def warnings(self, row: RequestRow) -> list[str]:
+        """Return what is to be said of a request before it starts."""
+        note = self.home.runs / row.id / WARNINGS
+        found: list[str] = json.loads(note.read_text()) if note.exists() else []
         return found
 
     def absent(self, row: RequestRow) -> tuple[str, ...]:

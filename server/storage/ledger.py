@@ -23,6 +23,7 @@ from sqlalchemy import (
     ForeignKey,
     Index,
     create_engine,
+    delete,
     event,
     func,
     make_url,
@@ -139,6 +140,15 @@ class Erased:
     client_requests: Mapping[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Pending:
+    """What a done request still has to bring to a client that was offline."""
+
+    request: str
+    client: str
+    since: datetime
+
+
 class _Utc(TypeDecorator[datetime]):
     """A time in UTC. SQLite keeps no zone, so it is put back on reading."""
 
@@ -221,6 +231,16 @@ class _Version(_Base):
             postgresql_where=text("state = 'in-service'"),
         ),
     )
+
+
+class _Pending(_Base):
+    """A client that a request's end has not reached; `settled` is when it has."""
+
+    __tablename__ = "pending"
+    request: Mapped[str] = mapped_column(ForeignKey("requests.id"), primary_key=True)
+    client: Mapped[str] = mapped_column(primary_key=True)
+    since: Mapped[datetime]
+    settled: Mapped[datetime | None]
 
 
 _Row = TypeVar("_Row", _Request, _Version)
@@ -480,6 +500,41 @@ class Ledger:
                     for name_ in row.clients:
                         clients.pop(name_, None)
         return Erased(tuple(sorted(classes)), tuple(sorted(clients)), classes, clients)
+
+    # ---- what clients that were offline still have to do ----
+
+    def note_pending(self, request_id: str, clients: Sequence[str]) -> None:
+        """Write down the clients that a request's end does not reach, in place of any before.
+
+        They count as soon as the request is done: a stop in between says nothing wrong.
+        """
+        with self._write() as session:
+            _known(session, _Request, request_id)
+            session.execute(delete(_Pending).where(_Pending.request == request_id))
+            session.add_all(
+                _Pending(request=request_id, client=name, since=self.now(), settled=None)
+                for name in sorted(set(clients))
+            )
+
+    def settle_pending(self, request_id: str, client: str) -> None:
+        """Write down that a client has done what it owed a request."""
+        with self._write() as session:
+            session.execute(
+                update(_Pending)
+                .where(_Pending.request == request_id, _Pending.client == client)
+                .values(settled=self.now())
+            )
+
+    def pending(self) -> list[Pending]:
+        """Return what done requests still owe to clients that were offline, oldest first."""
+        query = (
+            select(_Pending)
+            .join(_Request, _Request.id == _Pending.request)
+            .where(_Request.state == "done", _Pending.settled.is_(None))
+            .order_by(_Request.finished, _Pending.client)
+        )
+        with self._read() as session:
+            return [Pending(p.request, p.client, p.since) for p in session.scalars(query)]
 
     # ---- versions ----
 

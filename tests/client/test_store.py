@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from safetensors.torch import save as save_tensors
 
 from client.errors import StoreError
 from client.site_report import write_site_report
@@ -79,7 +81,7 @@ def test_only_the_owner_can_read(store: Store, tmp_path: Path) -> None:
         store.settle("r0002", "forget", CLASS_3)
     finally:
         os.umask(former)
-    assert [mode(path) for path in files(store)] == [0o600, 0o600]
+    assert [mode(path) for path in files(store)] == [0o600, 0o600, 0o600]
     assert mode(store.folder) == mode(store.folder / "r0001") == 0o700
     assert store.verify() == []
     (store.folder / "state.json").chmod(0o644)
@@ -302,8 +304,8 @@ def test_destroying_all_leaves_no_set_and_keeps_the_tombstones(store: Store) -> 
             save(store, generation, images_of(0, 3), lineage=lineage)
     store.settle("r0002", "forget", CLASS_3)
     assert store.destroy() == 4
-    assert [path.name for path in files(store)] == ["state.json"]
-    assert [path.name for path in store.folder.iterdir()] == ["state.json"]
+    assert [path.name for path in files(store)] == ["state.copy.json", "state.json"]
+    assert {path.name for path in store.folder.iterdir()} == {"state.copy.json", "state.json"}
     assert store.state().tombstones == {"r0002": CLASS_3}
 
 
@@ -358,7 +360,7 @@ def test_a_report_that_shows_destroyed_images_goes_even_if_there_is_nothing_else
     store.settle("r0002", "forget", CLASS_3)
     (store.folder / REPORT).write_text("images")
     assert store.destroy(classes=(3,)) == 0
-    assert [path.name for path in files(store)] == ["state.json"]
+    assert [path.name for path in files(store)] == ["state.copy.json", "state.json"]
 
 
 def test_a_file_that_destroy_would_leave_is_told(store: Store) -> None:
@@ -384,3 +386,114 @@ def test_the_listing_counts_images_by_class(store: Store) -> None:
     assert (listed.lineage, listed.number, listed.model) == ("r0001", 4, MODEL)
     assert dict(listed.counts) == {0: 1, 3: 2}
     assert listed.num_bytes == listed.path.stat().st_size
+
+
+# ---- what verify finds --------------------------------------------------------------------------
+
+
+def test_a_flipped_byte_of_labels_or_images_is_found_and_never_used(store: Store) -> None:
+    save(store, 1, images_of(0, 3))
+    (path,) = files(store)
+    labels = torch.tensor([0, 3]).numpy().tobytes()
+    image = torch.full((4,), 4.0).numpy().tobytes()
+    whole = path.read_bytes()
+    path.write_bytes(whole.replace(labels, torch.tensor([0, 4]).numpy().tobytes()))
+    for _ in range(2):
+        assert [line for line in store.verify() if "checksum" in line and str(path) in line]
+        with pytest.raises(StoreError, match=f"{path.name} must have the checksum"):
+            load(store)
+        with pytest.raises(StoreError, match="checksum"):
+            store.generations()
+        path.write_bytes(whole.replace(image, torch.full((4,), 5.0).numpy().tobytes(), 1))
+    path.write_bytes(whole)
+    assert store.verify() == []
+
+
+@pytest.mark.parametrize(("label", "model", "bound"), [
+    (132456791408640, MODEL, 10_000),
+    (-1, MODEL, 10_000),
+    (10, "ModelSpec(name='convnet', num_classes=10, channels=1)", 10),
+])  # fmt: skip
+def test_a_strange_label_is_found_whoever_wrote_it(
+    store: Store, label: int, model: str, bound: int
+) -> None:
+    store.save("r0001", 1, images_of(0, label), model=model)
+    (path,) = files(store)
+    said = f"{path} must hold labels in [0, {bound}), got {label}"
+    assert any(line.startswith(said) for line in store.verify())
+    with pytest.raises(StoreError, match="must hold labels in"):
+        store.generations()
+
+
+def test_a_set_of_an_older_store_is_read_and_noted(store: Store) -> None:
+    save(store, 1, images_of(0, 3))
+    (path,) = files(store)
+    tensors = load_file(path)
+    path.write_bytes(save_tensors(tensors, {"format": "1", "model": MODEL}))
+    path.chmod(0o600)
+    assert load(store).labels.tolist() == [0, 3]
+    assert store.verify() == []
+    assert store.unchecked() == [f"{path} has no checksum, an older Efface wrote it: not checked"]
+
+
+def test_a_deleted_state_is_an_error_never_an_empty_one(store: Store) -> None:
+    store.settle("r0002", "forget", CLASS_3)
+    state = store.folder / "state.json"
+    kept = state.read_bytes()
+    state.unlink()
+    (line,) = store.verify()
+    assert line.startswith(f"{state} must exist beside its copy")
+    with pytest.raises(StoreError, match="it records what was forgotten"):
+        store.state()
+    with pytest.raises(StoreError, match="restore it: cp"):
+        store.settle("r0003", "relearn", CLASS_3)
+    state.write_bytes(kept)
+    state.chmod(0o600)
+    assert store.verify() == []
+
+
+def test_a_lost_tombstone_is_found_by_the_requests_that_were_applied(store: Store) -> None:
+    store.settle("r0002", "forget", ForgetSpec("class", (3, 5)))
+    store.settle("r0003", "forget", ForgetSpec("client", (), ("a",)))
+    store.settle("r0004", "relearn", CLASS_3)
+    store.settle("condense r0005", "condense", CLASS_3)
+    assert store.verify() == []
+    state = store.folder / "state.json"
+    raw = json.loads(state.read_text())
+    del raw["tombstones"]["r0002"]
+    for path in files(store):
+        path.write_text(json.dumps(raw))
+    (line,) = store.verify()
+    assert line.startswith(f"{state} must hold the tombstone of r0002, got none")
+    assert "classes 3, 5" in line
+
+
+def test_a_lost_tombstone_of_an_older_store_is_found_where_nothing_was_relearned(
+    store: Store,
+) -> None:
+    store.settle("r0002", "forget", CLASS_3)
+    state = store.folder / "state.json"
+    (store.folder / "state.copy.json").unlink()
+    older = {"format": 1, "applied": {"r0002": "forget"}, "tombstones": {}}
+    state.write_text(json.dumps(older))
+    (line,) = store.verify()
+    assert "tombstone of r0002" in line
+    state.write_text(json.dumps(older | {"applied": {"r0002": "forget", "r0003": "relearn"}}))
+    assert store.verify() == []
+    assert any("has no copy" in note for note in store.unchecked())
+
+
+def test_state_and_copy_that_differ_are_told(store: Store) -> None:
+    store.settle("r0002", "forget", CLASS_3)
+    copy = store.folder / "state.copy.json"
+    former = copy.read_bytes()
+    store.settle("r0003", "forget", ForgetSpec("class", (5,)))
+    copy.write_bytes(former)
+    (line,) = store.verify()
+    assert "must be the same as" in line
+    # The message arrives once more, as after a stop between the two files: that mends it.
+    assert not store.settle("r0003", "forget", ForgetSpec("class", (5,)))
+    assert store.verify() == []
+    copy.unlink()
+    (line,) = store.verify()
+    assert line.startswith(f"{copy} must exist")
