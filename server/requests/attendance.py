@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from client.learning.models import ModelSpec
+from client.wire import ForgetSpec
 from server.evidence.measures import Judge
 from server.nodes.grid import ClientsMissing, NamedGrid
 from server.requests.forgotten import target
@@ -47,7 +48,7 @@ def await_clients(
 def _offline(
     workspace: Workspace, row: RequestRow, missing: list[str], names: list[str], why: str
 ) -> str:
-    whose = ", ".join(missing)
+    whose = ForgetSpec("client", (), tuple(missing))
     text = (
         f"{whose} must be online for method {row.method}, got offline "
         f"(online: {', '.join(names) or 'none'}{'; ' if why else ''}{why}); start it first"
