@@ -132,6 +132,8 @@ def _state(answer: nn.Module | ReplyArrays | None) -> Mapping[str, Tensor] | Non
 class NodeError(EffaceError):
     """What the coordinator is told when a node fails: no path and no value of the node's own."""
 
+    code = "node-error"
+
 
 def answered(kind: type[S]) -> Callable[[Callable[[Node, S], Answer]], Callable[..., Message]]:
     """Turn a function of a node and its settings into a Flower handler."""

@@ -467,6 +467,8 @@ SETTINGS: Final[Mapping[str, type[Common]]] = MappingProxyType(
 class CodeMismatch(EffaceError):
     """Server and node do not run the same client code."""
 
+    code = "code-mismatch"
+
 
 def receive(message: Message, kind: type[T]) -> tuple[ArrayRecord, T]:
     """Return a message's arrays and its checked settings.

@@ -102,7 +102,8 @@ def open_site(settings: Common, node: NodeConfig) -> Site:
     if not own and not os.environ.get(SIMULATED_STORES) and settings.dataset not in datasets.NAMES:
         raise BadSetting(
             f"dataset must be one of {', '.join(datasets.NAMES)} on a node that names no data of "
-            f"its own, got {settings.dataset!r}; its operator names what it holds: {NODE_CONFIG}"
+            f"its own, got {settings.dataset!r}; its operator names what it holds: {NODE_CONFIG}",
+            see="efface data list",
         )
     data = _own_data(str(own), data_dir) if own else datasets.load(settings.dataset, data_dir)
     _check_fit(data, settings)

@@ -37,6 +37,8 @@ Tell = Callable[[str, str, str], None]  # cell, kind ("now", "round", "done"), t
 class CellFailed(EffaceError):
     """A cell could not be trained; the others are done."""
 
+    code = "cell-failed"
+
 
 @dataclass
 class Outcome:

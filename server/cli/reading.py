@@ -233,7 +233,9 @@ def methods(
     from strategies.table import METHODS
 
     if name and name not in METHODS:
-        raise BadSetting(f"method must be one of {', '.join(METHODS)}, got {name!r}")
+        raise BadSetting(
+            f"method must be one of {', '.join(METHODS)}, got {name!r}", see="efface methods"
+        )
     found = [_method(one) for one in METHODS if name in ("", one)]
     cells = [
         [

@@ -43,9 +43,13 @@ from strategies.table import METHODS, method
 class VerificationFailed(EffaceError):
     """The request ran, but its result did not forget; the old version stays in service."""
 
+    code = "verification-failed"
+
 
 class Unsettled(ClientLost):
     """Some nodes have made the request last and others not: it must go on, not begin anew."""
+
+    code = "unsettled"
 
 
 @dataclass

@@ -35,9 +35,13 @@ from strategies.table import METHODS, method
 class AlreadyDone(EffaceError):
     """The version has forgotten this already; nothing was changed."""
 
+    code = "already-done"
+
 
 class Unpublished(EffaceError):
     """The request is done and its version entered; only its report is not written yet."""
+
+    code = "unpublished"
 
 
 @dataclass(frozen=True)
@@ -147,7 +151,8 @@ class Service(Workspace):
         if automatic and settings.options:
             raise BadSetting(
                 "option must be for a method that is named, got method auto with "
-                f"{settings.method_options!r}; name the method, or leave --set out"
+                f"{settings.method_options!r}; name the method, or leave --set out",
+                see="efface methods",
             )
         if not automatic:
             method(settings.method, forget.level, settings.options)
@@ -176,7 +181,8 @@ class Service(Workspace):
         if not settings.trial and serving is not None and serving.id != base.id:
             raise BadSetting(
                 f"version must be the one in service ({serving.id}), got {base.id}, which may "
-                "know what was erased since; leave --version out, or add --trial to experiment"
+                "know what was erased since; leave --version out, or add --trial to experiment",
+                see="efface models",
             )
         if settings.forget.level == "client":
             self._check_clients(settings)
@@ -217,7 +223,8 @@ class Service(Workspace):
             row = self.ledger.request(request)
             return planning.Chosen(row.method, f"{forget} was forgotten by it in {request}")
         raise BadSetting(
-            f"relearning must name what has been forgotten, got {forget}; see `efface requests`"
+            f"relearning must name what has been forgotten, got {forget}; see `efface requests`",
+            see="efface requests",
         )
 
     def _check_clients(self, settings: RunSettings) -> None:
@@ -338,12 +345,14 @@ def _check_forgotten(settings: RunSettings, base: VersionRow) -> None:
     if base.card["model"].get("pruned"):
         raise BadSetting(
             f"relearning must start from a version with all its channels, got {base.id}, "
-            "whose pruned channels cannot be trained back; train again, or keep it so"
+            "whose pruned channels cannot be trained back; train again, or keep it so",
+            see="efface requests",
         )
     if not METHODS[settings.method].needs.relearning:
         raise BadSetting(
             f"method {settings.method} must be able to relearn, got one that cannot: "
-            "what it removes cannot be trained back; choose another method"
+            "what it removes cannot be trained back; choose another method",
+            see="efface methods",
         )
     forget, gone = settings.forget, base.card["erased"]
     known = ForgetSpec(
@@ -354,7 +363,8 @@ def _check_forgotten(settings: RunSettings, base: VersionRow) -> None:
     if known.classes or known.clients:
         raise BadSetting(
             f"relearning must name what version {base.id} has forgotten, got {known}; "
-            "see `efface requests`"
+            "see `efface requests`",
+            see="efface requests",
         )
 
 

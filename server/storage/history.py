@@ -34,6 +34,8 @@ WORD: Final = 4  # bytes of a float32
 class HistoryError(EffaceError):
     """A stored update cannot be read."""
 
+    code = "history-error"
+
 
 class History:
     """The stored updates of one training. Nothing is created before the first is kept."""

@@ -38,6 +38,8 @@ POLL_SECONDS = 0.1
 class HomeBusy(EffaceError):
     """Another process holds the home; wait for it, or use another home."""
 
+    code = "home-busy"
+
 
 def plain(value: Any, name: str = "value") -> Any:
     """Return `value` as strict JSON holds it: numbers, text, lists, string-keyed objects, null.

@@ -32,6 +32,8 @@ KEY_PATTERN = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,99}")
 class JournalError(EffaceError):
     """A journal belongs to another request, or is asked for steps in another order."""
 
+    code = "journal-error"
+
 
 class Journal:
     """The steps of one request, kept in one folder."""

@@ -48,6 +48,8 @@ DEMO_PREFIX = "demo "  # opens the name of a demonstration's federation, which n
 class RegistryError(EffaceError):
     """A version cannot be written, read or named."""
 
+    code = "registry-error"
+
 
 def pack(arrays: Mapping[str, np.ndarray[Any, Any]], note: Any = None) -> bytes:
     """Return `arrays` and `note` as one safetensors file; equal input gives equal bytes.

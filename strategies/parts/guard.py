@@ -23,6 +23,8 @@ MAX_MORE_ROUNDS = 6
 class CreptBack(EffaceError):
     """Recovery brought the forgotten data back, whatever was tried."""
 
+    code = "crept-back"
+
 
 def guarded_recovery(
     federation: Federation,

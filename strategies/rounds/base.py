@@ -24,9 +24,13 @@ from strategies.parts.averaging import weighted_average
 class ClientLost(EffaceError):
     """A node that had to take part failed or did not answer."""
 
+    code = "client-lost"
+
 
 class NothingTouched(EffaceError):
     """No example was used: an erasure that touched no data must not look like a success."""
+
+    code = "nothing-touched"
 
 
 @dataclass(frozen=True)
