@@ -52,6 +52,12 @@ class NoSyntheticSet(StoreError):
     code = "no-synthetic-set"
 
 
+class NoBaseModel(StoreError):
+    """A node does not have the model that a request started from."""
+
+    code = "no-base-model"
+
+
 class DiskFull(EffaceError):
     """A file cannot be written, for its disk has no room left; what was there before still is."""
 

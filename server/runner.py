@@ -14,7 +14,7 @@ from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from client import wire
-from client.errors import EffaceError
+from client.errors import BadSetting, EffaceError, kind_of, split_mark
 from client.wire import Describe
 from server.nodes.engines import superlink
 from server.nodes.federation import Cost, Round
@@ -22,7 +22,6 @@ from server.nodes.grid import LOCAL_POLL_SECONDS, REMOTE_POLL_SECONDS, Interrupt
 from server.report.write import write_report
 from server.requests import records
 from server.requests.data import server_data
-from server.requests.execution import VerificationFailed
 from server.requests.intake import Service
 from server.requests.progress import EventFile, Listener, Listeners
 from server.settings import RunSettings, essence, parse
@@ -166,8 +165,7 @@ def _after_failure(home: Home, request: str, error: EffaceError) -> dict[str, An
     if row.state == "done":
         return _record(home, row)
     if row.state == "failed" and row.reason:
-        kind = VerificationFailed if row.reason.startswith(records.REFUSED) else EffaceError
-        raise kind(row.reason) from error
+        raise kind_of(row.reason_code)(row.reason) from error
     raise error
 
 
@@ -221,7 +219,7 @@ def name_nodes(grid: NamedGrid, service: Service, request: str) -> None:
     for reply in grid.send_and_receive(messages):
         node = reply.metadata.src_node_id
         if reply.has_error():
-            raise EffaceError(f"node {node} must answer, got {reply.error.reason}")
+            raise EffaceError(f"node {node} must answer, got {split_mark(reply.error.reason)[1]}")
         position = int(reply.content.metric_records["metrics"]["partition"])  # type: ignore[arg-type]
         grid.names[node] = f"client-{position}" if position >= 0 else f"node-{node}"
     grid.take_traffic()
@@ -237,6 +235,9 @@ def demo(settings: RunSettings, listener: Listener, *, forget_class: int) -> dic
         settings = replace(settings, method_options=DEMO_OPTIONS)
     # A federation of its own: what other requests in this home erased must not stay out of it.
     settings, home = settings.rooted(), open_home(settings.home)
+    num_classes = settings.model_spec(server_data(settings)).num_classes
+    if not 0 <= forget_class < num_classes:
+        raise BadSetting(f"class must lie in [0, {num_classes}), got {forget_class}")
     name = _stopped_demo(home, settings, forget_class)
     name = name or f"{DEMO_PREFIX}{datetime.now():%Y-%m-%d %H:%M:%S.%f}"
     settings = replace(settings, federation=name)
@@ -328,7 +329,7 @@ class _Tail:
         if event["event"] == "note":
             self.listener.note(event["text"])
             return
-        failures = [Failure(*text.split(": ", 1)) for text in event["failures"] if ": " in text]
+        failures = [Failure(**failure) for failure in event["failures"]]
         done = Round(
             event["phase"],
             event["number"],

@@ -4,15 +4,14 @@ The page holds numbers only: no image of any kind, no script, nothing to fetch. 
 comes from the record; what the record lacks is left out or called "not measured".
 """
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 from jinja2 import Environment, Undefined
 
 from client.errors import BadSetting
+from client.files import write_atomic
 from server.report.channels import channel_section
 from server.report.judgement import judge, limits_of
 from server.report.page import PAGE
@@ -48,15 +47,7 @@ def write_report(record: Mapping[str, Any], path: Path) -> Path:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     page = render(record, linked=(path.parent / "record.json").exists())
-    temporary = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
-    try:
-        with temporary.open("x", encoding="utf-8") as file:
-            file.write(page)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_atomic(path, page.encode())
     return path
 
 

@@ -16,6 +16,7 @@ from flwr.app import ArrayRecord
 from client import wire
 from client.data.datasets import DataSet
 from client.errors import EffaceError
+from client.files import write_atomic
 from client.learning.models import ModelSpec, build
 from client.seeds import generator
 from client.wire import Describe, ForgetSpec
@@ -29,7 +30,6 @@ from server.requests.progress import Listener
 from server.requests.workspace import Workspace
 from server.settings import RunSettings, essence, parse
 from server.storage.history import History
-from server.storage.home import write_atomic
 from server.storage.journal import Journal
 from server.storage.ledger import Outcome, RequestRow, VersionRow
 from server.storage.registry import pack, unpack
@@ -320,7 +320,12 @@ class Work:
         """Record a result that did not forget, without a version, and say so."""
         reason = "; ".join(record["verdict"]["reasons"])
         records.keep(self.workspace.home, record)
-        self.workspace.ledger.fail(self.row.id, f"{records.REFUSED}: {reason}", outcome(record))
+        self.workspace.ledger.fail(
+            self.row.id,
+            f"verification failed: {reason}",
+            outcome(record),
+            code=VerificationFailed.code,
+        )
         self.publish()
         raise VerificationFailed(
             f"verification of {self.row.id} failed: {reason}. Version {record['base_version']} "

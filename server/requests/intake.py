@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from client.data.datasets import DataSet
-from client.errors import BadSetting, EffaceError
+from client.errors import BadSetting, DiskFull, EffaceError, code_of
 from client.learning.models import ModelSpec, build
 from client.wire import ForgetSpec
 from server.nodes.grid import Interrupted, NamedGrid
@@ -291,13 +291,21 @@ class Service(Workspace):
                 if isinstance(error, EffaceError):
                     raise
                 raise _unpublished(now, error) from error
-            if isinstance(error, EffaceError) and not isinstance(error, Interrupted | Unsettled):
-                self.ledger.fail(request_id, str(error))
+            goes_on = isinstance(error, Interrupted | Unsettled | DiskFull)
+            if isinstance(error, EffaceError) and not goes_on:
+                self.ledger.fail(request_id, str(error), code=error.code)
             else:
-                self.ledger.interrupt(request_id, _stop_reason(error))
+                self._interrupt(request_id, error)
             raise
         finally:
             self.sweep()
+
+    def _interrupt(self, request_id: str, error: BaseException) -> None:
+        try:
+            self.ledger.interrupt(request_id, _stop_reason(error), code=code_of(error))
+        except DiskFull as full:
+            # Not even that has room. Who looks next sees that nobody works on the request.
+            error.add_note(f"the ledger could not be told: {full}")
 
 
 # ---- checks of a request ------------------------------------------------------------------------

@@ -22,7 +22,7 @@ RECORD: Final = "record.json"
 PENDING: Final = "record.pending.json"
 PHASES: Final = ("train", "retrain", "score", "unlearn", "recover", "relearn")  # of its costs
 JOURNALS: Final = ("journal", "retrain")  # what only a resume needs
-REFUSED: Final = "verification failed"  # opens the reason of a failed request that has a record
+REFUSED: Final = "verification-failed"  # code of a failed request that has a record
 
 
 def keep(home: Home, record: dict[str, Any]) -> None:
@@ -37,7 +37,7 @@ def read(home: Home, row: RequestRow) -> dict[str, Any] | None:
         EffaceError: If it cannot be read. The message names the file.
     """
     folder = home.runs / row.id
-    refused = row.state == "failed" and (row.reason or "").startswith(REFUSED)
+    refused = row.state == "failed" and row.reason_code == REFUSED
     pending = folder / PENDING
     left = (row.state == "done" or refused) and pending.exists()
     path = pending if left else folder / RECORD

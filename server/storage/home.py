@@ -18,7 +18,6 @@ import math
 import os
 import shlex
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -29,9 +28,9 @@ from pathlib import Path
 from typing import Any
 
 from client.errors import BadSetting, EffaceError
+from client.files import write_atomic
 
 FOLDERS = ("versions", "runs", "reports", "cache", "clients", "updates")
-TEMPORARY_SUFFIX = ".tmp"
 POLL_SECONDS = 0.1
 
 
@@ -67,41 +66,6 @@ def plain(value: Any, name: str = "value") -> Any:
     raise BadSetting(
         f"{name} must be a number, text, list, object or null, got a {type(value).__name__}"
     )
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames and removals in `folder` survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_atomic(path: Path, data: bytes, *, durable_name: bool = True) -> None:
-    """Put `data` in `path`, whole or not at all, mode 0600.
-
-    Args:
-        path: File to write or replace. Its folder exists.
-        data: The whole content.
-        durable_name: Also sync the folder. Without it a power cut may bring the former file
-            back, never a mixture: enough for a checkpoint that replaces an older one, and half
-            the price.
-    """
-    descriptor, temporary = tempfile.mkstemp(
-        dir=path.parent, prefix=f".{path.name}.", suffix=TEMPORARY_SUFFIX
-    )
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    if durable_name:
-        sync_folder(path.parent)
 
 
 def write_json(path: Path, value: Any) -> None:

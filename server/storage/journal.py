@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 
 from client.errors import EffaceError
-from server.storage.home import TEMPORARY_SUFFIX, plain, sync_folder, write_atomic, write_json
+from client.files import TEMPORARY_SUFFIX, sync_folder, write_atomic
+from server.storage.home import plain, write_json
 from server.storage.registry import Arrays, RegistryError, contiguous, note_text, pack, unpack
 
 HEADER_NAME = "journal.json"

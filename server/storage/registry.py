@@ -25,7 +25,8 @@ import safetensors.numpy
 from safetensors import SafetensorError
 
 from client.errors import EffaceError
-from server.storage.home import Home, HomeBusy, plain, sync_folder, write_atomic, write_json
+from client.files import sync_folder, write_atomic
+from server.storage.home import Home, HomeBusy, plain, write_json
 from server.storage.ledger import (
     Ledger,
     Outcome,
