@@ -219,7 +219,9 @@ def name_nodes(grid: NamedGrid, service: Service, request: str) -> None:
     for reply in grid.send_and_receive(messages):
         node = reply.metadata.src_node_id
         if reply.has_error():
-            raise EffaceError(f"node {node} must answer, got {split_mark(reply.error.reason)[1]}")
+            raise EffaceError(
+                f"node {node} must answer, got {split_mark(reply.error.reason or '')[1]}"
+            )
         position = int(reply.content.metric_records["metrics"]["partition"])  # type: ignore[arg-type]
         grid.names[node] = f"client-{position}" if position >= 0 else f"node-{node}"
     grid.take_traffic()

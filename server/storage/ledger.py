@@ -262,6 +262,7 @@ class Ledger:
         self._engine = engine
         self._writer = engine.execution_options(efface_writes=True)
         self._clock = clock
+        self.is_copy = False  # of a file, in memory: what is changed in it is changed nowhere else
 
     @classmethod
     def open(cls, url: URL | str, clock: Callable[[], datetime] | None = None) -> Self:
@@ -312,6 +313,7 @@ class Ledger:
         engine = create_engine("sqlite://", creator=lambda: memory, poolclass=StaticPool)
         _begin_by_hand(engine)
         ledger = cls(engine, lambda: datetime.now(UTC))
+        ledger.is_copy = True
         ledger._check_format(ledger._prepare(), parsed.render_as_string(hide_password=True))
         return ledger
 
