@@ -29,7 +29,14 @@ from client.data.site import (
     forget_mask,
     open_site,
 )
-from client.errors import BadSetting, EffaceError, StoreError
+from client.errors import (
+    BadSetting,
+    EffaceError,
+    NoBaseModel,
+    NoSyntheticSet,
+    StoreError,
+    marked,
+)
 from client.learning.models import Classifier, loaded
 from client.learning.training import Trained
 from client.memory import keep_freed_memory
@@ -95,11 +102,11 @@ class Node:
         """Return the node's synthetic set.
 
         Raises:
-            StoreError: If there is none for this model.
+            NoSyntheticSet: If there is none for this model.
         """
         found = self.store.load(self.settings.lineage, model=self.model_name, before=before)
         if found is None:
-            raise StoreError(
+            raise NoSyntheticSet(
                 f"synthetic set of {self.settings.lineage} must exist on node "
                 f"{self.settings.client}, got none; train with distillation (scale above 0), or "
                 "choose a method that needs no synthetic data"
@@ -138,6 +145,8 @@ def _state(answer: nn.Module | ReplyArrays | None) -> Mapping[str, Tensor] | Non
 
 class NodeError(EffaceError):
     """What the coordinator is told when a node fails: no path and no value of the node's own."""
+
+    code = "node-error"
 
 
 @dataclass(frozen=True)
@@ -204,11 +213,9 @@ def worked(
 
 def _told(error: Exception) -> str:
     """Return what may go up about an error: what came from the coordinator, nothing of our own."""
-    if isinstance(error, BadSetting | wire.CodeMismatch):
-        return f"{type(error).__name__}: {error}"
-    if isinstance(error, StoreError) and "must exist on node" in str(error):
-        return f"StoreError: {error}"
-    return f"{type(error).__name__}: the node's own log says why"
+    ours = isinstance(error, BadSetting | wire.CodeMismatch | NoSyntheticSet | NoBaseModel)
+    text = str(error) if ours else "the node's own log says why"
+    return marked(error, f"{type(error).__name__}: {text}")
 
 
 def _open(settings: Common, arrays: ArrayRecord, context: Context) -> Node:

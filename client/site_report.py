@@ -7,12 +7,10 @@ store, under the name `client.store.REPORT`, it is destroyed together with the i
 
 import base64
 import io
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import torch
 from jinja2 import Environment, StrictUndefined
@@ -20,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from client.errors import BadSetting
+from client.files import write_atomic
 
 _COLUMNS = 20
 _MARGIN = 1  # pixels around each image
@@ -200,7 +199,7 @@ def write_site_report(
     page = environment.from_string(_TEMPLATE).render(
         node=node, counts=counts, tombstones=tombstones, requests=requests, sheets=sheets
     )
-    _write_privately(path, page)
+    write_atomic(path, page.encode())
     return path
 
 
@@ -232,17 +231,3 @@ def _png(sheet: Tensor) -> str:
     buffer = io.BytesIO()
     Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array).save(buffer, format="PNG")
     return base64.b64encode(buffer.getvalue()).decode("ascii")
-
-
-def _write_privately(path: Path, text: str) -> None:
-    """Replace `path` by a file that only its owner can read, from its first byte on."""
-    temporary = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
-    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -17,13 +17,11 @@ kept, so that a training message that arrives twice starts twice from the same i
 
 import hashlib
 import json
-import os
 import re
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Any, Final
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -31,7 +29,8 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from client.data.splits import MAX_CLASSES
-from client.errors import StoreError
+from client.errors import NoBaseModel, StoreError
+from client.files import fill_with_zeros, make_private, overwrite, write_atomic
 from client.messages import ForgetSpec
 
 FORMAT: Final = 1
@@ -148,7 +147,7 @@ class Store:
             StoreError: If `classes` are named and a file is damaged: nobody can say what it holds.
         """
         for page in [*self.folder.glob(REPORT), *self.folder.glob(f".{REPORT}.*")]:
-            _overwrite(page)
+            overwrite(page)
         lineages = [lineage] if lineage is not None else self._lineages()
         destroyed = 0
         for name in lineages:
@@ -158,7 +157,7 @@ class Store:
                 if number == numbers[-1]:
                     destroyed += gone
             for left in (self.folder / name).glob(".*.safetensors.*"):
-                _overwrite(left)  # an interrupted write: nobody can say whose images it holds
+                overwrite(left)  # an interrupted write: nobody can say whose images it holds
             folder = self.folder / name
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
@@ -187,7 +186,9 @@ class Store:
         """
         path = self._base(request)
         self.drop_bases(but=path)
-        write_private(path, save({name: tensor.contiguous() for name, tensor in state.items()}))
+        make_private(path.parent)
+        content = save({name: tensor.contiguous() for name, tensor in state.items()})
+        write_atomic(path, content, durable_name=False)
 
     def base(self, request: str) -> dict[str, Tensor]:
         """Return the model that `request` started from.
@@ -197,7 +198,7 @@ class Store:
         """
         path = self._base(request)
         if not path.exists():
-            raise StoreError(
+            raise NoBaseModel(
                 f"base model of {request} must exist on node, got none; the whole model must come "
                 "first"
             )
@@ -273,7 +274,8 @@ class Store:
                 name: {"level": s.level, "classes": list(s.classes), "clients": list(s.clients)}
                 for name, s in specs.items()
             }
-        write_private(self.folder / STATE, json.dumps(raw, indent=1).encode())
+        make_private(self.folder)
+        write_atomic(self.folder / STATE, json.dumps(raw, indent=1).encode())
         self._copy_state()
         return True
 
@@ -281,7 +283,7 @@ class Store:
         content = (self.folder / STATE).read_bytes()
         copy = self.folder / COPY
         if not copy.exists() or copy.read_bytes() != content:
-            write_private(copy, content)
+            write_atomic(copy, content)
 
     # -- for the site's operator -----------------------------------------------------------------
 
@@ -462,25 +464,8 @@ def _write(path: Path, synthetic: SyntheticSet, model: str) -> None:
     }
     written = {"format": str(FORMAT), "model": model}
     written[CHECKSUM] = _checksum(tensors["images"], tensors["labels"], model)
-    write_private(path, save(tensors, written))
-
-
-def write_private(path: Path, content: bytes) -> None:
-    """Write a file that its owner alone can read, whole or not at all."""
-    # `parents=True` would give the folders above the last one the process's default mode.
-    for folder in reversed([path.parent, *path.parent.parents]):
-        if not folder.exists():
-            folder.mkdir(mode=0o700, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # mode 0600
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    make_private(path.parent)
+    write_atomic(path, save(tensors, written), durable_name=False)
 
 
 def _destroy(path: Path, classes: tuple[int, ...] | None) -> int:
@@ -490,35 +475,18 @@ def _destroy(path: Path, classes: tuple[int, ...] | None) -> int:
             count = len(_read(path)[1])
         except StoreError:
             count = 0  # a damaged file holds images too: it goes all the same
-        _overwrite(path)
+        overwrite(path)
         return count
     images, labels, model = _read(path)
     gone = torch.isin(labels, torch.tensor(classes, dtype=labels.dtype))
     if not gone.any():
         return 0
     if gone.all():
-        _overwrite(path)
+        overwrite(path)
         return len(labels)
     # The new file takes the name before the old blocks are zeroed: a crash between the two must
     # not lose the other classes.
     with path.open("r+b") as former:
         _write(path, SyntheticSet(images, labels).where(~gone), model)
-        _zero(former)
+        fill_with_zeros(former)
     return int(gone.sum())
-
-
-def _overwrite(path: Path) -> None:
-    """Fill a file with zeros and unlink it.
-
-    Best effort: a journalling or copy-on-write file system may keep older blocks.
-    """
-    with path.open("r+b") as file:
-        _zero(file)
-    path.unlink()
-
-
-def _zero(file: BinaryIO) -> None:
-    size = os.fstat(file.fileno()).st_size
-    file.write(b"\0" * size)
-    file.flush()
-    os.fsync(file.fileno())

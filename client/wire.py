@@ -101,6 +101,8 @@ def code_number(code: str) -> int:
 class CodeMismatch(EffaceError):
     """Server and node do not run the same client code."""
 
+    code = "code-mismatch"
+
 
 def receive(message: Message, kind: type[C]) -> tuple[ArrayRecord, C]:
     """Return a message's arrays and its checked settings.

@@ -15,7 +15,7 @@ from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from client import wire
-from client.errors import EffaceError
+from client.errors import EffaceError, kind_of, split_mark
 from client.steps.measuring import Describe
 from server.evidence.record import Costs, Record, to_json
 from server.nodes.engines import superlink
@@ -156,7 +156,7 @@ def _give_up(home: Home, row: RequestRow, error: EffaceError) -> None:
     with home.lock(LOCK_SECONDS):
         ledger = Service.open(home).ledger
         if ledger.request(row.id).state == "received":
-            ledger.abort(row.id, f"no SuperLink took it: {error}")
+            ledger.abort(row.id, f"no SuperLink took it: {error}", code=error.code)
 
 
 def _after_failure(home: Home, request: str, error: EffaceError) -> Record:
@@ -174,7 +174,7 @@ def _after_failure(home: Home, request: str, error: EffaceError) -> Record:
     if row.state == "failed" and row.reason:
         record = records.read(home, row)  # no failure but a refusal has one
         raise (
-            EffaceError(row.reason) if record is None else refusal(record, row.reason)
+            kind_of(row.reason_code)(row.reason) if record is None else refusal(record, row.reason)
         ) from error
     raise error
 
@@ -228,7 +228,9 @@ def name_nodes(grid: NamedGrid, service: Service, request: ResolvedRequest) -> N
     for reply in grid.send_and_receive(messages):
         node = reply.metadata.src_node_id
         if reply.has_error():
-            raise EffaceError(f"node {node} must answer, got {reply.error.reason}")
+            raise EffaceError(
+                f"node {node} must answer, got {split_mark(reply.error.reason or '')[1]}"
+            )
         position = int(reply.content.metric_records["metrics"]["partition"])  # type: ignore[arg-type]
         grid.names[node] = f"client-{position}" if position >= 0 else f"node-{node}"
     grid.take_traffic()
@@ -354,7 +356,7 @@ class _Tail:
         if event["event"] == "note":
             self.listener.note(event["text"])
             return
-        failures = [Failure(*text.split(": ", 1)) for text in event["failures"] if ": " in text]
+        failures = [Failure(**failure) for failure in event["failures"]]
         done = Round(
             event["phase"],
             event["number"],

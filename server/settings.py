@@ -187,7 +187,8 @@ class RunSettings(Settings):
         if kind not in known:
             raise BadSetting(
                 f"dataset must be one of {', '.join(datasets.NAMES)}, npz:PATH, folder:PATH or "
-                f"none, got {self.dataset!r}"
+                f"none, got {self.dataset!r}",
+                see="efface data list",
             )
         partition.parse(self.partition)
         if not self.local_steps and not self.local_epochs:

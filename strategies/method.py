@@ -92,7 +92,8 @@ class Hyperparameters:
         for name, text in values.items():
             if name not in known:
                 raise BadSetting(
-                    f"option must be one of {', '.join(known) or 'none'}, got {name!r}"
+                    f"option must be one of {', '.join(known) or 'none'}, got {name!r}",
+                    see="efface methods",
                 )
             kind = type(getattr(self, known[name].name))
             try:

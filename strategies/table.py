@@ -47,7 +47,9 @@ def method(name: str, level: str, options: dict[str, str] | None = None) -> Meth
             not fit.
     """
     if name not in METHODS:
-        raise BadSetting(f"method must be one of {', '.join(METHODS)}, got {name!r}")
+        raise BadSetting(
+            f"method must be one of {', '.join(METHODS)}, got {name!r}", see="efface methods"
+        )
     chosen = METHODS[name]
     if level not in chosen.needs.levels:
         able = [other for other, kind in METHODS.items() if level in kind.needs.levels]

@@ -107,19 +107,23 @@ def load(name: str, data_dir: Path | None = None, *, download: bool = False) -> 
     kind, colon, path = name.partition(":")
     if kind in ("npz", "folder") and colon:
         if not path:
-            raise BadSetting(f"data set must name a path after '{kind}:', got '{name}'")
+            raise BadSetting(
+                f"data set must name a path after '{kind}:', got '{name}'", see="efface data list"
+            )
         own = Path(path).expanduser().absolute()
         return _load_own(kind, own, _stamp(own))
     if name not in NAMES:
         raise BadSetting(
-            f"data set must be one of {', '.join(NAMES)}, npz:PATH, folder:PATH, got '{name}'"
+            f"data set must be one of {', '.join(NAMES)}, npz:PATH, folder:PATH, got '{name}'",
+            see="efface data list",
         )
     if name == "digits":
         return _load_digits()
     if data_dir is None:
         raise BadSetting(
             f"data-dir must name a folder for data set '{name}', got none; "
-            "only digits needs no files"
+            "only digits needs no files",
+            see="efface data list",
         )
     data_dir = data_dir.expanduser().absolute()
     if _missing(name, data_dir):

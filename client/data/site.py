@@ -116,7 +116,8 @@ def open_site(settings: Common, node: NodeConfig) -> Site:
             raise BadSetting(
                 f"dataset must be one of {', '.join(datasets.NAMES)} on a node that names no data "
                 f"of its own, got {simulation.dataset!r}; its operator names what it holds: "
-                f"{NODE_CONFIG}"
+                f"{NODE_CONFIG}",
+                see="efface data list",
             )
         data = datasets.load(simulation.dataset, data_dir)
         _check_fit(data, settings)

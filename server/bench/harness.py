@@ -19,13 +19,13 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from client.errors import BadSetting, EffaceError
+from client.files import write_atomic
 from server.bench import plots, table
 from server.bench.cells import Bench, Task, tasks
 from server.bench.columns import Row, rows
 from server.bench.recipe import Cell
 from server.evidence.costs import overhead
 from server.nodes.grid import Interrupted
-from server.storage.home import write_atomic
 from strategies.table import METHODS
 
 RESULTS: Final = Path("benchmarks") / "results"  # where a folder of each recipe's name is usual
@@ -37,6 +37,8 @@ Tell = Callable[[str, str, str], None]  # cell, kind ("now", "round", "done"), t
 
 class CellFailed(EffaceError):
     """A cell could not be trained; the others are done."""
+
+    code = "cell-failed"
 
 
 @dataclass

@@ -236,11 +236,15 @@ def _contenders(told: Mapping[str, Any]) -> Iterator[Contender]:
     for entry in listed:
         one = {"name": entry} if isinstance(entry, str) else entry
         if not isinstance(one, dict):
-            raise BadSetting(f"method must be a name or a table, got {entry!r}")
+            raise BadSetting(
+                f"method must be a name or a table, got {entry!r}", see="efface methods"
+            )
         check_known("key of [[methods]]", one, _METHOD_KEYS)
         name = one.get("name")
         if name not in METHODS:
-            raise BadSetting(f"method must be one of {', '.join(METHODS)}, got {name!r}")
+            raise BadSetting(
+                f"method must be one of {', '.join(METHODS)}, got {name!r}", see="efface methods"
+            )
         chosen = {**_options(options.get(name, {})), **_options(one.get("options", {}))}
         samples = ""
         if METHODS[name].needs.server_data:

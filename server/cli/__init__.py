@@ -2,7 +2,7 @@
 
 import typer
 
-from server.cli import bench, reading, running, site
+from server.cli import bench, process, reading, running, site
 
 
 def _application() -> typer.Typer:
@@ -27,4 +27,5 @@ app = _application()
 
 def main() -> None:
     """Run the command line."""
-    app(prog_name="efface")
+    with process.guarded():
+        app(prog_name="efface")

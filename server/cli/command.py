@@ -1,24 +1,29 @@
 """What all commands share: the options --json, --home and --debug, errors, and exit codes.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage or setting, 3 verification failed, 130 stopped (Ctrl-C).
-Standard output carries the answer alone; progress, notes and errors go to standard error.
+Exit codes: 0 done, 1 failed, 2 wrong usage or setting, 3 verification failed, 130 stopped (Ctrl-C),
+143 stopped (SIGTERM). Standard output carries the answer alone; progress, notes and errors go to
+standard error.
 """
 
+import errno
 import inspect
+import io
 import json
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from inspect import Parameter
+from pathlib import Path
 from typing import Annotated, Any, Final
 
 import click
 import typer
 from rich.console import Console, RenderableType
 
-from client.errors import BadSetting, EffaceError
-from server.cli import options
+from client.errors import INTERRUPTED, BadSetting, DiskFull, EffaceError, code_of
+from client.files import FULL
+from server.cli import options, process
 from server.storage.home import plain
 
 FAILED: Final = 1
@@ -32,18 +37,14 @@ STOPPED_TEXT: Final = (
     "Stopped; what was done so far is kept. The same command again goes on where it was. "
     "`efface requests` shows the request, `efface requests --abort ID` gives it up."
 )
-
-# First words of an error's message -> the command that shows what would have been right.
-_HINTS: Final = (
-    ("dataset ", "efface data list"),
-    ("data set ", "efface data list"),
-    ("data-dir ", "efface data list"),
-    ("method ", "efface methods"),
-    ("option ", "efface methods"),
-    ("version ", "efface models"),
-    ("request must be one of", "efface requests"),
-    ("relearning ", "efface requests"),
-)
+_CLOSED: Final = (errno.EACCES, errno.EPERM, errno.EROFS)
+NOT_CONFIRMED: Final = "not-confirmed"  # code of a question that was not answered with yes
+# Codes by which an error has an exit code of its own; all others have FAILED.
+_EXIT_CODES: Final = {
+    "unknown-id": USAGE,
+    "verification-failed": NOT_VERIFIED,
+    INTERRUPTED: STOPPED,
+}
 
 
 @dataclass(frozen=True)
@@ -161,6 +162,7 @@ def _carry_out(
 ) -> int:
     """Run a command, print its answer or its error, and return the exit code."""
     try:
+        _check_text(told)
         answer = function(call, **told)
     except typer.Exit as leave:
         return leave.exit_code
@@ -168,13 +170,43 @@ def _carry_out(
         return _complain(call, stop, debug=debug)
     except Exception as error:
         return _complain(call, error, debug=debug)
-    if call.json:
-        _print_json(answer.document)
-    else:
-        console = console_for(sys.stdout)
+    return _print(_json(answer.document) if call.json else _rendered(answer), answer.exit_code)
+
+
+def _check_text(told: dict[str, Any]) -> None:
+    """Refuse words that are no UTF-8: neither the ledger nor a JSON document can hold them.
+
+    Raises:
+        BadSetting: Naming the option.
+    """
+    names = {p.name: max(p.opts, key=len) for p in click.get_current_context().command.params}
+    for key, value in told.items():
+        for text in value.values() if isinstance(value, dict) else [value]:
+            for word in text if isinstance(text, list) else [text]:
+                if isinstance(word, str | Path) and str(word) != _readable(str(word)):
+                    name = names.get(key, key).lstrip("-")
+                    raise BadSetting(f"{name} must be text in UTF-8, got {_readable(str(word))!r}")
+
+
+def _readable(text: str) -> str:
+    return text.encode(errors="replace").decode()
+
+
+def _rendered(answer: Answer) -> str:
+    console = console_for(sys.stdout or io.StringIO())
+    with console.capture() as captured:
         for part in answer.shown:
             console.print(part, markup=False)
-    return answer.exit_code
+    return captured.get()
+
+
+def _print(text: str, code: int) -> int:
+    """Write the answer and return the exit code: `code`, unless the answer cannot be written."""
+    why = process.write_out(text)
+    if why is None:
+        return code
+    print(process.unwritten(why), file=sys.stderr)
+    return code or FAILED
 
 
 def _complain(call: Call, error: BaseException, *, debug: bool) -> int:
@@ -183,51 +215,61 @@ def _complain(call: Call, error: BaseException, *, debug: bool) -> int:
     code, message = exit_code(error), _message(error)
     print(message, file=sys.stderr)
     if code == USAGE:
-        print(f"Try: {_hint(str(error))}", file=sys.stderr)
-    if call.json:
-        kind = "Interrupted" if code == STOPPED else type(error).__name__
-        text = STOPPED_TEXT if code == STOPPED else (str(error) or kind)
-        _print_json({"format": FORMAT, "error": kind, "message": text, "exit_code": code})
-    return code
+        print(f"Try: {_hint(error)}", file=sys.stderr)
+    if not call.json:
+        return code
+    stopped = code_of(error) == INTERRUPTED
+    kind = "Interrupted" if stopped else type(error).__name__
+    document = {
+        "format": FORMAT,
+        "error": kind,
+        "code": NOT_CONFIRMED if isinstance(error, typer.Abort) else _code(error),
+        "message": STOPPED_TEXT if stopped else (str(error) or kind),
+        "exit_code": code,
+    }
+    return _print(_json(document), code)
+
+
+def _code(error: BaseException) -> str:
+    full = isinstance(error, OSError) and error.errno in FULL
+    return DiskFull.code if full else code_of(error)
 
 
 def exit_code(error: BaseException) -> int:
     """Return the exit code that stands for an error."""
     if isinstance(error, BadSetting):
         return USAGE
-    if isinstance(error, KeyboardInterrupt):
-        return STOPPED
-    # By name: their modules bring SQLAlchemy or torch along, and any of them may never be loaded.
-    names = {kind.__name__ for kind in type(error).__mro__}
-    if "UnknownIdError" in names:
-        return USAGE
-    if "VerificationFailed" in names:
-        return NOT_VERIFIED
-    if "Interrupted" in names:
-        return STOPPED
-    return FAILED
+    if isinstance(error, process.Terminated):
+        return process.TERMINATED
+    return _EXIT_CODES.get(code_of(error), FAILED)
 
 
 def _message(error: BaseException) -> str:
-    if exit_code(error) == STOPPED:
+    if code_of(error) == INTERRUPTED:
         return STOPPED_TEXT
     if isinstance(error, EffaceError):
         return f"Error: {error}"
     if isinstance(error, typer.Abort):
         return "Nothing was changed."
+    if isinstance(error, OSError) and error.errno in FULL:
+        where = f" at {error.filename}" if error.filename else ""
+        return (
+            f"Error: disk must have room, got none left{where} ({error.strerror}); free some space"
+        )
+    if isinstance(error, OSError) and error.filename and error.errno in _CLOSED:
+        return f"Error: {error.filename} must be open to this user, got: {error.strerror}"
     return (
         f"Error: unexpected {type(error).__name__}: {error}. --debug shows where; "
         "a request that was running can be taken up again with the same command"
     )
 
 
-def _hint(message: str) -> str:
-    for start, command_line in _HINTS:
-        if message.startswith(start):
-            return command_line
-    return f"{click.get_current_context().command_path} --help"
+def _hint(error: BaseException) -> str:
+    seen = error.see if isinstance(error, EffaceError) else ""
+    return seen or f"{click.get_current_context().command_path} --help"
 
 
-def _print_json(document: dict[str, Any]) -> None:
-    text = json.dumps(plain(document, "answer"), indent=2, ensure_ascii=False, allow_nan=False)
-    print(text)
+def _json(document: dict[str, Any]) -> str:
+    return (
+        json.dumps(plain(document, "answer"), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    )

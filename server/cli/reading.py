@@ -1,6 +1,7 @@
 """The commands that read what the home holds: requests, show, models, report, methods, evaluate."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from server.storage.ledger import Ledger, RequestRow, VersionRow
 
 GROUP: Final = "Look"
+GONE: Final = "the process that ran it ended without a word"
 
 Identifier = Annotated[
     str, typer.Argument(metavar="ID", help="A request such as r0002, or a version such as v0002.")
@@ -69,8 +71,13 @@ def requests(
         raise BadSetting(f"state must be one of {', '.join(TRANSITIONS)}, got {state!r}")
     home, ledger = opened(call)
     if abort:
+        from server.storage.home import Home
+        from server.storage.ledger import Ledger, database_url
+
+        home = Home(home.path)
         with home.lock():
-            ledger.interrupt_running("the process that ran it ended without a word")
+            ledger = Ledger.open(database_url(home))
+            ledger.interrupt_running(GONE)
             given_up = ledger.abort(abort, "given up by the operator")
         text = (
             f"{given_up.id} is given up; version {given_up.base_version or 'none'} stays as it was."
@@ -264,8 +271,15 @@ def report(
     path = (output or home.reports / f"{row.id}.html").expanduser().absolute()
     if not path.parent.is_dir():
         raise BadSetting(f"output must lie in a folder that exists, got {path}")
-    records.publish_left(home, ledger)
-    write_report(record, path)
+    if home.writable:
+        records.publish_left(home, ledger)
+    if output or home.writable:
+        write_report(record, path)
+    elif not path.is_file():
+        raise BadSetting(
+            f"output must be named where the home cannot be written, got none for {home.path}; "
+            "name a file by --output"
+        )
     if open_it:
         typer.launch(path.as_uri())
     return Answer({"format": FORMAT, "request": row.id, "report": str(path)}, [str(path)])
@@ -284,7 +298,9 @@ def methods(
     from strategies.table import METHODS
 
     if name and name not in METHODS:
-        raise BadSetting(f"method must be one of {', '.join(METHODS)}, got {name!r}")
+        raise BadSetting(
+            f"method must be one of {', '.join(METHODS)}, got {name!r}", see="efface methods"
+        )
     found = [_method(one) for one in METHODS if name in ("", one)]
     cells = [
         [
@@ -389,7 +405,7 @@ def evaluate(
     from server.settings import RunSettings
     from server.storage.registry import Registry
 
-    registry = Registry(home, ledger)
+    registry = Registry(home, ledger, sweep=False)
     row = registry.resolve(version or None)
     arrays, card = registry.load(row)
     settings = inherited(RunSettings(data=data_now), row)
@@ -459,12 +475,26 @@ def _curve_lines(named: str, curve: dict[str, Any] | None) -> list[Any]:
 
 
 def opened(call: Call) -> tuple["Home", "Ledger"]:
-    """Return the home and its ledger."""
+    """Return the home and its ledger, to be looked at: nothing is written or created.
+
+    A request whose process is gone is seen as interrupted.
+    """
     from server.storage.home import Home
     from server.storage.ledger import Ledger, database_url
 
-    home = Home(call.home or None)
-    return home, Ledger.open(database_url(home))
+    home = Home(call.home or None, reading=True)
+    url = database_url(home) if home.path.is_dir() else "sqlite://"
+    ledger = Ledger.read(url)
+    if not ledger.requests(state="running") or home.held():
+        return home, ledger
+    if not ledger.is_copy:
+        with suppress(EffaceError), home.lock():
+            ledger.interrupt_running(GONE)
+        return home, ledger
+    # In the copy alone. It is taken anew: the request may have ended in between.
+    ledger = Ledger.read(url)
+    ledger.interrupt_running(GONE)
+    return home, ledger
 
 
 def request_document(row: "RequestRow") -> dict[str, Any]:

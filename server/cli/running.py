@@ -11,6 +11,7 @@ from client.errors import BadSetting
 from server.cli import options
 from server.cli.command import FORMAT, OTHER, Answer, Call, command
 from server.cli.options import LEARNING, REQUEST, RUNNING, chosen
+from server.cli.reading import opened
 from server.report import display
 
 if TYPE_CHECKING:
@@ -282,13 +283,12 @@ def carry_out(call: Call, settings: "RunSettings", metrics_port: int | None) -> 
 
 def planned(call: Call, settings: "RunSettings") -> Answer:
     """Return what a request to forget would take; nothing is written down."""
-    from server.cli.reading import opened
     from server.requests.intake import AlreadyDone, Service
     from server.storage.registry import Registry
 
     home, ledger = opened(call)
     try:
-        plan = Service(home, ledger, Registry(home, ledger)).plan(settings)
+        plan = Service(home, ledger, Registry(home, ledger, sweep=False)).plan(settings)
     except AlreadyDone as done:
         return _nothing_to_do(done)
     return Answer(plan, display.plan(plan))
@@ -368,7 +368,9 @@ def _failed_state(metrics: "Metrics") -> Any:
 
     def leave(kind: type[BaseException] | None, *_: object) -> bool:
         if kind is not None:
-            metrics.request_state("interrupted" if kind is KeyboardInterrupt else "failed")
+            metrics.request_state(
+                "interrupted" if issubclass(kind, KeyboardInterrupt) else "failed"
+            )
         return False
 
     return leave

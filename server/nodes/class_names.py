@@ -17,6 +17,8 @@ Names = Sequence[str]
 class ClassesDiffer(DataError):
     """A number means one class here and another one there; nothing has started."""
 
+    code = "classes-differ"
+
 
 def agreed_names(federation: GridFederation, expected: Names | None, owner: str) -> tuple[str, ...]:
     """Return the names of the model's classes, if all sites that answer agree on them.

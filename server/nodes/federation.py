@@ -82,7 +82,8 @@ def nothing_kept() -> Iterator[StoredRound]:
     """
     raise BadSetting(
         "version must have stored updates of its training, got none; train with --keep-updates 2, "
-        "or choose another method"
+        "or choose another method",
+        see="efface models",
     )
 
 

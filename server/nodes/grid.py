@@ -21,9 +21,13 @@ NUMBER_BYTES: Final = 8
 class ClientsMissing(EffaceError):
     """Too few clients are online when the time to wait for them is over."""
 
+    code = "clients-missing"
+
 
 class Interrupted(EffaceError):
     """The operator stopped the work; what was done so far is kept."""
+
+    code = "interrupted"
 
 
 @dataclass

@@ -4,12 +4,11 @@ The page holds numbers only: no image of any kind, no script, nothing to fetch. 
 comes from the record; what the record lacks is left out or called "not measured".
 """
 
-import os
 from pathlib import Path
-from uuid import uuid4
 
 from jinja2 import Environment, StrictUndefined
 
+from client.files import write_atomic
 from server.evidence.record import Record
 from server.report.channels import channel_section
 from server.report.page import PAGE
@@ -45,15 +44,7 @@ def write_report(record: Record, path: Path) -> Path:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     page = render(record, linked=(path.parent / "record.json").exists())
-    temporary = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
-    try:
-        with temporary.open("x", encoding="utf-8") as file:
-            file.write(page)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_atomic(path, page.encode())
     return path
 
 

@@ -94,7 +94,8 @@ def check_simulation(settings: RunSettings, data: DataSet | None) -> None:
     if data is None:
         raise BadSetting(
             "dataset must be one that simulated clients can share on engine "
-            f"{settings.engine}, got none; clients with data of their own need --engine superlink"
+            f"{settings.engine}, got none; clients with data of their own need --engine superlink",
+            see="efface data list",
         )
     if settings.device.startswith("cuda") and not torch.cuda.is_available():
         raise BadSetting(
@@ -169,7 +170,8 @@ def check_samples(settings: RunSettings, data: DataSet | None) -> None:
     if not settings.server_samples:
         raise BadSetting(
             f"method {settings.method} must have examples of the coordinator's own, got no "
-            "server-samples; try --server-samples test:1600 or npz:PATH"
+            "server-samples; try --server-samples test:1600 or npz:PATH",
+            see="efface methods",
         )
     samples, _ = own_samples(settings, data)
     held = set(samples.labels.tolist())

@@ -37,9 +37,13 @@ from strategies.rounds.base import ClientLost
 class VerificationFailed(EffaceError):
     """The request ran, but forgetting failed or is not shown; the old version stays in service."""
 
+    code = "verification-failed"
+
 
 class Unsettled(ClientLost):
     """Some nodes have made the request last and others not: it must go on, not begin anew."""
+
+    code = "unsettled"
 
 
 def execute(work: Work) -> Record:
@@ -345,7 +349,8 @@ def _refuse(work: Work, record: Record, verdict: Verdict) -> None:
     forget = work.request.settings.forget
     reason = wording.refusal(verdict, forget.level, forget.clients, record.class_names)
     records.keep(work.workspace.home, replace(record, in_service=False))
-    work.workspace.ledger.fail(record.request or "", reason, outcome(record))
+    code = VerificationFailed.code
+    work.workspace.ledger.fail(record.request or "", reason, outcome(record), code=code)
     raise refusal(work.publish(), reason)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from client.data.datasets import DataSet
-from client.errors import BadSetting, EffaceError
+from client.errors import BadSetting, DiskFull, EffaceError, code_of
 from client.learning.models import ModelSpec, build
 from client.wire import ForgetSpec
 from server.evidence.record import Record
@@ -45,9 +45,13 @@ from strategies.table import METHODS, method
 class AlreadyDone(EffaceError):
     """The version has forgotten this already; nothing was changed."""
 
+    code = "already-done"
+
 
 class Unpublished(EffaceError):
     """The request is done and its version entered; only its report is not written yet."""
+
+    code = "unpublished"
 
 
 @dataclass(frozen=True)
@@ -178,7 +182,8 @@ class Service(Workspace):
         if automatic and settings.options:
             raise BadSetting(
                 "option must be for a method that is named, got method auto with "
-                f"{settings.method_options!r}; name the method, or leave --set out"
+                f"{settings.method_options!r}; name the method, or leave --set out",
+                see="efface methods",
             )
         if not automatic:
             method(settings.method, forget.level, settings.options)
@@ -209,7 +214,8 @@ class Service(Workspace):
         if not settings.trial and serving is not None and serving.id != base.id:
             raise BadSetting(
                 f"version must be the one in service ({serving.id}), got {base.id}, which may "
-                "know what was erased since; leave --version out, or add --trial to experiment"
+                "know what was erased since; leave --version out, or add --trial to experiment",
+                see="efface models",
             )
         if settings.forget.level == "client":
             self._check_clients(settings)
@@ -255,7 +261,8 @@ class Service(Workspace):
             row = self.ledger.request(request)
             return planning.Chosen(row.method, f"{what} was forgotten by it in {request}")
         raise BadSetting(
-            f"relearning must name what has been forgotten, got {what}; see `efface requests`"
+            f"relearning must name what has been forgotten, got {what}; see `efface requests`",
+            see="efface requests",
         )
 
     def _check_clients(self, settings: RunSettings) -> None:
@@ -334,13 +341,21 @@ class Service(Workspace):
                 if isinstance(error, EffaceError):
                     raise
                 raise _unpublished(now, error) from error
-            if isinstance(error, EffaceError) and not isinstance(error, Interrupted | Unsettled):
-                self.ledger.fail(request_id, str(error))
+            goes_on = isinstance(error, Interrupted | Unsettled | DiskFull)
+            if isinstance(error, EffaceError) and not goes_on:
+                self.ledger.fail(request_id, str(error), code=error.code)
             else:
-                self.ledger.interrupt(request_id, _stop_reason(error))
+                self._interrupt(request_id, error)
             raise
         finally:
             self.sweep()
+
+    def _interrupt(self, request_id: str, error: BaseException) -> None:
+        try:
+            self.ledger.interrupt(request_id, _stop_reason(error), code=code_of(error))
+        except DiskFull as full:
+            # Not even that has room. Who looks next sees that nobody works on the request.
+            error.add_note(f"the ledger could not be told: {full}")
 
 
 # ---- checks of a request ------------------------------------------------------------------------
@@ -389,12 +404,14 @@ def _check_forgotten(settings: RunSettings, base: VersionRow) -> None:
     if base.card["model"].get("pruned"):
         raise BadSetting(
             f"relearning must start from a version with all its channels, got {base.id}, "
-            "whose pruned channels cannot be trained back; train again, or keep it so"
+            "whose pruned channels cannot be trained back; train again, or keep it so",
+            see="efface requests",
         )
     if not METHODS[settings.method].needs.relearning:
         raise BadSetting(
             f"method {settings.method} must be able to relearn, got one that cannot: "
-            "what it removes cannot be trained back; choose another method"
+            "what it removes cannot be trained back; choose another method",
+            see="efface methods",
         )
     forget, gone = settings.forget, base.card["erased"]
     known = ForgetSpec(
@@ -406,7 +423,8 @@ def _check_forgotten(settings: RunSettings, base: VersionRow) -> None:
         what = target_text(vars(known), card_names(base.card))
         raise BadSetting(
             f"relearning must name what version {base.id} has forgotten, got {what}; "
-            "see `efface requests`"
+            "see `efface requests`",
+            see="efface requests",
         )
 
 

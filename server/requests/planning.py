@@ -232,7 +232,8 @@ class Situation:
         if not able:
             raise BadSetting(
                 "method must be one that can serve the request, got auto, and none can: "
-                + "; ".join(f"{name}: {reason}" for name, reason in refused.items())
+                + "; ".join(f"{name}: {reason}" for name, reason in refused.items()),
+                see="efface methods",
             )
         # Where no time is known, images stand for it.
         pace = self.pace or Pace(image=1.0)

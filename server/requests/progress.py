@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -50,7 +51,7 @@ class EventFile:
                 "seconds": done.cost.seconds,
                 "loss": done.loss,
                 "clients": done.num_clients,
-                "failures": [f"{f.client}: {f.reason}" for f in done.failures],
+                "failures": [asdict(failure) for failure in done.failures],
                 "scores": scores,
             }
         )
@@ -74,20 +75,7 @@ class MetricsListener:
         self.metrics.phase_seconds(done.phase, done.cost.seconds)
         self.metrics.traffic(done.phase, up=done.cost.up, down=done.cost.down)
         for failure in done.failures:
-            self.metrics.client_failure(_kind(failure.reason))
+            self.metrics.client_failure(failure.code)
 
     def note(self, text: str) -> None:
         """Notes are for people."""
-
-
-def _kind(reason: str) -> str:
-    """Return a failure's kind: a label must not hold free text, nor grow without bound."""
-    if "no answer" in reason:
-        return "timeout"
-    if "BadSetting" in reason:
-        return "bad-setting"
-    if "CodeMismatch" in reason:
-        return "code-mismatch"
-    if "unavailable" in reason.lower():
-        return "unavailable"
-    return "raised"

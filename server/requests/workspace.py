@@ -10,7 +10,7 @@ from server.requests import planning, records
 from server.storage import history
 from server.storage.history import History
 from server.storage.home import Home, write_json
-from server.storage.ledger import Ledger, RequestRow, database_url
+from server.storage.ledger import ERASED_SINCE, Ledger, RequestRow, database_url
 from server.storage.registry import Registry
 from strategies.table import METHODS
 
@@ -51,7 +51,8 @@ class Workspace:
                 if erasure is not None:
                     what = ForgetSpec(str(erasure.level), erasure.classes, erasure.clients)
                     reason = f"{what} was erased since ({erasure.id}), and its rounds know it"
-                    state = self.ledger.abort(row.id, f"{reason}; train again").state
+                    reason += "; train again"
+                    state = self.ledger.abort(row.id, reason, code=ERASED_SINCE).state
             if state in ("failed", "aborted"):
                 records.forget_rounds(self.home, row)
 

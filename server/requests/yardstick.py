@@ -9,6 +9,7 @@ from typing import Any
 
 from flwr.app import ArrayRecord
 
+from client.files import write_atomic
 from server.evidence.measures import Judge
 from server.evidence.scores import Curve, ModelScores
 from server.evidence.serial import read
@@ -16,7 +17,6 @@ from server.nodes.federation import Cost, GridFederation, from_numpy, to_numpy
 from server.provenance import code
 from server.requests.costs import timeline
 from server.settings import RunSettings
-from server.storage.home import write_atomic
 from server.storage.registry import pack, unpack
 
 

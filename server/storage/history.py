@@ -21,7 +21,8 @@ import numpy as np
 from flwr.app import Array, ArrayRecord
 
 from client.errors import EffaceError
-from server.storage.home import Home, sync_folder
+from client.files import overwrite, room_for, sync_folder
+from server.storage.home import Home
 from server.storage.ledger import Ledger, RequestRow
 from server.storage.registry import RegistryError, pack, unpack
 from strategies.federation import StoredRound
@@ -33,6 +34,8 @@ WORD: Final = 4  # bytes of a float32
 
 class HistoryError(EffaceError):
     """A stored update cannot be read."""
+
+    code = "history-error"
 
 
 class History:
@@ -54,7 +57,8 @@ class History:
         for name, update in done.updates.items():
             arrays = {key: array.numpy() for key, array in update.items()}
             data = compress(pack(arrays, {"client": name, "weight": done.weights[name]}))
-            with open(building / f"{name}{SUFFIX}", "xb", opener=_private) as file:
+            path = building / f"{name}{SUFFIX}"
+            with room_for(path), open(path, "xb", opener=_private) as file:
                 file.write(data)
         for path in building.iterdir():  # after all are written: the first takes the others along
             with path.open("rb") as file:
@@ -184,21 +188,6 @@ def decompress(data: bytes) -> bytes:
     planes = np.frombuffer(zlib.decompress(data[8:]), dtype=np.uint8)
     whole = np.ascontiguousarray(planes.reshape(WORD, -1).T).tobytes()
     return whole[: int.from_bytes(data[:8], "little")]
-
-
-def overwrite(path: Path) -> None:
-    """Fill a file with zeros and remove it; one that is gone is left at that.
-
-    Best effort: a journalling or copy-on-write file system may keep older blocks.
-    """
-    try:
-        with path.open("r+b") as file:
-            file.write(bytes(os.fstat(file.fileno()).st_size))
-            file.flush()
-            os.fsync(file.fileno())
-    except FileNotFoundError:
-        return
-    path.unlink(missing_ok=True)
 
 
 def _private(path: Any, flags: int) -> int:

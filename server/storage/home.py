@@ -18,25 +18,33 @@ import math
 import os
 import shlex
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from client.errors import BadSetting, EffaceError
+from client.errors import BadSetting, DiskFull, EffaceError
+from client.files import FULL, room_for, write_atomic
 
 FOLDERS = ("versions", "runs", "reports", "cache", "clients", "updates")
-TEMPORARY_SUFFIX = ".tmp"
 POLL_SECONDS = 0.1
+PROBE_SECONDS = 0.02
+
+
+class NoSuchHome(BadSetting):
+    """A home that is only to be looked at is not there."""
+
+    code = "no-such-home"
 
 
 class HomeBusy(EffaceError):
     """Another process holds the home; wait for it, or use another home."""
+
+    code = "home-busy"
 
 
 def plain(value: Any, name: str = "value") -> Any:
@@ -67,41 +75,6 @@ def plain(value: Any, name: str = "value") -> Any:
     )
 
 
-def sync_folder(folder: Path) -> None:
-    """Make renames and removals in `folder` survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_atomic(path: Path, data: bytes, *, durable_name: bool = True) -> None:
-    """Put `data` in `path`, whole or not at all, mode 0600.
-
-    Args:
-        path: File to write or replace. Its folder exists.
-        data: The whole content.
-        durable_name: Also sync the folder. Without it a power cut may bring the former file
-            back, never a mixture: enough for a checkpoint that replaces an older one, and half
-            the price.
-    """
-    descriptor, temporary = tempfile.mkstemp(
-        dir=path.parent, prefix=f".{path.name}.", suffix=TEMPORARY_SUFFIX
-    )
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    if durable_name:
-        sync_folder(path.parent)
-
-
 def write_json(path: Path, value: Any) -> None:
     """Put `value` in `path` as indented strict JSON, whole or not at all, mode 0600.
 
@@ -127,21 +100,30 @@ class Holder:
 class Home:
     """The folder of one server, created on first use, with a lock for one writer at a time."""
 
-    def __init__(self, path: Path | str | None = None) -> None:
+    def __init__(self, path: Path | str | None = None, *, reading: bool = False) -> None:
         """Open the home, creating what is missing.
 
         Args:
             path: The folder; by default the environment's EFFACE_HOME, or else `~/.efface`.
+            reading: Whether it is only to be looked at: then nothing is created or changed.
 
         Raises:
+            NoSuchHome: If it is only to be looked at, was named, and is not there.
             EffaceError: If the folder cannot be created, or is a file.
         """
-        chosen = path or os.environ.get("EFFACE_HOME") or "~/.efface"
-        self.path = Path(chosen).expanduser().absolute()
+        named = path or os.environ.get("EFFACE_HOME")
+        self.path = Path(named or "~/.efface").expanduser().absolute()
         self.versions, self.runs, self.reports, self.cache, self.clients, self.updates = (
             self.path / name for name in FOLDERS
         )
         self._owner: tuple[int, int] | None = None  # (process, thread) that holds the lock
+        if reading:
+            if named and not self.path.is_dir():
+                raise NoSuchHome(
+                    f"home must exist to be read, got no such home: {self.path}. Check --home and "
+                    "EFFACE_HOME; `efface train` makes a new one"
+                )
+            return
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             for name in FOLDERS:
@@ -149,10 +131,7 @@ class Home:
                 # An older folder, or one restored from a backup, may be open to others.
                 (self.path / name).chmod(0o700)
         except OSError as error:
-            raise EffaceError(
-                f"home must be a folder this user can write, got {self.path} ({error.strerror}). "
-                "Set EFFACE_HOME to another folder"
-            ) from error
+            raise self._closed(error) from error
 
     @contextmanager
     def lock(self, wait: float | None = None) -> Iterator[None]:
@@ -176,9 +155,10 @@ class Home:
         descriptor = self._acquire(wait or 0.0)
         try:
             self._owner = me
-            record = {"pid": me[0], "command": shlex.join(sys.argv), "since": _now()}
+            record = {"pid": me[0], "command": shlex.join(_shown(sys.argv)), "since": _now()}
             os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, json.dumps(record).encode(), 0)
+            with suppress(OSError):  # for people; on a full disk the lock holds all the same
+                os.pwrite(descriptor, json.dumps(record).encode(), 0)
             yield
         finally:
             self._owner = None
@@ -186,6 +166,29 @@ class Home:
             # Explicit, for a forked child shares the descriptor and would keep the lock alive.
             fcntl.flock(descriptor, fcntl.LOCK_UN)
             os.close(descriptor)
+
+    def held(self) -> bool:
+        """Return whether a process holds the home now; also if that cannot be told."""
+        if self._owner is not None:
+            return True
+        try:
+            descriptor = os.open(self.path / "lock", os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return False
+        except OSError:
+            return True
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return True
+        finally:
+            os.close(descriptor)
+        return False
+
+    @property
+    def writable(self) -> bool:
+        """Whether this user can write to the home."""
+        return os.access(self.path, os.W_OK)
 
     def holder(self) -> Holder | None:
         """Return who wrote itself down as holder, or None if nobody did."""
@@ -196,8 +199,14 @@ class Home:
             return None
 
     def _acquire(self, wait: float) -> int:
-        descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        deadline = time.monotonic() + wait
+        path = self.path / "lock"
+        try:
+            with room_for(path):
+                descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise self._closed(error) from error
+        # A reader that looks whether the home is held holds it itself for an instant.
+        deadline = time.monotonic() + max(wait, PROBE_SECONDS)
         try:
             while True:
                 try:
@@ -207,10 +216,21 @@ class Home:
                     left = deadline - time.monotonic()
                     if left <= 0:
                         raise HomeBusy(self._busy(wait)) from None
-                time.sleep(min(POLL_SECONDS, left))
+                time.sleep(min(POLL_SECONDS, max(wait, PROBE_SECONDS) / 4, left))
         except BaseException:
             os.close(descriptor)
             raise
+
+    def _closed(self, error: OSError) -> EffaceError:
+        if error.errno in FULL:
+            return DiskFull(
+                f"disk must have room for {self.path}, got none left ({error.strerror}); free some "
+                "space, then give the same command again"
+            )
+        return EffaceError(
+            f"home must be a folder this user can write, got {self.path} ({error.strerror}). "
+            "Set EFFACE_HOME to another folder"
+        )
 
     def _busy(self, wait: float) -> str:
         waited = f" (waited {wait:g} s)" if wait else ""
@@ -219,6 +239,15 @@ class Home:
             f"{self.holder() or 'a process that has not said its name'}{waited}. "
             "Wait for it to end, stop it, or set EFFACE_HOME to another folder"
         )
+
+
+def _shown(words: list[str]) -> list[str]:
+    """Return a command line without the secrets in it: a lock's holder is shown to others."""
+    after = ["", *words[:-1]]
+    return [
+        "***" if before.endswith("token") else word
+        for before, word in zip(after, words, strict=True)
+    ]
 
 
 def _now() -> str:

@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 
 from client.errors import EffaceError
-from server.storage.home import TEMPORARY_SUFFIX, plain, sync_folder, write_atomic, write_json
+from client.files import TEMPORARY_SUFFIX, sync_folder, write_atomic
+from server.storage.home import plain, write_json
 from server.storage.registry import Arrays, RegistryError, contiguous, note_text, pack, unpack
 
 HEADER_NAME = "journal.json"
@@ -31,6 +32,8 @@ KEY_PATTERN = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,99}")
 
 class JournalError(EffaceError):
     """A journal belongs to another request, or is asked for steps in another order."""
+
+    code = "journal-error"
 
 
 class Journal:

@@ -2,15 +2,20 @@
 
 SQLite in the server home by default, PostgreSQL by EFFACE_DATABASE_URL. Rows leave this module as
 frozen dataclasses. Every change is one transaction; a version enters together with the end of its
-request, or not at all.
+request, or not at all. Whoever only looks reads a copy in memory (`Ledger.read`), so that a home
+can be read that cannot be written.
 """
 
 import os
+import shutil
+import sqlite3
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime, timedelta
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
 from sqlalchemy import (
@@ -26,6 +31,7 @@ from sqlalchemy import (
     delete,
     event,
     func,
+    inspect,
     make_url,
     select,
     text,
@@ -33,9 +39,10 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, NoSuchModuleError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from sqlalchemy.pool import StaticPool
 from sqlalchemy.types import TypeDecorator
 
-from client.errors import EffaceError
+from client.errors import INTERRUPTED, DiskFull, EffaceError
 from server.storage.home import Home, plain
 
 Kind = Literal["train", "forget", "relearn"]
@@ -57,6 +64,11 @@ TRANSITIONS: Mapping[str, tuple[str, ...]] = {
     "aborted": (),
 }
 
+# Codes of reasons that no error stands for; the others are those of `client.errors`.
+PROCESS_GONE = "process-gone"  # it was killed, or its machine went down
+GIVEN_UP = "given-up"  # by the operator
+ERASED_SINCE = "erased-since"  # a stopped training knows what was erased after it began
+
 LEDGER_FORMAT = 1
 NEW_ID_ATTEMPTS = 20
 CREATION_LOCK = 0xEFFACE  # any number that no other program on the database uses
@@ -65,13 +77,19 @@ CREATION_LOCK = 0xEFFACE  # any number that no other program on the database use
 class LedgerError(EffaceError):
     """The ledger cannot be opened, or was asked for something its rules forbid."""
 
+    code = "ledger-error"
+
 
 class UnknownIdError(LedgerError):
     """No request or version has this id."""
 
+    code = "unknown-id"
+
 
 class TransitionError(LedgerError):
     """A request cannot go from its state to the one asked for."""
+
+    code = "wrong-state"
 
 
 @dataclass(frozen=True)
@@ -99,6 +117,7 @@ class RequestRow:
     bytes: Mapping[str, Any]  # {"up": n, "down": n} by phase
     before: Mapping[str, Any] | None  # evaluation of the base version
     after: Mapping[str, Any] | None  # evaluation of the result
+    reason_code: str | None = None  # the reason's kind, for programs; None in rows of old
 
     @property
     def token(self) -> str:
@@ -208,6 +227,7 @@ class _Request(_Base):
     bytes: Mapped[dict[str, Any]]
     before: Mapped[dict[str, Any] | None]
     after: Mapped[dict[str, Any] | None]
+    reason_code: Mapped[str | None]
 
 
 class _Version(_Base):
@@ -262,6 +282,7 @@ class Ledger:
         self._engine = engine
         self._writer = engine.execution_options(efface_writes=True)
         self._clock = clock
+        self.is_copy = False  # of a file, in memory: what is changed in it is changed nowhere else
 
     @classmethod
     def open(cls, url: URL | str, clock: Callable[[], datetime] | None = None) -> Self:
@@ -281,15 +302,7 @@ class Ledger:
         try:
             engine = _engine(parsed)
             ledger = cls(engine, clock or (lambda: datetime.now(UTC)))
-            with ledger._write() as session:
-                if parsed.get_backend_name() == "postgresql":
-                    # Two processes that create the same table at once: one would fail.
-                    session.execute(select(func.pg_advisory_xact_lock(CREATION_LOCK)))
-                _Base.metadata.create_all(session.connection())
-                found = session.scalar(select(_Format.format))
-                if found is None:
-                    session.add(_Format(format=LEDGER_FORMAT))
-                    found = LEDGER_FORMAT
+            found = ledger._prepare()
         except (ImportError, NoSuchModuleError) as error:
             raise LedgerError(
                 f"database URL must name an installed driver, got {shown} ({error}). "
@@ -297,12 +310,31 @@ class Ledger:
             ) from error
         except OSError as error:
             raise LedgerError(_unusable(parsed, error)) from error
-        if found > LEDGER_FORMAT:
-            engine.dispose()
-            raise LedgerError(
-                f"ledger format must be at most {LEDGER_FORMAT}, got {found} in {shown}: "
-                "a newer Efface wrote it. Use that one"
-            )
+        ledger._check_format(found, shown)
+        return ledger
+
+    @classmethod
+    def read(cls, url: URL | str) -> Self:
+        """Open the ledger at `url` to look at it: nothing is written, and no file made.
+
+        A ledger in a file is read whole into memory, as it stands now; where there is no file yet
+        it is an empty one. One on a server is opened as always.
+
+        Raises:
+            LedgerError: As for `open`.
+        """
+        parsed = _parse(url)
+        if parsed.get_backend_name() != "sqlite" or parsed.database in (None, "", ":memory:"):
+            return cls.open(url)
+        try:
+            memory = _snapshot(Path(str(parsed.database)))
+        except (OSError, sqlite3.Error) as error:
+            raise LedgerError(_unusable(parsed, error)) from error
+        engine = create_engine("sqlite://", creator=lambda: memory, poolclass=StaticPool)
+        _begin_by_hand(engine)
+        ledger = cls(engine, lambda: datetime.now(UTC))
+        ledger.is_copy = True
+        ledger._check_format(ledger._prepare(), parsed.render_as_string(hide_password=True))
         return ledger
 
     def close(self) -> None:
@@ -382,23 +414,30 @@ class Ledger:
         with self._write() as session:
             row = self._move(session, request_id, "running")
             row.started = row.started or self.now()
-            row.reason = None
+            row.reason = row.reason_code = None
             return _request_row(row)
 
-    def fail(self, request_id: str, reason: str, outcome: Outcome | None = None) -> RequestRow:
+    def fail(
+        self,
+        request_id: str,
+        reason: str,
+        outcome: Outcome | None = None,
+        *,
+        code: str = EffaceError.code,
+    ) -> RequestRow:
         """Mark a running request as failed for good; `outcome` says what it cost all the same."""
         with self._write() as session:
             row = self._move(session, request_id, "failed")
-            row.reason = reason
+            row.reason, row.reason_code = reason, code
             row.finished = self._after_last(session)
             _write_outcome(row, outcome or Outcome())
             return _request_row(row)
 
-    def interrupt(self, request_id: str, reason: str) -> RequestRow:
+    def interrupt(self, request_id: str, reason: str, *, code: str = INTERRUPTED) -> RequestRow:
         """Mark a running request as stopped half-way; it can be started again or aborted."""
         with self._write() as session:
             row = self._move(session, request_id, "interrupted")
-            row.reason = reason
+            row.reason, row.reason_code = reason, code
             return _request_row(row)
 
     def interrupt_running(self, reason: str) -> list[RequestRow]:
@@ -410,14 +449,18 @@ class Ledger:
         with self._write() as session:
             found = session.scalars(select(_Request).where(_Request.state == "running")).all()
             for row in found:
-                self._move(session, row.id, "interrupted").reason = reason
+                moved = self._move(session, row.id, "interrupted")
+                moved.reason, moved.reason_code = reason, PROCESS_GONE
             return [_request_row(row) for row in found]
 
-    def abort(self, request_id: str, reason: str | None = None) -> RequestRow:
+    def abort(
+        self, request_id: str, reason: str | None = None, *, code: str = GIVEN_UP
+    ) -> RequestRow:
         """Give a received or interrupted request up; its base version stays as it was."""
         with self._write() as session:
             row = self._move(session, request_id, "aborted")
             row.reason = reason or row.reason
+            row.reason_code = code if reason else row.reason_code or code
             row.finished = self._after_last(session)
             return _request_row(row)
 
@@ -571,6 +614,32 @@ class Ledger:
 
     # ---- inside a transaction ----
 
+    def _prepare(self) -> int:
+        """Make the tables that are missing, and the columns that an older Efface did not have.
+
+        Returns:
+            The format that the database says it has.
+        """
+        with self._write() as session:
+            connection = session.connection()
+            if connection.dialect.name == "postgresql":
+                # Two processes that create the same table at once: one would fail.
+                session.execute(select(func.pg_advisory_xact_lock(CREATION_LOCK)))
+            _Base.metadata.create_all(connection)
+            _add_columns(connection)
+            found = session.scalar(select(_Format.format))
+            if found is None:
+                session.add(_Format(format=LEDGER_FORMAT))
+            return LEDGER_FORMAT if found is None else found
+
+    def _check_format(self, found: int, shown: str) -> None:
+        if found > LEDGER_FORMAT:
+            self._engine.dispose()
+            raise LedgerError(
+                f"ledger format must be at most {LEDGER_FORMAT}, got {found} in {shown}: "
+                "a newer Efface wrote it. Use that one"
+            )
+
     @contextmanager
     def _read(self) -> Iterator[Session]:
         with self._clear_errors(), Session(self._engine) as session:
@@ -588,6 +657,12 @@ class Ledger:
         except IntegrityError:
             raise  # a broken rule, not a broken database
         except DBAPIError as error:
+            if _is_full(error.orig):
+                raise DiskFull(
+                    f"disk must have room for the ledger, got none left for "
+                    f"{self._engine.url.render_as_string()} ({error.orig}); free some space, then "
+                    "give the same command again"
+                ) from error
             raise LedgerError(_unusable(self._engine.url, error.orig)) from error
 
     def _move(self, session: Session, request_id: str, state: RequestState) -> _Request:
@@ -679,6 +754,58 @@ def _unusable(url: URL, cause: object) -> str:
     )
 
 
+def _is_full(cause: BaseException | None) -> bool:
+    name = getattr(cause, "sqlite_errorname", "")
+    return name == "SQLITE_FULL" or getattr(cause, "sqlstate", "") == "53100"
+
+
+def _add_columns(connection: Connection) -> None:
+    """Add the columns that tables of an older Efface lack; an old program reads them still."""
+    for table in _Base.metadata.sorted_tables:
+        there = {column["name"] for column in inspect(connection).get_columns(table.name)}
+        for column in table.columns:
+            if column.name not in there:
+                kind = column.type.compile(connection.dialect)
+                connection.exec_driver_sql(
+                    f"ALTER TABLE {table.name} ADD COLUMN {column.name} {kind}"
+                )
+                if column.name == "reason_code":
+                    # Rows of that time tell a refused result by these words alone.
+                    connection.execute(
+                        update(_Request)
+                        .where(_Request.state == "failed")
+                        .where(_Request.reason.startswith("verification failed: "))
+                        .values(reason_code="verification-failed")
+                    )
+
+
+def _snapshot(path: Path) -> sqlite3.Connection:
+    """Return a copy in memory of the database at `path`, an empty one if there is no file."""
+    memory = sqlite3.connect(":memory:", check_same_thread=False, isolation_level=None)
+    if not path.exists():
+        if not path.parent.is_dir():
+            raise FileNotFoundError(f"no folder {path.parent}")
+        return memory
+    try:
+        _copy(path, memory)
+    except sqlite3.OperationalError:
+        # Where nothing can be written, SQLite may miss the file that its readers share.
+        with tempfile.TemporaryDirectory() as folder:
+            for end in ("", "-wal"):
+                if (there := path.with_name(path.name + end)).exists():
+                    shutil.copyfile(there, Path(folder) / there.name)
+            _copy(Path(folder) / path.name, memory)
+    return memory
+
+
+def _copy(path: Path, memory: sqlite3.Connection) -> None:
+    source = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=30)
+    try:
+        source.backup(memory)
+    finally:
+        source.close()
+
+
 def _engine(url: URL) -> Engine:
     if url.get_backend_name() != "sqlite":
         return create_engine(url, pool_pre_ping=True)
@@ -697,13 +824,16 @@ def _engine(url: URL) -> Engine:
         for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
             connection.execute(f"PRAGMA {pragma}")
 
+    _begin_by_hand(engine)
+    return engine
+
+
+def _begin_by_hand(engine: Engine) -> None:
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
         writes = connection.get_execution_options().get("efface_writes")
         # A writer takes its lock before it reads: a lock taken later may be refused at once.
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
-
-    return engine
 
 
 def _known(session: Session, table: type[_Row], row_id: str) -> _Row:
@@ -712,13 +842,17 @@ def _known(session: Session, table: type[_Row], row_id: str) -> _Row:
         return row
     known: list[str] = list(session.scalars(select(table.id).order_by(table.number)))
     what = "request" if table is _Request else "version"
+    see = "efface requests" if table is _Request else "efface models"
     if not known:
-        raise UnknownIdError(f"{what} must be a known id, got {row_id!r}: there is no {what} yet")
+        raise UnknownIdError(
+            f"{what} must be a known id, got {row_id!r}: there is no {what} yet", see=see
+        )
     close = get_close_matches(row_id, known, n=1)
     listed = ", ".join(known if len(known) <= 8 else [*known[:3], "...", *known[-4:]])
     raise UnknownIdError(
         f"{what} must be one of {listed}, got {row_id!r}"
-        + (f". Did you mean {close[0]}?" if close else "")
+        + (f". Did you mean {close[0]}?" if close else ""),
+        see=see,
     )
 
 

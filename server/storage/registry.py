@@ -25,7 +25,8 @@ import safetensors.numpy
 from safetensors import SafetensorError
 
 from client.errors import EffaceError
-from server.storage.home import Home, HomeBusy, plain, sync_folder, write_atomic, write_json
+from client.files import sync_folder, write_atomic
+from server.storage.home import Home, HomeBusy, plain, write_json
 from server.storage.ledger import (
     Ledger,
     Outcome,
@@ -47,6 +48,8 @@ DEMO_PREFIX = "demo "  # opens the name of a demonstration's federation, which n
 
 class RegistryError(EffaceError):
     """A version cannot be written, read or named."""
+
+    code = "registry-error"
 
 
 def pack(arrays: Mapping[str, np.ndarray[Any, Any]], note: Any = None) -> bytes:
@@ -140,14 +143,21 @@ def check_finite(arrays: Mapping[str, np.ndarray[Any, Any]], source: str) -> Non
 class Registry:
     """The versions of one home, with their rows in the ledger."""
 
-    def __init__(self, home: Home, ledger: Ledger) -> None:
+    def __init__(self, home: Home, ledger: Ledger, *, sweep: bool = True) -> None:
         """Open the registry and remove what a crash left behind.
 
         While another process holds the home nothing is removed: what looks left behind may be
         that process's work.
+
+        Args:
+            home: Where the weights are.
+            ledger: The ledger of that home.
+            sweep: Whether to remove what was left; who only reads does not.
         """
         self._home = home
         self._ledger = ledger
+        if not sweep:
+            return
         try:
             self.sweep()
         except HomeBusy:

@@ -92,7 +92,8 @@ class ClassPruning(Hyperparameters):
         """
         raise BadSetting(
             "method class-pruning must be able to relearn, got one that cannot: the channels that "
-            "knew the class are gone; choose another method"
+            "knew the class are gone; choose another method",
+            see="efface methods",
         )
 
 
@@ -110,7 +111,8 @@ def prunable_layers(spec: ModelSpec) -> tuple[Layer, ...]:
     if spec.compact:
         raise BadSetting(
             "version must have all its channels to be pruned, got a compact one; start from the "
-            "version before it (--version), or choose another method"
+            "version before it (--version), or choose another method",
+            see="efface models",
         )
     return layers
 

@@ -33,6 +33,8 @@ class CreptBack(EffaceError):
         super().__init__(message)
         self.model, self.accuracy, self.threshold = model, accuracy, threshold
 
+    code = "crept-back"
+
 
 def guarded_recovery(
     federation: Federation,

@@ -8,34 +8,50 @@ Other ClientApps may answer as well (`same_code=False`), with `num-examples` bes
 import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
 from client import wire
-from client.errors import EffaceError
+from client.errors import EffaceError, split_mark
 from client.messages import Common
 from client.seeds import generator
 from strategies.parts.averaging import weighted_average
+
+# Codes of failures for which a node names no error of its own.
+RAISED: Final = "raised"
+TIMEOUT: Final = "timeout"
+UNAVAILABLE: Final = "unavailable"
+_LOST: Final = (
+    ErrorCode.NODE_UNAVAILABLE,
+    ErrorCode.MESSAGE_UNAVAILABLE,
+    ErrorCode.REPLY_MESSAGE_UNAVAILABLE,
+)
 
 
 class ClientLost(EffaceError):
     """A node that had to take part failed or did not answer."""
 
+    code = "client-lost"
+
 
 class NothingTouched(EffaceError):
     """No example was used: an erasure that touched no data must not look like a success."""
 
+    code = "nothing-touched"
+
 
 @dataclass(frozen=True)
 class Failure:
-    """A node that did not do its part, and why."""
+    """A node that did not do its part, and why: in words, and as a code for programs."""
 
     client: str
     reason: str
+    code: str = RAISED
 
 
 @dataclass(frozen=True)
@@ -213,11 +229,13 @@ class Rounds(FedAvg):
         for message in replies:
             name = self._asked.get(message.metadata.src_node_id)
             if message.has_error():
-                reason = message.error.reason or "no reason given"
+                code, reason = split_mark(message.error.reason or "no reason given")
+                if code is None:
+                    code = UNAVAILABLE if message.error.code in _LOST else RAISED
                 if name is None:  # the SuperLink answers for a node that it has lost
                     unnamed.append(reason)
                 else:
-                    self.failures.append(Failure(name, reason))
+                    self.failures.append(Failure(name, reason, code))
             elif name is not None:
                 by_name[name] = (
                     message.content,
@@ -225,8 +243,9 @@ class Rounds(FedAvg):
                 )
         told = {failure.client for failure in self.failures}
         silence = "; ".join(unnamed) or "no answer before the deadline"
+        why = UNAVAILABLE if unnamed else TIMEOUT
         self.failures += [
-            Failure(name, silence)
+            Failure(name, silence, why)
             for name in self._asked.values()
             if name not in by_name and name not in told
         ]

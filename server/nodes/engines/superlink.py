@@ -46,9 +46,13 @@ ANSI = re.compile(r"\x1b\[[0-9;]*m")
 class UnreachableError(EffaceError):
     """The SuperLink does not answer; nothing is known about its runs."""
 
+    code = "superlink-unreachable"
+
 
 class RunFailedError(EffaceError):
     """The run ended without completing, or was stopped; the message holds its last log lines."""
+
+    code = "run-failed"
 
 
 @dataclass(frozen=True)

@@ -593,7 +593,7 @@ def test_a_report_is_written_whole_or_not_at_all(
     def fail(*_: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr("server.report.write.os.fsync", fail)
+    monkeypatch.setattr("os.fsync", fail)
     with pytest.raises(OSError, match="disk full"):
         write_report(typed(train_record()), path)
     assert path.read_bytes() == before

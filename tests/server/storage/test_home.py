@@ -13,7 +13,8 @@ import pytest
 
 import server.storage.home
 from client.errors import BadSetting, EffaceError
-from server.storage.home import Home, HomeBusy, plain, write_atomic, write_json
+from client.files import write_atomic
+from server.storage.home import Home, HomeBusy, plain, write_json
 
 HOLD = """
 import sys, time
