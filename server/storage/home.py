@@ -243,7 +243,7 @@ class Home:
 
 def _shown(words: list[str]) -> list[str]:
     """Return a command line without the secrets in it: a lock's holder is shown to others."""
-    after = [""] + words[:-1]
+    after = ["", *words[:-1]]
     return [
         "***" if before.endswith("token") else word
         for before, word in zip(after, words, strict=True)
