@@ -1,25 +1,44 @@
 """The command `efface`. Nothing heavy is imported before a command needs it."""
 
+from typing import Annotated
+
 import typer
 
 from server.cli import bench, process, reading, running, site
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"efface {version('efface')}")
+        raise typer.Exit
+
+
 def _application() -> typer.Typer:
     made = typer.Typer(
         name="efface",
-        help="Federated unlearning: train one model over organisations, make it forget, and "
-        "show the evidence.",
         no_args_is_help=True,
-        add_completion=False,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
+    made.callback()(_shared)
     running.add_to(made)
     bench.add_to(made)
     reading.add_to(made)
     site.add_to(made)
     return made
+
+
+def _shared(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Train one model over several organisations, make it forget, and show the evidence."""
 
 
 app = _application()

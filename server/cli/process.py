@@ -3,6 +3,7 @@
 A reader that goes away, a closed stream or a full disk under one must not stop a request that runs.
 """
 
+import io
 import os
 import signal
 import sys
@@ -87,8 +88,8 @@ def guarded() -> Iterator[None]:
     if sys.stderr is None:
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (for as long as the process lives)
     for stream in (sys.stdout, sys.stderr):
-        if stream is not None:
-            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     sys.stderr = LastingStream(sys.stderr)
     signal.signal(signal.SIGTERM, _terminate)
     try:

@@ -98,7 +98,8 @@ def requests(
     ]
     head = ["Request", "Kind", "Of", "State", "Result", "Asked by", "Created (UTC)"]
     found = table(head, cells, text=len(head))
-    shown = [found] if rows else ["No request yet. Start with: efface train"]
+    none = f"No {state} request." if state else "No request yet. Start with: efface train"
+    shown = [found] if rows else [none]
     return Answer({"format": FORMAT, "requests": [request_document(r) for r in rows]}, shown)
 
 

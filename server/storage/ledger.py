@@ -43,6 +43,7 @@ from sqlalchemy.pool import StaticPool
 from sqlalchemy.types import TypeDecorator
 
 from client.errors import INTERRUPTED, DiskFull, EffaceError
+from client.files import FULL
 from server.storage.home import Home, plain
 
 Kind = Literal["train", "forget", "relearn"]
@@ -71,6 +72,7 @@ ERASED_SINCE = "erased-since"  # a stopped training knows what was erased after 
 
 LEDGER_FORMAT = 1
 NEW_ID_ATTEMPTS = 20
+SQLITE_ROOM = 256 * 1024  # bytes that SQLite's files beside the database need at least, and more
 CREATION_LOCK = 0xEFFACE  # any number that no other program on the database uses
 
 
@@ -309,6 +311,8 @@ class Ledger:
                 "For PostgreSQL: pip install 'psycopg[binary]' and postgresql+psycopg://..."
             ) from error
         except OSError as error:
+            if error.errno in FULL:
+                raise DiskFull(_no_room(parsed, error)) from error
             raise LedgerError(_unusable(parsed, error)) from error
         ledger._check_format(found, shown)
         return ledger
@@ -657,12 +661,8 @@ class Ledger:
         except IntegrityError:
             raise  # a broken rule, not a broken database
         except DBAPIError as error:
-            if _is_full(error.orig):
-                raise DiskFull(
-                    f"disk must have room for the ledger, got none left for "
-                    f"{self._engine.url.render_as_string()} ({error.orig}); free some space, then "
-                    "give the same command again"
-                ) from error
+            if _is_full(self._engine.url, error.orig):
+                raise DiskFull(_no_room(self._engine.url, error.orig)) from error
             raise LedgerError(_unusable(self._engine.url, error.orig)) from error
 
     def _move(self, session: Session, request_id: str, state: RequestState) -> _Request:
@@ -747,6 +747,13 @@ def _parse(url: URL | str) -> URL:
         ) from error
 
 
+def _no_room(url: URL, cause: object) -> str:
+    return (
+        f"disk must have room for the ledger, got none left for {url.render_as_string()} "
+        f"({cause}); free some space, then give the same command again"
+    )
+
+
 def _unusable(url: URL, cause: object) -> str:
     return (
         f"ledger must be a database that can be used, got {url.render_as_string()} ({cause}). "
@@ -754,8 +761,12 @@ def _unusable(url: URL, cause: object) -> str:
     )
 
 
-def _is_full(cause: BaseException | None) -> bool:
+def _is_full(url: URL, cause: BaseException | None) -> bool:
     name = getattr(cause, "sqlite_errorname", "")
+    if name.startswith(("SQLITE_IOERR", "SQLITE_CANTOPEN")) and url.database:
+        # For want of room beside the database it says no more than that.
+        folder = Path(url.database).parent
+        return folder.is_dir() and shutil.disk_usage(folder).free < SQLITE_ROOM
     return name == "SQLITE_FULL" or getattr(cause, "sqlstate", "") == "53100"
 
 

@@ -1,9 +1,11 @@
 """The command line on real components: a tiny federation on digits, in this process."""
 
+import errno
 import gzip
 import hashlib
 import json
 import math
+import os
 import shutil
 import sqlite3
 import subprocess
@@ -23,6 +25,7 @@ from typer.testing import CliRunner
 
 import server.runner
 from client.data import datasets
+from client.files import room_for
 from server.cli import app, running
 from server.cli.command import FAILED, NOT_VERIFIED, STOPPED, USAGE
 from server.evidence.costs import SpeedUp
@@ -299,10 +302,48 @@ def test_show_gives_a_versions_lineage_from_itself_to_the_root(forgotten: Efface
     assert "class 9" in forgotten("show", "v0002").stdout
 
 
-def test_lists_of_a_fresh_home_are_empty_and_say_how_to_start(empty: Efface) -> None:
-    assert "efface train" in empty("requests").stdout
-    assert "efface train" in empty("models").stdout
+def test_lists_before_there_is_a_home_are_empty_say_how_to_start_and_make_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+    assert run("requests").stdout == "No request yet. Start with: efface train\n"
+    assert run("models").stdout == "No version yet. Start with: efface train\n"
+    assert json.loads(run("requests", "--json").stdout)["requests"] == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_state_that_no_request_is_in_is_said_as_such(trained: Efface) -> None:
+    assert trained("requests", "--state", "aborted").stdout == "No aborted request.\n"
+
+
+def test_a_demonstration_of_a_class_that_is_not_there_is_refused_before_training(
+    empty: Efface,
+) -> None:
+    done = empty("demo", *TINY, "--class", "77")
+
+    assert done.exit_code == USAGE
+    assert "class must lie in [0, 10), got 77" in done.stderr
     assert empty.json("requests")["requests"] == []
+
+
+def test_a_disk_that_fills_up_interrupts_a_request_that_then_goes_on(
+    trained: Efface, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, data: bytes, *, durable_name: bool = True) -> None:
+        with room_for(path):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr("server.storage.journal.write_atomic", full)
+        done = trained("forget", "--class", "9", "--json")
+
+    assert done.exit_code == FAILED
+    assert json.loads(done.stdout)["code"] == "disk-full"
+    assert "got none left (No space left on device)" in done.stderr
+    [_, request] = trained.json("requests")["requests"]
+    assert (request["state"], request["reason_code"]) == ("interrupted", "disk-full")
+    assert trained.json("forget", "--class", "9")["request"] == request["id"]
 
 
 def test_a_report_is_written_again_from_the_record(forgotten: Efface, tmp_path: Path) -> None:
@@ -785,6 +826,7 @@ def test_an_error_is_a_document_too(trained_home: Path) -> None:
     assert json.loads(done.stdout) == {
         "format": 1,
         "error": "BadSetting",
+        "code": "bad-setting",
         "message": "class must lie in [0, 10), got 10",
         "exit_code": USAGE,
     }
