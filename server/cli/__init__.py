@@ -38,7 +38,7 @@ def _shared(
         ),
     ] = False,
 ) -> None:
-    """Train one model over several organisations, make it forget, and show the evidence."""
+    """Federated unlearning: train one model, make it forget, and show the evidence."""
 
 
 app = _application()

@@ -130,7 +130,8 @@ class Service(Workspace):
         )
         self.note_warnings(row, checked.warnings)
         if settings.data and settings.simulated:
-            keep_stores(self.home.clients, inherited(RunSettings(), checked.base), checked.settings)
+            before = inherited(RunSettings(engine=settings.engine), checked.base)
+            keep_stores(self.home.clients, before, checked.settings)
         if checked.chosen is not None:
             self.note_choice(row, checked.chosen)
         return resolve(row, self.registry, checked.settings, checked.situation.data)

@@ -336,14 +336,16 @@ def test_a_disk_that_fills_up_interrupts_a_request_that_then_goes_on(
 
     with monkeypatch.context() as patched:
         patched.setattr("server.storage.journal.write_atomic", full)
-        done = trained("forget", "--class", "9", "--json")
+        done = trained("forget", "--class", "9", "--accept", "not-shown", "--json")
 
     assert done.exit_code == FAILED
     assert json.loads(done.stdout)["code"] == "disk-full"
     assert "got none left (No space left on device)" in done.stderr
     [_, request] = trained.json("requests")["requests"]
     assert (request["state"], request["reason_code"]) == ("interrupted", "disk-full")
-    assert trained.json("forget", "--class", "9")["request"] == request["id"]
+    assert (
+        trained.json("forget", "--class", "9", "--accept", "not-shown")["request"] == request["id"]
+    )
 
 
 def test_a_report_is_written_again_from_the_record(forgotten: Efface, tmp_path: Path) -> None:
@@ -384,7 +386,7 @@ def test_methods_say_what_they_need_and_what_an_option_must_be() -> None:
     assert [name for name, one in found.items() if one["history"]] == ["federaser"]
     assert [name for name, one in found.items() if one["server_data"]] == ["influential-ce"]
     refused = {name for name, one in found.items() if not one["secure_aggregation"]}
-    assert refused == {"federaser", "s2u"}
+    assert refused == {"federaser", "fedosd", "s2u"}
     assert found["s2u"]["rules"] == {
         "down": "lie in [0, 1]",
         "up": "be at least 1",

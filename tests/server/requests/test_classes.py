@@ -18,6 +18,7 @@ from client.data.datasets import load
 from client.errors import BadSetting
 from server.cli import app
 from server.cli.command import FAILED, USAGE
+from server.evidence.record import to_json
 from server.format import class_text
 from server.nodes.class_names import ClassesDiffer, differences
 from server.nodes.engines.inline import InlineGrid
@@ -160,7 +161,7 @@ def test_the_demonstration_takes_a_name_and_refuses_an_unknown_one_at_once(
     assert done.exit_code == USAGE
     assert "class must be a class's name or number, got 'boot'" in done.output
     assert efface.json("requests")["requests"] == []
-    easy = ["--max-forget-accuracy", "100", "--max-relearning-gap", "100"]
+    easy = ["--max-forget-accuracy", "100", "--accept", "not-shown"]
     shown = efface(*words, *easy, "--class", "trouser")
     assert "forgot class 3 (Trouser) in v0002" in shown.stdout, shown.output
 
@@ -287,9 +288,9 @@ def ask(home: Path, client: Callable[[Message, Context], Message], **more: Any) 
         **more,
     }
     service = Service.open(Home(home))
-    row = service.prepare(RunSettings(**told).check())
+    request = service.prepare(RunSettings(**told).check())
     with InlineGrid(client, 2) as inner:
-        return service.execute(row.id, NamedGrid(inner, 60.0, 0.005), Quiet())
+        return to_json(service.execute(request, NamedGrid(inner, 60.0, 0.005), Quiet()))
 
 
 class Quiet:

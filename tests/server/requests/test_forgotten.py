@@ -15,11 +15,12 @@ from client.data.identity import identity
 from client.errors import BadSetting, DataError, EffaceError
 from client.store import Store
 from client.wire import ForgetSpec
+from server.evidence.record import to_json
+from server.format import target_text
 from server.nodes.engines import superlink
 from server.nodes.engines.inline import InlineGrid
 from server.nodes.federation import Round
 from server.nodes.grid import ClientsMissing, NamedGrid
-from server.report import display
 from server.requests import forgotten, records
 from server.requests.data import shares
 from server.requests.intake import Service
@@ -42,6 +43,7 @@ JOB: dict[str, Any] = {
     "method_options": "recover-epochs=2,threshold=100",
     "max_forget_accuracy": 100.0,
     "max_relearning_gap": 100.0,
+    "accept": "not-shown",
     "engine": "inline",
     "device": "cpu",
 }
@@ -80,7 +82,7 @@ def settings(home: Path, mode: str, **more: Any) -> RunSettings:
 
 
 def ask(home: Path, mode: str, listener: Listening | None = None, **more: Any) -> dict[str, Any]:
-    return run(settings(home, mode, **more), listener or Listening())
+    return to_json(run(settings(home, mode, **more), listener or Listening()))
 
 
 def service(home: Path) -> Service:
@@ -239,9 +241,9 @@ def test_a_forgotten_clients_share_is_refused_to_others(trained: Path) -> None:
 
 def test_demonstrations_are_federations_of_their_own(without_9: Path) -> None:
     told = settings(without_9, "train", rounds=1, local_steps=4)
-    demo(told, Listening(), forget_class=3)
-    shown = demo(told, Listening(), forget_class=3)  # once more, although 3 and 9 were forgotten
-    assert shown["model_version"]
+    demo(told, Listening(), forget="3")
+    shown = demo(told, Listening(), forget="3")  # once more, although 3 and 9 were forgotten
+    assert shown.model_version
     # And what they forget and relearn is nobody else's.
     with pytest.raises(BadSetting, match=r"allow-forgotten r0002$"):
         ask(without_9, "train", num_clients=4)
@@ -281,7 +283,7 @@ def test_real_nodes_are_those_that_a_superlink_reaches(
         with pytest.raises(BadSetting, match=r"client site-c \(forgotten by r0002"):
             service(home).prepare(asked)
         return
-    row = service(home).prepare(asked)
+    row = service(home).prepare(asked).row
     # Which clients are there is known when it starts: a name that was forgotten is refused.
     forgotten.check_clients(ledger, row, asked, ["site-a", "site-b"])
     with pytest.raises(BadSetting, match=r"client site-c \(forgotten by r0002"):
@@ -339,8 +341,8 @@ def test_the_list_has_classes_and_clients_with_their_requests(without_9: Path) -
     assert card["erased"] == erased
     record = records.read(Home(without_9), ledger.request("r0005"))
     assert record is not None
-    assert record["has_forgotten"] == erased
-    assert display.target_text(card["erased"]) == "class 8 and client client-1"
+    assert to_json(record)["has_forgotten"] == erased
+    assert target_text(card["erased"]) == "class 8 and client client-1"
     page = (without_9 / "reports" / "r0005.html").read_text()
     assert "class 8 and client client-1" in page
     # What was relearned is retained again; what is forgotten is class 8 alone.
@@ -376,11 +378,12 @@ def without(
     """Run a request while one client is not online; none is gone if `gone` is empty."""
     opened = service(home)
     monkeypatch.setenv("EFFACE_STORE", str(opened.home.clients))
-    row = opened.prepare(settings(home, mode, join_timeout=0.05, **told))
+    request = opened.prepare(settings(home, mode, join_timeout=0.05, **told))
     with InlineGrid(client, JOB["num_clients"]) as inner:
         everybody = inner.get_nodes()
         monkeypatch.setattr(inner, "get_nodes", lambda: [n for n in everybody if n.name != gone])
-        return opened.execute(row.id, NamedGrid(inner, 60.0, 0.005), listener or Listening())
+        done = opened.execute(request, NamedGrid(inner, 60.0, 0.005), listener or Listening())
+        return to_json(done)
 
 
 def store(home: Path, name: str) -> Store:
@@ -410,13 +413,13 @@ def test_clients_that_are_missed_before_they_have_names_fail_the_request_too(
     trained: Path,
 ) -> None:
     opened = service(trained)
-    row = opened.prepare(settings(trained, "forget", forget_classes="3"))
+    request = opened.prepare(settings(trained, "forget", forget_classes="3"))
 
     def ready() -> None:
         raise ClientsMissing("clients online must be at least 3, got 2")
 
     with InlineGrid(app, 3) as inner, pytest.raises(ClientsMissing):
-        opened.execute(row.id, NamedGrid(inner, 60.0, 0.005), Listening(), ready)
+        opened.execute(request, NamedGrid(inner, 60.0, 0.005), Listening(), ready)
     assert requests(trained)[-1] == ("r0002", "failed")
 
 
