@@ -1,6 +1,8 @@
 """What the project says about itself is true: help, README, JSON contract, defaults."""
 
+import importlib
 import json
+import pkgutil
 import re
 import tomllib
 from collections.abc import Iterator
@@ -13,7 +15,11 @@ import pytest
 import typer.main
 from typer.testing import CliRunner
 
+import client
+import server
+import strategies
 from benchmarks.quote import QUOTE, RESULTS, quoted
+from client.errors import EffaceError
 from server.cli import app
 from server.cli.options import NAMED_DIFFERENTLY, OPTIONS
 from server.settings import RunSettings
@@ -202,3 +208,22 @@ def test_the_parts_of_a_document_hold_the_documented_keys(
     part = documents[name][key]
 
     assert set(part[0] if isinstance(part, list) else part) == set(re.findall(r"`(\w+)`", words))
+
+
+def test_every_error_has_a_code_of_its_own_and_all_are_documented() -> None:
+    for package in (client, strategies, server):
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            importlib.import_module(module.name)
+    ours = ("client", "strategies", "server")
+    kinds = {k for k in _below(EffaceError) if k.__module__.partition(".")[0] in ours}
+    codes = [vars(kind)["code"] for kind in kinds]
+    assert len(set(codes)) == len(codes)
+    section = JSON.split("\n## Codes\n")[1].split("\n## ")[0]
+    told = re.findall(r"^\| `([a-z-]+)` \|", section, re.MULTILINE)
+    assert sorted(told) == sorted([*codes, "unexpected"])
+
+
+def _below(kind: type) -> Iterator[type]:
+    yield kind
+    for below in kind.__subclasses__():
+        yield from _below(below)

@@ -13,6 +13,8 @@ SMOOTHING: Final = 0.1  # percentage points
 
 Row = dict[str, Any]
 
+FURTHER: Final = "Retrained, seed "  # and the seed: a row's `method`
+
 
 @dataclass(frozen=True)
 class Column:
@@ -192,6 +194,16 @@ def _original(result: Mapping[str, Any]) -> Row:
     return row
 
 
+def further_retrained(seed: int) -> str:
+    """Return what a Retrained that was trained from another seed is called, in `method`."""
+    return f"{FURTHER}{seed}"
+
+
+def is_further_retrained(method: str) -> bool:
+    """Return whether a row's `method` is a Retrained of another seed, which serves the spread."""
+    return method.startswith(FURTHER)
+
+
 def _retrained(result: Mapping[str, Any]) -> Row:
     row = _head(result, "Retrained")
     record = result["record"]
@@ -206,7 +218,7 @@ def _retrained(result: Mapping[str, Any]) -> Row:
 
 def _oracle(result: Mapping[str, Any]) -> Row:
     """Return the row of a Retrained that was trained from another seed."""
-    row = _head(result, f"Retrained, seed {result['oracle']}")
+    row = _head(result, further_retrained(result["oracle"]))
     if result["state"] == "done":
         _scores(row, result["record"]["recovered"], None)
         _costs(row, result["record"], OF_THE_REQUEST)

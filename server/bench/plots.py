@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from server.bench.columns import COLUMNS, Row
+from server.bench.columns import COLUMNS, Row, is_further_retrained
 from server.bench.recipe import Level, Recipe, slug
 from server.bench.table import by_class
 from server.evidence.phases import OF_THE_REQUEST
@@ -154,7 +154,7 @@ def _by_class(results: Sequence[Result], title: str) -> Figure:
     """A table in colours: models down, classes across, the mean over seeds."""
     values: dict[tuple[str, int], list[float]] = {}
     for row in by_class(results):
-        if row["accuracy"] is not None and not row["method"].startswith("Retrained, seed"):
+        if row["accuracy"] is not None and not is_further_retrained(row["method"]):
             name = ", ".join(filter(None, [row["method"], row["sweep"]]))
             values.setdefault((name, row["class"]), []).append(row["accuracy"])
     models = list(dict.fromkeys(name for name, _ in values))
@@ -182,7 +182,7 @@ def _by_class(results: Sequence[Result], title: str) -> Figure:
 def _costs(rows: Sequence[Row], title: str) -> Figure:
     """Bars, the mean over seeds; a cost of nothing has no bar, and its number says so."""
     lines = [r for r in rows if r["state"] == "done" and r["method"] != "Original"]
-    lines = [r for r in lines if not r["method"].startswith("Retrained, seed")]
+    lines = [r for r in lines if not is_further_retrained(r["method"])]
     label = {id(r): ", ".join(filter(None, [r["method"], r["sweep"]])) for r in lines}
     models = list(dict.fromkeys(label.values()))
     figure = Figure(figsize=(11, 0.9 + 0.5 * len(models)), layout="constrained")
@@ -261,7 +261,7 @@ def _sweep(rows: Sequence[Row], title: str) -> Figure:
     figure = Figure(figsize=(9.5, 4.4), layout="constrained")
     left, right = figure.subplots(1, 2)
     models = list(dict.fromkeys(r["method"] for r in rows if r["state"] == "done"))
-    models = [model for model in models if not model.startswith("Retrained, seed")]
+    models = [model for model in models if not is_further_retrained(model)]
     values = list(dict.fromkeys(r["sweep"] for r in rows))
     colour = colours(models)
     settings = [value.partition("=")[2] for value in values]

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from server.bench.columns import COLUMNS, OF_COSTS, Row
+from server.bench.columns import COLUMNS, OF_COSTS, Row, further_retrained, is_further_retrained
 from server.bench.recipe import Recipe
 
 NOTHING: Final = "–"
@@ -119,7 +119,7 @@ def _lines(rows: Sequence[Row], *, steps: bool) -> Iterator[tuple[str, list[Row]
     """
     groups: dict[tuple[str, int, str], list[Row]] = {}
     for row in rows:
-        if not row["method"].startswith("Retrained, seed"):
+        if not is_further_retrained(row["method"]):
             groups.setdefault((row["sweep"], row["step"], row["method"]), []).append(row)
     first = {"Original": 0, "Retrained": 1}
     places = list(dict.fromkeys(key[:2] for key in groups))
@@ -186,7 +186,7 @@ def by_class(results: Iterable[Mapping[str, Any]]) -> Iterator[Row]:
         if tuple(place.values()) not in opened and record["retrained"]:
             opened.add(tuple(place.values()))
             models |= {"Original": record["original"], "Retrained": record["retrained"]}
-        name = result["method"] or f"Retrained, seed {result['oracle']}"
+        name = result["method"] or further_retrained(result["oracle"])
         models[name] = record["recovered"]
         for model, scores in models.items():
             for label, accuracy in enumerate(scores["per_class_accuracy"]):

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
-from rich.console import Console, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.progress import (
     BarColumn,
     Progress,
@@ -28,6 +28,12 @@ MODELS: Final = ("original", "retrained", "unlearned", "recovered", "relearned")
 # The request's own first, then what it is compared with.
 ROWS: Final = (*(phase for phase in PHASES if phase != "retrain"), "retrain")
 NOTHING: Final = "–"
+UNBROKEN: Final = 12  # characters of a cell that stay on one line: ids, states, numbers
+# Columns that a narrow terminal does without, in this order.
+LEAST_IMPORTANT: Final = (
+    *("Federation", "Created (UTC)", "Since (UTC)", "Still known by", "Asked by", "From"),
+    *("Secure aggregation", "Holders online", "Needs", "Request", "Method"),
+)
 BETWEEN: Final = "preparing and measuring"
 
 
@@ -264,11 +270,33 @@ def speed_up_line(record: Record) -> str:
     return f"{line} (times shorter with {counted} counted: {amortised} requests)."
 
 
+class FittingTable(Table):
+    """A table whose ids and numbers are never broken: a narrow terminal gets fewer columns."""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Leave out columns, the least important first, until the others have room."""
+        for name in LEAST_IMPORTANT:
+            if self._least() <= options.max_width:
+                break
+            self.columns = [column for column in self.columns if column.header != name]
+        yield from super().__rich_console__(console, options)
+
+    def _least(self) -> int:
+        """Return the width below which a column that must not be broken would be."""
+        widths = []
+        for column in self.columns:
+            longest = max(map(len, (str(column.header), *map(str, column.cells))))
+            widths.append(longest if column.no_wrap else min(longest, UNBROKEN))
+        return sum(widths) + 3 * (len(widths) - 1)
+
+
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, text: int = 1) -> Table:
     """Return a plain table; columns after the first `text` hold numbers and stand right."""
-    made = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="bold")
+    made = FittingTable(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="bold")
     for position, name in enumerate(columns):
-        made.add_column(name, justify="left" if position < text else "right", overflow="fold")
+        short = all(len(row[position]) <= UNBROKEN for row in rows)
+        justify: Literal["left", "right"] = "left" if position < text else "right"
+        made.add_column(name, justify=justify, overflow="fold", no_wrap=short)
     for row in rows:
         made.add_row(*(_literal(cell) for cell in row))
     return made
