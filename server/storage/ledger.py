@@ -3,6 +3,9 @@
 SQLite in the server home by default, PostgreSQL by EFFACE_DATABASE_URL. Rows leave this module as
 frozen dataclasses. Every change is one transaction; a version enters together with the end of its
 request, or not at all.
+
+It is long because the tables, the rows that leave and the transactions between them are one rule:
+what is not done here cannot happen to a request.
 """
 
 import os
