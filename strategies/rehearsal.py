@@ -3,6 +3,8 @@
 `planned` runs the method itself on it, before any node is asked. No model is trained; what nodes
 would measure is not known, and so the method is run three times: as planned, and with the answers
 that make it shortest and longest.
+
+It is long because the rehearsal answers every question that a federation answers, in one class.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

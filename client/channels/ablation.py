@@ -1,6 +1,8 @@
 """What a model loses without each of its channels, exactly and in far less than a pass for each.
 
 Shapes: n and B images, C channels, K classes, H rows, W columns, P copies.
+
+It is long because the pass that copies only what differs needs a rule for each kind of layer.
 """
 
 import copy

@@ -9,6 +9,8 @@ Each file holds the key of what its result depends on: the recipe's part, the ki
 the code of the clients, the method, the coordinator that runs and times it, and the measuring. A
 file with another key is made again. `FORMAT` stands for this file; versions of libraries and the
 machine have no part in it.
+
+It is long because training, methods, Retrained and the attack share a cell's homes and keys.
 """
 
 import contextlib

@@ -1,4 +1,7 @@
-"""The commands that read what the home holds: requests, show, models, report, methods, evaluate."""
+"""The commands that read what the home holds: requests, show, models, report, methods, evaluate.
+
+It is long because its commands share how rows, times and targets are shown.
+"""
 
 from collections.abc import Sequence
 from contextlib import suppress

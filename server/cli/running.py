@@ -1,4 +1,7 @@
-"""The commands that work with the clients: demo, train, forget, relearn."""
+"""The commands that work with the clients: demo, train, forget, relearn.
+
+It is long because each command declares its options with their help, beside what it prints.
+"""
 
 import logging
 from collections.abc import Iterator

@@ -1,4 +1,7 @@
-"""The commands of a site's operator: what a node's store holds, and data files."""
+"""The commands of a site's operator: what a node's store holds, and data files.
+
+It is long because each command declares its options with their help, beside what it prints.
+"""
 
 import os
 from pathlib import Path

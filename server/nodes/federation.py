@@ -1,4 +1,7 @@
-"""The federation as methods see it, over Flower's Grid: rounds that are timed, counted, resumed."""
+"""The federation as methods see it, over Flower's Grid: rounds that are timed, counted, resumed.
+
+It is long because rounds and questions share the traffic, the costs and the journal they count in.
+"""
 
 import time
 from collections.abc import Callable, Iterator, Sequence

@@ -3,6 +3,8 @@
 Each function returns one `<svg>` element to be set inside an HTML page. Text stays text, the same
 numbers give the same bytes, and every colour is a CSS variable with a fall-back, so that one plot
 serves a light page, a dark page and paper: the page sets `--plot-forget` and the others.
+
+It is long because the plots share one style, and a plot is drawn element by element.
 """
 
 import io

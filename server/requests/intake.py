@@ -2,6 +2,8 @@
 
 `prepare` checks a request to train, forget or relearn; nothing has started when it fails. `execute`
 has what was written down carried out on any engine's grid, and a stopped one goes on from there.
+
+It is long because all that can be wrong with a request is checked here, before anything starts.
 """
 
 from collections.abc import Callable
@@ -23,7 +25,6 @@ from server.requests.cautions import cautions, check_left
 from server.requests.classes import card_names, check_as_trained, numbered
 from server.requests.context import Work
 from server.requests.data import (
-    check_samples,
     check_shares,
     check_simulation,
     keep_stores,
@@ -238,7 +239,6 @@ class Service(Workspace):
             data=data,
             shares=shares(settings, data),
             kept=self.history(base.card),
-            check_samples=check_samples,
             server_examples=samples,
             trained_on=self.ledger.request(root.request).settings["engine"],
             trained_by=root.card["hardware"],

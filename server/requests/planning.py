@@ -7,7 +7,7 @@ chooses by it.
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -17,6 +17,7 @@ from client.data.datasets import DataSet
 from client.errors import BadSetting
 from client.learning.models import ModelSpec
 from server.nodes.federation import Cost
+from server.requests.data import check_samples
 from server.requests.holdings import assumed, counted, holdings
 from server.requests.pace import Pace, pace_of
 from server.requests.shown import SHOWN
@@ -68,7 +69,6 @@ class Situation:
         shares: Positions of the simulated nodes' examples in its training part; None where nodes
             have data of their own.
         kept: Updates stored in its training, if there are any.
-        check_samples: Refuses settings whose `server-samples` do not serve their method.
         server_examples: Examples that the coordinator owns.
         trained_on: Engine of its training.
         trained_by: Machine of its training.
@@ -81,7 +81,6 @@ class Situation:
     data: DataSet | None
     shares: Sequence[Tensor] | None
     kept: History | None
-    check_samples: Callable[[RunSettings, DataSet | None], None]
     server_examples: int
     trained_on: str
     trained_by: str
@@ -176,7 +175,7 @@ class Situation:
             )
         try:
             if needs.server_data:
-                self.check_samples(_named(self.settings, name), self.data)
+                check_samples(_named(self.settings, name), self.data)
             self.planned(name)
         except (BadSetting, NothingTouched) as error:
             return str(error)

@@ -4,6 +4,9 @@ SQLite in the server home by default, PostgreSQL by EFFACE_DATABASE_URL. Rows le
 frozen dataclasses. Every change is one transaction; a version enters together with the end of its
 request, or not at all. Whoever only looks reads a copy in memory (`Ledger.read`), so that a home
 can be read that cannot be written.
+
+It is long because the tables, the rows that leave and the transactions between them are one rule:
+what is not done here cannot happen to a request.
 """
 
 import os

@@ -6,6 +6,8 @@
 The files are on the disk before the ledger knows of them; the ledger's one transaction makes them a
 version. A crash in between leaves a folder without a row, which `Registry.sweep` removes.
 Weights are never pickled.
+
+It is long because writing, reading and sweeping a version rest on the same rules of its files.
 """
 
 import hashlib

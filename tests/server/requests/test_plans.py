@@ -106,7 +106,6 @@ def situation(job: str, level: str, name: str) -> Situation:
         data=datasets.load("digits") if simulated else None,
         shares=nodes,
         kept=SimpleNamespace(clients=lambda: stored),  # type: ignore[arg-type]
-        check_samples=lambda settings, data: None,
         server_examples=100,
         trained_on="inline",
         trained_by="a machine",
@@ -128,6 +127,7 @@ def test_what_a_method_does_is_what_it_said_of_itself_where_that_was_right(
     job: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: 1)
+    monkeypatch.setattr("server.requests.planning.check_samples", lambda settings, data: None)
     kept = json.loads(Path(__file__).with_name("plans.json").read_text())
     seen = 0
     for level in TARGETS:
