@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.serverapp import Grid
+from sqlalchemy.exc import SQLAlchemyError
 
 from client import wire
 from client.errors import EffaceError, kind_of, split_mark
@@ -32,7 +33,7 @@ from server.requests.progress import EventFile, Listener, Listeners
 from server.requests.resolved import ResolvedRequest
 from server.settings import RunSettings, essence, parse
 from server.storage.home import Home, write_json
-from server.storage.ledger import RequestRow
+from server.storage.ledger import Ledger, RequestRow, database_url
 from server.storage.registry import DEMO_PREFIX
 from strategies.rounds.base import Failure
 
@@ -122,8 +123,26 @@ def _ray(home: Home, request: ResolvedRequest, settings: RunSettings, listener: 
 
 def _superlink(home: Home, row: RequestRow, settings: RunSettings, listener: Listener) -> Record:
     connection = settings.superlink
-    events = home.runs / row.id / "events.jsonl"
-    seen = _Tail(events, listener)
+    seen = _Tail(home.runs / row.id / "events.jsonl", listener)
+    with Ledger.open(database_url(home)) as ledger:
+        ended = _Ending(ledger, row.id)
+        run_id = _submitted(home, row, settings)
+        try:
+            superlink.wait(
+                run_id, connection, on_poll=seen.read, ended=ended, deadline=SUPERLINK_DEADLINE
+            )
+        except KeyboardInterrupt:
+            superlink.stop(run_id, connection)
+            raise
+        except superlink.RunFailedError as error:
+            seen.read()
+            return _after_failure(home, row.id, error)
+    seen.read()
+    return _record(home, Service.open(home).ledger.request(row.id))
+
+
+def _submitted(home: Home, row: RequestRow, settings: RunSettings) -> int:
+    """Hand a request to the SuperLink; return Flower's id of the run."""
     with tempfile.TemporaryDirectory() as folder:
         # The defaults travel in the bundle: -c may set only keys that are in it.
         app = superlink.stage_app(Path(folder) / "app", defaults())
@@ -135,20 +154,10 @@ def _superlink(home: Home, row: RequestRow, settings: RunSettings, listener: Lis
             "join-timeout": settings.join_timeout,
         }
         try:
-            run_id = superlink.submit(app, connection, told)
+            return superlink.submit(app, settings.superlink, told)
         except EffaceError as error:
             _give_up(home, row, error)
             raise
-    try:
-        superlink.wait(run_id, connection, on_poll=seen.read, deadline=SUPERLINK_DEADLINE)
-    except KeyboardInterrupt:
-        superlink.stop(run_id, connection)
-        raise
-    except superlink.RunFailedError as error:
-        seen.read()
-        return _after_failure(home, row.id, error)
-    seen.read()
-    return _record(home, Service.open(home).ledger.request(row.id))
 
 
 def _give_up(home: Home, row: RequestRow, error: EffaceError) -> None:
@@ -333,6 +342,22 @@ class LogListener:
         log.info("%s", text)
 
 
+class _Ending:
+    """Says whether a request's work has ended, by its state in the ledger."""
+
+    def __init__(self, ledger: Ledger, request: str) -> None:
+        self.ledger, self.request, self.ran = ledger, request, False
+
+    def __call__(self) -> bool:
+        """Return whether it has; a request that goes on is interrupted until its run begins."""
+        try:
+            state = self.ledger.request(self.request).state
+        except (EffaceError, SQLAlchemyError):
+            return False  # a database that restarts; Flower is asked in any case, only later
+        self.ran = self.ran or state == "running"
+        return state in ("done", "failed", "aborted") or (state == "interrupted" and self.ran)
+
+
 class _Tail:
     """Reads the events that another process appends, and passes them on."""
 
@@ -340,10 +365,11 @@ class _Tail:
         self.path, self.listener = path, listener
         self.position = path.stat().st_size if path.exists() else 0
 
-    def read(self) -> None:
-        """Pass on what is new."""
+    def read(self) -> bool:
+        """Pass on what is new; return whether there was anything."""
         if not self.path.exists():
-            return
+            return False
+        before = self.position
         with self.path.open() as file:
             file.seek(self.position)
             for line in file:
@@ -351,6 +377,7 @@ class _Tail:
                     break
                 self.position += len(line.encode())
                 self._pass_on(json.loads(line))
+        return self.position > before
 
     def _pass_on(self, event: dict[str, Any]) -> None:
         if event["event"] == "note":

@@ -1,7 +1,8 @@
 """A real federation on loopback: SuperLink with TLS, one SuperNode process per name.
 
 Certificates, keys, the connection file and the registrations are made by the very script that
-operators use (deploy/make_federation.py). Everything started here stops with the context.
+operators use (deploy/make_federation.py). Everything started here stops with the context, and on
+Linux also when the tests are interrupted or killed: see tests/supervisor.py.
 """
 
 import json
@@ -19,6 +20,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from tests.supervisor import supervised
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DEPLOY_SCRIPT = REPOSITORY / "deploy" / "make_federation.py"
@@ -58,13 +61,13 @@ class RunningFederation:
         return (self.folder / "logs" / f"{name}.log").read_text(errors="replace")
 
     def start(self, name: str, command: Sequence[str | Path]) -> subprocess.Popen[bytes]:
-        """Start `command` in a process group, with its own Flower home and log file."""
+        """Start `command` under a supervisor, with its own Flower home and log file."""
         home = self.folder / "homes" / name  # as on a machine of its own
         home.mkdir(parents=True, exist_ok=True)
         (self.folder / "logs").mkdir(exist_ok=True)
         with (self.folder / "logs" / f"{name}.log").open("wb") as log:
             process = subprocess.Popen(
-                [str(part) for part in command],
+                supervised(command),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -142,13 +145,13 @@ class RunningFederation:
     def stop(self, seconds: float = 15.0) -> None:
         """Stop every process: politely first, by force after `seconds`."""
         for process in self.processes.values():
-            _signal_group(process, signal.SIGTERM)
+            process.terminate()  # the supervisor asks the command, and ends what is left
         deadline = time.monotonic() + seconds
         for process in self.processes.values():
             try:
                 process.wait(max(0.1, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
-                _signal_group(process, signal.SIGKILL)
+                process.kill()
                 process.wait(10)
         # Grandchildren watch their parent and end by themselves within a second or so.
         while self.left_over() and time.monotonic() < deadline:
@@ -294,11 +297,3 @@ def wait_until(condition: Callable[[], bool], federation: RunningFederation, lim
             )
             raise AssertionError(f"federation did not start (ended: {ended})\n{logs}")
         time.sleep(0.2)
-
-
-def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
-    """Signal a process group whose leader is `process`; do nothing when it is gone."""
-    try:
-        os.killpg(process.pid, number)
-    except ProcessLookupError:
-        return

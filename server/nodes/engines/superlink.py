@@ -6,7 +6,7 @@ here touches a model: the apps are the same on every engine.
 
     app = stage_app(folder, defaults)
     run_id = submit(app, "lab", {"request": "r0002"})
-    result = wait(run_id, "lab", on_poll=progress.refresh, deadline=3600.0)
+    result = wait(run_id, "lab", on_poll=progress.refresh, ended=request.ended, deadline=3600.0)
 """
 
 import json
@@ -35,7 +35,10 @@ ENVIRONMENT = {
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
 }
 COMMAND_SECONDS = 120.0  # one `flwr` command; it takes about one second
-POLL_SECONDS = 2.0  # every poll is a new `flwr` process, one second of a core
+ASK_SECONDS = 2.0  # every question is a new `flwr` process, one second of a core
+POLL_SECONDS = 0.3  # between two looks at what costs next to nothing: the events, the ledger
+QUIET_SECONDS = 15.0  # a run that is silent for longer is asked after: it may have failed
+MOST_QUIET_SECONDS = 60.0  # and then less and less often, since a round may be long
 OUTAGE_SECONDS = 120.0  # a SuperLink may restart under a run (DEPLOY.md) and the run goes on
 LOG_LINES = 20
 # flwr's own text for every failure to connect, TLS included.
@@ -254,12 +257,17 @@ def wait(
     run_id: int,
     connection: str,
     *,
-    on_poll: Callable[[], None] | None = None,
+    on_poll: Callable[[], bool | None] | None = None,
+    ended: Callable[[], bool] | None = None,
     deadline: float = math.inf,
-    poll_seconds: float = POLL_SECONDS,
+    ask_seconds: float = ASK_SECONDS,
     flwr_home: Path | None = None,
 ) -> RunResult:
     """Wait until the run has completed.
+
+    To ask Flower takes a process of its own, with a second of CPU. With `ended`, Flower is asked
+    only when that says yes, or when nothing was heard of the run for 15 seconds, and then after
+    ever longer pauses, up to a minute. Without it Flower alone knows, and is asked all the time.
 
     Ctrl-C, an error in `on_poll` and a passed deadline stop the run first. A SuperLink that does
     not answer is asked again for two minutes: it may be restarting, and then the run goes on.
@@ -267,9 +275,11 @@ def wait(
     Args:
         run_id: As `submit` returned it.
         connection: Name in Flower's connection file.
-        on_poll: Called after every look at the run, for example to move a progress bar.
+        on_poll: Called several times a second with `ended`, else after every question; for
+            example to move a progress bar. True says that something new was heard of the run.
+        ended: Cheap to call; returns whether the run's work is over, as far as the caller can see.
         deadline: Seconds from now until the run must have ended.
-        poll_seconds: Seconds between two looks.
+        ask_seconds: Seconds between two questions to Flower without `ended`, or once that is true.
         flwr_home: Folder of the connection file; None takes $FLWR_HOME, else ~/.flwr.
 
     Raises:
@@ -277,24 +287,25 @@ def wait(
         UnreachableError: If the SuperLink stays away; the run may still be going on there.
     """
     limit = time.monotonic() + deadline
-    last_answer = time.monotonic()
+    asking = _Asking(ask_seconds, watched=ended is not None)
     while True:
         try:
-            try:
-                result = status(run_id, connection, flwr_home=flwr_home)
-                last_answer = time.monotonic()
-            except UnreachableError as error:
-                if time.monotonic() - last_answer > OUTAGE_SECONDS:
-                    error.add_note(f"Run {run_id} may still be going on there.")
-                    raise
-                result = None
+            result = None
+            heard = bool(on_poll()) if on_poll is not None else False
+            if asking.due(heard, ended is not None and ended()):
+                try:
+                    result = status(run_id, connection, flwr_home=flwr_home)
+                    asking.answered()
+                except UnreachableError as error:
+                    if asking.unanswered() > OUTAGE_SECONDS:
+                        error.add_note(f"Run {run_id} may still be going on there.")
+                        raise
             if result is not None and result.finished:
                 break
-            if on_poll is not None:
-                on_poll()
             if time.monotonic() > limit:
                 raise TimeoutError
-            time.sleep(min(poll_seconds, max(0.0, limit - time.monotonic())))
+            pause = ask_seconds if ended is None else POLL_SECONDS
+            time.sleep(min(pause, max(0.0, limit - time.monotonic())))
         except UnreachableError:
             raise
         except BaseException as error:
@@ -314,6 +325,48 @@ def wait(
             + _last_lines(run_id, connection, flwr_home)
         )
     return result
+
+
+class _Asking:
+    """Decides when `wait` asks Flower how the run stands."""
+
+    def __init__(self, ask_seconds: float, *, watched: bool) -> None:
+        """Begin now; `watched` says that the caller sees the run by itself."""
+        self.ask_seconds, self.watched = ask_seconds, watched
+        self.over = False
+        self.outage: float | None  # since when the SuperLink has not answered
+        self._hear()
+
+    def _hear(self) -> None:
+        self.outage = None
+        self.pause = QUIET_SECONDS if self.watched else 0.0
+        self.next = time.monotonic() + self.pause
+
+    def due(self, heard: bool, over: bool) -> bool:
+        """Return whether to ask now, after a look that found these two."""
+        if over and not self.over:
+            self.next = time.monotonic()
+        elif heard and not over:
+            self._hear()
+        self.over = over
+        return time.monotonic() >= self.next
+
+    def answered(self) -> None:
+        """Note that Flower was asked and has answered."""
+        self.outage = None
+        self._rest(min(2 * self.pause, MOST_QUIET_SECONDS))
+
+    def unanswered(self) -> float:
+        """Note that Flower was asked in vain; return for how many seconds that has gone on."""
+        if self.outage is None:
+            self.outage = time.monotonic()
+        self._rest(min(self.pause, QUIET_SECONDS))
+        return time.monotonic() - self.outage
+
+    def _rest(self, pause: float) -> None:
+        self.pause = pause
+        wait_for = self.pause if self.watched and not self.over else self.ask_seconds
+        self.next = time.monotonic() + wait_for
 
 
 def _stop_after(error: BaseException, run_id: int, connection: str, flwr_home: Path | None) -> None:

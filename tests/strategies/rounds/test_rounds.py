@@ -47,6 +47,7 @@ from strategies.rounds.base import (
 )
 from strategies.rounds.scaling import ScaledAveraging, scaled_average
 from tests.messages import network, told, weights
+from tests.supervisor import supervised
 
 ROOT = Path(__file__).parents[3]
 NAMES = ["a", "b", "c", "d"]
@@ -496,7 +497,7 @@ run_simulation(server, client, 3, backend_config={
 def test_rounds_run_in_flowers_own_simulation_beside_a_strangers_app(tmp_path: Path) -> None:
     environment = {**os.environ, "EFFACE_STORE": str(tmp_path), "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, "-c", SIMULATED],
+        supervised([sys.executable, "-c", SIMULATED]),
         env=environment,
         cwd=ROOT,
         capture_output=True,
