@@ -4,6 +4,8 @@ The names are `NAMES`, "npz:PATH" and "folder:PATH" (a site's own data, see
 client/data/own_data.py).
 `digits` comes inside scikit-learn; the other named sets are files under a data folder, read by
 torchvision.
+
+It is long because every named set has its own files, and each says which one is missing.
 """
 
 import functools

@@ -3,7 +3,8 @@
 import torch
 
 from client.errors import BadSetting
-from client.wire import ForgetSpec
+from server.format import class_text, target_text
+from server.requests.classes import card_names
 from server.requests.forgotten import target
 from server.requests.planning import Situation
 from server.storage.ledger import Ledger, RequestRow
@@ -72,10 +73,11 @@ def _held_by_nobody_else(situation: Situation) -> list[str]:
     alone = [c for c in range(len(nothing)) if before[c] and not after[c] and c not in gone]
     if not alone:
         return []
+    names = card_names(situation.base.card)
     holds = "holds" if len(forget.clients) == 1 else "hold"
     return [
-        f"{forget} alone {holds} all examples of {ForgetSpec('class', tuple(alone))}: without them "
-        "the model will lose what nobody else can teach it"
+        f"{forget} alone {holds} all examples of {target_text({'classes': alone}, names)}: without "
+        "them the model will lose what nobody else can teach it"
     ]
 
 
@@ -83,8 +85,9 @@ def _nothing_to_show(situation: Situation) -> list[str]:
     s = situation.settings
     each = (situation.base.card.get("scores") or {}).get("per_class_accuracy") or []
     limit = min(s.max_forget_accuracy, KNOWS_NOTHING)
+    names = card_names(situation.base.card)
     return [
-        f"nothing to show: {situation.base.id} never knew {ForgetSpec('class', (c,))}, its "
+        f"nothing to show: {situation.base.id} never knew {class_text(c, names)}, its "
         f"accuracy on it is {each[c]:.1f} % already"
         for c in s.forget.classes
         if s.mode == "forget" and c < len(each) and each[c] is not None and each[c] <= limit

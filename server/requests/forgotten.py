@@ -15,6 +15,8 @@ from client.data.datasets import DataSet
 from client.data.identity import class_identities, identity
 from client.errors import BadSetting
 from client.wire import ForgetSpec
+from server.format import target_text
+from server.requests.classes import card_names
 from server.settings import RunSettings
 from server.storage.ledger import Ledger, Pending, RequestRow, VersionRow
 from server.storage.registry import DEMO_PREFIX
@@ -178,7 +180,7 @@ def _refuse(touched: Sequence[Erasure], federation: str) -> None:
     if not touched:
         return
     what = ", ".join(
-        f"{e.spec} (forgotten by {e.request.id} in federation {e.federation!r})" for e in touched
+        f"{_words(e)} (forgotten by {e.request.id} in federation {e.federation!r})" for e in touched
     )
     requests = dict.fromkeys(e.request.id for e in touched)
     elsewhere = [e.federation for e in touched if e.federation != federation]
@@ -195,10 +197,14 @@ def _refuse(touched: Sequence[Erasure], federation: str) -> None:
     )
 
 
+def _words(erasure: Erasure) -> str:
+    return target_text(vars(erasure.spec), card_names(erasure.card))
+
+
 def learned_again(touched: Sequence[Erasure]) -> list[str]:
     """Return what is said of a training that was allowed to touch what is forgotten."""
     return [
-        f"{e.spec}, forgotten by {e.request.id} in federation {e.federation!r}, is learned again, "
+        f"{_words(e)}, forgotten by {e.request.id} in federation {e.federation!r}, is learned again, "
         f"as {NEW_NAME} {e.request.id} asked for"
         for e in touched
     ]

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from client.app import handlers
-from client.errors import BadSetting, EffaceError
+from client.errors import BadSetting, EffaceError, split_mark
 from client.messages import Common
 from client.settings import Settings
 from tests.messages import message, told, weights

@@ -8,7 +8,10 @@ from flwr.app import ArrayRecord
 
 from client.errors import BadSetting, EffaceError
 from client.learning.models import ModelSpec
-from client.wire import Common, Describe, Fit, Settle
+from client.steps.measuring import Describe
+from client.steps.store import Settle
+from client.steps.training import Fit
+from client.wire import Common
 from strategies.federation import Federation, Plan
 from strategies.method import Hyperparameters, Needs
 from strategies.methods.class_pruning import ClassPruning

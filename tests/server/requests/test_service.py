@@ -670,6 +670,7 @@ def test_a_request_is_parsed_opened_and_read_once(
     counted("parse", "server.requests.resolved.parse")
     counted("parse", "server.runner.parse")
     counted("data", "server.requests.data.server_data")
+    counted("data", "server.requests.intake.server_data")
     counted("data", "server.requests.resolved.server_data")
     counted("weights", "server.storage.registry.Registry.load")
 
