@@ -204,8 +204,8 @@ def _words(erasure: Erasure) -> str:
 def learned_again(touched: Sequence[Erasure]) -> list[str]:
     """Return what is said of a training that was allowed to touch what is forgotten."""
     return [
-        f"{_words(e)}, forgotten by {e.request.id} in federation {e.federation!r}, is learned again, "
-        f"as {NEW_NAME} {e.request.id} asked for"
+        f"{_words(e)}, forgotten by {e.request.id} in federation {e.federation!r}, is learned "
+        f"again, as {NEW_NAME} {e.request.id} asked for"
         for e in touched
     ]
 
