@@ -298,7 +298,7 @@ def methods(
         ),
     ] = "",
 ) -> Answer:
-    """List the methods: which requests they serve, what they need, their hyper-parameters."""
+    """List the methods; of one that is named, what it needs and its hyper-parameters."""
     from strategies.table import METHODS
 
     if name and name not in METHODS:
@@ -317,6 +317,14 @@ def methods(
         ]
         for one in found
     ]
+    if not name:
+        lines = [
+            [str(one["name"]), ", ".join(one["levels"]), str(one["summary"]).partition(": ")[2]]
+            for one in found
+        ]
+        each = "`efface methods NAME` shows what a method needs, and its hyper-parameters."
+        listed = table(["Method", "Forgets", "How"], lines, text=3)
+        return Answer({"format": FORMAT, "methods": found}, [listed, "", each])
     head = ["Method", "Forgets", "Needs", "Holders online", "Secure aggregation", "Relearns"]
     shown: list[Any] = [table(head, cells, text=len(head))]
     for one in found:

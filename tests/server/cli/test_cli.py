@@ -380,6 +380,13 @@ def test_methods_are_listed_with_their_options() -> None:
     assert found["quickdrop"]["levels"] == ["class", "client"]
 
 
+def test_methods_are_shown_a_line_each_and_one_with_its_options() -> None:
+    shown = run("methods").stdout.splitlines()
+    assert [line.split()[0] for line in shown[1 : 1 + len(METHODS)]] == list(METHODS)
+    assert not any("unlearn-lr" in line for line in shown)
+    assert any("unlearn-lr" in line for line in run("methods", "quickdrop").stdout.splitlines())
+
+
 def test_methods_say_what_they_need_and_what_an_option_must_be() -> None:
     found = {one["name"]: one for one in json.loads(run("methods", "--json").stdout)["methods"]}
 
