@@ -4,6 +4,7 @@ EFFACE_TEST_DATABASE_URL runs the same facts on another database, which is empti
 """
 
 import os
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -577,3 +578,19 @@ def test_the_tables_compile_for_postgresql() -> None:
     assert "settings JSON NOT NULL" in request_table
     assert "created TIMESTAMP WITH TIME ZONE NOT NULL" in request_table
     assert "WHERE state = 'in-service'" in str(CreateIndex(index).compile(dialect=dialect))
+
+
+def test_the_ledger_of_an_older_efface_gets_the_columns_that_it_lacks(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    with Ledger.open(f"sqlite:///{path}") as ledger:
+        for reason in ("verification failed: forget accuracy 80.0 %", "no answer"):
+            row = train(ledger)
+            ledger.start(row.id)
+            ledger.fail(row.id, reason)
+    with sqlite3.connect(path) as old:
+        old.execute("ALTER TABLE requests DROP COLUMN reason_code")
+    old.close()
+    with Ledger.open(f"sqlite:///{path}") as ledger:
+        # Which of them is a refused result was told by the first words alone.
+        codes = [row.reason_code for row in ledger.requests()]
+    assert codes == ["verification-failed", None]
