@@ -124,7 +124,9 @@ def decide(
     """Return whether a request to forget did what it should.
 
     Any limit exceeded fails it. It passes if something that decides held and nothing that decides
-    is missing. A class must hold both its accuracy and its relearning curve against Retrained;
+    is missing. Of a class, accuracy must hold and the relearning curve must be measured against
+    Retrained; where Original's curve lies within the limit as well, the curve cannot tell, which is
+    said, and accuracy decides;
     of a client, whose relearning is not defined, accuracy against Retrained alone decides. Where
     the model before the request lies within the limit of accuracy as well, there is nothing to
     show.

@@ -52,6 +52,7 @@ def reason(
             f"relearning curve {gap:+.1f} points against Retrained, "
             f"{'within' if held else 'beyond'} +{most:.4g}"
             + ("" if held else ": the class is hidden, not forgotten")
+            + ("; Original's lies there too: it cannot tell" if f.state == "cannot-tell" else "")
         )
     if f.code == "erased-earlier" and not held:
         which = class_text(int(f.label or 0), names)

@@ -87,6 +87,7 @@ def _train(work: Work) -> None:
         erased=(erased.classes, erased.clients),
     )
     names = _agreed_classes(work, federation)
+    forgotten.check_names(work.workspace.ledger, work.request.row, s, names)
     kept = History(work.workspace.home.updates / work.request.row.token)
     if s.keep_updates:
         federation.keep, federation.keep_every = kept.keep, s.keep_updates

@@ -125,6 +125,35 @@ def check_clients(
     )
 
 
+def check_names(
+    ledger: Ledger, row: RequestRow, settings: RunSettings, names: Sequence[str]
+) -> None:
+    """Refuse a training whose sites' class names are not those that were forgotten by number.
+
+    Args:
+        ledger: The home's.
+        row: The training's.
+        settings: Its settings.
+        names: Those on which the sites agree; none where nobody knows them.
+
+    Raises:
+        BadSetting: Naming the request that forgot the class.
+    """
+    allowed = _allowed(settings)
+    _refuse(
+        [
+            erasure
+            for erasure in erasures(ledger)
+            if names
+            and erasure.federation == row.federation
+            and erasure.spec.level == "class"
+            and erasure.request.id not in allowed
+            and _renamed(names, erasure)
+        ],
+        row.federation,
+    )
+
+
 def _allowed(settings: RunSettings) -> list[str]:
     return [part.strip() for part in settings.allow_forgotten.split(",") if part.strip()]
 
@@ -139,7 +168,9 @@ def _touches(
         # Left out, a class by its number and a client by its name. But where the class has another
         # number now, or a simulated client's name stands for another share, others would be.
         if erasure.spec.level == "class":
-            return data is not None and _renumbered(data, erasure)
+            return data is not None and (
+                _renumbered(data, erasure) or _renamed(data.class_names, erasure)
+            )
         shared = erasure.card.get("settings", {})
         now = settings.plain()
         return (
@@ -162,6 +193,18 @@ def _renumbered(data: DataSet, erasure: Erasure) -> bool:
         for then in erasure.spec.classes
         for label, digest in now.items()
     )
+
+
+def _renamed(names: Sequence[str], erasure: Erasure) -> bool:
+    """Return whether the number of a forgotten class means another class now."""
+    then = card_names(erasure.card)
+    if then is None:  # an older version's card has numbers alone
+        return False
+    for label in erasure.spec.classes:
+        now = names[label] if label < len(names) else None
+        if now != then[label] and (now is not None or then[label] in names):
+            return True
+    return False
 
 
 def _same_data(settings: RunSettings, data: DataSet | None, erasure: Erasure) -> bool:

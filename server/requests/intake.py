@@ -196,6 +196,8 @@ class Service(Workspace):
         if out:
             raise BadSetting(f"class must lie in [0, {spec.num_classes}), got {out[0]}")
         erased = self.ledger.erased(base.federation)
+        if settings.mode == "forget":  # first: no method can plan to forget what is not there
+            _check_not_forgotten(forget, base, erased, spec.num_classes)
         situation = self._situation(settings, base, data)
         if settings.mode == "forget":
             check_left(situation)
@@ -208,9 +210,7 @@ class Service(Workspace):
         asked = settings
         if chosen is not None:
             settings = replace(settings, method=chosen.method)
-        if settings.mode == "forget":
-            _check_not_forgotten(forget, base, erased, spec.num_classes)
-        else:
+        if settings.mode == "relearn":
             _check_forgotten(settings, base)
         serving = self.ledger.in_service(base.federation)
         if not settings.trial and serving is not None and serving.id != base.id:

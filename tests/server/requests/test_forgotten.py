@@ -1,13 +1,14 @@
 """What is forgotten stays forgotten, wherever its data turn up, and is said."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from flwr.app import Context, Message
+from PIL import Image
 
 from client.app import app
 from client.data import datasets
@@ -23,11 +24,12 @@ from server.nodes.federation import Round
 from server.nodes.grid import ClientsMissing, NamedGrid
 from server.requests import forgotten, records
 from server.requests.data import shares
-from server.requests.intake import Service
+from server.requests.intake import AlreadyDone, Service
 from server.runner import demo, run
 from server.settings import RunSettings
 from server.storage.home import Home
 from server.storage.ledger import Ledger
+from strategies.table import METHODS
 
 JOB: dict[str, Any] = {
     "num_clients": 3,
@@ -618,3 +620,46 @@ def test_other_data_are_refused_wherever_they_lie(own: Path) -> None:
 def test_digits_lie_nowhere(trained: Path) -> None:
     with pytest.raises(BadSetting, match="leave --data out"):
         ask(trained, "forget", forget_classes="9", data="/srv")
+
+
+# ---- what is asked for again, and numbers that mean another class --------------------------------
+
+
+@pytest.mark.parametrize(
+    "method", [name for name, kind in METHODS.items() if "client" in kind.needs.levels]
+)
+def test_a_client_that_is_forgotten_already_is_said_to_be(trained: Path, method: str) -> None:
+    ask(trained, "forget", forget_clients="client-1")
+    told: dict[str, Any] = {"forget_clients": "client-1", "method": method, "method_options": ""}
+    with pytest.raises(AlreadyDone, match="client client-1 already"):
+        service(trained).plan(settings(trained, "forget", **told))
+    with pytest.raises(AlreadyDone, match="client client-1 already"):
+        ask(trained, "forget", **told)
+
+
+def pets(folder: Path, names: Sequence[str]) -> str:
+    """Write a folder of images, a class each, and return its name as a data set."""
+    for part, count in (("train", 24), ("test", 8)):
+        for name in names:
+            draws = np.random.default_rng([len(part), *name.encode()])
+            (folder / part / name).mkdir(parents=True)
+            for number in range(count):
+                pixels = draws.integers(0, 255, (8, 8), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / part / name / f"{number}.png")
+    return f"folder:{folder}"
+
+
+def test_a_number_that_means_another_class_now_is_refused_in_its_own_federation(
+    tmp_path: Path,
+) -> None:
+    home, names = tmp_path / "home", ["bird", "cat", "dog", "fish"]
+    same = {"federation": "pets", "rounds": 1, "local_steps": 2}
+    data = pets(tmp_path / "pets", names)
+    ask(home, "train", dataset=data, **same)
+    ask(home, "forget", method="retraining", method_options="", forget_classes="dog")
+    # Another class comes first, so that 2 is the cat; and one image of the dog is gone.
+    for part in ("train", "test"):
+        shutil.copytree(tmp_path / "pets" / part / "cat", tmp_path / "pets" / part / "ant")
+    (tmp_path / "pets" / "train" / "dog" / "0.png").unlink()
+    with pytest.raises(BadSetting, match=r"class 2 \(dog\) \(forgotten by r0002"):
+        ask(home, "train", dataset=data, **same)
