@@ -4,6 +4,9 @@ What was forgotten belongs to data and clients, not to a path, a partition or a 
 federation it is left out of training. Elsewhere a training that would touch it is refused, unless
 it names the request that forgot it. Demonstrations are federations of their own, which nobody
 relies on: what they erase binds nobody, and they are bound by nothing.
+
+It is long because the checks of a training, of a version's data and the list must agree on what an
+erasure is.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

@@ -3,7 +3,7 @@
 Counts are expectations: of a node's examples a share is held out, the same of every class.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -24,7 +24,13 @@ def counted(
 
 
 def assumed(
-    forget: ForgetSpec, erased: Sequence[str], num_clients: int, num_classes: int, *, each: float
+    forget: ForgetSpec,
+    erased: Sequence[str],
+    num_clients: int,
+    num_classes: int,
+    *,
+    each: float,
+    seen: Collection[str] = (),
 ) -> dict[str, Tensor]:
     """Return the same for nodes that nobody has asked: all have `each`, and of all classes alike.
 
@@ -34,9 +40,11 @@ def assumed(
         num_clients: With those.
         num_classes: K.
         each: Training examples of a node.
+        seen: Names of nodes that took part in training; the others are given some.
     """
     present = max(1, num_clients - len(erased))
-    names = [*forget.clients, *(f"another {i}" for i in range(present))][:present]
+    others = sorted({*seen} - {*forget.clients, *erased})
+    names = [*forget.clients, *others, *(f"another {i}" for i in range(present))][:present]
     return {
         name: torch.full((num_classes,), each / num_classes, dtype=torch.float64) for name in names
     }

@@ -141,7 +141,9 @@ class Situation:
         times = s.local_steps if self._cut_short else 1
         each = self._per_round / (times if s.local_steps else s.local_epochs)
         gone = self.base.card["erased"]["clients"]
-        return assumed(s.forget, gone, s.num_clients, num_classes, each=each)
+        kept = {} if self.kept is None else self.kept.clients()
+        seen = {name for names in kept.values() for name in names}
+        return assumed(s.forget, gone, s.num_clients, num_classes, each=each, seen=seen)
 
     @functools.cached_property
     def pace(self) -> Pace | None:

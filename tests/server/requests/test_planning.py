@@ -341,6 +341,17 @@ def test_real_clients_whose_batches_were_cut_short_have_less() -> None:
     assert found.document("retraining")["samples"] == found.settings.rounds * 40
 
 
+@pytest.mark.parametrize(
+    "named", [{"forget_classes": "1"}, {"forget_classes": "", "forget_clients": "south"}]
+)
+def test_real_clients_with_stored_updates_are_planned_with_by_name(named: dict[str, str]) -> None:
+    told = {"engine": "superlink", "local_steps": 4, "batch_size": 10, **named}
+    kept = SimpleNamespace(clients=lambda: {1: ["north", "south"], 2: ["north"]})
+    found = situation(shares=None, kept=kept, settings=told)
+    assert set(held(found)) == {"north", "south"}
+    assert found.reason("federaser") is None
+
+
 # ---- the choice ---------------------------------------------------------------------------------
 
 
