@@ -7,13 +7,16 @@ then nothing is read twice.
 """
 
 import hashlib
+from collections.abc import Sequence
 from functools import lru_cache
+from typing import Final
 
 from torch import Tensor
 
 from client.data.splits import DataSet
 
-CLASS_DIGITS = 16  # hexadecimal, of a class's fingerprint
+CLASS_DIGITS: Final = 16  # hexadecimal, of a fingerprint of a class or of an image
+SKETCH: Final = 16  # images of a class that its sketch holds
 
 
 def identity(data: DataSet) -> str:
@@ -30,6 +33,29 @@ def class_identities(data: DataSet) -> dict[int, str]:
     return dict(_digests_by_class(data.train.images, data.train.labels))
 
 
+def class_sketches(data: DataSet) -> dict[int, list[str]]:
+    """Return a few of every class's images as fingerprints: those with the smallest digests.
+
+    They are a random sample of the images that depends on nothing else, so that another data set
+    can be asked how many of the class's images it holds (`overlap`).
+    """
+    members = _members(data.train.images, data.train.labels)
+    return {
+        label: [digest.hex()[:CLASS_DIGITS] for digest in each[:SKETCH]] for label, each in members
+    }
+
+
+def overlap(data: DataSet, sketch: Sequence[str]) -> float:
+    """Return the share of a class's sketched images that a data set trains on, in [0, 1].
+
+    Args:
+        data: Where they are looked for, under any label.
+        sketch: As `class_sketches` gives it for one class.
+    """
+    known = _image_digests(data.train.images, data.train.labels)
+    return sum(digest in known for digest in sketch) / max(1, len(sketch))
+
+
 @lru_cache(maxsize=2)  # as many as `client.data.datasets` keeps of each kind
 def _digest(images: Tensor, labels: Tensor) -> str:
     found = hashlib.sha256()
@@ -44,10 +70,23 @@ def _digest(images: Tensor, labels: Tensor) -> str:
 def _digests_by_class(images: Tensor, labels: Tensor) -> tuple[tuple[int, str], ...]:
     pixels = images.contiguous().numpy()
     shape = f"{pixels.dtype.str} {pixels.shape[1:]};".encode()
-    members: dict[int, list[bytes]] = {}
-    for image, label in zip(pixels, labels.tolist(), strict=True):
-        members.setdefault(label, []).append(hashlib.sha256(image.data).digest())
     return tuple(
-        (label, hashlib.sha256(shape + b"".join(sorted(each))).hexdigest()[:CLASS_DIGITS])
-        for label, each in sorted(members.items())
+        (label, hashlib.sha256(shape + b"".join(each)).hexdigest()[:CLASS_DIGITS])
+        for label, each in _members(images, labels)
+    )
+
+
+@lru_cache(maxsize=2)
+def _members(images: Tensor, labels: Tensor) -> tuple[tuple[int, tuple[bytes, ...]], ...]:
+    """Return the digests of every class's images, sorted, by label."""
+    found: dict[int, list[bytes]] = {}
+    for image, label in zip(images.contiguous().numpy(), labels.tolist(), strict=True):
+        found.setdefault(label, []).append(hashlib.sha256(image.data).digest())
+    return tuple((label, tuple(sorted(each))) for label, each in sorted(found.items()))
+
+
+@lru_cache(maxsize=2)
+def _image_digests(images: Tensor, labels: Tensor) -> frozenset[str]:
+    return frozenset(
+        digest.hex()[:CLASS_DIGITS] for _, each in _members(images, labels) for digest in each
     )

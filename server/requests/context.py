@@ -9,7 +9,7 @@ from typing import Any
 from flwr.app import ArrayRecord
 
 from client import wire
-from client.data.identity import class_identities, identity
+from client.data.identity import class_identities, class_sketches, identity
 from client.errors import EffaceError
 from client.learning.models import ModelSpec, build
 from client.seeds import generator
@@ -131,6 +131,7 @@ class Work:
         content = {
             "data_sha256": None if data is None else identity(data),
             "class_sha256": {} if data is None else class_identities(data),
+            "class_sketch": {} if data is None else class_sketches(data),
         }
         known = {**content, **values}
         return version_card(self.request.settings, self.request.spec, self.request.row, **known)

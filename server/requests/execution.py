@@ -7,7 +7,7 @@ A stopped request goes on where it was when it is carried out again.
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, Final
 
 from flwr.app import ArrayRecord
 
@@ -32,6 +32,8 @@ from server.storage.history import History
 from server.storage.ledger import VersionRow
 from strategies.parts import guard
 from strategies.rounds.base import ClientLost
+
+FINGERPRINTS: Final = ("data_sha256", "class_sha256", "class_sketch")  # of data, in a card
 
 
 class VerificationFailed(EffaceError):
@@ -210,7 +212,9 @@ def _change(work: Work) -> None:
         updates=_updates_after(work, card, replayed=chosen.needs.history),
         model=asdict(federation.spec),
         # Of what the first version was trained on: the coordinator's own may be others now.
-        **{key: card[key] for key in ("data_sha256", "class_sha256") if key in card},
+        **{
+            key: card[key] for key in ("data_sha256", "class_sha256", "class_sketch") if key in card
+        },
     )
     state = "trial" if s.trial else "in-service"
     work.commit(record, model, new_card, state=state, parent=base.row.id)

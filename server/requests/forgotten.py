@@ -15,7 +15,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from client.data.datasets import DataSet
-from client.data.identity import class_identities, identity
+from client.data.identity import class_identities, identity, overlap
 from client.errors import BadSetting
 from client.wire import ForgetSpec
 from server.format import target_text
@@ -24,6 +24,7 @@ from server.settings import RunSettings
 from server.storage.ledger import Ledger, Pending, RequestRow, VersionRow
 from server.storage.registry import DEMO_PREFIX
 
+OVERLAP: Final = 0.25  # share of a class's images from which data hold it
 NEW_NAME: Final = "--allow-forgotten"
 SHARING: Final = ("dataset", "partition", "num-clients", "max-samples", "partition-seed")
 
@@ -219,7 +220,12 @@ def _same_data(settings: RunSettings, data: DataSet | None, erasure: Erasure) ->
         return bool(erasure.card.get("settings", {}).get("dataset") == settings.dataset)
     by_class = erasure.card.get("class_sha256", {})
     there = {by_class.get(str(label)) for label in erasure.spec.classes}
-    return bool(then == identity(data) or there & set(class_identities(data).values()))
+    if then == identity(data) or there & set(class_identities(data).values()):
+        return True
+    # Some images more, fewer or altered make no other data.
+    sketches = erasure.card.get("class_sketch", {})
+    named = erasure.spec.classes or tuple(int(label) for label in sketches)
+    return any(overlap(data, sketches.get(str(label), ())) >= OVERLAP for label in named)
 
 
 def _refuse(touched: Sequence[Erasure], federation: str) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from client.data import datasets
-from client.data.identity import class_identities, identity
+from client.data.identity import SKETCH, class_identities, class_sketches, identity, overlap
 from client.data.splits import DataSet, Split
 
 
@@ -63,3 +63,17 @@ def test_a_class_is_known_in_any_order_number_and_company() -> None:
     assert class_identities(alone) == {2: whole[9]}
     one_less = with_train(train.images[nine][1:], train.labels[nine][1:])
     assert class_identities(one_less)[9] != whole[9]
+
+
+def test_a_sketch_tells_how_many_of_a_classs_images_are_there() -> None:
+    data = digits()
+    sketch = class_sketches(data)[9]
+    assert len(sketch) == SKETCH
+    assert overlap(data, sketch) == 1.0
+    train = data.train
+    rest = train.labels != 9
+    assert overlap(with_train(train.images[rest], train.labels[rest]), sketch) == 0.0
+    # Neither the images' order nor their numbers matter.
+    turned = with_train(train.images.flip(0), 9 - train.labels.flip(0))
+    assert overlap(turned, sketch) == 1.0
+    assert class_sketches(turned)[0] == sketch

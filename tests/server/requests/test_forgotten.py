@@ -229,6 +229,28 @@ def test_the_same_images_of_the_class_are_refused_in_any_company(
         ask(without_9, "train", dataset=f"npz:{tmp_path / 'odd.npz'}", federation=FEDERATION)
 
 
+def test_images_more_fewer_or_altered_make_no_other_class(without_9: Path, tmp_path: Path) -> None:
+    train = datasets.load("digits").train
+
+    def copy(name: str, keep: Any) -> str:
+        images, labels = train.images.clone(), train.labels
+        images[(labels == 9).nonzero()[0], 0, 0, 0] ^= 1  # one image of the class has changed
+        path = tmp_path / f"{name}.npz"
+        kept = keep.numpy()
+        pixels = images.permute(0, 2, 3, 1).numpy()
+        np.savez(path, train_images=pixels[kept], train_labels=labels.numpy()[kept])
+        return f"npz:{path}"
+
+    nine = train.labels == 9
+    half = ~nine | (nine.cumsum(0) % 2 == 0)
+    for name, keep in (("altered", nine | ~nine), ("half", half)):
+        with pytest.raises(BadSetting, match="forgotten by r0002"):
+            ask(without_9, "train", dataset=copy(name, keep), num_clients=2)
+    # Without any of its images it is other data.
+    others = copy("others", ~nine)
+    assert ask(without_9, "train", dataset=others, num_clients=2)["model_version"]
+
+
 def test_a_forgotten_clients_share_is_refused_to_others(trained: Path) -> None:
     ask(trained, "forget", forget_clients="client-1")
     with pytest.raises(BadSetting, match=r"hold client client-1 \(forgotten by r0002"):
