@@ -194,6 +194,7 @@ def _upgraded(document: Mapping[str, Any]) -> Record:
             float(settings.get("max-relearning-gap", Limits.relearning_gap)),
         ),
         erased_before=record.erased_before,
+        method=record.method or "",
     )
     state: State = "not-shown"
     if old.get("passed") is not None:

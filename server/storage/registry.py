@@ -26,7 +26,7 @@ import numpy as np
 import safetensors.numpy
 from safetensors import SafetensorError
 
-from client.errors import EffaceError
+from client.errors import BadSetting, EffaceError
 from client.files import sync_folder, write_atomic
 from server.storage.home import Home, HomeBusy, plain, write_json
 from server.storage.ledger import (
@@ -266,7 +266,8 @@ class Registry:
 
         Raises:
             UnknownIdError: If there is no such version.
-            RegistryError: If there is none yet, or several federations have one in service.
+            RegistryError: If there is none yet.
+            BadSetting: If several federations have one in service: one must be named.
         """
         if name not in (None, "in-service", "latest"):
             row = self._ledger.version(str(name))
@@ -287,7 +288,9 @@ class Registry:
             )
         if len(rows) > 1:
             listed = ", ".join(f"{row.id} ({row.federation})" for row in rows)
-            raise RegistryError(f"version must be named when several serve, got {listed}")
+            raise BadSetting(
+                f"version must be named when several serve, got {listed}", see="efface models"
+            )
         return rows[0]
 
     def folder(self, version_id: str) -> Path:

@@ -68,3 +68,10 @@ def test_what_a_later_version_adds_is_left_out_and_what_is_null_takes_its_defaul
 def test_a_record_of_another_format_or_form_is_refused(document: dict[str, Any], rule: str) -> None:
     with pytest.raises(BadSetting, match=rule):
         from_json(document)
+
+
+def test_an_old_record_of_retraining_is_its_own_yardstick() -> None:
+    document = old("record-format-1-class.json") | {"method": "retraining", "retrained": None}
+    verdict = from_json(document).verdict
+    assert verdict is not None
+    assert (verdict.yardstick, verdict.missing) == ("itself", ())

@@ -334,7 +334,7 @@ def test_resolve_understands_ids_and_words(registry: Registry, ledger: Ledger) -
     make(registry, ledger, federation="mnist")
 
     assert registry.resolve(None, "mnist").id == "v0003"
-    with pytest.raises(RegistryError, match=r"got v0001 \(digits iid 10\), v0003 \(mnist\)"):
+    with pytest.raises(BadSetting, match=r"got v0001 \(digits iid 10\), v0003 \(mnist\)"):
         registry.resolve()
 
 
