@@ -1,4 +1,4 @@
-"""Write server/requests/shown.py: the methods that the results show to forget, by level.
+"""Write server/requests/known_to_forget.py: the methods that the results show to forget, by level.
 
     python benchmarks/shown.py
 
@@ -19,7 +19,7 @@ from typing import Final
 from strategies.table import METHODS
 
 HERE: Final = Path(__file__).parent
-SHOWN: Final = HERE.parent / "server" / "requests" / "shown.py"
+KNOWN_TO_FORGET: Final = HERE.parent / "server" / "requests" / "known_to_forget.py"
 TABLES: Final[Mapping[str, tuple[str, ...]]] = {
     "class": ("quickdrop-table2-cpu", "quickdrop-table2-cifar10-cpu"),
     "client": ("quickdrop-clients-cpu", "quickdrop-table4-cpu"),
@@ -101,9 +101,9 @@ def source() -> str:
         "Written by `python benchmarks/shown.py`, which says by what rule; not by hand.\n"
         '"""\n\n'
         "from collections.abc import Mapping\nfrom typing import Final\n\n"
-        "SHOWN: Final[Mapping[str, tuple[str, ...]]] = {\n" + "".join(lines) + "}\n"
+        "KNOWN_TO_FORGET: Final[Mapping[str, tuple[str, ...]]] = {\n" + "".join(lines) + "}\n"
     )
 
 
 if __name__ == "__main__":
-    SHOWN.write_text(source())
+    KNOWN_TO_FORGET.write_text(source())

@@ -45,9 +45,13 @@ LOCK_SECONDS: Final = 30.0
 SUPERLINK_DEADLINE: Final = 7 * 24 * 3600.0  # seconds; a run has its own deadlines for each round
 
 
-def open_home(path: str) -> Home:
-    """Return the server home: `path`, else EFFACE_HOME, else ~/.efface."""
-    return Home(path or None)
+def open_home(settings: RunSettings) -> Home:
+    """Return the server home: the one that is named, else EFFACE_HOME, else ~/.efface.
+
+    Raises:
+        NoSuchHome: If it is not there; only training makes one.
+    """
+    return Home(settings.home or None, existing=settings.mode != "train")
 
 
 def run(settings: RunSettings, listener: Listener) -> Record:
@@ -57,7 +61,7 @@ def run(settings: RunSettings, listener: Listener) -> Record:
         EffaceError: If it is refused (nothing has started) or fails (the old version stays).
         KeyboardInterrupt: If it is stopped; the same call takes it up again.
     """
-    home = open_home(settings.home)
+    home = open_home(settings)
     if not settings.simulated:
         superlink.check_connection(settings.superlink)  # before anything is written down
     with home.lock(LOCK_SECONDS):
@@ -203,7 +207,7 @@ def serve(grid: Grid, config: dict[str, Any]) -> Record:
         config: The run config.
     """
     settings = parse(config)
-    home = open_home(settings.home)
+    home = open_home(settings)
     with home.lock(LOCK_SECONDS):
         service = Service.open(home)
         service.ledger.interrupt_running("the process that ran it ended without a word")
@@ -250,13 +254,13 @@ def demo(settings: RunSettings, listener: Listener, *, forget: str) -> Record:
 
     `forget` is the class's name or number.
 
-    Without options of its own, QuickDrop climbs further than by default: the demo's tiny images
+    Without options of its own, QuickDrop ascends further than by default: the demo's tiny images
     and model need it to forget as deeply as Retrained.
     """
     if settings.method == "quickdrop" and not settings.method_options:
         settings = replace(settings, method_options=DEMO_OPTIONS)
     # A federation of its own: what other requests in this home erased must not stay out of it.
-    settings, home = settings.rooted(), open_home(settings.home)
+    settings, home = settings.rooted(), open_home(settings)
     data = server_data(settings)
     if data is not None:
         forget_class = class_number(forget, data.class_names, data.num_classes)

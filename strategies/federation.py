@@ -75,12 +75,12 @@ class Samples:
     labels: Tensor
 
 
-class Told:
+class RequestValues:
     """What a request tells the nodes, completed by a method; part of every federation.
 
     Attributes:
         common: Values that every message carries (see `client.wire.Common`).
-        training: Settings of an ordinary round (see `client.wire.Fit`).
+        training: Settings of an ordinary round (see `client.steps.training.Fit`).
     """
 
     common: dict[str, Any]

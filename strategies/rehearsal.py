@@ -22,7 +22,7 @@ from client.steps.channels import Ablation, FitChannels, Representation
 from client.steps.measuring import Heldout
 from client.steps.store import Condense
 from client.wire import Common
-from strategies.federation import Accuracies, Plan, Samples, StoredRound, Told
+from strategies.federation import Accuracies, Plan, RequestValues, Samples, StoredRound
 from strategies.method import Method
 from strategies.parts.effort import Effort, Holding, Network, effort
 from strategies.parts.guard import MAX_ROLLBACKS
@@ -71,7 +71,7 @@ class Known:
     Attributes:
         common: Values that every message carries (see `client.wire.Common`): the request and the
             version's model are in them.
-        training: Settings of an ordinary round (see `client.wire.Fit`).
+        training: Settings of an ordinary round (see `client.steps.training.Fit`).
         plan: How the version was trained.
         nodes: What each node holds, by name.
         stored: Names of the nodes whose updates are kept, by round of the training.
@@ -132,7 +132,7 @@ def _by_kind(asked: Sequence[PlannedRounds]) -> dict[Any, PlannedRounds]:
     return found
 
 
-class Rehearsal(Told):
+class Rehearsal(RequestValues):
     """Writes down what is asked; implements `strategies.federation.Federation`.
 
     Attributes:

@@ -1,6 +1,7 @@
 """What holds for all tests."""
 
 import os
+from typing import Any
 
 import pytest
 
@@ -8,8 +9,41 @@ import pytest
 # machine waiting for it costs tenfold. Set here, not in torch, so that child processes have it too.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# Files whose tests take long and share nothing that takes long to make: each test goes to the
+# worker that is free. Those of any other file stay with one worker, which makes what they share
+# once.
+SPREAD = frozenset(
+    {
+        "tests/server/bench/test_bench.py",
+        "tests/server/cli/test_cli.py",
+        "tests/server/requests/test_service.py",
+        "tests/server/nodes/test_engines.py",
+        "tests/test_supervisor.py",
+    }
+)
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the files that wait for other processes, so that the rest runs beside them."""
     waiting = {item.path for item in items if item.get_closest_marker("processes")}
     items.sort(key=lambda item: item.path not in waiting)
+
+
+@pytest.hookimpl(optionalhook=True)  # pytest-xdist may be left out
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    """Use a worker more than there are cores: one of them mostly waits for other processes."""
+    chosen = "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ
+    return None if chosen else (os.cpu_count() or 1) + 1
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Spread the tests of `SPREAD` one by one, and keep those of other files together."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.split("::", 1)[0]
+            return nodeid if file in SPREAD else file
+
+    return ByFile(config, log) if config.getvalue("dist") == "loadscope" else None

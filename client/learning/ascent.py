@@ -45,8 +45,8 @@ def ascend(
         lr: eta_theta while unlearning, positive.
         generator: Orders the images.
         target_losses: Depth of every class, K numbers: a class takes no part in a step whose batch
-            has a mean loss of at least this on it, and the climb stops when none is left. Empty to
-            climb with all classes to the end.
+            has a mean loss of at least this on it, and the ascent stops when none is left. Empty to
+            ascend with all classes to the end.
         freeze_head: Leave `model.classifier` as it is.
         freeze_stem: Leave `model.stem()` as it is, running statistics included.
 
@@ -81,10 +81,10 @@ def ascend(
             )
         samples += len(batch)
         if depths is not None:
-            climbing = _below(each, chosen, depths)
-            if not bool(climbing.any()):
+            ascending = _below(each, chosen, depths)
+            if not bool(ascending.any()):
                 break
-            loss = each[climbing].mean()
+            loss = each[ascending].mean()
         gradients = torch.autograd.grad(loss, weights)
         with torch.no_grad():
             torch._foreach_add_(list[Tensor](weights), gradients, alpha=lr)

@@ -43,6 +43,7 @@ NOT_CONFIRMED: Final = "not-confirmed"  # code of a question that was not answer
 _EXIT_CODES: Final = {
     "unknown-id": USAGE,
     "verification-failed": NOT_VERIFIED,
+    "not-shown": NOT_VERIFIED,
     INTERRUPTED: STOPPED,
 }
 

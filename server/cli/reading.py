@@ -92,7 +92,7 @@ def requests(
             row.id,
             row.kind,
             request_target(row, ledger),
-            row.state,
+            state_text(row),
             row.result_version or display.NOTHING,
             row.asked_by or display.NOTHING,
             f"{row.created:%Y-%m-%d %H:%M}",
@@ -126,7 +126,7 @@ def _show_request(home: "Home", ledger: "Ledger", row: "RequestRow") -> Answer:
         ("Request", row.id),
         ("What", f"{row.kind} {request_target(row, ledger)}".strip()),
         ("Method", row.method),
-        ("State", row.state + (f": {row.reason}" if row.reason else "")),
+        ("State", state_text(row) + (f": {row.reason}" if row.reason else "")),
         ("Asked by", row.asked_by),
         ("Why", row.why),
         ("Created", _time(row.created)),
@@ -349,7 +349,7 @@ def _method(name: str) -> dict[str, Any]:
     """Return a method as JSON holds it."""
     import sys
 
-    from server.requests.shown import SHOWN
+    from server.requests.known_to_forget import KNOWN_TO_FORGET
     from strategies.table import METHODS
 
     kind = METHODS[name]
@@ -369,7 +369,9 @@ def _method(name: str) -> dict[str, Any]:
         "individual_updates": needs.individual_updates,
         "secure_aggregation": not needs.individual_updates,
         "relearning": needs.relearning,
-        "shown_to_forget": sorted(level for level, names in SHOWN.items() if name in names),
+        "shown_to_forget": sorted(
+            level for level, names in KNOWN_TO_FORGET.items() if name in names
+        ),
         "options": {f.name.replace("_", "-"): f.default for f in options},
         "rules": {f.name.replace("_", "-"): f.metadata["rule"].words for f in options},
     }
@@ -515,6 +517,11 @@ def request_document(row: "RequestRow") -> dict[str, Any]:
     for key in ("created", "started", "finished"):
         document[key] = None if document[key] is None else document[key].isoformat()
     return document
+
+
+def state_text(row: "RequestRow") -> str:
+    """Return a request's state; a result of which too little was measured has not failed."""
+    return "not shown" if row.reason_code == "not-shown" else row.state
 
 
 def version_document(row: "VersionRow") -> dict[str, Any]:

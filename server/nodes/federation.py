@@ -21,7 +21,7 @@ from client.steps.store import Condense, Settle
 from client.wire import Common
 from server.nodes.grid import NamedGrid
 from server.storage.journal import Journal
-from strategies.federation import Accuracies, Plan, Samples, StoredRound, Told
+from strategies.federation import Accuracies, Plan, RequestValues, Samples, StoredRound
 from strategies.rounds.base import ClientLost, Failure, NothingTouched, Rounds, checked
 from strategies.rounds.replay import ReplayedRound, difference
 
@@ -94,7 +94,7 @@ OnRound = Callable[[Round, ArrayRecord], dict[str, Any] | None]
 
 
 @dataclass
-class GridFederation(Told):
+class GridFederation(RequestValues):
     """Runs a request's rounds on a grid; implements `strategies.federation.Federation`.
 
     Attributes:

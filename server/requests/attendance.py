@@ -103,7 +103,7 @@ def _settle(work: "Work", row: RequestRow, client: str) -> int:
         Judge(model, None, spec),
         lineage=card["lineage"],
         forget=spec,
-        erased=(card["erased"]["classes"], card["erased"]["clients"]),
+        erased=card["erased"],
     )
     destroy = settings.destroy or row.level == "client"
     try:

@@ -1,7 +1,7 @@
 """The workings of one execution: its federation, its record, its version, its publication."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from server.evidence.serial import plain
 from server.nodes.federation import Cost, GridFederation, Round, to_numpy
 from server.nodes.grid import NamedGrid
 from server.provenance import command, commit, hardware
-from server.requests import costs, records
+from server.requests import costs, messages, records
 from server.requests.progress import Listener
 from server.requests.resolved import ResolvedRequest
 from server.requests.workspace import Workspace
@@ -68,30 +68,31 @@ class Work:
         *,
         lineage: str,
         forget: ForgetSpec,
-        erased: tuple[Any, Any],
+        erased: Mapping[str, Sequence[Any]],
         model: Mapping[str, Any] | None = None,
     ) -> GridFederation:
         """Return the federation for one purpose of this request, with its own journal.
 
-        `model` is a version's, as its card has it; without it, channels are neither pruned nor
-        removed.
+        Args:
+            journal: Folder of its rounds, in the request's own.
+            judge: Scores its rounds.
+            lineage: Of the version that it starts from.
+            forget: What its nodes leave out or forget.
+            erased: "classes" and "clients" that earlier requests removed.
+            model: A version's, as its card has it; without it, channels are neither pruned nor
+                removed.
         """
-        s = self.request.settings
-        common = {
-            "fingerprint": wire.fingerprint(),
-            "request": self.request.row.token,
-            "lineage": lineage,
-            **s.common(self.request.spec),
-            "scale": s.scale,
-            "model_pruned": list((model or {}).get("pruned", ())),
-            "model_compact": bool((model or {}).get("compact", False)),
-            "forget_level": forget.level,
-            "forget_classes": list(forget.classes),
-            "forget_clients": list(forget.clients),
-            "erased_classes": list(erased[0]),
-            "erased_clients": list(erased[1]),
-        }
-        inputs = {"code": wire.fingerprint(), "erased": [list(erased[0]), list(erased[1])]}
+        s, spec = self.request.settings, self.request.spec.base
+        common = messages.common(
+            s,
+            spec if model is None else ModelSpec.of_card(model),
+            erased,
+            forget=forget,
+            request=self.request.row.token,
+            lineage=lineage,
+        )
+        removed = [list(erased["classes"]), list(erased["clients"])]
+        inputs = {"code": wire.fingerprint(), "erased": removed}
         keep = Journal(self.folder / journal, {**essence(s.plain()), **inputs})
 
         def on_round(done: Round, model: ArrayRecord) -> dict[str, Any] | None:
@@ -103,22 +104,12 @@ class Work:
                 return None
             return {"phase": done.phase, "round": done.number, **scores}
 
-        training = {
-            "steps": s.local_steps,
-            "epochs": s.local_epochs,
-            "batch_size": s.batch_size,
-            "lr": s.lr,
-            "momentum": s.momentum,
-            "weight_decay": s.weight_decay,
-            "proximal": s.proximal,
-            "scale": 0,
-        }
         found = GridFederation(
             self.grid,
             common,
             keep,
             on_round,
-            training=training,
+            training=messages.ordinary(s),
             own_samples=self.request.samples,
             plan=Plan(s.rounds, s.fraction, s.min_share),
             first_weights=functools.partial(initial_weights, self.request.spec, s.seed),

@@ -33,9 +33,9 @@ def timeline(notes: Sequence[Mapping[str, Any]]) -> tuple[RoundScores, ...]:
 
 
 def after_unlearning(rounds: Sequence[RoundScores]) -> ModelScores | None:
-    """Return the scores between unlearning and recovery; None where nothing was climbed on.
+    """Return the scores between unlearning and recovery; None where nothing was ascended on.
 
-    A climb after the first recovery round is the guard's.
+    An ascent after the first recovery round is the guard's.
     """
     chosen = None
     for scores in rounds:

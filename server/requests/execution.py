@@ -37,9 +37,15 @@ FINGERPRINTS: Final = ("data_sha256", "class_sha256", "class_sketch")  # of data
 
 
 class VerificationFailed(EffaceError):
-    """The request ran, but forgetting failed or is not shown; the old version stays in service."""
+    """The request ran, but did not forget; the old version stays in service."""
 
     code = "verification-failed"
+
+
+class NotShown(VerificationFailed):
+    """The request ran, but too little was measured to say; the old version stays in service."""
+
+    code = "not-shown"
 
 
 class Unsettled(ClientLost):
@@ -86,7 +92,7 @@ def _train(work: Work) -> None:
         judge,
         lineage=work.request.row.token,
         forget=ForgetSpec(),
-        erased=(erased.classes, erased.clients),
+        erased={"classes": erased.classes, "clients": erased.clients},
     )
     names = _agreed_classes(work, federation)
     forgotten.check_names(work.workspace.ledger, work.request.row, s, names)
@@ -129,7 +135,7 @@ def _change(work: Work) -> None:
         judge,
         lineage=card["lineage"],
         forget=forget,
-        erased=(earlier["classes"], earlier["clients"]),
+        erased=earlier,
         model=card["model"],
     )
     _check_targets(work, federation, forget)
@@ -240,7 +246,7 @@ def _settle(work: Work, federation: GridFederation, *, destroy: bool) -> None:
 
     Raises:
         Unsettled: If one did not. Synthetic sets may be destroyed already: a new request would find
-            nothing to climb on, while this one has its result.
+            nothing to ascend on, while this one has its result.
     """
     try:
         reached = federation.settle(work.request.row.kind, destroy=destroy)
@@ -324,7 +330,10 @@ def _retrained(work: Work, federation: GridFederation) -> Yardstick:
             judge,
             lineage=f"{work.request.row.token}-retrain",
             forget=federation.forget,
-            erased=(federation.common["erased_classes"], federation.common["erased_clients"]),
+            erased={
+                "classes": federation.common["erased_classes"],
+                "clients": federation.common["erased_clients"],
+            },
         )
         return work.fedavg(own, "retrain", scale=0), own
 
@@ -354,9 +363,10 @@ def _refuse(work: Work, record: Record, verdict: Verdict) -> None:
     forget = work.request.settings.forget
     reason = wording.refusal(verdict, forget.level, forget.clients, record.class_names)
     records.keep(work.workspace.home, replace(record, in_service=False))
-    code = VerificationFailed.code
-    work.workspace.ledger.fail(record.request or "", reason, outcome(record), code=code)
-    raise refusal(work.publish(), reason)
+    error = refusal(record, reason)
+    work.workspace.ledger.fail(work.request.id, reason, outcome(record), code=error.code)
+    work.publish()
+    raise error
 
 
 def refusal(record: Record, reason: str) -> VerificationFailed:
@@ -367,9 +377,10 @@ def refusal(record: Record, reason: str) -> VerificationFailed:
         reason: The ledger's.
     """
     text = f"{reason}. Version {record.base_version} stays in service; report: {record.report}"
-    if record.verdict is not None and record.verdict.state == "not-shown":
-        text += f"; try {' or '.join(wording.remedies(record.verdict))}"
-    return VerificationFailed(f"{record.request}: {text}")
+    if record.verdict is None or record.verdict.state != "not-shown":
+        return VerificationFailed(f"{record.request}: {text}")
+    text += f"; try {' or '.join(wording.remedies(record.verdict))}"
+    return NotShown(f"{record.request}: {text}")
 
 
 def _minus(erased: Mapping[str, Any], forget: ForgetSpec) -> dict[str, list[Any]]:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from client.data.datasets import DataSet
-from client.errors import BadSetting, DiskFull, EffaceError, code_of
+from client.errors import BadSetting, DiskFull, EffaceError, code_of, kind_of
 from client.learning.models import ModelSpec, build
 from client.wire import ForgetSpec
 from server.evidence.record import Record
@@ -34,7 +34,7 @@ from server.requests.data import (
     shares,
     version_data,
 )
-from server.requests.execution import Unsettled, VerificationFailed, execute
+from server.requests.execution import Unsettled, execute
 from server.requests.progress import Listener
 from server.requests.resolved import ResolvedRequest, resolve
 from server.requests.workspace import Workspace
@@ -322,8 +322,8 @@ class Service(Workspace):
         """Run a request that was written down and return its record; `ready` is called first.
 
         Raises:
-            VerificationFailed: If the result did not forget, or is not shown to have forgotten and
-                the request does not accept that.
+            VerificationFailed: If the result did not forget.
+            NotShown: If it is not shown to have forgotten and the request does not accept that.
             Unpublished: If all was done but the report.
             EffaceError: If the request cannot be carried out; it is then `failed`.
             KeyboardInterrupt, Interrupted, Unsettled: If it was stopped; it is then `interrupted`.
@@ -440,7 +440,7 @@ def _stop_reason(error: BaseException) -> str:
 
 def _unpublished(row: RequestRow, error: BaseException) -> EffaceError:
     """Return what to say of an error after the request's end."""
-    kind = VerificationFailed if row.state == "failed" else Unpublished
+    kind = kind_of(row.reason_code) if row.state == "failed" else Unpublished
     return kind(
         f"report of {row.id} must be written, got {type(error).__name__} {error}".rstrip()
         + f"; {row.id} is {row.state} ({row.result_version or row.reason}) all the same. "

@@ -2,8 +2,8 @@
 
 The method itself says it, run on a federation that only writes down what is asked
 (`strategies.rehearsal`): rounds, images and bytes. What a version's training cost tells how long
-that takes here (`server.requests.pace`). `efface forget --dry-run` prints the plan, `--method auto`
-chooses by it.
+that takes here (`server.requests.speed`). `efface forget --dry-run` prints the plan,
+`--method auto` chooses by it.
 """
 
 import functools
@@ -19,9 +19,9 @@ from client.learning.models import ModelSpec
 from server.nodes.federation import Cost
 from server.requests.data import check_samples
 from server.requests.holdings import assumed, counted, holdings
-from server.requests.pace import Pace, pace_of
-from server.requests.shown import SHOWN
-from server.requests.told import common, ordinary
+from server.requests.known_to_forget import KNOWN_TO_FORGET
+from server.requests.messages import common, ordinary
+from server.requests.speed import Speed, speed_of
 from server.settings import RunSettings
 from server.storage.history import History
 from server.storage.ledger import VersionRow
@@ -100,7 +100,9 @@ class Situation:
         """Return what a request is planned from."""
         s, forget, erased = self.settings, self.settings.forget, self.base.card["erased"]
         return Known(
-            common=common(s, self.spec, erased, request="planned", lineage="planned"),
+            common=common(
+                s, self.spec, erased, forget=s.forget, request="planned", lineage="planned"
+            ),
             training=ordinary(s),
             plan=Plan(s.rounds, s.fraction, s.min_share),
             nodes=holdings(
@@ -146,10 +148,10 @@ class Situation:
         return assumed(s.forget, gone, s.num_clients, num_classes, each=each, seen=seen)
 
     @functools.cached_property
-    def pace(self) -> Pace | None:
+    def speed(self) -> Speed | None:
         """Return how fast the federation is; None if nothing tells."""
         cost = self.training
-        return None if cost is None else pace_of(cost, self.settings, self.spec, self.trained_on)
+        return None if cost is None else speed_of(cost, self.settings, self.spec, self.trained_on)
 
     # ---- who can serve it ------------------------------------------------------------------------
 
@@ -237,19 +239,19 @@ class Situation:
                 see="efface methods",
             )
         # Where no time is known, images stand for it.
-        pace = self.pace or Pace(image=1.0)
-        cost = {name: sum(pace.seconds(s, s.rounds) for s in self.planned(name)) for name in able}
-        shown = SHOWN[self.settings.forget.level]
+        speed = self.speed or Speed(image=1.0)
+        cost = {name: sum(speed.seconds(s, s.rounds) for s in self.planned(name)) for name in able}
+        shown = KNOWN_TO_FORGET[self.settings.forget.level]
         candidates = [name for name in able if name in shown] or able
         first, *others = sorted(candidates, key=cost.__getitem__)
-        unit = "images" if self.pace is None else "s"
+        unit = "images" if self.speed is None else "s"
         rest = ", ".join(f"{name} {_short(cost[name])}" for name in others)
         why = (
             f"it takes about {_short(cost[first])} {unit}"
             + (f" ({rest})" if rest else "")
             + f"; the rule: {RULE}"
         )
-        seconds = {name: None if self.pace is None else cost[name] for name in able}
+        seconds = {name: None if self.speed is None else cost[name] for name in able}
         return Chosen(first, why, refused, seconds)
 
     def document(self, name: str) -> dict[str, Any]:
@@ -270,10 +272,10 @@ class Situation:
         }
 
     def _phase(self, planned: PlannedRounds, phase: str | None = None) -> dict[str, Any]:
-        pace = self.pace
+        speed = self.speed
         at_most = planned.rounds + planned.more
         messages = planned.rounds * planned.clients
-        down, up = (0.0, 0.0) if pace is None else (pace.down, pace.up)
+        down, up = (0.0, 0.0) if speed is None else (speed.down, speed.up)
         return {
             "phase": phase or planned.phase,
             "rounds": planned.rounds,
@@ -285,24 +287,24 @@ class Situation:
                 "up": round(messages * (planned.up + up)),
                 "down": round(messages * (planned.down + down)),
             },
-            "seconds": None if pace is None else pace.seconds(planned, planned.rounds),
-            "seconds_at_most": None if pace is None else pace.seconds(planned, at_most),
+            "seconds": None if speed is None else speed.seconds(planned, planned.rounds),
+            "seconds_at_most": None if speed is None else speed.seconds(planned, at_most),
         }
 
     def _not_known(self, planned: Sequence[PlannedRounds]) -> list[str]:
         s, forget = self.settings, self.settings.forget
         found = []
-        if self.pace is None:
+        if self.speed is None:
             found.append(f"seconds: the card of {self.base.id} does not say what training cost")
         else:
             if s.engine != self.trained_on:
                 found.append(
-                    f"the pace of engine {s.engine}: seconds are those of {self.trained_on}, where "
-                    "training ran"
+                    f"the speed of engine {s.engine}: seconds are those of {self.trained_on}, "
+                    "where training ran"
                 )
             if self.trained_by != self.machine:
                 found.append(
-                    f"the pace of this machine: training ran on another one ({self.trained_by})"
+                    f"the speed of this machine: training ran on another one ({self.trained_by})"
                 )
         if self.shares is None:
             found.append(

@@ -36,7 +36,7 @@ PROBE_SECONDS = 0.02
 
 
 class NoSuchHome(BadSetting):
-    """A home that is only to be looked at is not there."""
+    """A home that is to be looked at, or to hold a version already, is not there."""
 
     code = "no-such-home"
 
@@ -100,15 +100,20 @@ class Holder:
 class Home:
     """The folder of one server, created on first use, with a lock for one writer at a time."""
 
-    def __init__(self, path: Path | str | None = None, *, reading: bool = False) -> None:
+    def __init__(
+        self, path: Path | str | None = None, *, reading: bool = False, existing: bool = False
+    ) -> None:
         """Open the home, creating what is missing.
 
         Args:
             path: The folder; by default the environment's EFFACE_HOME, or else `~/.efface`.
             reading: Whether it is only to be looked at: then nothing is created or changed.
+            existing: Whether it must be a home already, as where a version is to be changed: a
+                mistyped name makes no new one.
 
         Raises:
-            NoSuchHome: If it is only to be looked at, was named, and is not there.
+            NoSuchHome: If it must be a home already and is none; or is only to be looked at, was
+                named, and is not there.
             EffaceError: If the folder cannot be created, or is a file.
         """
         named = path or os.environ.get("EFFACE_HOME")
@@ -124,6 +129,11 @@ class Home:
                     "EFFACE_HOME; `efface train` makes a new one"
                 )
             return
+        if existing and not self.versions.is_dir():
+            raise NoSuchHome(
+                f"home must hold a version already, got no home: {self.path}. Check --home and "
+                "EFFACE_HOME; `efface train` makes a new one"
+            )
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             for name in FOLDERS:

@@ -1,4 +1,4 @@
-"""QuickDrop: climb the loss on synthetic forget data, then recover on the rest.
+"""QuickDrop: ascend the loss on synthetic forget data, then recover on the rest.
 
 Dhasade, Ding, Guo, Kermarrec, de Vos, Wu: "QuickDrop: Efficient Federated Unlearning via Synthetic
 Data Generation", Middleware 2024, https://arxiv.org/abs/2311.15603, sections 3.1 to 3.4.
@@ -51,8 +51,8 @@ class QuickDrop(Hyperparameters):
     needs: ClassVar[Needs] = Needs(levels=frozenset({"class", "client"}), synthetic_data=True)
     source: ClassVar[str] = "synthetic"  # what S and S_f are made of
 
-    def told(self, federation: Federation, kind: type[S], **values: Any) -> S:
-        """Return what the nodes are told of an ascent or descent."""
+    def message(self, federation: Federation, kind: type[S], **values: Any) -> S:
+        """Return the settings of an ascent or descent."""
         return federation.settings(kind, **values)
 
     def watched(self, level: str) -> float:
@@ -64,9 +64,9 @@ class QuickDrop(Hyperparameters):
         """Return `model` without what the request names."""
         wanted = retained(federation, model, self.tolerance)
 
-        # 1. Unlearn: every holder of S_f climbs its loss (Algorithm 1, phase "unlearn").
+        # 1. Unlearn: every holder of S_f ascends its loss (Algorithm 1, phase "unlearn").
         ascent = AscentRounds(
-            self.told(
+            self.message(
                 federation,
                 Ascend,
                 data=self.source,
@@ -85,7 +85,7 @@ class QuickDrop(Hyperparameters):
         # 3. Recover: those with data left, or the share of them that training drew, descend on
         #    S \ S_f, mixed 1:1 with originals.
         recovery = RecoveryRounds(
-            self.told(
+            self.message(
                 federation,
                 Descend,
                 data=f"{self.source}+original",
@@ -107,7 +107,7 @@ class QuickDrop(Hyperparameters):
 
     def relearn(self, federation: Federation, model: ArrayRecord) -> ArrayRecord:
         """Return `model` with what the request names put back (section 3.4, step 5)."""
-        told = self.told(
+        told = self.message(
             federation,
             Descend,
             data=f"{self.source}+original",

@@ -1,4 +1,4 @@
-"""QuickDrop, calibrated: climb as far as data never seen lie, and hold what is forgotten there.
+"""QuickDrop, calibrated: ascend as far as data never seen lie, and hold what is forgotten there.
 
 A variant of Dhasade et al. 2024 (see `strategies.methods.quickdrop`): the same synthetic data, the
 same messages. What the original leaves to a tuned rate and number of steps is found with the
@@ -7,7 +7,7 @@ holders, for every class c from the share of its examples that goes:
     s_c = |D_f^c| / |D^c|      1 at class level; at client level what only this client knew
 
 Departs from the paper:
-1. Every class climbs until its loss on S_f is s_c * ln K, ln K being the loss of a class never
+1. Every class ascends until its loss on S_f is s_c * ln K, ln K being the loss of a class never
    seen; the last layer stays as it is. A fixed budget undershoots on one model and destroys the
    next.
 2. The coordinator moves each class's row of the last layer by s_c towards the mean of the rows that
@@ -74,18 +74,18 @@ class CalibratedQuickDrop(Hyperparameters):
     needs: ClassVar[Needs] = Needs(levels=frozenset({"class", "client"}), synthetic_data=True)
     source: ClassVar[str] = "synthetic"  # what S and S_f are made of
 
-    def told(self, federation: Federation, kind: type[S], **values: Any) -> S:
-        """Return what the nodes are told of an ascent or descent."""
+    def message(self, federation: Federation, kind: type[S], **values: Any) -> S:
+        """Return the settings of an ascent or descent."""
         return federation.settings(kind, **values)
 
     def forget(self, federation: Federation, model: ArrayRecord) -> ArrayRecord:
         """Return `model` without what the request names."""
         classes = federation.forget.level == "class"
-        share = shares(federation)
+        share = share_forgotten(federation)
         wanted = retained(federation, model, self.tolerance)
 
-        # 1. Climb: every class as far as the share of it that goes.
-        climb = self.told(
+        # 1. Ascend: every class as far as the share of it that goes.
+        ascending = self.message(
             federation,
             Ascend,
             data=self.source,
@@ -100,7 +100,9 @@ class CalibratedQuickDrop(Hyperparameters):
         def ascent(rollbacks: int) -> AscentRounds:
             # What came back although it had been as far down as data never seen goes deeper.
             depth = (1 + rollbacks / 2) * share * math.log(len(share))
-            return AscentRounds(replace(climb, target_losses=depth.tolist()), participants=holders)
+            return AscentRounds(
+                replace(ascending, target_losses=depth.tolist()), participants=holders
+            )
 
         model = federation.run("unlearn", ascent(0), model, num_rounds=1)
 
@@ -108,7 +110,7 @@ class CalibratedQuickDrop(Hyperparameters):
         model = without_directions(model, share)
 
         # 3. Recover on S \ S_f and as many originals.
-        rounds = self.told(
+        rounds = self.message(
             federation,
             Descend,
             data=f"{self.source}+original",
@@ -152,7 +154,7 @@ class CalibratedQuickDrop(Hyperparameters):
         )
 
 
-def shares(federation: Federation) -> Floats:
+def share_forgotten(federation: Federation) -> Floats:
     """Return the share of every class's training examples that goes, `(K,)`, each in [0, 1]."""
     if federation.forget.level == "class":
         share = np.zeros(federation.spec.num_classes)

@@ -27,7 +27,7 @@ class OnRealSubset:
 
     scale: int
 
-    def told(self, federation: Federation, kind: type[S], **values: Any) -> S:
+    def message(self, federation: Federation, kind: type[S], **values: Any) -> S:
         """Return what the nodes are told, with the size of the subset."""
         usual = federation.settings(kind, **values)
         scale = self.scale or usual.scale or USUAL_SCALE

@@ -33,7 +33,8 @@ def train(federation: Federation, *, phase: str, **values: Any) -> ArrayRecord:
     Args:
         federation: Runs the rounds, as many and with as many nodes as its plan says.
         phase: "train", "retrain" or "unlearn".
-        values: Settings of `wire.Fit` beside the ordinary ones; what the request names is left out.
+        values: Settings of `client.steps.training.Fit` beside the ordinary ones; what the request
+            names is left out.
     """
     initial = federation.initial()
     told = federation.ordinary(**values)

@@ -1,4 +1,4 @@
-"""SGA-Or: climb the loss on the original forget data, then ordinary rounds on the rest.
+"""SGA-Or: ascend the loss on the original forget data, then ordinary rounds on the rest.
 
 Wu, Guo, Wang, Hong, Zhang, Ding: "Federated Unlearning: Guarantee the Right of Clients to Forget",
 IEEE Network 36(5), 2022, as Dhasade et al. 2024 (https://arxiv.org/abs/2311.15603), Algorithm 1,
@@ -6,7 +6,7 @@ state it and measure it: SGA-Or.
 
 Departs from the paper:
 1. Without the elastic weight consolidation that Wu et al. add to the ascent; Algorithm 1 has none.
-2. The paper's rounds go on "until convergence". Here a class climbs to a given loss at most, since
+2. The paper's rounds go on "until convergence". Here a class ascends to a given loss at most, since
    an ascent has no end of its own: at client level to that of a uniform guess, for the others hold
    its classes, too, and deeper these would be lost. At class level the ascent ends when the class
    is forgotten on held-out data, and recovery when the rest is back; or after the rounds.
@@ -36,7 +36,7 @@ class GradientAscent(OrdinaryRelearning, Hyperparameters):
     unlearn_epochs: int = option(10, COUNT)  # T while unlearning, in passes over D_f
     unlearn_lr: float = option(0.02, RATE)  # eta_theta while unlearning
     batch_size: int = option(64, COUNT)
-    # Loss at which a class climbs no further, in units of a uniform guess's, log K; 0 for no end.
+    # Loss at which a class ascends no further, in units of a uniform guess's, log K; 0 for no end.
     depth: float = option(8.0, between(0.0, 1e3))
     client_depth: float = option(1.0, between(0.0, 1e3))  # the same at client level
     threshold: float = option(1.0, PERCENT)  # forget accuracy that ends the ascent on a class
@@ -50,7 +50,7 @@ class GradientAscent(OrdinaryRelearning, Hyperparameters):
         """Return `model` without what the request names."""
         wanted = federation.accuracies(model).retain
 
-        # 1. Unlearn: every holder of D_f climbs its loss (line 3).
+        # 1. Unlearn: every holder of D_f ascends its loss (line 3).
         classes = federation.forget.level == "class"
         num_classes = federation.spec.num_classes
         loss = (self.depth if classes else self.client_depth) * math.log(num_classes)

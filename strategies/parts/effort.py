@@ -105,7 +105,7 @@ def ablating(layers: Sequence[Layer]) -> float:
     return FORWARD * num_channels(layers[:-1])
 
 
-def compact(examples: Iterable[float], scale: int) -> int:
+def num_synthetic(examples: Iterable[float], scale: int) -> int:
     """Return the images that stand for these: one for every s of a class, or fewer."""
     return sum(math.ceil(number / max(1, scale)) for number in examples)
 
@@ -155,7 +155,7 @@ def _sgd(told: Fit | FitChannels, holding: Holding, examples: float) -> float:
 @effort.register
 def _(told: Ascend, holding: Holding, network: Network) -> Effort:
     original = told.data == "original"
-    images = sum(holding.forget) if original else compact(holding.forget, told.scale)
+    images = sum(holding.forget) if original else num_synthetic(holding.forget, told.scale)
     return Effort(told.epochs * images, network.nbytes, network.nbytes)
 
 
@@ -164,7 +164,7 @@ def _(told: Descend, holding: Holding, network: Network) -> Effort:
     wanted = holding.side(told.side)
     if not any(wanted):
         return Effort(0.0, network.nbytes)  # the model stays with who has nothing to train it on
-    small = 0 if told.data == "original" else compact(wanted, told.scale)
+    small = 0 if told.data == "original" else num_synthetic(wanted, told.scale)
     # Of the originals as many as there are others, or all.
     real = (small or round(sum(wanted))) if told.data.endswith("original") else 0
     images = small + real
@@ -173,7 +173,7 @@ def _(told: Descend, holding: Holding, network: Network) -> Effort:
     batch = math.ceil(images / told.batches) if told.batches else told.batch_size
     passed = told.epochs * images
     if told.side == "retain" and small and (told.hold or told.hold_features):
-        held = compact(holding.forget, told.scale)
+        held = num_synthetic(holding.forget, told.scale)
         passed += images_in(steps_in(told.epochs, images, batch), held, batch)
     return Effort(passed, network.nbytes, network.nbytes)
 
@@ -188,7 +188,7 @@ def _(told: Condense, holding: Holding, network: Network) -> Effort:
     # No model crosses the wire: random ones are drawn on the node. The synthetic images go through
     # each once in training and once with a graph.
     real = sum(min(number, told.batch_size) for number in holding.retain)
-    synthetic = compact(holding.retain, told.scale)
+    synthetic = num_synthetic(holding.retain, told.scale)
     steps = told.outer_steps * told.inner_steps
     return Effort(steps * (real + (1 + SECOND_ORDER) * synthetic))
 

@@ -45,18 +45,18 @@ def guarded_recovery(
     num_rounds: int,
     threshold: float,
     wanted: float | None = None,
-    remedy: str = "climb longer (unlearn-epochs) or recover less (recover-epochs)",
+    remedy: str = "ascend longer (unlearn-epochs) or recover less (recover-epochs)",
 ) -> ArrayRecord:
     """Return the model after recovery rounds of which none let it creep back.
 
-    A round after which the forget accuracy exceeds `threshold` is rolled back; the holders climb
+    A round after which the forget accuracy exceeds `threshold` is rolled back; the holders ascend
     once more from the model before it, and the round is tried again. Rounds beyond `num_rounds`
     are a bonus: the first that lets it creep back is left out, and recovery ends.
 
     Args:
         federation: Runs the rounds and measures.
         model: The model after unlearning.
-        ascent: How the holders climb after the n-th rollback, n from 1.
+        ascent: How the holders ascend after the n-th rollback, n from 1.
         recovery: How the nodes recover.
         num_rounds: Recovery rounds that must hold.
         threshold: Forget accuracy in percent that is still accepted; 100 accepts any.

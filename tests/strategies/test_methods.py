@@ -12,7 +12,11 @@ from client.steps.ascent import Ascend
 from client.steps.recovery import Descend
 from client.wire import ForgetSpec
 from strategies.methods.quickdrop import QuickDrop
-from strategies.methods.quickdrop_calibrated import CalibratedQuickDrop, shares, without_directions
+from strategies.methods.quickdrop_calibrated import (
+    CalibratedQuickDrop,
+    share_forgotten,
+    without_directions,
+)
 from strategies.methods.retraining import Retraining, train
 from strategies.parts.guard import CreptBack
 from strategies.rounds.base import FederatedAveraging, NothingTouched
@@ -22,7 +26,7 @@ from tests.recording import INITIAL, MODEL, Recording
 # ---- QuickDrop ----------------------------------------------------------------------------------
 
 
-def test_quickdrop_climbs_once_with_the_holders_then_recovers_with_all() -> None:
+def test_quickdrop_ascends_once_with_the_holders_then_recovers_with_all() -> None:
     federation = Recording()
     QuickDrop().forget(federation, MODEL)  # type: ignore[arg-type]
 
@@ -50,7 +54,7 @@ def test_the_synthetic_sets_are_fine_tuned_between_the_two_if_asked_for() -> Non
 
 
 @pytest.mark.parametrize("name", ["quickdrop", "quickdrop-calibrated"])
-def test_a_client_that_is_still_known_is_no_reason_to_climb_again(name: str) -> None:
+def test_a_client_that_is_still_known_is_no_reason_to_ascend_again(name: str) -> None:
     # Its data are like the others': they are not forgotten at zero accuracy.
     federation: Any = Recording(ForgetSpec("client", (), ("client-0",)), accuracy=90.0)
     method(name, "client").forget(federation, MODEL)
@@ -131,7 +135,7 @@ def test_a_clients_classes_go_as_far_as_it_alone_knew_them() -> None:
 def test_what_erased_clients_had_is_nobodys() -> None:
     federation = Recording(ForgetSpec("client", (), ("client-0",)), erased_clients=("client-1",))
     # Without client-1, client-0 has 6 of 6 of class 1, and 2 of 3 of class 2.
-    assert shares(federation)[:3].tolist() == pytest.approx([1.0, 1.0, 2 / 3])  # type: ignore[arg-type]
+    assert share_forgotten(federation)[:3].tolist() == pytest.approx([1.0, 1.0, 2 / 3])  # type: ignore[arg-type]
 
 
 def test_a_classs_row_becomes_the_mean_of_the_others() -> None:
@@ -232,7 +236,7 @@ def test_a_hyperparameter_out_of_its_range_is_refused_before_any_work(name: str)
                 method(name, served(name).level, {key: value})
 
 
-def test_a_class_that_came_back_is_climbed_deeper() -> None:
+def test_a_class_that_came_back_is_ascended_deeper() -> None:
     federation = Recording(accuracy=50.0)
     with pytest.raises(CreptBack, match="hold harder"):
         CalibratedQuickDrop().forget(federation, MODEL)  # type: ignore[arg-type]

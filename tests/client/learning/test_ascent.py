@@ -36,13 +36,13 @@ def model() -> Linear:
     return Linear()
 
 
-def climb(model: nn.Module, data: tuple[Tensor, Tensor], **more: object) -> Trained:
+def ascent(model: nn.Module, data: tuple[Tensor, Tensor], **more: object) -> Trained:
     options = {"epochs": 1, "batch_size": 2, "lr": 1.0, "generator": torch.Generator(), **more}
     return ascend(model, *data, **options)  # type: ignore[arg-type]
 
 
 def test_one_step_equals_the_hand_computation(model: Linear) -> None:
-    done = climb(model, ONE, lr=2.0)
+    done = ascent(model, ONE, lr=2.0)
 
     # softmax(0, 0) - onehot(0) = (-1/2, 1/2), times the input (1, 0), times 2, added.
     expected = torch.tensor([[-1.0, 0.0], [1.0, 0.0]])
@@ -55,7 +55,7 @@ def test_one_step_equals_the_hand_computation(model: Linear) -> None:
 
 
 def test_a_batch_moves_by_the_mean_of_its_gradients(model: Linear) -> None:
-    climb(model, (torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 0])))
+    ascent(model, (torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 0])))
     # Mean of (-1/2, 1/2) x (1, 0) and (-1/2, 1/2) x (0, 1).
     expected = torch.tensor([[-0.25, -0.25], [0.25, 0.25]])
     torch.testing.assert_close(model.classifier.weight.data, expected)
@@ -63,26 +63,26 @@ def test_a_batch_moves_by_the_mean_of_its_gradients(model: Linear) -> None:
 
 def test_the_loss_rises_with_every_step(model: Linear) -> None:
     # After k steps of rate 1 on one image the logits are (-k, k) or worse: the loss rises.
-    losses = [climb(model, ONE).loss for _ in range(4)]
+    losses = [ascent(model, ONE).loss for _ in range(4)]
     assert losses == sorted(losses)
     assert losses[0] < losses[-1]
 
 
-def test_the_climb_stops_at_the_classs_depth(model: Linear) -> None:
+def test_the_ascent_stops_at_the_classs_depth(model: Linear) -> None:
     # ln 2 = 0.693 before the first step, ln(1 + e^2) = 2.13 after it: the second is not taken.
-    done = climb(model, ONE, epochs=9, target_losses=[2.0, 0.0])
+    done = ascent(model, ONE, epochs=9, target_losses=[2.0, 0.0])
     torch.testing.assert_close(model.classifier.bias.data, torch.tensor([-0.5, 0.5]))
     assert (done.num_steps, done.samples) == (1, 2)  # the second image pass measured only
     # From here on nothing moves any more.
     before = model.classifier.weight.data.clone()
-    assert climb(model, ONE, target_losses=[2.0, 0.0]).num_steps == 0
+    assert ascent(model, ONE, target_losses=[2.0, 0.0]).num_steps == 0
     assert torch.equal(model.classifier.weight.data, before)
 
 
-def test_every_class_climbs_to_its_own_depth(model: Linear) -> None:
+def test_every_class_ascends_to_its_own_depth(model: Linear) -> None:
     two = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 1])
-    # Both losses are ln 2 = 0.693: class 1 is there already, class 0 climbs as if it were alone.
-    done = climb(model, two, target_losses=[0.8, 0.5])
+    # Both losses are ln 2 = 0.693: class 1 is there already, class 0 ascends as if it were alone.
+    done = ascent(model, two, target_losses=[0.8, 0.5])
     torch.testing.assert_close(
         model.classifier.weight.data, torch.tensor([[-0.5, 0.0], [0.5, 0.0]])
     )
@@ -95,16 +95,16 @@ def test_a_classs_depth_is_compared_with_its_mean_loss(model: Linear) -> None:
         model.classifier.weight.copy_(torch.tensor([[3.0, 0.0], [0.0, 3.0]]))
     # Class 0: losses ln(1 + e^-3) = 0.049 and ln(1 + e^3) = 3.049, mean 1.549.
     data = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 0])
-    assert climb(model, data, target_losses=[1.5, 0.0]).num_steps == 0
-    assert climb(model, data, target_losses=[1.6, 0.0]).num_steps == 1
+    assert ascent(model, data, target_losses=[1.5, 0.0]).num_steps == 0
+    assert ascent(model, data, target_losses=[1.6, 0.0]).num_steps == 1
 
 
-def test_a_frozen_head_stays_and_the_body_climbs(model: Linear) -> None:
+def test_a_frozen_head_stays_and_the_body_ascends(model: Linear) -> None:
     with torch.no_grad():
         model.classifier.weight.copy_(torch.tensor([[1.0, 0.0], [0.0, 0.0]]))
     head = [p.detach().clone() for p in model.classifier.parameters()]
 
-    climb(model, ONE, freeze_head=True)
+    ascent(model, ONE, freeze_head=True)
 
     assert all(torch.equal(p, h) for p, h in zip(model.classifier.parameters(), head, strict=True))
     # d loss / d features = (p0 - 1) * (1, 0) with p0 = e / (e + 1); the body's input is (1, 0).
@@ -115,22 +115,22 @@ def test_a_frozen_head_stays_and_the_body_climbs(model: Linear) -> None:
 def test_nothing_to_forget_is_an_error(model: Linear) -> None:
     nothing = torch.empty(0, 2), torch.empty(0, dtype=torch.int64)
     with pytest.raises(EffaceError, match="forget data must hold at least one example, got none"):
-        climb(model, nothing)
+        ascent(model, nothing)
 
 
 def test_a_loss_that_overflows_is_an_error_that_names_the_rate(model: Linear) -> None:
     images = torch.tensor([[1e30, 0.0]])
     with pytest.raises(EffaceError, match=r"must stay finite, got .* after 2 steps.*1e\+30"):
-        climb(model, (images, torch.tensor([0])), epochs=3, lr=1e30)
+        ascent(model, (images, torch.tensor([0])), epochs=3, lr=1e30)
 
 
-def test_the_same_generator_gives_the_same_climb() -> None:
+def test_the_same_generator_gives_the_same_ascent() -> None:
     draws = torch.Generator().manual_seed(3)
     images, labels = torch.randn(9, 2, generator=draws), torch.arange(9) % 2
     once, again = Linear(), Linear()
     state = torch.get_rng_state()
     for each in (once, again):
-        climb(each, (images, labels), generator=torch.Generator().manual_seed(1), epochs=2)
+        ascent(each, (images, labels), generator=torch.Generator().manual_seed(1), epochs=2)
     assert torch.equal(once.classifier.weight, again.classifier.weight)
     assert torch.equal(torch.get_rng_state(), state)
 
@@ -141,7 +141,7 @@ def test_a_frozen_stem_stays_bit_for_bit(freeze_stem: bool) -> None:
     before = {key: value.clone() for key, value in model.state_dict().items()}
 
     images = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(1))
-    climb(model, (images, torch.tensor([0, 1])), lr=0.1, freeze_stem=freeze_stem)
+    ascent(model, (images, torch.tensor([0, 1])), lr=0.1, freeze_stem=freeze_stem)
 
     changed = {k for k, value in model.state_dict().items() if not torch.equal(value, before[k])}
     assert ("body.0.weight" in changed) != freeze_stem
@@ -154,19 +154,19 @@ def test_a_frozen_stem_keeps_its_running_statistics() -> None:
     before = {key: value.clone() for key, value in model.state_dict().items()}
 
     images = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(1))
-    climb(model, (images, torch.tensor([0, 1, 0, 1])), lr=0.1, freeze_stem=True)
+    ascent(model, (images, torch.tensor([0, 1, 0, 1])), lr=0.1, freeze_stem=True)
 
     changed = {k for k, value in model.state_dict().items() if not torch.equal(value, before[k])}
     assert not {k for k in changed if k.startswith(("body.0.", "body.1."))}
     assert {"body.3.conv1.weight", "body.3.norm1.running_mean"} <= changed
 
 
-def test_a_body_of_one_convolution_climbs_even_with_head_and_stem_frozen() -> None:
+def test_a_body_of_one_convolution_ascends_even_with_head_and_stem_frozen() -> None:
     model = convnet_of_two_classes(depth=1)
     head = model.classifier.weight.detach().clone()
     before = model.body.state_dict()["0.weight"].clone()
     images = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(1))
-    done = climb(model, (images, torch.tensor([0, 1])), freeze_head=True, freeze_stem=True)
+    done = ascent(model, (images, torch.tensor([0, 1])), freeze_head=True, freeze_stem=True)
     assert done.num_steps == 1
     assert torch.equal(model.classifier.weight, head)
     assert not torch.equal(model.body.state_dict()["0.weight"], before)

@@ -438,7 +438,7 @@ def test_a_dry_run_of_what_is_forgotten_already_says_so(forgotten: Efface) -> No
 def test_the_method_is_chosen_and_the_reason_shown(
     trained: Efface, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(planning, "SHOWN", {"class": ("fisher",)})
+    monkeypatch.setattr(planning, "KNOWN_TO_FORGET", {"class": ("fisher",)})
 
     done = trained("forget", "-c", "9", "--method", "auto", "--max-forget-accuracy", "100",
                    "--max-relearning-gap", "100", *ACCEPT)  # fmt: skip
@@ -1094,6 +1094,19 @@ def test_a_done_request_cannot_be_given_up(forgotten: Efface) -> None:
     assert done.exit_code == FAILED
     assert "r0002 which is done" in done.stderr
     assert forgotten.kept() == before
+
+
+def test_a_result_of_which_too_little_was_measured_is_listed_as_not_shown(trained: Efface) -> None:
+    # Accuracy holds, whatever it is, but nothing was compared with retraining.
+    done = trained("forget", "--class", "0", "--max-forget-accuracy", "100", "--json")
+
+    assert done.exit_code == NOT_VERIFIED
+    assert json.loads(done.stdout)["code"] == "not-shown"
+    listed, shown = trained("requests").stdout, trained("show", "r0002").stdout
+    assert "r0002 forget class 0 not shown" in " ".join(listed.split())
+    assert "not shown: verification shows neither success nor failure" in shown
+    (row,) = json.loads(trained("requests", "--state", "failed", "--json").stdout)["requests"]
+    assert row["reason_code"] == "not-shown"
 
 
 def test_a_result_that_did_not_forget_has_exit_code_3_and_no_version(trained: Efface) -> None:

@@ -239,6 +239,23 @@ def test_looking_at_a_home_that_is_not_there_creates_none(
     assert not typo.exists()
 
 
+@pytest.mark.parametrize("command", ["forget", "relearn"])
+@pytest.mark.parametrize("there", [False, True], ids=["not there", "another folder"])
+def test_changing_a_version_in_a_home_that_is_none_makes_none(
+    command: str, there: bool, tmp_path: Path
+) -> None:
+    typo = tmp_path / "hmoe"
+    if there:
+        typo.mkdir()
+
+    done = CliRunner().invoke(app, [command, "--class", "1", "--home", str(typo)])
+
+    assert done.exit_code == USAGE
+    assert done.stderr.startswith(f"Error: home must hold a version already, got no home: {typo}. ")
+    assert not list(tmp_path.glob("*/*"))
+    assert typo.exists() == there
+
+
 def test_a_name_that_is_no_utf8_is_wrong_usage(home: Path) -> None:
     done = efface("train", *TINY, "--by", b"M\xfcller", home=home)
 

@@ -17,8 +17,8 @@ from server.evidence.record import to_json
 from server.nodes.federation import Cost, Round
 from server.requests import planning
 from server.requests.intake import AlreadyDone, Service
-from server.requests.pace import Pace
 from server.requests.planning import RULE, Situation
+from server.requests.speed import Speed
 from server.runner import run
 from server.settings import RunSettings
 from server.storage.home import Home
@@ -147,12 +147,12 @@ def test_a_client_costs_what_the_protocol_says(name: str, expected: list[Any]) -
 
 
 def test_rounds_that_may_be_added_are_named() -> None:
-    climb, recover, guard = estimate("quickdrop")
-    assert climb.more == MAX_ROLLBACKS
+    ascent, recover, guard = estimate("quickdrop")
+    assert ascent.more == MAX_ROLLBACKS
     assert recover.more == guard.more == MAX_ROLLBACKS + MAX_MORE_ROUNDS
     # A client is not forgotten at zero accuracy: nothing is rolled back.
-    climb, recover, _ = estimate("quickdrop", OF_CLIENT)
-    assert (climb.more, recover.more) == (0, MAX_MORE_ROUNDS)
+    ascent, recover, _ = estimate("quickdrop", OF_CLIENT)
+    assert (ascent.more, recover.more) == (0, MAX_MORE_ROUNDS)
 
 
 def test_rounds_until_the_accuracy_is_back_are_at_most() -> None:
@@ -208,17 +208,17 @@ def test_work_on_the_coordinators_machine_crosses_no_wire(name: str) -> None:
                 assert rounds.down == rounds.up == 0
 
 
-# ---- pace ---------------------------------------------------------------------------------------
+# ---- speed ---------------------------------------------------------------------------------------
 
 
 def test_nodes_side_by_side_share_the_time_and_a_round_has_its_own() -> None:
-    pace = Pace(image=0.01, beyond=0.5, at_once=2)
+    speed = Speed(image=0.01, beyond=0.5, at_once=2)
     # 100 images of 3 clients, two at a time, at 0.01 s * 3 each: 1.5 s, and 0.5 s a round.
-    assert pace.seconds(PlannedRounds("unlearn", 4, 3, 100.0, work=3.0), 4) == pytest.approx(8.0)
+    assert speed.seconds(PlannedRounds("unlearn", 4, 3, 100.0, work=3.0), 4) == pytest.approx(8.0)
     # One client cannot share.
-    assert pace.seconds(PlannedRounds("unlearn", 1, 1, 100.0), 1) == pytest.approx(1.5)
+    assert speed.seconds(PlannedRounds("unlearn", 1, 1, 100.0), 1) == pytest.approx(1.5)
     # Here there is no round to wait for.
-    assert pace.seconds(PlannedRounds("unlearn", 1, 0, 100.0), 1) == pytest.approx(1.0)
+    assert speed.seconds(PlannedRounds("unlearn", 1, 0, 100.0), 1) == pytest.approx(1.0)
 
 
 # Two rounds of two clients, 40 images each: 160. 12 s on the clients, of which 4 s distilling; one
@@ -264,20 +264,20 @@ def situation(**more: Any) -> Situation:
 def test_pace_is_read_from_what_training_cost(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: 1)
     found = situation()
-    pace = found.pace
-    assert pace is not None
-    assert pace.image == pytest.approx((12 - 4) / 160)
-    assert pace.beyond == pytest.approx((14 - 12) / 2)
+    speed = found.speed
+    assert speed is not None
+    assert speed.image == pytest.approx((12 - 4) / 160)
+    assert speed.beyond == pytest.approx((14 - 12) / 2)
     # Of a message of 5000 bytes up and 6000 down, what is not the model's.
-    assert pace.up == pytest.approx(5000 - Network(found.spec).nbytes)
-    assert pace.down == pytest.approx(6000 - Network(found.spec).nbytes)
+    assert speed.up == pytest.approx(5000 - Network(found.spec).nbytes)
+    assert speed.down == pytest.approx(6000 - Network(found.spec).nbytes)
 
 
 def test_on_a_superlink_every_node_has_a_machine_of_its_own() -> None:
-    pace = situation(trained_on="superlink").pace
-    assert pace is not None
+    speed = situation(trained_on="superlink").speed
+    assert speed is not None
     # Both clients work at once: 3 of the 7 s of a round.
-    assert pace.beyond == pytest.approx(7 - 3)
+    assert speed.beyond == pytest.approx(7 - 3)
 
 
 def held(found: Situation) -> dict[str, tuple[tuple[float, ...], tuple[float, ...]]]:
@@ -358,7 +358,7 @@ def test_real_clients_with_stored_updates_are_planned_with_by_name(named: dict[s
 def test_a_method_that_is_shown_to_forget_goes_before_a_shorter_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(planning, "SHOWN", {"class": ("not",)})
+    monkeypatch.setattr(planning, "KNOWN_TO_FORGET", {"class": ("not",)})
     chosen = situation().choose()
     assert chosen.method == "not"
     assert chosen.seconds["fisher"] < chosen.seconds["not"]  # type: ignore[operator]
@@ -369,14 +369,14 @@ def test_of_those_that_are_shown_to_forget_the_shortest_is_taken(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for names in (("not", "puf"), ("puf", "not")):
-        monkeypatch.setattr(planning, "SHOWN", {"class": names})
+        monkeypatch.setattr(planning, "KNOWN_TO_FORGET", {"class": names})
         assert situation().choose().method == "puf"  # ten rounds at most against twenty
 
 
 def test_where_none_of_them_can_serve_the_shortest_of_the_others_is_taken(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(planning, "SHOWN", {"class": ("federaser",)})
+    monkeypatch.setattr(planning, "KNOWN_TO_FORGET", {"class": ("federaser",)})
     chosen = situation().choose()
     assert chosen.seconds[chosen.method] == min(chosen.seconds.values())  # type: ignore[type-var]
 
@@ -432,7 +432,7 @@ NEAR = {"forget_accuracy": 51.9, "retain_accuracy": 88.6, "relearning": 47.9}
 
 
 def test_what_is_preferred_is_what_the_results_show() -> None:
-    assert shown.SHOWN.read_text() == shown.source()
+    assert shown.KNOWN_TO_FORGET.read_text() == shown.source()
 
 
 @pytest.mark.parametrize(
@@ -522,7 +522,7 @@ def home(trained_home: Path, tmp_path: Path) -> Path:
 
 
 def prefer(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    monkeypatch.setattr(planning, "SHOWN", {"class": (name,), "client": (name,)})
+    monkeypatch.setattr(planning, "KNOWN_TO_FORGET", {"class": (name,), "client": (name,)})
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ from server.nodes.federation import Round
 from server.nodes.grid import ClientsMissing, NamedGrid
 from server.requests.context import initial_weights
 from server.requests.data import server_data
-from server.requests.execution import Unsettled, VerificationFailed
+from server.requests.execution import NotShown, Unsettled, VerificationFailed
 from server.requests.intake import AlreadyDone, Service, Unpublished
 from server.runner import _after_failure, run
 from server.settings import RunSettings, federation_name, parse
@@ -514,7 +514,7 @@ def test_a_holder_that_fails_fails_the_request_and_the_version_stays(
 def test_a_client_that_does_not_settle_leaves_a_request_that_goes_on(
     trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # client-1's synthetic set is destroyed already: a new request could not climb on it.
+    # client-1's synthetic set is destroyed already: a new request could not ascend on it.
     told = settings(trained, "forget", forget_clients="client-1", method_options=SHORT)
     with pytest.raises(Unsettled, match=r"settle: client-2 did not .*the same command goes on"):
         ask_with(trained, failing(Settle.message.name, ["client-2"]), told, monkeypatch)
@@ -625,7 +625,7 @@ def test_a_class_that_creeps_back_whatever_is_tried_fails_with_a_report(trained:
 
 def test_what_is_not_shown_does_not_enter_service_unless_that_is_accepted(trained: Path) -> None:
     remedies = "--compare retrain or --accept not-shown"
-    with pytest.raises(VerificationFailed, match=f"v0001 stays in service.*{remedies}"):
+    with pytest.raises(NotShown, match=f"v0001 stays in service.*{remedies}"):
         forget(trained, accept="passed")
     assert versions(trained) == [("v0001", "in-service")]
     assert tombstones(trained) == [{}] * 3
@@ -634,7 +634,7 @@ def test_what_is_not_shown_does_not_enter_service_unless_that_is_accepted(traine
     assert (refused["in_service"], refused["refused"]) == (False, True)
     assert "not measured: relearning curve" in requests_reason(trained, "r0002")
     # A SuperLink's run fails with it: whoever started that is told the same.
-    with pytest.raises(VerificationFailed, match=f"v0001 stays in service.*{remedies}"):
+    with pytest.raises(NotShown, match=f"v0001 stays in service.*{remedies}"):
         _after_failure(Home(trained), "r0002", EffaceError("the run failed"))
 
     assert forget(trained, accept="not-shown")["in_service"] is True
@@ -687,7 +687,7 @@ def test_retraining_is_its_own_yardstick(trained: Path) -> None:
 def test_a_model_that_never_knew_the_class_has_nothing_to_show(trained: Path) -> None:
     known = max(card(trained, "v0001")["scores"]["per_class_accuracy"])
     told = {"max_forget_accuracy": known, "compare": "retrain", "accept": "passed"}
-    with pytest.raises(VerificationFailed, match="nothing to show"):
+    with pytest.raises(NotShown, match="nothing to show"):
         forget(trained, **told)
     assert versions(trained) == [("v0001", "in-service")]
 
@@ -959,7 +959,7 @@ def test_a_client_that_has_left_can_be_forgotten_where_the_method_does_not_ask_i
     assert card(kept, "v0003")["erased"]["clients"] == ["client-2"]
 
 
-def test_a_client_that_has_left_cannot_climb(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_client_that_has_left_cannot_ascend(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ClientsMissing, match="at least 3, got 2"):
         without(kept, "client-2", monkeypatch, forget_clients="client-2", method="sga")
     assert versions(kept) == [("v0001", "in-service")]

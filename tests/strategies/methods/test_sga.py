@@ -26,7 +26,7 @@ def forget(federation: Any, **options: str) -> Any:
     return federation
 
 
-def test_the_holders_climb_on_their_original_data_and_then_all_descend() -> None:
+def test_the_holders_ascend_on_their_original_data_and_then_all_descend() -> None:
     federation = forget(Recording(retain=99.0), threshold="0")
     # A class at 0 % is forgotten after one round; the rest is at 99 % as before.
     assert federation.phases == ["measure", "holders", "unlearn", "measure", "measure"]
@@ -38,14 +38,14 @@ def test_the_holders_climb_on_their_original_data_and_then_all_descend() -> None
     assert (step.settings.freeze_head, step.settings.freeze_stem) == (False, False)
 
 
-def test_a_class_that_is_still_known_is_climbed_again() -> None:
+def test_a_class_that_is_still_known_is_ascended_again() -> None:
     federation = forget(Recording(accuracy=1.5), **{"unlearn-rounds": "3", "threshold": "1"})
     assert federation.phases.count("unlearn") == 3
     federation = forget(Recording(accuracy=1.5), **{"unlearn-rounds": "3", "threshold": "2"})
     assert federation.phases.count("unlearn") == 1
 
 
-def test_a_client_is_climbed_in_all_rounds_whatever_its_accuracy() -> None:
+def test_a_client_is_ascended_in_all_rounds_whatever_its_accuracy() -> None:
     federation = forget(Recording(CLIENT, accuracy=0.0), **{"unlearn-rounds": "3"})
     assert federation.phases.count("unlearn") == 3
 
@@ -65,7 +65,7 @@ def test_depth_is_counted_in_guesses_and_may_have_no_end() -> None:
     assert forget(Recording(), depth="0").first("unlearn").settings.target_losses == []
 
 
-def test_a_client_is_climbed_to_a_uniform_guess() -> None:
+def test_a_client_is_ascended_to_a_uniform_guess() -> None:
     def aims(**options: str) -> list[float]:
         told: list[float] = (
             forget(Recording(CLIENT), **options).first("unlearn").settings.target_losses

@@ -1,4 +1,4 @@
-"""Recovery that is watched: rounds are rolled back, the holders climb again, or it gives up."""
+"""Recovery that is watched: rounds are rolled back, the holders ascend again, or it gives up."""
 
 from typing import Any
 
@@ -78,9 +78,11 @@ def test_rounds_that_hold_count() -> None:
     assert fake.measured == [1, 2]
 
 
-def test_a_round_that_lets_it_creep_back_is_rolled_back_and_tried_again_after_a_climb() -> None:
+def test_a_round_that_lets_it_creep_back_is_rolled_back_and_tried_again_after_another_ascent() -> (
+    None
+):
     fake = Fake([0.0, 7.0, 0.5])
-    # 0 -> 1 holds; 1 -> 2 crept back: from 1 climb to -9, then -9 -> -8 holds.
+    # 0 -> 1 holds; 1 -> 2 crept back: from 1 ascend to -9, then -9 -> -8 holds.
     assert recover(fake, num_rounds=2) == -8
     assert fake.done == [("recover", 0), ("recover", 1), ("unlearn", 1), ("recover", -9)]
 
@@ -88,7 +90,7 @@ def test_a_round_that_lets_it_creep_back_is_rolled_back_and_tried_again_after_a_
 def test_it_gives_up_after_too_many_rollbacks_and_says_what_to_change() -> None:
     fake = Fake([12.5] * 9)
     with pytest.raises(
-        CreptBack, match=r"at most 1 %, got 12\.5 % after 3 rollbacks; climb longer \(unlearn-epo"
+        CreptBack, match=r"at most 1 %, got 12\.5 % after 3 rollbacks; ascend longer \(unlearn-epo"
     ):
         recover(fake, num_rounds=1)
     phases = [phase for phase, _ in fake.done]

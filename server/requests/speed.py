@@ -15,7 +15,7 @@ EVERYBODY: Final = 10**9  # nodes that may work at the same time where each has 
 
 
 @dataclass(frozen=True)
-class Pace:
+class Speed:
     """How fast a federation is, by what a version's training cost.
 
     Attributes:
@@ -39,7 +39,7 @@ class Pace:
         return rounds * (self.beyond + images / min(self.at_once, planned.clients))
 
 
-def pace_of(cost: Cost, settings: RunSettings, spec: ModelSpec, trained_on: str) -> Pace:
+def speed_of(cost: Cost, settings: RunSettings, spec: ModelSpec, trained_on: str) -> Speed:
     """Return how fast a federation is.
 
     Args:
@@ -54,7 +54,7 @@ def pace_of(cost: Cost, settings: RunSettings, spec: ModelSpec, trained_on: str)
     at_once = EVERYBODY if trained_on == "superlink" else simulated
     working = cost.client_seconds / min(at_once, drawn)
     messages, arrays = cost.rounds * drawn, Network(spec.base).nbytes
-    return Pace(
+    return Speed(
         image=(cost.client_seconds - cost.distill_seconds) / cost.samples,
         beyond=max(0.0, (cost.seconds - cost.keep_seconds - working) / cost.rounds),
         at_once=at_once,

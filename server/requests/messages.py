@@ -5,6 +5,7 @@ from typing import Any
 
 from client import wire
 from client.learning.models import ModelSpec
+from client.wire import ForgetSpec
 from server.settings import RunSettings
 
 
@@ -13,19 +14,20 @@ def common(
     spec: ModelSpec,
     erased: Mapping[str, Any],
     *,
+    forget: ForgetSpec,
     request: str,
     lineage: str,
 ) -> dict[str, Any]:
     """Return the values that every message of a request carries (`client.wire.Common`).
 
     Args:
-        settings: Of the request: data, model, machine, and what is to be forgotten.
+        settings: Of the request: data, model and machine.
         spec: The model that it starts from.
         erased: "classes" and "clients" that earlier requests removed.
+        forget: What the nodes leave out or forget.
         request: Its unique name.
         lineage: Of the version that it starts from.
     """
-    forget = settings.forget
     return {
         "fingerprint": wire.fingerprint(),
         "request": request,
@@ -43,7 +45,7 @@ def common(
 
 
 def ordinary(settings: RunSettings) -> dict[str, Any]:
-    """Return the settings of an ordinary round of training (`client.wire.Fit`)."""
+    """Return the settings of an ordinary round of training (`client.steps.training.Fit`)."""
     return {
         "steps": settings.local_steps,
         "epochs": settings.local_epochs,
