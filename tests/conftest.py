@@ -24,9 +24,16 @@ SPREAD = frozenset(
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the files that wait for other processes, so that the rest runs beside them."""
+    """Begin with what waits for other processes, and end with what can be spread.
+
+    So the rest runs beside the first, and no worker is left alone with a long file.
+    """
     waiting = {item.path for item in items if item.get_closest_marker("processes")}
-    items.sort(key=lambda item: item.path not in waiting)
+    items.sort(key=lambda item: (item.path not in waiting, _file(item.nodeid) in SPREAD))
+
+
+def _file(nodeid: str) -> str:
+    return nodeid.split("::", 1)[0]
 
 
 @pytest.hookimpl(optionalhook=True)  # pytest-xdist may be left out
@@ -43,7 +50,6 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
     class ByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            file = nodeid.split("::", 1)[0]
-            return nodeid if file in SPREAD else file
+            return nodeid if _file(nodeid) in SPREAD else _file(nodeid)
 
     return ByFile(config, log) if config.getvalue("dist") == "loadscope" else None

@@ -1,6 +1,8 @@
 """A recipe: what a benchmark trains, makes forget, by which methods, and how often.
 
 A TOML file, described in benchmarks/README.md. Everything in it is checked before work starts.
+
+It is long because every part of a recipe is read and checked here.
 """
 
 import itertools

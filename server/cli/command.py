@@ -35,7 +35,7 @@ FORMAT: Final = 1  # of the JSON documents; fields only ever get added
 OTHER: Final = "Output"
 STOPPED_TEXT: Final = (
     "Stopped; what was done so far is kept. The same command again goes on where it was. "
-    "`efface requests` shows the request, `efface requests --abort ID` gives it up."
+    "`efface requests` shows it if it had begun, `efface requests --abort ID` gives it up."
 )
 _CLOSED: Final = (errno.EACCES, errno.EPERM, errno.EROFS)
 NOT_CONFIRMED: Final = "not-confirmed"  # code of a question that was not answered with yes

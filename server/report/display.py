@@ -267,7 +267,7 @@ def speed_up_line(record: Record) -> str:
     paid = " and ".join(name for name, used in zip(names, _uses(record), strict=True) if used)
     # A method that this Efface does not know has paid for something all the same.
     counted = paid or "its overhead in training"
-    return f"{line} (times shorter with {counted} counted: {amortised} requests)."
+    return f"{line}. Speed-up with {counted} counted: {amortised} requests."
 
 
 class FittingTable(Table):

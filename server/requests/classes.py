@@ -78,7 +78,8 @@ def class_number(text: str, names: Sequence[str] | None, num_classes: int) -> in
     number = int(digits) if digits.isascii() and digits.isdecimal() and len(digits) < 10 else None
     in_range = number is not None and number < num_classes
     if number is None and (names is None or not _known(names)):
-        raise BadSetting(f"class must be a number from 0 up, got {text!r}")
+        several = "; name each class by a --class of its own" if "," in text else ""
+        raise BadSetting(f"class must be a number from 0 up, got {text!r}{several}")
     exact = [i for i, name in enumerate(names or ()) if name == text]
     if text.startswith("#") and number is not None:
         exact = []
@@ -105,7 +106,10 @@ def class_number(text: str, names: Sequence[str] | None, num_classes: int) -> in
             + f"; write '#{found[0]}' or the name as it is"
         )
     if not found:
-        raise BadSetting(f"class must be a class's name or number, got {text!r}" + _known(names))
+        several = "; name each class by a --class of its own" if "," in text else ""
+        raise BadSetting(
+            f"class must be a class's name or number, got {text!r}{several}" + _known(names)
+        )
     return found[0]
 
 

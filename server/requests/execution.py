@@ -20,7 +20,7 @@ from server.evidence.record import Record
 from server.evidence.scores import ModelScores
 from server.evidence.serial import plain
 from server.evidence.verdict import CreptBack, Limits, Verdict, decide
-from server.format import class_text
+from server.format import target_text
 from server.nodes.class_names import agreed_names
 from server.nodes.federation import Cost, GridFederation, Round, from_numpy
 from server.requests import classes, forgotten, records
@@ -83,8 +83,7 @@ def _train(work: Work) -> None:
     if erased.classes or erased.clients:
         known = () if work.request.data is None else work.request.data.class_names
         work.listener.note(
-            "left out of training, because it was erased: "
-            + _named(erased.classes, erased.clients, known)
+            "left out of training, because it was erased: " + target_text(vars(erased), known)
         )
     judge = Judge(work.request.spec, work.request.data, ForgetSpec(), erased.classes)
     federation = work.federation(
@@ -395,7 +394,3 @@ def _plus(erased: Mapping[str, Any], forget: ForgetSpec) -> dict[str, list[Any]]
         "classes": sorted({*erased["classes"], *forget.classes}),
         "clients": sorted({*erased["clients"], *forget.clients}),
     }
-
-
-def _named(erased: tuple[int, ...], clients: tuple[str, ...], names: tuple[str, ...]) -> str:
-    return ", ".join([class_text(c, names) for c in erased] + [f"client {c}" for c in clients])

@@ -343,6 +343,7 @@ def _known_by(erasure: Erasure, serving: Sequence[VersionRow]) -> list[str]:
         if row.federation != erasure.federation
         and row.card.get("data_sha256") == then
         and not set(erasure.spec.classes) & set(row.card["erased"]["classes"])
+        and not set(erasure.spec.clients) & set(row.card["erased"]["clients"])
     ]
 
 

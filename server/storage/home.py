@@ -131,8 +131,8 @@ class Home:
             return
         if existing and not self.versions.is_dir():
             raise NoSuchHome(
-                f"home must hold a version already, got no home: {self.path}. Check --home and "
-                "EFFACE_HOME; `efface train` makes a new one"
+                f"home must hold a version already, got no home: {self.path}. Train one first: "
+                "efface train; or check --home and EFFACE_HOME"
             )
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)

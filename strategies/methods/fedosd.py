@@ -50,7 +50,12 @@ class OrthogonalSteepestDescent(OrdinaryRelearning, Hyperparameters):
     needs: ClassVar[Needs] = Needs(levels=frozenset({"class", "client"}), individual_updates=True)
 
     def forget(self, federation: Federation, model: ArrayRecord) -> ArrayRecord:
-        """Return `model` without what the request names."""
+        """Return `model` without what the request names.
+
+        Raises:
+            NothingTouched: If in some round no direction conflicts with no remaining client. The
+                request fails then, and the version before it stays.
+        """
         before = model
         wanted = federation.accuracies(model).retain
         targets = federation.holders(synthetic=False)

@@ -226,7 +226,8 @@ class Rounds(FedAvg):
         self.failures = []
         by_name: dict[str, tuple[RecordDict, dict[str, Any]]] = {}
         unnamed: list[str] = []
-        for message in replies:
+        # In the order of names: which reply comes first must not decide whose fault is told.
+        for message in sorted(replies, key=lambda m: self._asked.get(m.metadata.src_node_id, "")):
             name = self._asked.get(message.metadata.src_node_id)
             if message.has_error():
                 code, reason = split_mark(message.error.reason or "no reason given")

@@ -442,6 +442,8 @@ def test_a_name_or_number_means_one_class(
         ("2", ("cat", "dog"), r"class must lie in \[0, 2\), got 2; known: 0 cat, 1 dog"),
         ("#7", ("cat", "dog"), r"class must lie in \[0, 2\), got 7"),
         ("cat", None, "class must be a number from 0 up, got 'cat'"),
+        ("0,1", None, "got '0,1'; name each class by a --class of its own"),
+        ("cat, dog", ("cat", "dog"), "got 'cat, dog'; name each class by a --class of its own; kn"),
         ("-1", ("cat", "dog"), "got '-1'"),
     ],
 )

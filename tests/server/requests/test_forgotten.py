@@ -263,6 +263,17 @@ def test_a_forgotten_clients_share_is_refused_to_others(trained: Path) -> None:
     assert ask(trained, "train")["model_version"] == "v0003"
 
 
+def test_who_knows_a_forgotten_client_is_listed_until_that_has_forgotten_it_too(
+    trained: Path,
+) -> None:
+    ask(trained, "forget", forget_clients="client-1")
+    ask(trained, "train", federation="hospital", allow_forgotten="r0002")
+    (listed,) = forgotten.listed(service(trained).ledger)
+    assert listed["known_by"] == ["v0003"]
+    ask(trained, "forget", forget_clients="client-1", version="v0003")
+    assert [one["known_by"] for one in forgotten.listed(service(trained).ledger)] == [[], []]
+
+
 def test_demonstrations_are_federations_of_their_own(without_9: Path) -> None:
     told = settings(without_9, "train", rounds=1, local_steps=4)
     demo(told, Listening(), forget="3")

@@ -25,7 +25,7 @@ from server.storage.home import Home
 from server.storage.ledger import Ledger, database_url
 from server.storage.registry import Registry
 from strategies.federation import Plan
-from strategies.parts.effort import FORWARD, Holding, Network, compact
+from strategies.parts.effort import FORWARD, Holding, Network, num_synthetic
 from strategies.parts.guard import MAX_MORE_ROUNDS, MAX_ROLLBACKS
 from strategies.rehearsal import Known, PlannedRounds, planned
 from strategies.table import METHODS, method
@@ -195,7 +195,7 @@ def test_the_controls_take_the_scale_of_training_or_their_own() -> None:
 
 
 def test_a_class_of_a_node_has_an_image_however_small_it_is() -> None:
-    assert compact([1.0, 10.0, 11.0], 10) == 1 + 1 + 2
+    assert num_synthetic([1.0, 10.0, 11.0], 10) == 1 + 1 + 2
 
 
 @pytest.mark.parametrize("name", METHODS)
