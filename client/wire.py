@@ -1,8 +1,8 @@
 """What may cross the wire: how a node receives a message, and the only way to reply.
 
-Down come parameters and settings. Up go parameters, counts and scalar measures: never an image, a
-synthetic image, a label list, a per-sample loss, or a path. `reply` is the one place where an
-answer is built, and it lets through nothing that the message does not declare
+Down come parameters and settings. Up go parameters, counts, scalar measures and the classes' names:
+never an image, a synthetic image, a label list, a per-sample loss, or a path. `reply` is the one
+place where an answer is built, and it lets through nothing that the message does not declare
 (`client.messages.Declaration`).
 """
 

@@ -11,7 +11,7 @@ from server.report.display import table
 
 GROUP: Final = "Compare"
 OUT: Final = Path("benchmarks") / "results"
-KNOWN_TO_FORGET: Final = (
+SHOWN: Final = (
     *("forget_accuracy", "retain_accuracy", "retain_gap", "auc_confidence", "relearning"),
     *("seconds", "speed_up", "speed_up_10"),
 )
@@ -94,7 +94,7 @@ def bench(
                 for row in done.rows
                 if (row["level"], row["partition"]) == (level.label, partition)
             ]
-            headings, lines = cells(here, KNOWN_TO_FORGET, steps=level.in_a_row, reasons=False)
+            headings, lines = cells(here, SHOWN, steps=level.in_a_row, reasons=False)
             shown += [f"{level.label}, {partition}", table(headings, lines)]
             lost = [f"  {r['method']} {ended(r)}" for r in here if r["state"] != "done"]
             shown += [*dict.fromkeys(lost), ""]

@@ -38,7 +38,6 @@ STOPPED_TEXT: Final = (
     "`efface requests` shows it if it had begun, `efface requests --abort ID` gives it up."
 )
 _CLOSED: Final = (errno.EACCES, errno.EPERM, errno.EROFS)
-NOT_CONFIRMED: Final = "not-confirmed"  # code of a question that was not answered with yes
 # Codes by which an error has an exit code of its own; all others have FAILED.
 _EXIT_CODES: Final = {
     "unknown-id": USAGE,
@@ -224,7 +223,7 @@ def _complain(call: Call, error: BaseException, *, debug: bool) -> int:
     document = {
         "format": FORMAT,
         "error": kind,
-        "code": NOT_CONFIRMED if isinstance(error, typer.Abort) else _code(error),
+        "code": _code(error),
         "message": STOPPED_TEXT if stopped else (str(error) or kind),
         "exit_code": code,
     }

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from server.storage.home import Home
     from server.storage.ledger import Ledger, RequestRow, VersionRow
 
+NOT_SHOWN: Final = "not-shown"  # code of a request that ran, of which too little was measured
 GROUP: Final = "Look"
 GONE: Final = "the process that ran it ended without a word"
 
@@ -52,7 +53,8 @@ def requests(
         str,
         typer.Option(
             "--state",
-            help="Only those in this state: received, running, done, failed, interrupted, aborted.",
+            help="Only those in this state: received, running, done, failed (and not-shown, of "
+            "which too little was measured), interrupted, aborted.",
             show_default=False,
         ),
     ] = "",
@@ -70,8 +72,9 @@ def requests(
     """List all requests: who asked for what, and what came of it."""
     from server.storage.ledger import TRANSITIONS
 
-    if state and state not in TRANSITIONS:
-        raise BadSetting(f"state must be one of {', '.join(TRANSITIONS)}, got {state!r}")
+    known = (*TRANSITIONS, NOT_SHOWN)
+    if state and state not in known:
+        raise BadSetting(f"state must be one of {', '.join(known)}, got {state!r}")
     home, ledger = opened(call)
     if abort:
         from server.storage.home import Home
@@ -86,7 +89,10 @@ def requests(
             f"{given_up.id} is given up; version {given_up.base_version or 'none'} stays as it was."
         )
         return Answer({"format": FORMAT, "requests": [request_document(given_up)]}, [text])
-    rows = ledger.requests(state=state or None)  # type: ignore[arg-type]
+    held = "failed" if state == NOT_SHOWN else state
+    rows = ledger.requests(state=held or None)  # type: ignore[arg-type]
+    if state == NOT_SHOWN:
+        rows = [row for row in rows if row.reason_code == NOT_SHOWN]
     cells = [
         [
             row.id,
@@ -521,7 +527,7 @@ def request_document(row: "RequestRow") -> dict[str, Any]:
 
 def state_text(row: "RequestRow") -> str:
     """Return a request's state; a result of which too little was measured has not failed."""
-    return "not shown" if row.reason_code == "not-shown" else row.state
+    return "not shown" if row.reason_code == NOT_SHOWN else row.state
 
 
 def version_document(row: "VersionRow") -> dict[str, Any]:

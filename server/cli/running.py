@@ -6,6 +6,7 @@ It is long because each command declares its options with their help, beside wha
 import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
@@ -78,10 +79,14 @@ MetricsPort = Annotated[
 # A request computes as its version was trained.
 _OF_THE_VERSION: Final = ("seed", "threads", "precision")
 _REQUEST_OPTIONS: Final = chosen([REQUEST, RUNNING], leave_out=_OF_THE_VERSION)
+DEMO_METHOD: Final = "quickdrop"
 # A demonstration always compares, and starts from what it has just trained.
-_DEMO_OPTIONS: Final = chosen(
-    [*LEARNING, REQUEST, RUNNING], leave_out=["version", "compare", "trial", "destroy"]
-)
+_DEMO_OPTIONS: Final = [
+    replace(option, default_here=DEMO_METHOD) if option.key == "method" else option
+    for option in chosen(
+        [*LEARNING, REQUEST, RUNNING], leave_out=["version", "data", "compare", "trial", "destroy"]
+    )
+]
 _RELEARN_OPTIONS: Final = chosen(
     [REQUEST, RUNNING],
     leave_out=[
@@ -138,7 +143,7 @@ def demo(
     from server.evidence.record import to_json
     from server.runner import demo as run_demo
 
-    values = {"method": "quickdrop", **values}
+    values = {"method": DEMO_METHOD, **values}
     settings = settings_for(call, values, mode="train", method_options=method_options)
     with watched(call, metrics_port) as (listener, metrics):
         record = run_demo(settings, listener, forget=forget_class)

@@ -43,7 +43,7 @@ class Metrics:
         )
         self._phase_seconds = Histogram(
             "efface_phase_seconds",
-            "Wall seconds of a phase, without evaluation.",
+            "Wall seconds of each round, by phase, without evaluation.",
             ["phase"],
             buckets=_SECONDS,
             registry=self.registry,
