@@ -383,6 +383,8 @@ def test_methods_are_listed_with_their_options() -> None:
 def test_methods_are_shown_a_line_each_and_one_with_its_options() -> None:
     shown = run("methods").stdout.splitlines()
     assert [line.split()[0] for line in shown[1 : 1 + len(METHODS)]] == list(METHODS)
+    said = [line.rstrip().rpartition("  ")[2] for line in shown[1 : 1 + len(METHODS)]]
+    assert all(text.endswith(".") for text in said)  # how it forgets
     assert not any("unlearn-lr" in line for line in shown)
     assert any("unlearn-lr" in line for line in run("methods", "quickdrop").stdout.splitlines())
 
