@@ -62,6 +62,10 @@ def test_the_readme_names_every_command(name: str) -> None:
     assert f"efface {name}" in README
 
 
+def test_the_readme_says_how_a_request_is_given_up() -> None:
+    assert "efface requests --abort" in README
+
+
 @pytest.mark.parametrize("name", ["README.md", "benchmarks/README.md", "benchmarks/RESULTS.md"])
 def test_the_files_that_a_page_links_to_exist(name: str) -> None:
     page = ROOT / name

@@ -127,9 +127,9 @@ def decide(
     is missing. Of a class, accuracy must hold and the relearning curve must be measured against
     Retrained; where Original's curve lies within the limit as well, the curve cannot tell, which is
     said, and accuracy decides;
-    of a client, whose relearning is not defined, accuracy against Retrained alone decides. Where
-    the model before the request lies within the limit of accuracy as well, there is nothing to
-    show.
+    of a client, whose relearning is not defined, accuracy against Retrained alone decides, and
+    retraining passes even where no client could be asked. Where the model before the request lies
+    within the limit of accuracy as well, there is nothing to show.
 
     Args:
         level: "class" or "client".
@@ -161,10 +161,11 @@ def decide(
     findings += [*earlier, *_retained(result, original, retrained)]
     states = {finding.state for finding in decisive}
     nothing = any(finding.code == "nothing-to-show" for finding in findings)
+    shown = ("held" in states and not missing) or (level == "client" and itself)
     state: State = "not-shown"
     if "exceeded" in states or any(finding.state == "exceeded" for finding in earlier):
         state = "failed"
-    elif "held" in states and not missing and not nothing:
+    elif shown and not nothing:
         state = "passed"
     return Verdict(state, tuple(findings), tuple(missing), yardstick)
 

@@ -79,7 +79,10 @@ def not_measured(missing: Missing, level: str) -> str:
     if missing.why == "no-yardstick":
         return f"{what} against Retrained ({missing.remedy})"
     if missing.why == "no-held-out-data":
-        return f"{what}: the clients held no data out (train with --holdout)"
+        return (
+            f"{what}: no data that these clients hold out were there to measure on (they are "
+            "offline, or trained with --holdout 0)"
+        )
     return f"{what}: the coordinator has too few test images of what was to be forgotten"
 
 

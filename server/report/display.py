@@ -29,6 +29,7 @@ MODELS: Final = ("original", "retrained", "unlearned", "recovered", "relearned")
 ROWS: Final = (*(phase for phase in PHASES if phase != "retrain"), "retrain")
 NOTHING: Final = "–"
 UNBROKEN: Final = 12  # characters of a cell that stay on one line: ids, states, numbers
+LONGEST_NAME: Final = 28  # and of one word, as methods' names are
 # Columns that a narrow terminal does without, in this order.
 LEAST_IMPORTANT: Final = (
     *("Federation", "Created (UTC)", "Since (UTC)", "Still known by", "Asked by", "From"),
@@ -279,6 +280,8 @@ class FittingTable(Table):
             if self._least() <= options.max_width:
                 break
             self.columns = [column for column in self.columns if column.header != name]
+            for position, column in enumerate(self.columns):
+                column._index = position  # Rich measures by it, and would cut the last one short
         yield from super().__rich_console__(console, options)
 
     def _least(self) -> int:
@@ -294,12 +297,16 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, text: int = 
     """Return a plain table; columns after the first `text` hold numbers and stand right."""
     made = FittingTable(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="bold")
     for position, name in enumerate(columns):
-        short = all(len(row[position]) <= UNBROKEN for row in rows)
+        short = all(len(row[position]) <= _unbroken(row[position]) for row in rows)
         justify: Literal["left", "right"] = "left" if position < text else "right"
         made.add_column(name, justify=justify, overflow="fold", no_wrap=short)
     for row in rows:
         made.add_row(*(_literal(cell) for cell in row))
     return made
+
+
+def _unbroken(cell: str) -> int:
+    return UNBROKEN if " " in cell else LONGEST_NAME
 
 
 def number(value: float | None, digits: int = 1) -> str:

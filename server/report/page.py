@@ -159,7 +159,7 @@ footer { margin-top: 3rem; padding-top: .8rem; border-top: 1px solid var(--rule)
 <h2>Accuracy</h2>
 {{ show(accuracy, "Model", "Test data; accuracy in percent" ~ (", difference to Retrained in percent points" if retrained else "")) }}
 {% if forgets %}
-<p class="note"><b>Original</b> is the model before the request, <b>Retrained</b> the yardstick: retrained from scratch without the forget set. <b>Unlearned</b> and <b>Recovered</b> are the request’s two phases, <b>Relearned</b> the model after the data was given back. The forget set is what was to be forgotten, the retain set all the rest; forget and retain accuracy are measured on them.{% if not retrained %} Retrained was not measured for this request: <code>--compare retrain</code> measures it, at the price of one full training.{% endif %}</p>
+<p class="note"><b>Original</b> is the model before the request, <b>Retrained</b> the yardstick: retrained from scratch without the forget set. <b>Unlearned</b> and <b>Recovered</b> are the request’s two phases, <b>Relearned</b> the model after the data was given back. The forget set is what was to be forgotten, the retain set all the rest; forget and retain accuracy are measured on them.{% if not retrained and not itself %} Retrained was not measured for this request: <code>--compare retrain</code> measures it, at the price of one full training.{% endif %}</p>
 {% endif %}
 {% if heldout %}
 <div class="narrow">{{ show(heldout, "Model", "Data that the clients hold out and never train on") }}</div>
@@ -197,7 +197,7 @@ footer { margin-top: 3rem; padding-top: .8rem; border-top: 1px solid var(--rule)
 {% endif %}
 {% if not curve_measured %}
 <p class="note">The result’s own curve was not measured.</p>
-{% elif not retrained %}
+{% elif not retrained and not itself %}
 <p class="note">Retrained’s curve was not measured; <code>--compare retrain</code> adds it.</p>
 {% endif %}
 {% else %}
@@ -245,7 +245,7 @@ footer { margin-top: 3rem; padding-top: .8rem; border-top: 1px solid var(--rule)
 <h3>Speed-up over retraining</h3>
 <div class="narrow">{{ show(speed_up.table, "Against retraining", "Wall time of retraining divided by wall time of forgetting") }}</div>
 <p class="note">“One request alone” divides retraining’s {{ speed_up.retrain }} by the request’s {{ speed_up.request }}. It leaves out what training had to pay beforehand. The amortised figures put that in: for <i>q</i> requests they divide <i>q</i> retrainings by the overhead in training ({{ speed_up.overhead }}) plus <i>q</i> requests.</p>
-{% elif forgets %}
+{% elif forgets and not itself %}
 <p class="note">Speed-up was not measured: it needs the time of retraining (<code>--compare retrain</code>).</p>
 {% endif %}
 {% if overhead %}
@@ -263,6 +263,8 @@ footer { margin-top: 3rem; padding-top: .8rem; border-top: 1px solid var(--rule)
 <li>Accuracy alone cannot tell hidden from forgotten: a model may score 0 % on a class and yet have it back after a few training steps. That is why relearning is measured beside it{{ "" if curve_measured else "; here it was not" }}.</li>
 {% if retrained %}
 <li>Retrained is a single model from a single seed. Another retraining would differ by some points; differences of that size mean nothing. The limits beside each finding are those that the request asked for.</li>
+{% elif itself %}
+<li>The result was retrained from scratch: it is the yardstick, and nothing is left to compare it with. That the data took no part rests on the run, not on these numbers.</li>
 {% else %}
 <li>Without Retrained there is no yardstick: the numbers say how the model changed, not whether it changed as far as it should. <code>--compare retrain</code> measures it.</li>
 {% endif %}

@@ -22,6 +22,7 @@ from server.report.words import (
     as_times,
     clients_of,
     forgotten_classes,
+    is_yardstick,
     sum_of,
 )
 
@@ -85,7 +86,8 @@ def accuracy_table(record: Record) -> Table | None:
         mark = "yardstick" if key in ("original", "retrained") else ""
         if numbers is None:
             how = "; add --compare retrain to measure it" if key == "retrained" else ""
-            rows.append((name, [f"not measured{how}"], mark))
+            itself = key == "retrained" and is_yardstick(record)
+            rows.append((name, ["the result itself" if itself else f"not measured{how}"], mark))
         else:
             rows.append((name, [cell(key, numbers) for *_, cell in columns], mark))
     return Table(_spans([group for group, *_ in columns]), [unit for _, unit, _ in columns], rows)

@@ -55,6 +55,11 @@ def versions_of(record: Record) -> dict[str, str]:
     return {"new": f"version {new}" if new else "a model", "change": change}
 
 
+def is_yardstick(record: Record) -> bool:
+    """Return whether the result was retrained from scratch, which others are compared with."""
+    return record.verdict is not None and record.verdict.yardstick == "itself"
+
+
 def title_of(record: Record) -> str:
     """Return the heading of the page."""
     if record.forget is None:

@@ -25,7 +25,7 @@ from server.report.tables import (
     speed_up_rows,
 )
 from server.report.verdict import worded
-from server.report.words import as_setting, facts_of, outcome_of, title_of
+from server.report.words import as_setting, facts_of, is_yardstick, outcome_of, title_of
 
 
 def write_report(record: Record, path: Path) -> Path:
@@ -76,6 +76,7 @@ def render(record: Record, *, linked: bool = False) -> str:
         channels=channel_section(record),
         forgets=record.forget is not None,
         retrained=record.retrained is not None,
+        itself=is_yardstick(record),
         curve_measured=outcome is not None and outcome.curve_mean is not None,
         cost_plot=cost_plot(record),
         costs=cost_table(record),

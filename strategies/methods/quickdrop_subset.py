@@ -36,7 +36,7 @@ class OnRealSubset:
 
 @dataclass(frozen=True)
 class RealSubset(OnRealSubset, QuickDrop):
-    """QuickDrop without distillation; every value has the same default."""
+    """QuickDrop without distillation: as in quickdrop, on as many real images drawn at random."""
 
     finetune_steps: int = option(0, Rule(lambda v: v == 0, "be 0: a subset is not distilled"))
     scale: int = option(0, at_least(0))  # s; 0 for that of the training
@@ -47,7 +47,7 @@ class RealSubset(OnRealSubset, QuickDrop):
 
 @dataclass(frozen=True)
 class CalibratedRealSubset(OnRealSubset, CalibratedQuickDrop):
-    """The calibrated variant without distillation; every value has the same default."""
+    """Calibrated, without distillation: as in quickdrop-calibrated, on as many real images."""
 
     scale: int = option(0, at_least(0))  # s; 0 for that of the training
 

@@ -11,6 +11,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import metadata
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -169,6 +170,23 @@ def test_importing_the_command_line_imports_nothing_heavy() -> None:
     )
 
     assert found.stdout.strip() == "[]"
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    assert run("--version").stdout == f"efface {metadata.version('efface')}\n"
+
+
+def test_the_shells_completion_knows_commands_and_options() -> None:
+    def completed(line: str) -> list[str]:
+        words = {"_EFFACE_COMPLETE": "complete_bash", "COMP_WORDS": line}
+        told = os.environ | words | {"COMP_CWORD": str(len(line.split()) - 1)}
+        command = [sys.executable, "-c", "from server.cli import main; main()"]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=told)
+        return done.stdout.split()
+
+    assert "--install-completion" in run("--help").stdout
+    assert completed("efface fo") == ["forget", "forgotten"]
+    assert "--dry-run" in completed("efface forget --dr")
 
 
 def test_a_run_prints_one_document_with_the_promised_keys(trained: Efface) -> None:
@@ -383,6 +401,8 @@ def test_methods_are_listed_with_their_options() -> None:
 def test_methods_are_shown_a_line_each_and_one_with_its_options() -> None:
     shown = run("methods").stdout.splitlines()
     assert [line.split()[0] for line in shown[1 : 1 + len(METHODS)]] == list(METHODS)
+    said = [line.rstrip().rpartition("  ")[2] for line in shown[1 : 1 + len(METHODS)]]
+    assert all(text.endswith(".") for text in said)  # how it forgets
     assert not any("unlearn-lr" in line for line in shown)
     assert any("unlearn-lr" in line for line in run("methods", "quickdrop").stdout.splitlines())
 

@@ -2,11 +2,13 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
@@ -125,23 +127,49 @@ def test_a_dry_run_prints_its_warnings(efface: Efface) -> None:
     assert ("warning: nothing to show" in shown.stdout) == (per_class[3] <= 5)
 
 
-def test_evaluate_takes_the_place_where_data_have_moved(tmp_path: Path) -> None:
-    efface = Efface(tmp_path / "home")
+def own_file(path: Path) -> None:
+    """Write the digits to a file of one's own."""
     data = datasets.load("digits")
     parts = {}
     for name, split in (("train", data.train), ("test", data.test)):
         parts[f"{name}_images"] = split.images.permute(0, 2, 3, 1).numpy()
         parts[f"{name}_labels"] = split.labels.numpy()
-    np.savez(tmp_path / "own.npz", **parts)
-    efface.json("train", *TINY, "--rounds", "1", "--dataset", f"npz:{tmp_path / 'own.npz'}")
-    (tmp_path / "own.npz").rename(tmp_path / "moved.npz")
+    np.savez(path, **parts)
+
+
+def own_folder(path: Path) -> None:
+    """Write noise as images, a folder a class."""
+    for part, count in (("train", 12), ("test", 3)):
+        for name in ("cat", "dog", "fox"):
+            draws = np.random.default_rng([len(part), *name.encode()])
+            (path / part / name).mkdir(parents=True)
+            for number in range(count):
+                pixels = draws.integers(0, 255, (8, 8), dtype=np.uint8)
+                Image.fromarray(pixels).save(path / part / name / f"{number}.png")
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "write"), [("npz", "own.npz", own_file), ("folder", "own", own_folder)]
+)
+def test_data_that_have_moved_are_found_where_the_commands_say(
+    tmp_path: Path, kind: str, name: str, write: Callable[[Path], None]
+) -> None:
+    efface, former, now = Efface(tmp_path / "home"), tmp_path / name, tmp_path / f"moved-{name}"
+    write(former)
+    few = [*TINY, "--rounds", "1", "--num-clients", "2", "--batch-size", "8"]
+    efface.json("train", *few, "--dataset", f"{kind}:{former}")
+    former.rename(now)
 
     lost = efface("evaluate")
     assert lost.exit_code == FAILED
-    assert f"got {tmp_path / 'own.npz'}; if the data of v0001 have moved" in lost.stderr
+    assert str(former) in lost.stderr
+    assert "if the data of v0001 have moved" in lost.stderr
     for option in ("--data", "--data-dir"):
-        found = efface.json("evaluate", option, str(tmp_path / "moved.npz"))
-        assert found["dataset"] == f"npz:{tmp_path / 'moved.npz'}"
+        found = efface.json("evaluate", option, str(now))
+        assert found["dataset"] == f"{kind}:{now}"
+    plan = ("forget", "--class", "1", "--method", "retraining", "--dry-run")
+    assert str(former) in efface(*plan).stderr
+    assert efface.json(*plan, "--data", str(now))["forget"]["classes"] == [1]
 
 
 # ---- a site's store -----------------------------------------------------------------------------

@@ -108,6 +108,25 @@ def test_retraining_is_its_own_yardstick() -> None:
     assert of_client(60.0, None, 60.0, method="retraining").state == "passed"
 
 
+def test_retraining_passes_where_the_clients_could_not_be_asked() -> None:
+    def of(method: str, retrained: ModelScores | None) -> Verdict:
+        told = {"original": scores(None), "retrained": retrained, "limits": LIMITS}
+        return decide("client", scores(None), method=method, **told)
+
+    for found in (of("retraining", None), of("retraining", scores(None))):
+        assert found.state == "passed"
+        assert [not_measured(missing, "client") for missing in found.missing] == [
+            "forget accuracy: no data that these clients hold out were there to measure on (they "
+            "are offline, or trained with --holdout 0)"
+        ]
+    assert of("retraining", None).yardstick == "itself"
+    assert of("federaser", scores(None)).state == "not-shown"
+    # What earlier requests erased must stay away all the same.
+    back = decide("client", scores(None), original=None, retrained=None, limits=LIMITS,
+                  method="retraining", erased_before=[2])  # fmt: skip
+    assert back.state == "failed"
+
+
 def test_a_recovery_that_was_given_up_fails_whatever_else_held() -> None:
     found = of_class(scores(0.0, 50.0), crept_back=CreptBack(12.5, 1.0))
     assert found.state == "failed"

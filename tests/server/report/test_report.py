@@ -366,6 +366,20 @@ def test_the_page_speaks_the_words_of_the_field() -> None:
     assert not re.search(r"within reach|\bgaps?\b|\bnats\b", prose)
 
 
+def test_plots_can_be_read_on_a_phone() -> None:
+    html = render(typed(record()))
+    narrow = html.split("@media (max-width: 46rem) {")[1].split("@media")[0]
+    found = re.search(r"figure svg {[^}]*\bwidth: (\d+)rem", narrow)
+    width = float(found[1]) * 16 if found else 375.0 - 32.0  # pixels: a phone's, less its margins
+    assert "figure { overflow-x: auto; }" in narrow  # a wider plot is moved, not the page
+    plots = re.findall(r'<figure[^>]*>.*?viewBox="0 0 ([\d.]+) .*?</figure>', html, re.DOTALL)
+    texts = re.findall(r"<figure[^>]*>(.*?)</figure>", html, re.DOTALL)
+    assert len(plots) == len(texts) > 0
+    for units, text in zip(plots, texts, strict=True):
+        smallest = min(map(float, re.findall(r"font-size: ([\d.]+)px", text)))
+        assert smallest * width / float(units) >= 9.0
+
+
 def test_several_classes_and_clients_are_named_in_the_plural() -> None:
     classes = {"level": "class", "classes": [3, 8, 9], "clients": []}
     clients = {"level": "client", "classes": [], "clients": ["a", "b"]}

@@ -508,6 +508,18 @@ def test_what_an_offline_client_missed_is_listed_until_it_has_done_it(
     assert len(store(trained, "client-0").state().applied) == 3
 
 
+def test_retraining_without_an_offline_client_enters_service(
+    trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = {"forget_clients": "client-2", "accept": "passed", **RETRAINED}
+    record = without(trained, "client-2", monkeypatch, **told)
+    assert (record["verdict"]["state"], record["in_service"]) == ("passed", True)
+    page = (trained / "reports" / "r0002.html").read_text()
+    assert "retraining from scratch, which is the yardstick itself" in page
+    assert "unknown" not in page
+    assert "--compare retrain" not in page  # there is nothing that it could add
+
+
 def test_a_client_that_fails_at_what_it_missed_still_owes_it(
     trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
