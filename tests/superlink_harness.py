@@ -123,9 +123,9 @@ class RunningFederation:
 
         Args:
             name: The node, whose key is `keys/NAME`.
-            config: What [node] says of data, data-dir, store and device.
+            config: What node.toml says of data, data-dir, store and device.
             options: More of `efface site run`.
-            policy: The other tables of policy.toml.
+            policy: Text of policy.toml after the name.
         """
         folder = self.folder / "sites" / name
         folder.mkdir(parents=True, exist_ok=True)
@@ -139,7 +139,9 @@ class RunningFederation:
             **(config or {}),
         }
         table = "".join(f"{key} = {json.dumps(value)}\n" for key, value in node.items())
-        (folder / "policy.toml").write_text(f'name = "{name}"\n{policy}\n[node]\n{table}')
+        (folder / "node.toml").write_text(table)
+        (folder / "policy.toml").write_text(f'name = "{name}"\n{policy}')
+        (folder / "policy.toml").chmod(0o600)
         self.start(name, [PROGRAMS / "efface", "site", "run", folder, *options])
         return folder
 

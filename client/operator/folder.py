@@ -1,8 +1,8 @@
 """A site's folder: what `efface site run` reads of it.
 
-`efface site init` makes FOLDER/policy.toml. Its table [node] says how this node is connected:
+`efface site init` makes FOLDER/policy.toml and FOLDER/site.key, which are the executor's alone.
+FOLDER/node.toml, which holds no secret, says how this node is connected:
 
-    [node]
     superlink = "fl.example.org:9092"   # the coordinator's Fleet API
     root-certificates = "ca.crt"        # who signed its certificate; "" takes the system's list
     key = "node.key"                    # the node's identity: for the SuperNode alone
@@ -13,7 +13,7 @@
     state = "state"                     # the executor's folder: what came, and scratch
     socket = "run/node.sock"            # where SuperNode and executor meet
 
-Paths of ours may be relative to FOLDER. [node.config] takes further values of the node config.
+Paths of ours may be relative to FOLDER. A table [config] takes further values of the node config.
 """
 
 import tomllib
@@ -26,7 +26,7 @@ from client.errors import BadSetting
 from client.operator.bundles import Bundles
 
 POLICY: Final = "policy.toml"
-TABLE: Final = "node"
+CONNECTION: Final = "node.toml"
 _NEEDED: Final = ("superlink", "key", "store")
 _KEYS: Final = frozenset(
     {*_NEEDED, "root-certificates", "data", "data-dir", "device", "state", "socket", "config"}
@@ -68,30 +68,31 @@ class SiteFolder:
 
     @classmethod
     def load(cls, folder: Path) -> "SiteFolder":
-        """Read the folder's [node] table.
+        """Read the folder's node.toml.
 
         Raises:
             BadSetting: If it is missing, or a value is not what it must be.
         """
         folder = folder.expanduser().absolute()
-        table = _table(folder / POLICY)
+        table = _table(folder / CONNECTION)
         for key in table:
             if key not in _KEYS:
-                raise BadSetting(f"[node] must have only {', '.join(sorted(_KEYS))}, got {key!r}")
+                raise BadSetting(
+                    f"{CONNECTION} must have only {', '.join(sorted(_KEYS))}, got {key!r}"
+                )
         for key in _NEEDED:
             if not table.get(key):
                 raise BadSetting(
-                    f"[node] of {folder / POLICY} must say {key}, got nothing; deploy/DEPLOY.md "
-                    "shows one"
+                    f"{folder / CONNECTION} must say {key}, got nothing; deploy/DEPLOY.md shows one"
                 )
         config = table.pop("config", {})
         if not isinstance(config, dict) or not all(
             isinstance(value, bool | int | float | str) for value in config.values()
         ):
-            raise BadSetting("[node.config] must hold text, numbers and true or false alone")
+            raise BadSetting("[config] must hold text, numbers and true or false alone")
         for key, value in table.items():
             if not isinstance(value, str):
-                raise BadSetting(f"[node] {key} must be text in quotes, got {value!r}")
+                raise BadSetting(f"{key} must be text in quotes, got {value!r}")
 
         def path(key: str, usual: str = "") -> Path:
             return folder / (table.get(key) or usual)
@@ -99,7 +100,7 @@ class SiteFolder:
         socket = path("socket", "run/node.sock")
         if len(bytes(socket)) > _LONGEST_SOCKET:
             raise BadSetting(
-                f"[node] socket must have a path of at most {_LONGEST_SOCKET} bytes, got {socket}; "
+                f"socket must have a path of at most {_LONGEST_SOCKET} bytes, got {socket}; "
                 'name a short one, such as socket = "/run/efface-node/node.sock"'
             )
         plain = {key: table[key] for key in ("data", "data-dir", "device") if table.get(key)}
@@ -121,28 +122,25 @@ class SiteFolder:
 
 
 def bundles_of(folder: Path) -> Bundles:
-    """Return the bundles of a site whose [node] may not be written yet.
+    """Return the bundles of a site.
 
     Raises:
         BadSetting: If the folder is not a site's.
     """
     folder = folder.expanduser().absolute()
-    state = _table(folder / POLICY).get("state")
+    state = _table(folder / CONNECTION).get("state")
     return Bundles(folder, folder / (state if isinstance(state, str) and state else "state"))
 
 
 def _table(file: Path) -> dict[str, Any]:
     try:
-        table = tomllib.loads(file.read_text(encoding="utf-8")).get(TABLE, {})
+        return tomllib.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise BadSetting(
-            f"folder must be a site's, got {file.parent}, which holds no {file.name}; make one "
-            f"with: efface site init {file.parent} --name NAME"
+            f"folder must be a site's, got {file.parent}, which holds no {file.name}; "
+            "deploy/DEPLOY.md shows one"
         ) from None
     except PermissionError:
         raise BadSetting(f"{file} must be readable here, got no permission") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise BadSetting(f"{file} must be valid TOML: {error}") from None
-    if not isinstance(table, dict):
-        raise BadSetting(f"[node] of {file} must be a table, got {table!r}")
-    return table

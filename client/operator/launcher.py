@@ -81,7 +81,7 @@ def run(
         say: Takes each line of the log.
 
     Raises:
-        BadSetting: If the folder's [node] is not as it must be.
+        BadSetting: If the folder's node.toml is not as it must be.
         KeyboardInterrupt: When the process is told to end; both parts have ended then.
     """
     site = SiteFolder.load(folder)

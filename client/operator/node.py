@@ -76,9 +76,9 @@ def _run(site: SiteFolder, listening: socket.socket) -> None:
     try:
         key = load_ssh_private_key(site.key.read_bytes(), None)
     except (OSError, ValueError) as error:
-        raise BadSetting(f"[node] key must be a readable OpenSSH key, got {error}") from None
+        raise BadSetting(f"key must be a readable OpenSSH key, got {error}") from None
     if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise BadSetting(f"[node] key must be on a NIST curve, got {type(key).__name__}")
+        raise BadSetting(f"key must be on a NIST curve, got {type(key).__name__}")
     roots = None if site.root_certificates is None else site.root_certificates.read_bytes()
 
     states = NodeStateFactory(objectstore_factory=ObjectStoreFactory())

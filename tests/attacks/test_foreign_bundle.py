@@ -18,6 +18,7 @@ from sklearn.datasets import load_digits
 from client.operator.bundles import Bundle
 from client.operator.folder import bundles_of
 from server.cli.site_run import installed_bundle
+from server.nodes.database import purge
 from server.nodes.engines import superlink
 from tests.superlink_harness import (
     RunningFederation,
@@ -145,7 +146,14 @@ def test_a_foreign_bundle_is_refused_before_a_line_of_it_runs(
     assert difference.old == mine.hash
     assert "+def steal(message, context):" in difference.code
 
-    # 3. The bundle that is allowed works at the same node.
+    # 3. What was exchanged stays in the SuperLink's files until it is purged, while it runs.
+    database = federation.folder / "state.db"
+    secret = (federation.folder / "keys" / PLAIN).read_bytes()
+    assert any(secret in file.read_bytes() for file in database.parent.glob("state.db*"))
+    purge(database)
+    assert not any(secret in file.read_bytes() for file in database.parent.glob("state.db*"))
+
+    # 4. The bundle that is allowed works at the same node.
     federation.processes.pop(PLAIN).terminate()
     wait_until(lambda: federation.online() == {SITE}, federation, limit=_in(60))
     job = {
