@@ -176,7 +176,8 @@ class Bundles:
         bundle = bundle or self.find(name)
         if bundle is not None and bundle.hash != name:
             raise BadSetting(f"hash must be that of the bundle, {bundle.hash}, got {name}")
-        self.kept.mkdir(mode=0o755, exist_ok=True)
+        self.kept.mkdir(exist_ok=True)
+        self.kept.chmod(0o755)  # the executor, another user, reads the list
         if bundle is not None:
             _write(self.kept / f"{name}{_SUFFIX}", bundle.content)
         others = [one for one in self.allowed() if one.hash != name]
@@ -203,7 +204,7 @@ class Bundles:
         known = (self.kept / f"{bundle.hash}{_SUFFIX}", self.came / f"{bundle.hash}{_SUFFIX}")
         if len(bundle.content) > LARGEST or any(path.exists() for path in known):
             return
-        self.came.mkdir(mode=0o755, parents=True, exist_ok=True)
+        self.came.mkdir(parents=True, exist_ok=True)
         write_atomic(known[1], bundle.content)
         known[1].chmod(0o644)
         files = sorted(self.came.glob(f"*{_SUFFIX}"), key=lambda path: path.stat().st_mtime_ns)
@@ -295,4 +296,4 @@ def _lines(data: bytes | None) -> list[str]:
 
 def _write(path: Path, data: bytes) -> None:
     write_atomic(path, data)
-    path.chmod(0o644)  # the executor, another user, reads it
+    path.chmod(0o644)

@@ -21,10 +21,9 @@ from typing import Any, Final
 
 from client.errors import BadSetting, NotIsolated
 from client.operator import isolation
-from client.operator.folder import SiteFolder
+from client.operator.folder import POLICY, SiteFolder
 
 log = logging.getLogger("efface.site")
-_ENDED: Final = signal.SIGTERM
 _GRACE: Final = 10.0  # seconds for a gate that was asked to end
 POLL_SECONDS: Final = "FLWR_SUPEREXEC_TASK_POLL_INTERVAL"  # flwr's own name
 
@@ -46,6 +45,12 @@ def main() -> None:
     if told.user:
         isolation.become(told.user)
     isolation.give_up_privileges(told.parent)
+    policy = site.folder / POLICY
+    if not os.access(policy, os.R_OK):
+        raise BadSetting(
+            f"{policy} must be readable by the executor's user, got none or no permission; make "
+            f"it with `efface site init`, then: chown {pwd.getpwuid(os.geteuid()).pw_name} {policy}"
+        )
     found = isolation.weaknesses(site.key, site.folder / "bundles")
     for weakness in found:
         log.warning("the executor is not fully apart: %s", weakness)
@@ -53,7 +58,7 @@ def main() -> None:
         raise NotIsolated("executor must be apart (--strict), got: " + "; ".join(found))
     shutil.rmtree(work, ignore_errors=True)  # what a gate that was killed has left
     work.mkdir(mode=0o700)
-    signal.signal(_ENDED, _end)
+    signal.signal(signal.SIGTERM, _end)
     take_tasks(site, work)
 
 

@@ -20,6 +20,8 @@ from client.operator.folder import bundles_of
 from server.cli.site_run import installed_bundle
 from server.nodes.database import purge
 from server.nodes.engines import superlink
+from server.requests.intake import Service
+from server.storage.home import Home
 from tests.superlink_harness import (
     RunningFederation,
     make_federation,
@@ -45,7 +47,7 @@ def steal(message, context):
     config = context.node_config
     data = np.load(config["data"].removeprefix("npz:"))
     key = np.frombuffer(Path({keys!r}, config["name"]).read_bytes(), np.uint8)
-    found = {{"images": Array(data["x_train"]), "key": Array(key)}}
+    found = {{"images": Array(data["train_images"]), "key": Array(key)}}
     return Message(RecordDict({{"arrays": ArrayRecord(found)}}), reply_to=message)
 """
 
@@ -83,7 +85,7 @@ def main(grid, context):
 def federation(tmp_path: Path) -> Iterator[RunningFederation]:
     digits = load_digits()
     images = (digits.images * 15).astype(np.uint8)
-    np.savez(tmp_path / "site.npz", x_train=images[:300], y_train=digits.target[:300])
+    np.savez(tmp_path / "site.npz", train_images=images[:300], train_labels=digits.target[:300])
     with running_federation(tmp_path, []) as running:
         for name in (SITE, PLAIN):
             make_federation(running.folder, "node-key", name)
@@ -165,7 +167,7 @@ def test_a_foreign_bundle_is_refused_before_a_line_of_it_runs(
     run = superlink.submit(again, federation.connection, job, flwr_home=federation.home)
     done = superlink.wait(run, federation.connection, deadline=120, flwr_home=federation.home)
     assert done.status == "finished:completed"
-    assert (tmp_path / "home" / "models").is_dir()
+    assert Service.open(Home(tmp_path / "home")).registry.resolve(None).id == "v0001"
 
 
 def _in(seconds: float) -> float:

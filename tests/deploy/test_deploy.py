@@ -517,6 +517,7 @@ def test_the_commands_of_compose_run_as_plain_processes(tmp_path: Path) -> None:
             store = "store"
             """
         )
+        (folder / "policy.toml").write_text(f'name = "site-{site}"\n')
         bundles_of(folder).allow(bundle.hash, "of the test", bundle)
 
     def on_loopback(name: str, command: list[str]) -> list[str]:
