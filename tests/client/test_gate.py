@@ -41,6 +41,14 @@ def test_below_the_least_no_arrays_and_no_counts_go_up(distinct: int, passes: bo
     assert found == (metrics if passes else dict.fromkeys(metrics, 0.0))
 
 
+def test_training_needs_a_whole_batch() -> None:
+    policy = site(updates="single", min_batch=50)
+    metrics = {"num-examples": 49, "num-steps": 1, "samples": 49, "loss": 1.0}
+    assert through(policy, Fit, dict(metrics), 49) == (dict.fromkeys(metrics, 0.0), None)
+    assert through(policy, Fit, dict(metrics), 50)[1] is not None
+    assert through(policy, Describe, {"num-examples": 49}, 49)[0] == {"num-examples": 49}
+
+
 def test_a_handful_among_the_counts_is_none() -> None:
     metrics = {"num-examples": 900, "num-forget": 4, "num-retain": 896, "count": [1.0, 2.0]}
     found, _ = through(site(updates="single"), Describe, metrics, 900)
