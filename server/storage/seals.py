@@ -1,0 +1,372 @@
+"""Seals: by them it is noticed if a ledger's rows or a request's record were changed by hand.
+
+Whenever a request ends, a seal enters the ledger in the same transaction. It holds the SHA-256 of
+the request's row, of the version that it made and of its record, names the seal before it by its
+hash, and is signed with the coordinator's key. So no row can be changed, removed, moved or slipped
+in without its seal or the chain saying so. The chain begins with a list of what an older Efface
+left: those rows are unsigned, but from then on they cannot change unseen either.
+
+    HOME/keys/head.json   the newest seal: a chain that is cut off at its end does not reach it
+
+Whoever holds the key can make a new chain. An auditor therefore pins the public key, and notes
+the head, elsewhere (`efface audit --key --head`).
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from client.errors import DiskFull, EffaceError
+from server.storage import keys
+from server.storage.home import Home, plain, write_json
+from server.storage.keys import Signer
+
+Kind = Literal["began", "request", "settled"]
+
+HEAD: Final = "head.json"
+NOTHING_BEFORE: Final = "0" * 64
+ENDED: Final = ("done", "failed", "aborted")
+
+
+class EditedError(EffaceError):
+    """What the ledger or a record says does not verify: it was changed by hand, or is damaged."""
+
+    code = "edited"
+
+
+@dataclass(frozen=True)
+class Seal:
+    """One link of the chain.
+
+    Attributes:
+        number: Its place, from 1.
+        kind: `began`, what was there before the first; `request`, one that ended; `settled`, a
+            client that did later what it owed a request.
+        subject: The request's id.
+        content: What is sealed, as hashes and names.
+        created: When, ISO 8601 in UTC.
+        before: Hash of the seal before it.
+        key: The signing key's public half, base64.
+        signature: Of its bytes, base64.
+    """
+
+    number: int
+    kind: Kind
+    subject: str
+    content: Mapping[str, Any]
+    created: str
+    before: str
+    key: str
+    signature: str = ""
+
+    @property
+    def signed(self) -> bytes:
+        """The bytes that the signature is made of: all but itself."""
+        return canonical({k: v for k, v in asdict(self).items() if k != "signature"})
+
+    @property
+    def hash(self) -> str:
+        """The SHA-256 that the next seal names."""
+        return hashlib.sha256(self.signed).hexdigest()
+
+
+@dataclass(frozen=True)
+class Sealing:
+    """What a ledger that is written to needs: a signer, and where the chain's head is noted."""
+
+    signer: Signer
+    folder: Path
+
+    @classmethod
+    def of(cls, home: Home) -> "Sealing":
+        """Return that of a home, whose key is made if it has none."""
+        return cls(keys.signer(home.keys), home.keys)
+
+    def seal(
+        self, last: Seal | None, kind: Kind, subject: str, content: Mapping[str, Any], at: datetime
+    ) -> Seal:
+        """Return the seal that follows `last`."""
+        made = Seal(
+            number=1 if last is None else last.number + 1,
+            kind=kind,
+            subject=subject,
+            content=plain(content, "seal"),
+            created=at.astimezone(UTC).isoformat(),
+            before=NOTHING_BEFORE if last is None else last.hash,
+            key=self.signer.public,
+        )
+        return Seal(**{**vars(made), "signature": self.signer.sign(made.signed)})
+
+    def note_head(self, seal: Seal) -> None:
+        """Note the newest seal; without room the note stays behind, and is still on the chain."""
+        with suppress(OSError, DiskFull):
+            write_json(self.folder / HEAD, {"number": seal.number, "hash": seal.hash})
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something that does not verify, and whose it is."""
+
+    text: str
+    request: str | None = None
+    version: str | None = None
+    file: str | None = None
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What a ledger's seals say of its rows.
+
+    Attributes:
+        problems: What does not verify.
+        unsigned: Ids of requests that ended before there were seals.
+        sealed: The newest seal of each request that has one.
+        head: The newest seal; None if there is none.
+    """
+
+    problems: tuple[Problem, ...] = ()
+    unsigned: frozenset[str] = frozenset()
+    sealed: Mapping[str, Seal] = field(default_factory=dict)
+    head: Seal | None = None
+
+    def of(self, request: str) -> list[Problem]:
+        """Return what concerns one request, or the chain as a whole."""
+        return [p for p in self.problems if p.request == request or not (p.request or p.version)]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A ledger's content, as seals see it: plain values by id."""
+
+    requests: Mapping[str, Mapping[str, Any]]
+    versions: Mapping[str, Mapping[str, Any]]
+    pending: Sequence[tuple[str, str, bool]]  # request, client, whether it has settled since
+
+
+def canonical(value: Any) -> bytes:
+    """Return a value's one form as JSON in ASCII: sorted keys, no space, times in UTC."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), default=_utc).encode()
+
+
+def _utc(value: Any) -> str:
+    if isinstance(value, datetime):
+        return value.astimezone(UTC).isoformat()
+    raise TypeError(f"value must have a JSON form, got a {type(value).__name__}")
+
+
+def digest(row: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of a row's values.
+
+    Those that are null do not count: a column that a later Efface adds changes no digest.
+    """
+    known = {key: value for key, value in row.items() if value is not None}
+    return hashlib.sha256(canonical(known)).hexdigest()
+
+
+def version_digest(row: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of what never changes of a version: all but its state."""
+    return digest({key: value for key, value in row.items() if key != "state"})
+
+
+# ---- what is sealed -----------------------------------------------------------------------------
+
+
+def beginning(rows: Rows) -> dict[str, Any]:
+    """Return the content of a first seal: all that is there."""
+    return {
+        "requests": {
+            name: digest(row) for name, row in rows.requests.items() if row["state"] in ENDED
+        },
+        "versions": {
+            name: [version_digest(row), row["state"]] for name, row in rows.versions.items()
+        },
+        "pending": [
+            list(owed) for owed in sorted(rows.pending) if rows.requests[owed[0]]["state"] in ENDED
+        ],
+    }
+
+
+def ending(
+    request: Mapping[str, Any], version: Mapping[str, Any] | None, pending: Iterable[str]
+) -> dict[str, Any]:
+    """Return the content of the seal of a request that ended.
+
+    Args:
+        request: Its row, as it stands now.
+        version: The row of the version that it made.
+        pending: Clients that it owes something.
+    """
+    made = None if version is None else [version["id"], version_digest(version), version["state"]]
+    return {"row": digest(request), "version": made, "pending": sorted(pending)}
+
+
+# ---- checking -----------------------------------------------------------------------------------
+
+
+def check(
+    chain: Sequence[Seal],
+    rows: Rows,
+    publics: Sequence[str],
+    head: Mapping[str, Any] | None = None,
+    *,
+    every_signature: bool = False,
+) -> Checked:
+    """Compare a ledger's rows with its seals.
+
+    Args:
+        chain: All seals in order.
+        rows: All rows.
+        publics: Public keys whose signatures count.
+        head: `number` and `hash` of a seal that must be on the chain, if one was noted.
+        every_signature: Whether to check each seal's; else the last one's, which covers the
+            hashes of all before it.
+    """
+    if not chain:
+        problems = []
+        if head is not None:
+            problems = [Problem(f"seals must reach number {head['number']}, got none")]
+        ended = {name for name, row in rows.requests.items() if row["state"] in ENDED}
+        return Checked(tuple(problems), frozenset(ended))
+    problems = _chain(chain, publics, head, every_signature=every_signature)
+    began = chain[0].content if chain[0].kind == "began" else {}
+    unsigned: dict[str, str] = dict(began.get("requests", {}))
+    sealed = {seal.subject: seal for seal in chain if seal.kind == "request"}
+    expected = unsigned | {name: str(seal.content["row"]) for name, seal in sealed.items()}
+    for name, wanted in expected.items():
+        if name not in rows.requests:
+            problems.append(Problem(f"request {name} has ended, got no row of it", name))
+        elif digest(rows.requests[name]) != wanted:
+            when = "the seals began" if name in unsigned else "it ended"
+            problems.append(Problem(f"row of {name} was changed after {when}", name))
+    for name, row in rows.requests.items():
+        if name not in expected and row["state"] in ENDED:
+            text = f"row of {name} says {row['state']}, got no seal of it"
+            problems.append(Problem(text, name))
+    problems += _versions(chain, began, rows)
+    problems += _pending(chain, began, rows)
+    return Checked(tuple(problems), frozenset(unsigned) - set(sealed), sealed, chain[-1])
+
+
+def _chain(
+    chain: Sequence[Seal],
+    publics: Sequence[str],
+    head: Mapping[str, Any] | None,
+    *,
+    every_signature: bool,
+) -> list[Problem]:
+    problems = []
+    before = NOTHING_BEFORE
+    by_number: dict[int, str] = {}
+    for place, seal in enumerate(chain, 1):
+        if seal.number != place or seal.before != before or (seal.kind == "began") != (place == 1):
+            named = f" ({seal.subject})" if seal.subject else ""
+            problems.append(
+                Problem(
+                    f"seal {place} must follow the one before it, got {seal.number}"
+                    f"{named}: seals were changed, removed or moved"
+                )
+            )
+            break
+        before = seal.hash
+        by_number[place] = before
+        last = place == len(chain)
+        if (every_signature or last) and not keys.verified(publics, seal.signed, seal.signature):
+            problems.append(
+                Problem(
+                    f"seal {place} must be signed by the coordinator's key, got one "
+                    "that is not: it was changed, or made with another key",
+                    seal.subject or None,
+                )
+            )
+    if head is not None and by_number.get(int(head["number"])) != head["hash"]:
+        problems.append(
+            Problem(
+                f"seals must hold number {head['number']} as it was noted, got "
+                f"{len(chain)} without it: the newest were removed, or all replaced"
+            )
+        )
+    return problems
+
+
+def _versions(chain: Sequence[Seal], began: Mapping[str, Any], rows: Rows) -> list[Problem]:
+    """Compare the versions: each as it entered, and the last one that entered service serving."""
+    entered: dict[str, list[str]] = dict(began.get("versions", {}))
+    made_by: dict[str, str] = {}
+    for seal in chain:
+        if seal.kind == "request" and seal.content["version"] is not None:
+            name, hashed, state = seal.content["version"]
+            entered[name], made_by[name] = [hashed, state], seal.subject
+    problems, serving = [], dict[str, str]()
+    for name, (hashed, state) in entered.items():
+        if name not in rows.versions:
+            problems.append(
+                Problem(f"version {name} has entered, got no row of it", made_by.get(name), name)
+            )
+            continue
+        row = rows.versions[name]
+        if version_digest(row) != hashed:
+            problems.append(
+                Problem(f"row of {name} was changed after it entered", made_by.get(name), name)
+            )
+        elif state == "in-service":
+            serving[row["federation"]] = name
+    for name, row in rows.versions.items():
+        if name not in entered:
+            problems.append(
+                Problem(f"version {name} has entered, got no seal of it", row["request"], name)
+            )
+            continue
+        state = entered[name][1]
+        if state == "in-service" and serving.get(row["federation"]) != name:
+            state = "superseded"
+        if row["state"] != state:
+            problems.append(
+                Problem(
+                    f"version {name} must be {state}, got a row that says {row['state']}",
+                    made_by.get(name),
+                    name,
+                )
+            )
+    return problems
+
+
+def _pending(chain: Sequence[Seal], began: Mapping[str, Any], rows: Rows) -> list[Problem]:
+    """Compare what requests owe to clients that were offline."""
+    owed = {(request, client): done for request, client, done in began.get("pending", [])}
+    ended = {request for request, _ in owed}
+    for seal in chain:
+        if seal.kind == "request":
+            ended.add(seal.subject)
+            owed |= {(seal.subject, client): False for client in seal.content["pending"]}
+        elif seal.kind == "settled":
+            owed[seal.subject, seal.content["client"]] = True
+    there = {(request, client): done for request, client, done in rows.pending if request in ended}
+    return [
+        Problem(f"what {request} owes to {client} was changed by hand", request)
+        for request, client in sorted(owed.keys() | there.keys())
+        if owed.get((request, client)) != there.get((request, client))
+    ]
+
+
+def noted_head(folder: Path) -> dict[str, Any] | None:
+    """Return the head that was noted in a home's folder of keys, or None.
+
+    Raises:
+        EditedError: If the note cannot be read.
+    """
+    path = folder / HEAD
+    try:
+        found = json.loads(path.read_text())
+        return {"number": int(found["number"]), "hash": str(found["hash"])}
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise EditedError(
+            f"note of the newest seal must be readable, got {path} ({error}); restore it from a "
+            "backup"
+        ) from error
