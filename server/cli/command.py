@@ -43,6 +43,7 @@ _EXIT_CODES: Final = {
     "unknown-id": USAGE,
     "verification-failed": NOT_VERIFIED,
     "not-shown": NOT_VERIFIED,
+    "edited": NOT_VERIFIED,
     INTERRUPTED: STOPPED,
 }
 

@@ -361,9 +361,9 @@ def _refuse(work: Work, record: Record, verdict: Verdict) -> None:
     """
     forget = work.request.settings.forget
     reason = wording.refusal(verdict, forget.level, forget.clients, record.class_names)
-    records.keep(work.workspace.home, replace(record, in_service=False))
+    kept = records.keep(work.workspace.home, replace(record, in_service=False))
     error = refusal(record, reason)
-    work.workspace.ledger.fail(work.request.id, reason, outcome(record), code=error.code)
+    work.workspace.ledger.fail(work.request.id, reason, outcome(record, kept), code=error.code)
     work.publish()
     raise error
 

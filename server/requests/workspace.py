@@ -10,7 +10,7 @@ from server.requests import planning, records
 from server.storage import history
 from server.storage.history import History
 from server.storage.home import Home, write_json
-from server.storage.ledger import ERASED_SINCE, Ledger, RequestRow, database_url
+from server.storage.ledger import ERASED_SINCE, Ledger, RequestRow
 from server.storage.registry import Registry
 from strategies.table import METHODS
 
@@ -29,7 +29,7 @@ class Workspace:
     @classmethod
     def open(cls, home: Home) -> Self:
         """Open a home's ledger and registry, and publish what a stop left unpublished."""
-        ledger = Ledger.open(database_url(home))
+        ledger = Ledger.of(home)
         workspace = cls(home, ledger, Registry(home, ledger))
         records.publish_left(home, ledger)
         workspace.sweep()

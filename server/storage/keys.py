@@ -2,13 +2,15 @@
 
     HOME/keys/coordinator.pem   the private key (Ed25519, PKCS 8), mode 0600
     HOME/keys/coordinator.pub   the public key, in base64
+    HOME/keys/former-*.pub      public keys of former private ones, which are lost
 
 It is made when the home is first written to and never overwritten. Whatever the coordinator signs
-is signed by a `Signer`; whatever a site or an auditor pins is its `public`.
+is signed by a `Signer`; whatever a site or an auditor pins is its `public`. What is signed begins
+with a line of its own for each purpose (`efface seal 1`): no signature can be taken for one of
+another kind.
 """
 
 import base64
-import binascii
 import hashlib
 import os
 import stat
@@ -21,14 +23,16 @@ from typing import Final
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from client.errors import BadSetting, EffaceError
 from client.files import make_private, room_for, sync_folder, write_atomic
+from client.keys import KEY_TEXT, public_text
+from client.keys import public_key as parsed
 
 PRIVATE: Final = "coordinator.pem"
 PUBLIC: Final = "coordinator.pub"
-KEY_BYTES: Final = 32  # of a public key
+FORMER: Final = "former-*.pub"
 
 
 class KeyFileError(EffaceError):
@@ -69,12 +73,12 @@ def signer(folder: Path) -> Signer:
         if (folder / PUBLIC).exists():
             raise KeyFileError(
                 f"key must be there, for this home has signed with it, got no {path}. Restore it "
-                f"from a backup; if it is lost for good, move {folder / PUBLIC} away: a new key is "
-                "then made, which every site must pin anew (`efface key`)"
+                f"from a backup; if it is lost for good, rename {folder / PUBLIC} to former-1.pub: "
+                "a new key is then made, which every site must pin anew (`efface key`)"
             )
         _make(path)
     private = _read(path)
-    public = _text(private.public_key())
+    public = public_text(private)
     beside = folder / PUBLIC
     if not beside.exists():
         write_atomic(beside, public.encode() + b"\n")
@@ -86,44 +90,47 @@ def signer(folder: Path) -> Signer:
     return Signer(public, fingerprint(public), private)
 
 
-def public_key(folder: Path) -> str | None:
-    """Return the public key in `folder`, in base64, or None if there is none; nothing is made.
+def public_keys(folder: Path) -> list[str]:
+    """Return the public keys in `folder`, in base64, the one in use first; nothing is made.
 
     Raises:
-        KeyFileError: If the file holds no key.
+        KeyFileError: If a file holds no key.
     """
-    path = folder / PUBLIC
+    return [_public(p) for p in (folder / PUBLIC, *sorted(folder.glob(FORMER))) if p.is_file()]
+
+
+def _public(path: Path) -> str:
     try:
         text = path.read_text().strip()
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise KeyFileError(f"public key must be readable, got {path} ({error})") from error
-    try:
         fingerprint(text)
-    except BadSetting as error:
-        raise KeyFileError(f"{error} in {path}; restore it from a backup") from error
+    except (OSError, ValueError) as error:
+        raise KeyFileError(
+            f"public key must be readable, got {path} ({error}); restore it from a backup"
+        ) from error
     return text
 
 
 def fingerprint(public: str) -> str:
-    """Return the SHA-256 of a public key, hexadecimal.
+    """Return the SHA-256 of a public key's bytes, hexadecimal.
 
     Raises:
         BadSetting: If it is no Ed25519 public key in base64.
     """
-    return hashlib.sha256(_bytes(public)).hexdigest()
+    try:
+        return hashlib.sha256(parsed(public).public_bytes_raw()).hexdigest()
+    except ValueError as error:
+        raise BadSetting(f"public key must be {KEY_TEXT}, got {public[:80]!r}") from error
 
 
 def verified(publics: Sequence[str], data: bytes, signature: str) -> bool:
     """Return whether one of these public keys made the signature of `data`."""
     try:
         signed = base64.b64decode(signature, validate=True)
-    except (ValueError, binascii.Error):
+    except ValueError:
         return False
     for public in publics:
         with suppress(InvalidSignature):
-            Ed25519PublicKey.from_public_bytes(_bytes(public)).verify(signed, data)
+            parsed(public).verify(signed, data)
             return True
     return False
 
@@ -170,19 +177,4 @@ def _read(path: Path) -> Ed25519PrivateKey:
         ) from error
     if not isinstance(found, Ed25519PrivateKey):
         raise KeyFileError(f"key must be an Ed25519 private key, got another kind in {path}")
-    return found
-
-
-def _text(public: Ed25519PublicKey) -> str:
-    raw = serialization.Encoding.Raw, serialization.PublicFormat.Raw
-    return base64.b64encode(public.public_bytes(*raw)).decode()
-
-
-def _bytes(public: str) -> bytes:
-    try:
-        found = base64.b64decode(public, validate=True)
-    except (ValueError, binascii.Error):
-        found = b""
-    if len(found) != KEY_BYTES:
-        raise BadSetting(f"public key must be {KEY_BYTES} bytes in base64, got {public[:80]!r}")
     return found

@@ -310,6 +310,7 @@ class Ledger:
         self._sealing = sealing
         self._writer = engine.execution_options(efface_writes=True)
         self._clock = clock
+        self._noted: Mapping[str, Any] | None = None  # of a copy: the head, noted before it
         self.is_copy = False  # of a file, in memory: what is changed in it is changed nowhere else
 
     @classmethod
@@ -381,6 +382,18 @@ class Ledger:
         ledger = cls(engine, lambda: datetime.now(UTC))
         ledger.is_copy = True
         ledger._check_format(ledger._prepare(), parsed.render_as_string(hide_password=True))
+        return ledger
+
+    @classmethod
+    def look(cls, home: Home) -> Self:
+        """Open the ledger of a home to look at it (see `read`); an empty one if there is no home.
+
+        Raises:
+            LedgerError: As for `open`.
+        """
+        noted = seals.noted_head(home.keys)  # before the copy: the chain only ever grows
+        ledger = cls.read(database_url(home) if home.path.is_dir() else "sqlite://")
+        ledger._noted = noted
         return ledger
 
     def close(self) -> None:
@@ -670,21 +683,20 @@ class Ledger:
 
         Args:
             home: Whose key made the seals, and where the newest was noted.
-            publics: Public keys that count beside it.
+            publics: The only public keys that count; the home's if none.
             every_signature: See `seals.check`.
 
         Raises:
-            EditedError: If a row, or the note, cannot be read at all.
+            EditedError: If a row cannot be read at all.
             KeyFileError: If the home's public key cannot be read.
         """
-        own = keys.public_key(home.keys)
-        head = seals.noted_head(home.keys)  # before the chain, which only ever grows
+        known = list(publics) or keys.public_keys(home.keys)
+        head = self._noted if self.is_copy else seals.noted_head(home.keys)
         with self._read() as session:
             if self._engine.dialect.name == "postgresql":
                 session.connection(execution_options={"isolation_level": "REPEATABLE READ"})
             chain = [_seal(one) for one in session.scalars(select(_Seal).order_by(_Seal.number))]
             rows = _rows(session)
-        known = [*([own] if own else []), *publics]
         return seals.check(chain, rows, known, head, every_signature=every_signature)
 
     # ---- inside a transaction ----

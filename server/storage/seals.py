@@ -16,7 +16,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -28,6 +28,7 @@ from server.storage.keys import Signer
 
 Kind = Literal["began", "request", "settled"]
 
+DOMAIN: Final = b"efface seal 1\n"
 HEAD: Final = "head.json"
 NOTHING_BEFORE: Final = "0" * 64
 ENDED: Final = ("done", "failed", "aborted")
@@ -67,7 +68,7 @@ class Seal:
     @property
     def signed(self) -> bytes:
         """The bytes that the signature is made of: all but itself."""
-        return canonical({k: v for k, v in asdict(self).items() if k != "signature"})
+        return DOMAIN + canonical({k: v for k, v in vars(self).items() if k != "signature"})
 
     @property
     def hash(self) -> str:
@@ -126,17 +127,17 @@ class Checked:
         problems: What does not verify.
         unsigned: Ids of requests that ended before there were seals.
         sealed: The newest seal of each request that has one.
-        head: The newest seal; None if there is none.
+        hashes: Of all seals, in order.
     """
 
     problems: tuple[Problem, ...] = ()
     unsigned: frozenset[str] = frozenset()
     sealed: Mapping[str, Seal] = field(default_factory=dict)
-    head: Seal | None = None
+    hashes: Sequence[str] = ()
 
     def of(self, request: str) -> list[Problem]:
         """Return what concerns one request, or the chain as a whole."""
-        return [p for p in self.problems if p.request == request or not (p.request or p.version)]
+        return [p for p in self.problems if p.request in (request, None)]
 
 
 @dataclass(frozen=True)
@@ -229,31 +230,45 @@ def check(
     if not chain:
         problems = []
         if head is not None:
-            problems = [Problem(f"seals must reach number {head['number']}, got none")]
+            problems = [Problem(f"seals must reach number {head['number']} of {HEAD}, got none")]
         ended = {name for name, row in rows.requests.items() if row["state"] in ENDED}
         return Checked(tuple(problems), frozenset(ended))
-    problems = _chain(chain, publics, head, every_signature=every_signature)
+    hashes = [seal.hash for seal in chain]
+    problems = _chain(chain, hashes, publics, head, every_signature=every_signature)
     began = chain[0].content if chain[0].kind == "began" else {}
-    unsigned: dict[str, str] = dict(began.get("requests", {}))
     sealed = {seal.subject: seal for seal in chain if seal.kind == "request"}
-    expected = unsigned | {name: str(seal.content["row"]) for name, seal in sealed.items()}
+    unsigned = frozenset(began.get("requests", {})) - set(sealed)
+    try:
+        problems += _requests(sealed, began, rows)
+        problems += _versions(chain, began, rows)
+        problems += _pending(chain, began, rows)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        if not problems:  # a seal as it was made has all that is looked for
+            raise
+    return Checked(tuple(problems), unsigned, sealed, hashes)
+
+
+def _requests(sealed: Mapping[str, Seal], began: Mapping[str, Any], rows: Rows) -> list[Problem]:
+    """Compare the requests that have ended."""
+    problems = []
+    old = dict(began.get("requests", {}))
+    expected = old | {name: seal.content["row"] for name, seal in sealed.items()}
     for name, wanted in expected.items():
         if name not in rows.requests:
             problems.append(Problem(f"request {name} has ended, got no row of it", name))
         elif digest(rows.requests[name]) != wanted:
-            when = "the seals began" if name in unsigned else "it ended"
+            when = "it ended" if name in sealed else "the seals began"
             problems.append(Problem(f"row of {name} was changed after {when}", name))
     for name, row in rows.requests.items():
         if name not in expected and row["state"] in ENDED:
             text = f"row of {name} says {row['state']}, got no seal of it"
             problems.append(Problem(text, name))
-    problems += _versions(chain, began, rows)
-    problems += _pending(chain, began, rows)
-    return Checked(tuple(problems), frozenset(unsigned) - set(sealed), sealed, chain[-1])
+    return problems
 
 
 def _chain(
     chain: Sequence[Seal],
+    hashes: Sequence[str],
     publics: Sequence[str],
     head: Mapping[str, Any] | None,
     *,
@@ -261,33 +276,33 @@ def _chain(
 ) -> list[Problem]:
     problems = []
     before = NOTHING_BEFORE
-    by_number: dict[int, str] = {}
     for place, seal in enumerate(chain, 1):
+        named = seal.subject or None
         if seal.number != place or seal.before != before or (seal.kind == "began") != (place == 1):
-            named = f" ({seal.subject})" if seal.subject else ""
             problems.append(
                 Problem(
-                    f"seal {place} must follow the one before it, got {seal.number}"
-                    f"{named}: seals were changed, removed or moved"
+                    f"seal {place} must follow the one before it, got number {seal.number}"
+                    f"{f' of {named}' if named else ''}: seals were changed, removed or moved"
                 )
             )
             break
-        before = seal.hash
-        by_number[place] = before
-        last = place == len(chain)
-        if (every_signature or last) and not keys.verified(publics, seal.signed, seal.signature):
+        before = hashes[place - 1]
+        due = every_signature or place == len(chain)
+        if seal.key not in publics or (
+            due and not keys.verified([seal.key], seal.signed, seal.signature)
+        ):
             problems.append(
                 Problem(
-                    f"seal {place} must be signed by the coordinator's key, got one "
-                    "that is not: it was changed, or made with another key",
-                    seal.subject or None,
+                    f"seal {place} must be signed by the coordinator's key, got one that is not: "
+                    "it was changed, or made with another key",
+                    named,
                 )
             )
-    if head is not None and by_number.get(int(head["number"])) != head["hash"]:
+    if head is not None and head["hash"] not in hashes:
         problems.append(
             Problem(
-                f"seals must hold number {head['number']} as it was noted, got "
-                f"{len(chain)} without it: the newest were removed, or all replaced"
+                f"seals must hold the one that {HEAD} notes as the newest, got {len(hashes)} "
+                "without it: the newest were removed, or all replaced, or the note was changed"
             )
         )
     return problems
@@ -311,7 +326,7 @@ def _versions(chain: Sequence[Seal], began: Mapping[str, Any], rows: Rows) -> li
         row = rows.versions[name]
         if version_digest(row) != hashed:
             problems.append(
-                Problem(f"row of {name} was changed after it entered", made_by.get(name), name)
+                Problem(f"row of {name} was changed after it entered", row["request"], name)
             )
         elif state == "in-service":
             serving[row["federation"]] = name
@@ -328,7 +343,7 @@ def _versions(chain: Sequence[Seal], began: Mapping[str, Any], rows: Rows) -> li
             problems.append(
                 Problem(
                     f"version {name} must be {state}, got a row that says {row['state']}",
-                    made_by.get(name),
+                    row["request"],
                     name,
                 )
             )
@@ -356,17 +371,12 @@ def _pending(chain: Sequence[Seal], began: Mapping[str, Any], rows: Rows) -> lis
 def noted_head(folder: Path) -> dict[str, Any] | None:
     """Return the head that was noted in a home's folder of keys, or None.
 
-    Raises:
-        EditedError: If the note cannot be read.
+    Of a note that cannot be read, it is a head that no chain has.
     """
-    path = folder / HEAD
     try:
-        found = json.loads(path.read_text())
+        found = json.loads((folder / HEAD).read_text())
         return {"number": int(found["number"]), "hash": str(found["hash"])}
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise EditedError(
-            f"note of the newest seal must be readable, got {path} ({error}); restore it from a "
-            "backup"
-        ) from error
+    except (OSError, ValueError, KeyError, TypeError):
+        return {"number": 0, "hash": ""}
