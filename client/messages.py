@@ -23,6 +23,7 @@ from client.settings import (
     one_of,
     part,
     setting,
+    short_or_empty,
     text,
 )
 from client.simulation.settings import PREFIX, Simulation
@@ -144,6 +145,10 @@ class Common(Settings):
     forget_clients: list[str] = setting(_clients, [])
     erased_classes: list[int] = setting(_classes, [])  # the server's tombstones
     erased_clients: list[str] = setting(_clients, [])
+
+    # Of an order to bring data back, or of the last message of a request (client.orders).
+    order_time: str = setting(short_or_empty(), "")
+    order_signature: str = setting(short_or_empty(), "")
 
     @property
     def forget(self) -> ForgetSpec:

@@ -9,6 +9,7 @@ from client.wire import ForgetSpec
 from server.evidence.measures import Judge
 from server.nodes.grid import ClientsMissing, NamedGrid
 from server.requests.forgotten import target
+from server.requests.orders import order_of
 from server.requests.resolved import ResolvedRequest
 from server.requests.workspace import Workspace
 from server.settings import RunSettings, parse
@@ -105,6 +106,8 @@ def _settle(work: "Work", row: RequestRow, client: str) -> int:
         forget=spec,
         erased=card["erased"],
     )
+    order = order_of(work.workspace.home, row, settings, card["lineage"])
+    federation.common |= order.common
     destroy = settings.destroy or row.level == "client"
     try:
         answers = federation.settle(row.kind, destroy=destroy, names=[client])

@@ -26,6 +26,7 @@ from server.nodes.federation import Cost, GridFederation, Round, from_numpy
 from server.requests import classes, forgotten, records
 from server.requests.attendance import await_clients, settle_pending
 from server.requests.context import Work, outcome
+from server.requests.orders import order_of
 from server.requests.yardstick import Yardstick, inputs_of, relearning, retrained
 from server.settings import RunSettings
 from server.storage.history import History
@@ -137,6 +138,8 @@ def _change(work: Work) -> None:
         erased=earlier,
         model=card["model"],
     )
+    if row.kind == "relearn":
+        federation.common |= _order(work, federation)
     _check_targets(work, federation, forget)
     names = _agreed_classes(work, federation, card)
     first = from_numpy(base.arrays)
@@ -247,6 +250,7 @@ def _settle(work: Work, federation: GridFederation, *, destroy: bool) -> None:
         Unsettled: If one did not. Synthetic sets may be destroyed already: a new request would find
             nothing to ascend on, while this one has its result.
     """
+    federation.common |= _order(work, federation)
     try:
         reached = federation.settle(work.request.row.kind, destroy=destroy)
     except ClientLost as error:
@@ -259,6 +263,12 @@ def _settle(work: Work, federation: GridFederation, *, destroy: bool) -> None:
             f"{name} is offline: {row.id} waits there until a request reaches it "
             "(`efface forgotten`)"
         )
+
+
+def _order(work: Work, federation: GridFederation) -> dict[str, str]:
+    """Return what messages carry of the request's order, signed now if it was not yet."""
+    row, lineage = work.request.row, str(federation.common["lineage"])
+    return order_of(work.workspace.home, row, work.request.settings, lineage).common
 
 
 def _updates_after(work: Work, card: Mapping[str, Any], *, replayed: bool) -> str | None:

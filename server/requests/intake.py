@@ -116,7 +116,7 @@ class Service(Workspace):
         row = self._write_down(
             settings, kind="train", method="fedavg", federation=federation, forget=ForgetSpec()
         )
-        self.note_warnings(row, forgotten.learned_again(touched))
+        self.note_warnings(row, [*self._edited(), *forgotten.learned_again(touched)])
         return resolve(row, self.registry, settings, data)
 
     def _prepare_change(self, settings: RunSettings) -> ResolvedRequest:
@@ -222,7 +222,7 @@ class Service(Workspace):
         if settings.forget.level == "client":
             self._check_clients(settings)
         same = self._interrupted(asked, asked.mode, base.federation, base.id)
-        warnings += cautions(situation, self.ledger, same)
+        warnings += [*self._edited(), *cautions(situation, self.ledger, same)]
         return _Checked(asked, settings.method, base, situation, chosen, warnings)
 
     def _situation(
@@ -276,6 +276,13 @@ class Service(Workspace):
                     f"client must be one of client-0 to client-{settings.num_clients - 1}, "
                     f"got {name!r}"
                 )
+
+    def _edited(self) -> list[str]:
+        """Return a warning if the ledger was changed by hand: it may lack what was erased."""
+        problems = self.ledger.checked(self.home).problems
+        if not problems:
+            return []
+        return [f"the ledger does not verify ({problems[0].text}); `efface audit` shows all"]
 
     def _write_down(
         self,

@@ -39,6 +39,11 @@ class Order:
     signature: str = ""
 
     @property
+    def common(self) -> dict[str, str]:
+        """What messages carry of it (see `client.messages.Common`)."""
+        return {"order_time": self.time, "order_signature": self.signature}
+
+    @property
     def signed(self) -> bytes:
         """The bytes that the signature is made of."""
         return order_bytes(
