@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final, Self
 
 from client.wire import ForgetSpec
-from server.requests import planning, records
+from server.requests import planning, records, yardstick
 from server.storage import history
 from server.storage.history import History
 from server.storage.home import Home, write_json
@@ -36,7 +36,7 @@ class Workspace:
         return workspace
 
     def sweep(self) -> None:
-        """Destroy what may not be kept any longer: stored updates, and rounds of a training.
+        """Destroy what may not be kept: stored updates, yardsticks, and rounds of a training.
 
         A stopped training whose data an erasure has named since is given up: going on, it would
         serve a model that knows them.
@@ -44,6 +44,7 @@ class Workspace:
         requests = self.ledger.requests()
         if any(self.home.updates.iterdir()):
             history.sweep(self.home, self.ledger, {row.token: row for row in requests})
+        yardstick.sweep(self.home.cache, self.ledger.erased)
         for row in requests:
             state = row.state
             if row.kind == "train" and state == "interrupted":

@@ -30,6 +30,7 @@ from typing import Any
 
 from client.errors import BadSetting, DiskFull, EffaceError
 from client.files import FULL, room_for, write_atomic
+from server.format import masked
 
 FOLDERS = ("versions", "runs", "reports", "cache", "clients", "updates", "keys")
 POLL_SECONDS = 0.1
@@ -256,7 +257,7 @@ def _shown(words: list[str]) -> list[str]:
     """Return a command line without the secrets in it: a lock's holder is shown to others."""
     after = ["", *words[:-1]]
     return [
-        "***" if before.endswith("token") else word
+        "***" if masked(f"{before} x") != f"{before} x" else masked(word)
         for before, word in zip(after, words, strict=True)
     ]
 

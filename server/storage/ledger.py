@@ -48,6 +48,7 @@ from sqlalchemy.types import TypeDecorator
 
 from client.errors import INTERRUPTED, DiskFull, EffaceError
 from client.files import FULL
+from server.format import masked
 from server.storage import keys, seals
 from server.storage.home import Home, plain
 from server.storage.seals import Checked, EditedError, Rows, Seal, Sealing
@@ -343,14 +344,14 @@ class Ledger:
                 newer Efface wrote it. The message never shows the password.
         """
         parsed = _parse(url)
-        shown = parsed.render_as_string(hide_password=True)
+        shown = masked(parsed.render_as_string())
         try:
             engine = _engine(parsed)
             ledger = cls(engine, clock or (lambda: datetime.now(UTC)), sealing)
             found = ledger._prepare()
         except (ImportError, NoSuchModuleError) as error:
             raise LedgerError(
-                f"database URL must name an installed driver, got {shown} ({error}). "
+                f"database URL must name an installed driver, got {shown} ({masked(str(error))}). "
                 "For PostgreSQL: pip install 'psycopg[binary]' and postgresql+psycopg://..."
             ) from error
         except OSError as error:
@@ -381,7 +382,7 @@ class Ledger:
         _begin_by_hand(engine)
         ledger = cls(engine, lambda: datetime.now(UTC))
         ledger.is_copy = True
-        ledger._check_format(ledger._prepare(), parsed.render_as_string(hide_password=True))
+        ledger._check_format(ledger._prepare(), masked(parsed.render_as_string()))
         return ledger
 
     @classmethod
@@ -487,7 +488,7 @@ class Ledger:
         """Mark a running request as failed for good; `outcome` says what it cost all the same."""
         with self._write() as session:
             row = self._move(session, request_id, "failed")
-            row.reason, row.reason_code = reason, code
+            row.reason, row.reason_code = masked(reason), code
             row.finished = self._after_last(session)
             _write_outcome(row, outcome or Outcome())
             self._seal_end(session, row)
@@ -497,7 +498,7 @@ class Ledger:
         """Mark a running request as stopped half-way; it can be started again or aborted."""
         with self._write() as session:
             row = self._move(session, request_id, "interrupted")
-            row.reason, row.reason_code = reason, code
+            row.reason, row.reason_code = masked(reason), code
             return _request_row(row)
 
     def interrupt_running(self, reason: str) -> list[RequestRow]:
@@ -519,7 +520,7 @@ class Ledger:
         """Give a received or interrupted request up; its base version stays as it was."""
         with self._write() as session:
             row = self._move(session, request_id, "aborted")
-            row.reason = reason or row.reason
+            row.reason = masked(reason) if reason else row.reason
             row.reason_code = code if reason else row.reason_code or code
             row.finished = self._after_last(session)
             self._seal_end(session, row)
@@ -879,14 +880,14 @@ def _parse(url: URL | str) -> URL:
 
 
 def _no_room(url: URL, cause: object) -> str:
-    return (
+    return masked(
         f"disk must have room for the ledger, got none left for {url.render_as_string()} "
         f"({cause}); free some space, then give the same command again"
     )
 
 
 def _unusable(url: URL, cause: object) -> str:
-    return (
+    return masked(
         f"ledger must be a database that can be used, got {url.render_as_string()} ({cause}). "
         "Check the path or server, or restore the ledger from a backup"
     )

@@ -1,5 +1,6 @@
 """The ledger's seals: what is changed, removed, moved or slipped in by hand is noticed."""
 
+import os
 import shutil
 import sqlite3
 import time
@@ -7,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import create_engine, text
 
 from server.storage import keys
 from server.storage.home import Home
-from server.storage.ledger import Ledger, LedgerError, Outcome, VersionRow, database_url
+from server.storage.ledger import Ledger, LedgerError, Outcome, VersionRow, _Base, database_url
 from server.storage.seals import HEAD, Checked, EditedError, Sealing
 
 FEDERATION = "digits, 3 clients"
@@ -315,3 +317,40 @@ def test_a_thousand_requests_are_checked_quickly(tmp_path: Path) -> None:
         seconds = time.perf_counter() - started
     assert (len(found.sealed), found.problems) == (1000, ())
     assert seconds < 5  # 0.2 s on a quiet core
+
+
+@pytest.mark.skipif(
+    "EFFACE_TEST_DATABASE_URL" not in os.environ, reason="EFFACE_TEST_DATABASE_URL names none"
+)
+@pytest.mark.parametrize(
+    ("change", "first"),
+    [
+        ("UPDATE requests SET asked_by = 'Eve' WHERE id = 'r0001'", "row of r0001 was changed"),
+        ("UPDATE versions SET sha256 = 'f' WHERE id = 'v0001'", "row of v0001 was changed"),
+        ("UPDATE pending SET settled = NULL", "what r0002 owes to client-1"),
+        ("DELETE FROM seals WHERE number = 3", "seal 3 must follow"),
+    ],
+)
+def test_a_database_on_a_server_is_sealed_by_the_same_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str, first: str
+) -> None:
+    monkeypatch.setenv("EFFACE_DATABASE_URL", os.environ["EFFACE_TEST_DATABASE_URL"])
+    engine, home = create_engine(database_url(Home(tmp_path))), Home(tmp_path)
+    with engine.begin() as connection:
+        _Base.metadata.drop_all(connection)
+    with Ledger.open(database_url(home)) as ledger:  # as an Efface without seals left it
+        train(ledger)
+    with engine.begin() as connection:
+        connection.execute(text("DROP TABLE seals"))
+        connection.execute(text("ALTER TABLE requests DROP COLUMN record_sha256"))
+    with Ledger.of(home) as ledger:
+        forget(ledger, 3, away="client-1")
+        train(ledger, record_sha256="1" * 64)
+        ledger.settle_pending("r0002", "client-1")
+    assert texts(home, every_signature=True) == []
+    assert checked(home).unsigned == {"r0001"}
+
+    with engine.begin() as connection:
+        connection.execute(text(change))
+    engine.dispose()
+    assert texts(home)[0].startswith(first)
