@@ -18,6 +18,7 @@ from client.settings import (
     any_seed,
     at_least,
     between,
+    lineage_name,
     list_of,
     name,
     one_of,
@@ -114,8 +115,9 @@ class Common(Settings):
     client: str = setting(name())  # the node addressed, as the federation knows it
     fingerprint: str = setting(Rule(lambda v: len(v) == 64, "be a SHA-256 in hexadecimal"))
     request: str = setting(text())
-    lineage: str = setting(name())  # names the synthetic sets that belong to this model
+    lineage: str = setting(lineage_name())  # names the synthetic sets that belong to this model
     phase: str = setting(text())
+    method: str = setting(short_or_empty(), "")  # that the request is carried out by, if by one
     server_round: int = setting(at_least(0), 0)
     seed: int = setting(any_seed())
 

@@ -1,140 +1,42 @@
-"""A node at work on one message: its data, its store, and the form of what it answers.
+"""The handlers' form: a message is received, checked, worked on, gated, logged and answered.
 
-`answers` turns a function of both into a Flower handler. Whatever fails, the coordinator is told
-no path and no value of the node's own.
+`answers` turns a function of a node and a message's settings into a Flower handler. Whatever fails,
+the coordinator is told no path and no value of the node's own.
 """
 
 import logging
-import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Generic, TypeVar
 
 import torch
-from flwr.app import ArrayRecord, Context, Message
+from flwr.app import Context, Message
 from torch import Tensor, nn
 
-from client import wire
-from client.channels.layout import from_text
-from client.channels.masks import freeze
-from client.data.site import (
-    NODE_CONFIG,
-    SIMULATED_STORES,
-    NodeConfig,
-    Part,
-    Site,
-    erased_mask,
-    forget_mask,
-    open_site,
-)
-from client.errors import (
-    BadSetting,
-    EffaceError,
-    NoBaseModel,
-    NoSyntheticSet,
-    StoreError,
-    marked,
-)
-from client.learning.models import Classifier, loaded
+from client import answered, wire
+from client.errors import BadSetting, EffaceError, NoBaseModel, NoSyntheticSet, marked
+from client.gate import Answer, Metrics, ReplyArrays, gated
+from client.law import check, policy_of
 from client.learning.training import Trained
-from client.memory import keep_freed_memory
-from client.messages import Common, ForgetSpec
-from client.seeds import generator
-from client.simulation.settings import Simulation
-from client.store import Store, SyntheticSet, without
+from client.logbook import Visit, visit_of
+from client.messages import Common
+from client.opened import Node, opened
+from client.policy import PolicyRefused
+
+__all__ = [
+    "Answer",
+    "Handler",
+    "Metrics",
+    "Node",
+    "NodeError",
+    "ReplyArrays",
+    "answers",
+    "worked",
+]
 
 log = logging.getLogger("efface.client")
 C = TypeVar("C", bound=Common)
-
-
-@dataclass(frozen=True)
-class Node:
-    """What a handler works with."""
-
-    site: Site
-    store: Store
-    device: torch.device
-    settings: Common
-    arrays: ArrayRecord
-    erased: list[ForgetSpec]  # tombstones in force: the server's and the node's own
-
-    @property
-    def model_name(self) -> str:
-        """The model as synthetic sets name theirs: they outlive a pruning."""
-        return str(self.settings.model_spec.base)
-
-    def model(self) -> Classifier:
-        """Return the network with the parameters that came down, on the device.
-
-        Its pruned channels stay zero whatever it is trained on.
-        """
-        spec = self.settings.model_spec
-        network = loaded(spec, wire.tensors(self.arrays))
-        if spec.pruned and not spec.compact:
-            freeze(network, from_text(spec.pruned))
-        if self.device.type == "cuda":  # where convolutions are faster that way
-            return network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
-        return network.to(self.device)
-
-    def draws(self, purpose: str = "") -> torch.Generator:
-        """Return the generator of this phase, round and node."""
-        s = self.settings
-        return generator(s.seed, s.phase + purpose, s.server_round, s.client)
-
-    def masks(self, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return which examples the request names and which may be trained on, as masks."""
-        forget = forget_mask(labels, self.settings.forget, self.settings.client)
-        gone = erased_mask(labels, self.erased, self.settings.client)
-        return forget & ~gone, ~forget & ~gone
-
-    def side(self, side: str, labels: Tensor) -> Tensor:
-        """Return the mask of the examples on a message's `side`: retain, forget, or all."""
-        forget, retain = self.masks(labels)
-        return {"retain": retain, "forget": forget, "all": forget | retain}[side]
-
-    def examples(self, part: Part) -> tuple[Tensor, Tensor]:
-        """Return all images and labels of a part, normalised."""
-        return self.site.pick(part, self.device)(torch.arange(len(part)))
-
-    def synthetic(self, *, before: int | None = None) -> SyntheticSet:
-        """Return the node's synthetic set.
-
-        Raises:
-            NoSyntheticSet: If there is none for this model.
-        """
-        found = self.store.load(self.settings.lineage, model=self.model_name, before=before)
-        if found is None:
-            raise NoSyntheticSet(
-                f"synthetic set of {self.settings.lineage} must exist on node "
-                f"{self.settings.client}, got none; train with distillation (scale above 0), or "
-                "choose a method that needs no synthetic data"
-            )
-        return SyntheticSet(found.images.to(self.device), found.labels.to(self.device))
-
-    def save(self, generation: int, synthetic: SyntheticSet) -> None:
-        """Keep a synthetic set in the node's store."""
-        self.store.save(self.settings.lineage, generation, synthetic, model=self.model_name)
-
-
-Metrics = dict[str, float | list[float]]
-
-
-@dataclass(frozen=True)
-class ReplyArrays:
-    """Arrays that are not the model that came down: channel scores, slices of channels.
-
-    Attributes:
-        state: Arrays by name.
-        like: Their agreed names, shapes and dtypes, from the model's layout and the settings alone.
-    """
-
-    state: dict[str, Tensor]
-    like: dict[str, wire.Form]
-
-
-Answer = tuple[Metrics, nn.Module | ReplyArrays | None]
 
 
 def _state(answer: nn.Module | ReplyArrays | None) -> Mapping[str, Tensor] | None:
@@ -167,24 +69,46 @@ class Handler(Generic[C]):
         Raises:
             NodeError: Whatever went wrong; it tells nothing of the node's own.
         """
+        visit = Visit()
         try:
-            started = time.perf_counter()
-            arrays, settings = wire.receive(message, self.kind)
-            node = _open(settings, arrays, context)
-            metrics, answer = self.work(node, settings)
-            metrics["seconds"] = time.perf_counter() - started
-            metrics["partition"] = int(context.node_config.get("partition-id", -1))
-            return wire.reply(
-                message,
-                self.kind.message,
-                metrics,
-                num_classes=settings.model_classes,
-                state=_state(answer),
-                like=answer.like if isinstance(answer, ReplyArrays) else wire.forms(arrays),
-            )
+            visit = visit_of(message, context.node_config)
+            answer = self._answer(message, context, visit)
+            visit.answered(answer)
+            return answer
         except Exception as error:
             log.exception("%s failed", message.metadata.message_type)
+            try:
+                visit.turned_away(error)
+            except (
+                Exception
+            ):  # a full disk: the coordinator is told of the first fault all the same
+                log.exception("the site's log could not be written")
             raise NodeError(_told(error)) from None
+
+    def _answer(self, message: Message, context: Context, visit: Visit) -> Message:
+        started = time.perf_counter()
+        arrays, settings = wire.receive(message, self.kind)
+        visit.asked(settings)
+        policy = policy_of(settings, context.node_config)
+        check(policy, self.kind, settings)
+        node = opened(policy, settings, arrays, context)
+        visit.notes = node.notes
+        metrics, made = self.work(node, settings)
+        metrics, made = gated(policy, self.kind, settings, metrics, made, node.touched.count)
+        if policy.is_real and arrays and metrics["num-examples"]:
+            sketch = node.touched.sketch(policy.data.split_seed)
+            least = policy.answers.min_examples
+            answered.keep(node.store.folder, answered.digest_of(arrays), sketch, least=least)
+        metrics["seconds"] = time.perf_counter() - started
+        metrics["partition"] = int(context.node_config.get("partition-id", -1))
+        return wire.reply(
+            message,
+            self.kind.message,
+            metrics,
+            num_classes=settings.model_classes,
+            state=_state(made),
+            like=made.like if isinstance(made, ReplyArrays) else wire.forms(arrays),
+        )
 
 
 def answers(kind: type[C]) -> Callable[[Callable[[Node, C], Answer]], Handler[C]]:
@@ -213,45 +137,8 @@ def worked(
 
 def _told(error: Exception) -> str:
     """Return what may go up about an error: what came from the coordinator, nothing of our own."""
-    ours = isinstance(error, BadSetting | wire.CodeMismatch | NoSyntheticSet | NoBaseModel)
+    ours = isinstance(
+        error, BadSetting | PolicyRefused | wire.CodeMismatch | NoSyntheticSet | NoBaseModel
+    )
     text = str(error) if ours else "the node's own log says why"
     return marked(error, f"{type(error).__name__}: {text}")
-
-
-def _open(settings: Common, arrays: ArrayRecord, context: Context) -> Node:
-    keep_freed_memory()
-    if torch.get_num_threads() != settings.threads:
-        torch.set_num_threads(settings.threads)
-    wanted = str(context.node_config.get("device", settings.device))
-    if wanted == "auto":
-        wanted = "cuda" if torch.cuda.is_available() else "cpu"
-    store = Store(store_folder(settings, context.node_config))
-    tombstones = [
-        ForgetSpec("class", tuple(settings.erased_classes)),
-        ForgetSpec("client", (), tuple(settings.erased_clients)),
-        *store.state().tombstones.values(),
-    ]
-    # What the request names is its own business: relearning must reach below a tombstone.
-    erased = [rest for t in tombstones if (rest := without(t, settings.forget)) is not None]
-    site = open_site(settings, context.node_config)
-    return Node(site, store, torch.device(wanted), settings, arrays, erased)
-
-
-def store_folder(settings: Common, node: NodeConfig) -> Path:
-    """Return the node's store: the folder its operator named, or a simulated node's own.
-
-    Raises:
-        StoreError: If the operator named data and no store, or neither. What the coordinator tells
-            must not choose where a real node looks for its tombstones.
-    """
-    if node.get("store"):
-        return Path(str(node["store"]))
-    simulation = settings.simulation or Simulation.of_node(node)
-    if node.get("data") or simulation is None:
-        raise StoreError(
-            "node config must name store beside data, got none; name a folder that outlives "
-            f"restarts: {NODE_CONFIG}"
-        )
-    root = os.environ.get(SIMULATED_STORES)
-    base = Path(root) if root else Path.home() / ".efface" / "clients"
-    return base / simulation.population / settings.client

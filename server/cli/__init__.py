@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from server.cli import bench, process, reading, running, site, trust
+from server.cli import bench, coordinator, process, reading, running, site, site_run, trust
 
 
 def _show_version(wanted: bool) -> None:
@@ -28,6 +28,12 @@ def _application() -> typer.Typer:
     reading.add_to(made)
     trust.add_to(made)
     site.add_to(made)
+    coordinator.add_to(made)
+    at_site = typer.Typer(
+        help="Run this site's node, and decide what may run in it.", no_args_is_help=True
+    )
+    site_run.add_to(at_site)
+    made.add_typer(at_site, name="site", rich_help_panel=site.GROUP)
     return made
 
 

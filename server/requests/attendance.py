@@ -108,9 +108,8 @@ def _settle(work: "Work", row: RequestRow, client: str) -> int:
     )
     order = order_of(work.workspace.home, row, settings, card["lineage"])
     federation.common |= order.common
-    destroy = settings.destroy or row.level == "client"
     try:
-        answers = federation.settle(row.kind, destroy=destroy, names=[client])
+        answers = federation.settle(row.kind, destroy=order.destroy, names=[client], again=True)
     finally:
         shutil.rmtree(then.folder / journal, ignore_errors=True)
     return int(answers[client]["destroyed"])
