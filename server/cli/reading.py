@@ -22,7 +22,7 @@ from server.report.display import number, table
 if TYPE_CHECKING:
     from server.storage.home import Home
     from server.storage.ledger import Ledger, RequestRow, VersionRow
-    from server.storage.seals import Checked, Problem
+    from server.storage.seal_check import Checked, Problem
 
 NOT_SHOWN: Final = "not-shown"  # code of a request that ran, of which too little was measured
 GROUP: Final = "Look"
@@ -576,7 +576,7 @@ def _of_record(home: "Home", row: "RequestRow") -> "list[Problem]":
     """Return what of a request's record does not verify."""
     from server.requests import records
     from server.storage import keys
-    from server.storage.seals import Problem
+    from server.storage.seal_check import Problem
 
     found = records.problems(home, row, keys.public_keys(home.keys))
     return [Problem(text, row.id, file=str(path)) for text, path in found]

@@ -31,11 +31,15 @@ def await_clients(
             which methods would work without it.
     """
     absent = workspace.absent(row)
+    if not settings.simulated:
+        grid.only = frozenset(settings.participants)
     why = ""
     try:
         grid.wait_for(settings.num_clients, settings.join_timeout, without=absent)
     except ClientsMissing as error:
         why = str(error)
+    if settings.simulated and all(node.name for node in grid.get_nodes()):
+        grid.only = frozenset(settings.participants)  # before, they may have no names yet
     names = sorted(node.name for node in grid.get_nodes())
     # A simulation's nodes may not have their names yet.
     missing = [name for name in row.clients if name not in (*names, *absent)] if all(names) else []

@@ -14,7 +14,7 @@ from server.storage import keys
 from server.storage.home import Home
 from server.storage.ledger import Ledger, VersionRow
 from server.storage.registry import CARD_NAME, WEIGHTS_NAME
-from server.storage.seals import Checked, Problem
+from server.storage.seal_check import Checked, Problem
 
 CHUNK_BYTES = 1 << 20
 

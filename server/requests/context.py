@@ -178,7 +178,7 @@ class Work:
             dataset=s.dataset,
             partition=s.partition,
             model=self.request.spec.name,
-            num_clients=s.num_clients,
+            num_clients=s.num_participants,
             num_classes=self.request.spec.num_classes,
             settings=s.plain(),
             retrained=None if yardstick is None else yardstick.scores,

@@ -49,9 +49,10 @@ from sqlalchemy.types import TypeDecorator
 from client.errors import INTERRUPTED, DiskFull, EffaceError
 from client.files import FULL
 from server.format import masked
-from server.storage import keys, seals
+from server.storage import keys, seal_check, seals
 from server.storage.home import Home, plain
-from server.storage.seals import Checked, EditedError, Rows, Seal, Sealing
+from server.storage.seal_check import Checked
+from server.storage.seals import EditedError, Rows, Seal, Sealing
 
 Kind = Literal["train", "forget", "relearn"]
 Level = Literal["class", "client"]
@@ -685,7 +686,7 @@ class Ledger:
         Args:
             home: Whose key made the seals, and where the newest was noted.
             publics: The only public keys that count; the home's if none.
-            every_signature: See `seals.check`.
+            every_signature: See `seal_check.check`.
 
         Raises:
             EditedError: If a row cannot be read at all.
@@ -698,7 +699,7 @@ class Ledger:
                 session.connection(execution_options={"isolation_level": "REPEATABLE READ"})
             chain = [_seal(one) for one in session.scalars(select(_Seal).order_by(_Seal.number))]
             rows = _rows(session)
-        return seals.check(chain, rows, known, head, every_signature=every_signature)
+        return seal_check.check(chain, rows, known, head, every_signature=every_signature)
 
     # ---- inside a transaction ----
 

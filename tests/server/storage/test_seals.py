@@ -13,7 +13,8 @@ from sqlalchemy import create_engine, text
 from server.storage import keys
 from server.storage.home import Home
 from server.storage.ledger import Ledger, LedgerError, Outcome, VersionRow, _Base, database_url
-from server.storage.seals import HEAD, Checked, EditedError, Sealing
+from server.storage.seal_check import Checked
+from server.storage.seals import HEAD, EditedError, Sealing
 
 FEDERATION = "digits, 3 clients"
 
