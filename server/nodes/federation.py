@@ -81,7 +81,7 @@ class Part:
     Attributes:
         phase: "train", "unlearn", ...; of questions "guard" and "evaluate".
         round: Counted as in `Round`.
-        took_part: Examples used, by client.
+        answered: Examples used, by client; none is an answer, too.
         failures: Of those that did not do their part.
         norms: Lengths of the updates, by client.
         idle: Holders that say that there was nothing left to do.
@@ -89,7 +89,7 @@ class Part:
 
     phase: str
     round: int
-    took_part: dict[str, float] = field(default_factory=dict)
+    answered: dict[str, float] = field(default_factory=dict)
     failures: list[Failure] = field(default_factory=list)
     norms: dict[str, float] = field(default_factory=dict)
     idle: list[str] = field(default_factory=list)
@@ -338,7 +338,7 @@ class GridFederation(RequestValues):
                 "left to do"
             )
         return Part(
-            done.phase, done.number, rounds.took_part, done.failures, rounds.norms, rounds.idle
+            done.phase, done.number, rounds.answered, done.failures, rounds.norms, rounds.idle
         )
 
     def _keep(self, rounds: Rounds, number: int, model: ArrayRecord) -> None:

@@ -143,7 +143,7 @@ class Rounds(FedAvg):
         aggregation: How ordinary rounds of training make one model of the nodes'.
         failures: Of the latest round: who did not do its part, and why.
         norms: Of the latest round: the length of every node's update.
-        took_part: Of the latest round: who used some of its examples, and how many.
+        answered: Of the latest round: who gave a good answer, and on how many examples.
         used: Of the latest round: the answers that count, by the node's name.
         idle: Of the latest round: holders that say that there was nothing left to do.
     """
@@ -188,7 +188,7 @@ class Rounds(FedAvg):
         self.aggregation: Aggregation = PLAIN
         self.failures: list[Failure] = []
         self.norms: dict[str, float] = {}
-        self.took_part: dict[str, float] = {}
+        self.answered: dict[str, float] = {}
         self.idle: list[str] = []
         self.used: Mapping[str, Used] = {}
         self.sent = ArrayRecord()  # the model of the round under way
@@ -247,7 +247,7 @@ class Rounds(FedAvg):
             ClientLost: If fewer nodes answered than must.
             NothingTouched: If they used no example.
         """
-        self.norms, self.took_part, self.idle = {}, {}, []
+        self.norms, self.answered, self.idle = {}, {}, []
         used, metrics = (
             self._used(server_round, list(replies)) if self.asks else ({}, summed([], 0))
         )
@@ -282,7 +282,7 @@ class Rounds(FedAvg):
                 f"{self.settings.phase} must use at least one example, got none on "
                 f"{len(answers)} clients" + (f" ({listed(self.failures)})" if self.failures else "")
             )
-        self.took_part = {n: u.examples for n, u in used.items() if n not in self.idle}
+        self.answered = {name: answer.examples for name, answer in answers.items()}
         totals = summed([answer.metrics for answer in answers.values()], len(self.failures))
         return used, totals
 
