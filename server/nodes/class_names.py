@@ -10,7 +10,7 @@ from client.steps.measuring import Describe
 from server.nodes.federation import Cost, GridFederation
 from server.nodes.questions import ask
 from strategies.rounds.base import ClientLost
-from strategies.rounds.replies import listed
+from strategies.rounds.failures import listed
 
 Names = Sequence[str]
 

@@ -26,8 +26,9 @@ from server.storage.journal import Journal
 from strategies.federation import Accuracies, Plan, RequestValues, Samples, StoredRound
 from strategies.parts.averaging import PLAIN, Aggregation
 from strategies.rounds.base import ClientLost, Failure, NothingTouched, Rounds
+from strategies.rounds.failures import listed
 from strategies.rounds.replay import ReplayedRound, difference
-from strategies.rounds.replies import listed
+from strategies.rounds.replies import BadReply
 
 S = TypeVar("S", bound=Common)
 
@@ -329,6 +330,11 @@ class GridFederation(RequestValues):
             self._add("describe", Cost(found.seconds, spent, up=found.up, down=found.down))
         rounds.described, rounds.members, rounds.sums = self.described, self._members, self.sums
         if rounds.ordinary:
+            if self.sums and not self.aggregation.plain:
+                raise BadSetting(
+                    f"aggregate must be mean without clip-updates where the coordinator sees sums "
+                    f"alone, got {self.aggregation.kind} and {self.aggregation.clip:g}"
+                )
             rounds.aggregation = self.aggregation
 
     def _part(self, rounds: Rounds, done: Round) -> Part:
@@ -418,9 +424,18 @@ class GridFederation(RequestValues):
     def settle(
         self, action: str, *, destroy: bool, names: Sequence[str] | None = None
     ) -> dict[str, dict[str, Any]]:
-        """Have every node, or those named, write or lift its tombstone; all must answer."""
+        """Have every node, or those named, write or lift its tombstone; all must answer.
+
+        A node that says at the first time of asking that it had done so before has not done it:
+        somebody used the request's id for something else.
+        """
+        first: list[bool] = []
+        self.journal.value(f"settling-{self._asked + 1}", lambda: first.append(True))
         settings = self.settings(Settle, phase="settle", action=action, destroy=destroy)
-        return self._ask(settings, ArrayRecord(), phase="settle", name="settle", names=names)
+        refuse = applied_already if first and names is None else None
+        return self._ask(
+            settings, ArrayRecord(), phase="settle", name="settle", names=names, refuse=refuse
+        )
 
     def accuracies(self, model: ArrayRecord) -> Accuracies:
         """Return the accuracies on the nodes' held-out data (see the protocol)."""
@@ -466,6 +481,7 @@ class GridFederation(RequestValues):
         name: str,
         names: Sequence[str] | None = None,
         some: bool = False,
+        refuse: Callable[[dict[str, Any]], str] | None = None,
     ) -> dict[str, dict[str, Any]]:
         """Ask nodes one question; answers are remembered in the journal.
 
@@ -476,6 +492,7 @@ class GridFederation(RequestValues):
             name: Of the question.
             names: Who is asked; None for all.
             some: Whether the share of them that a round of training needs is enough.
+            refuse: Says why a node's numbers are no answer; nothing if they are.
 
         Raises:
             ClientLost: If a node, or too many of them, fail or do not answer.
@@ -493,6 +510,10 @@ class GridFederation(RequestValues):
                 sums=self.sums,
                 together=not some,
             )
+            for who, numbers in list(found.metrics.items()):
+                if refuse is not None and (why := refuse(numbers)):
+                    found.failures.append(Failure(who, why, BadReply.code))
+                    del found.metrics[who]
             count = len(found.metrics) + len(found.failures)
             needed = max(1, math.ceil(self.plan.min_share * count)) if some else count
             if len(found.metrics) < needed:
@@ -523,6 +544,16 @@ class GridFederation(RequestValues):
 
     def _add(self, phase: str, cost: Cost) -> None:
         self.costs[phase] = self.costs.get(phase, Cost()) + cost
+
+
+def applied_already(numbers: dict[str, Any]) -> str:
+    """Return what is wrong with an answer to the first settling of a request, or nothing."""
+    if not numbers["applied"]:
+        return ""
+    return (
+        "says that it had applied this request before it was sent: its tombstone may be of another "
+        "one; see the site's own log"
+    )
 
 
 def _total(answers: dict[str, dict[str, Any]], side: str) -> Scores:

@@ -13,7 +13,7 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
 from client.errors import EffaceError
-from strategies.rounds.replies import cleaned
+from strategies.rounds.failures import cleaned
 
 REMOTE_POLL_SECONDS: Final = 0.1
 LOCAL_POLL_SECONDS: Final = 0.005

@@ -32,6 +32,7 @@ from server.storage.journal import Journal
 from server.storage.ledger import Outcome, RequestRow
 from strategies.federation import Plan
 from strategies.methods.retraining import train
+from strategies.parts.averaging import Aggregation
 from strategies.table import METHODS
 
 
@@ -115,6 +116,7 @@ class Work:
             plan=Plan(s.rounds, s.fraction, s.min_share),
             first_weights=functools.partial(initial_weights, self.request.spec, s.seed),
             tell=self.listener.note,
+            aggregation=Aggregation(s.aggregate, s.clip_updates),
         )
         return found
 

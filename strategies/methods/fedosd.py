@@ -47,7 +47,9 @@ class OrthogonalSteepestDescent(OrdinaryRelearning, Hyperparameters):
     rounds: int = option(10, at_least(0))
     tolerance: float = option(0.0, PERCENT)
 
-    needs: ClassVar[Needs] = Needs(levels=frozenset({"class", "client"}), individual_updates=True)
+    needs: ClassVar[Needs] = Needs(
+        levels=frozenset({"class", "client"}), individual_updates=True, plain_mean=True
+    )
 
     def forget(self, federation: Federation, model: ArrayRecord) -> ArrayRecord:
         """Return `model` without what the request names.

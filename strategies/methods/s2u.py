@@ -34,7 +34,9 @@ class ScaleToUnlearn(OrdinaryRelearning, Hyperparameters):
     up: float = option(1.5, at_least(1))  # of the others' updates
     rounds: int = option(5, COUNT)
 
-    needs: ClassVar[Needs] = Needs(levels=frozenset({"client"}), individual_updates=True)
+    needs: ClassVar[Needs] = Needs(
+        levels=frozenset({"client"}), individual_updates=True, plain_mean=True
+    )
 
     def forget(self, federation: Federation, model: ArrayRecord) -> ArrayRecord:
         """Return `model` without the clients that the request names."""
