@@ -54,10 +54,11 @@ def changed(draw: st.DrawFn, array: Array) -> Array:
     values = array.numpy()
     if how == "fill":
         with np.errstate(all="ignore"):
-            return Array(np.full_like(values, draw(FILLS), casting="unsafe"))
+            return Array(np.asarray(np.full(values.shape, draw(FILLS)).astype(values.dtype)))
     if how == "numbers":
         with np.errstate(all="ignore"):
-            return Array(np.asarray(values * np.asarray(draw(st.floats()), values.dtype)))
+            times = np.asarray(draw(st.floats(width=32)))
+            return Array(np.asarray((values * times).astype(values.dtype)))
     if how == "form":
         return Array(np.zeros(draw(SHAPES), draw(DTYPES)))
     if how == "bytes":

@@ -142,7 +142,14 @@ def test_what_a_client_says_never_reaches_a_terminal_or_a_file_raw(
         assert "x" * 600 not in text
     # One that nothing can go on without stops the request, with a reason that may be shown.
     with pytest.raises(ClientLost) as lost:
-        ask(home, monkeypatch, {Describe.message.name: fails}, "forget", forget_classes="3")
+        ask(
+            home,
+            monkeypatch,
+            {Describe.message.name: fails},
+            "forget",
+            forget_classes="3",
+            method="sga",
+        )
     row = Service.open(Home(home)).ledger.request("r0002")
     assert row.state == "failed"
     for text in (str(lost.value), str(row.reason)):
