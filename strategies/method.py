@@ -61,9 +61,15 @@ RATE = positive()
 PERCENT = between(0.0, 100.0)
 
 
-def option(default: Any, rule: Rule) -> Any:
-    """Declare a hyper-parameter that must fulfil `rule`."""
-    return field(default=default, metadata={"rule": rule})
+def option(default: Any, rule: Rule, words: str) -> Any:
+    """Declare a hyper-parameter that must fulfil `rule`.
+
+    Args:
+        default: Its value where none is given.
+        rule: What any value must fulfil.
+        words: What it means, in a line without a full stop; with its unit and the paper's symbol.
+    """
+    return field(default=default, metadata={"rule": rule, "words": words})
 
 
 class Hyperparameters:

@@ -325,7 +325,7 @@ def methods(
     ]
     if not name:
         lines = [
-            [str(one["name"]), ", ".join(one["levels"]), str(one["summary"]).partition(": ")[2]]
+            [str(one["name"]), _levels(one["levels"]), str(one["summary"]).partition(": ")[2]]
             for one in found
         ]
         each = "`efface methods NAME` shows what a method needs, and its hyper-parameters."
@@ -335,13 +335,18 @@ def methods(
     shown: list[Any] = [table(head, cells, text=len(head))]
     for one in found:
         rows = [
-            [f"  {key}", f"{default}", f"must {one['rules'][key]}"]
+            [f"  {key}", f"{default}", f"{one['meanings'][key]}; must {one['rules'][key]}"]
             for key, default in one["options"].items()
         ]
         shown += ["", f"{one['name']}: {str(one['summary']).partition(': ')[2]}"]
         if rows:
-            shown.append(table(["  --set", "Default", "Rule"], rows, text=3))
+            shown.append(table(["  --set", "Default", "Meaning"], rows, text=3))
     return Answer({"format": FORMAT, "methods": found}, shown)
+
+
+def _levels(levels: Sequence[str]) -> str:
+    """Return the levels in a word, for a narrow terminal to have room for how a method works."""
+    return "both" if len(levels) > 1 else levels[0]
 
 
 _NEEDS: Final = (
@@ -380,6 +385,7 @@ def _method(name: str) -> dict[str, Any]:
         ),
         "options": {f.name.replace("_", "-"): f.default for f in options},
         "rules": {f.name.replace("_", "-"): f.metadata["rule"].words for f in options},
+        "meanings": {f.name.replace("_", "-"): f.metadata["words"] for f in options},
     }
 
 
