@@ -69,6 +69,8 @@ class RunSettings(Settings):
     proximal: float = setting(between(0.0, 1e6), 0.0)  # mu of FedProx
     fraction: float = setting(_share, 1.0)
     min_share: float = setting(_share, 0.5)
+    aggregate: str = setting(one_of("mean", "median", "trimmed-mean"), "mean")
+    clip_updates: float = setting(between(0.0, 1e9), 0.0)  # L2 norm; 0 for none
     keep_updates: int = setting(at_least(0), 0)  # Delta t of FedEraser, in rounds; 0 for none
 
     # Distillation in situ
@@ -323,6 +325,8 @@ TRAINING: Final = frozenset(
         "proximal",
         "fraction",
         "min-share",
+        "aggregate",
+        "clip-updates",
         "keep-updates",
         "scale",
         "image-lr",

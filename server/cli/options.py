@@ -98,6 +98,19 @@ OPTIONS: Final = (
         "min-share", 0.5, TRAINING, "Share of the drawn clients that must answer, above 0 to 1."
     ),
     Option(
+        "aggregate",
+        "mean",
+        TRAINING,
+        "How training rounds make one model of the clients': mean, weighted by their examples; "
+        "median or trimmed-mean, which a single client cannot pull away.",
+    ),
+    Option(
+        "clip-updates",
+        0.0,
+        TRAINING,
+        "Shorten a client's update to this length (L2 norm) before it counts; 0 for none.",
+    ),
+    Option(
         "keep-updates",
         0,
         TRAINING,

@@ -158,7 +158,7 @@ class Situation:
 
     def reason(self, name: str) -> str | None:
         """Return why a method cannot serve the request here, or None if nothing speaks against."""
-        needs, level = METHODS[name].needs, self.settings.forget.level
+        s, needs, level = self.settings, METHODS[name].needs, self.settings.forget.level
         if level not in needs.levels:
             served = " or ".join(sorted(needs.levels))
             return f"level must be {served} for method {name}, got {level}"
@@ -177,6 +177,12 @@ class Situation:
             return (
                 f"version must have stored updates {lacking}: {why}; train again with "
                 "--keep-updates 2"
+            )
+        if needs.plain_mean and (s.aggregate != "mean" or s.clip_updates):
+            return (
+                f"training must aggregate by the mean, without clipping, {lacking}: it was trained "
+                f"with --aggregate {s.aggregate} and --clip-updates {s.clip_updates:g}, and the "
+                "method weighs updates in a way of its own"
             )
         try:
             if needs.server_data:

@@ -49,7 +49,7 @@ class NegatedPseudoGradients(OrdinaryRelearning, Hyperparameters):
 
     # The server reads no update alone, but the mean of the targets'; of a lone target that is its
     # own, as in every ascent.
-    needs: ClassVar[Needs] = Needs(levels=frozenset({"class", "client"}))
+    needs: ClassVar[Needs] = Needs(levels=frozenset({"class", "client"}), plain_mean=True)
 
     def forget(self, federation: Federation, model: ArrayRecord) -> ArrayRecord:
         """Return `model` without what the request names."""
