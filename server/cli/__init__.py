@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from server.cli import bench, coordinator, process, reading, running, site, site_run
+from server.cli import bench, coordinator, process, reading, running, site, site_run, trust
 
 
 def _show_version(wanted: bool) -> None:
@@ -26,6 +26,7 @@ def _application() -> typer.Typer:
     running.add_to(made)
     bench.add_to(made)
     reading.add_to(made)
+    trust.add_to(made)
     site.add_to(made)
     coordinator.add_to(made)
     at_site = typer.Typer(

@@ -169,6 +169,13 @@ OPTIONS: Final = (
         "Destroy the class's synthetic images afterwards; relearning then needs the real ones.",
     ),
     Option("trial", False, REQUEST, "Keep the result as a trial: nothing enters service."),
+    Option(
+        "clients",
+        "",
+        RUNNING,
+        "Names of the clients that take part, such as site-a,site-b; no other gets a message. All "
+        "that are there if not given. The version keeps them.",
+    ),
     Option("seed", 0, RUNNING, "Seed of weights, batches and clients drawn."),
     Option("device", "auto", RUNNING, "auto, cpu, or cuda."),
     Option("threads", 1, RUNNING, "Threads a client; equal results need equal threads."),

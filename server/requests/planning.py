@@ -118,7 +118,7 @@ class Situation:
 
     @property
     def _drawn(self) -> int:
-        return num_drawn(self.settings.fraction, self.settings.num_clients)
+        return num_drawn(self.settings.fraction, self.settings.num_participants)
 
     @property
     def _per_round(self) -> float:
@@ -137,7 +137,8 @@ class Situation:
         """Return about how many training examples of each class every node has, by name."""
         s, num_classes = self.settings, self.spec.num_classes
         if self.shares is not None and self.data is not None:
-            return counted(self.data, self.shares, num_classes, holdout=s.holdout)
+            found = counted(self.data, self.shares, num_classes, holdout=s.holdout)
+            return {name: row for name, row in found.items() if s.takes_part(name)}
         # Nobody has been asked: all have the same, as much as a round of training passes through
         # once. Where its batches were cut short, it passed several times.
         times = s.local_steps if self._cut_short else 1
@@ -145,7 +146,7 @@ class Situation:
         gone = self.base.card["erased"]["clients"]
         kept = {} if self.kept is None else self.kept.clients()
         seen = {name for names in kept.values() for name in names}
-        return assumed(s.forget, gone, s.num_clients, num_classes, each=each, seen=seen)
+        return assumed(s.forget, gone, s.num_participants, num_classes, each=each, seen=seen)
 
     @functools.cached_property
     def speed(self) -> Speed | None:

@@ -8,6 +8,7 @@
     HOME/cache/      what can be computed again
     HOME/clients/    the stores of clients simulated on this machine
     HOME/updates/    what clients sent in training, where that is kept (server/storage/history.py)
+    HOME/keys/       the coordinator's key (server/storage/keys.py), the newest seal (seals.py)
 
 Folders have mode 0700 and files 0600: weights and records are for the operator alone.
 """
@@ -29,8 +30,9 @@ from typing import Any
 
 from client.errors import BadSetting, DiskFull, EffaceError
 from client.files import FULL, room_for, write_atomic
+from server.format import masked
 
-FOLDERS = ("versions", "runs", "reports", "cache", "clients", "updates")
+FOLDERS = ("versions", "runs", "reports", "cache", "clients", "updates", "keys")
 POLL_SECONDS = 0.1
 PROBE_SECONDS = 0.02
 
@@ -118,9 +120,9 @@ class Home:
         """
         named = path or os.environ.get("EFFACE_HOME")
         self.path = Path(named or "~/.efface").expanduser().absolute()
-        self.versions, self.runs, self.reports, self.cache, self.clients, self.updates = (
-            self.path / name for name in FOLDERS
-        )
+        folders = (self.path / name for name in FOLDERS)
+        self.versions, self.runs, self.reports, self.cache, self.clients, *folders_ = folders
+        self.updates, self.keys = folders_
         self._owner: tuple[int, int] | None = None  # (process, thread) that holds the lock
         if reading:
             if named and not self.path.is_dir():
@@ -255,7 +257,7 @@ def _shown(words: list[str]) -> list[str]:
     """Return a command line without the secrets in it: a lock's holder is shown to others."""
     after = ["", *words[:-1]]
     return [
-        "***" if before.endswith("token") else word
+        "***" if masked(f"{before} x") != f"{before} x" else masked(word)
         for before, word in zip(after, words, strict=True)
     ]
 

@@ -258,7 +258,9 @@ def test_a_request_after_a_demonstration_means_the_federation_that_is_not_one(
 def test_a_request_takes_no_option_that_its_version_has_settled(trained: Efface) -> None:
     from server.settings import TRAINING
 
-    assert not TRAINING & {o.key for o in [*running._REQUEST_OPTIONS, *running._RELEARN_OPTIONS]}
+    assert TRAINING & {o.key for o in [*running._REQUEST_OPTIONS, *running._RELEARN_OPTIONS]} == {
+        "clients"
+    }
     done = trained("forget", "--class", "9", "--seed", "1")
 
     assert done.exit_code == USAGE
