@@ -391,7 +391,8 @@ def evidence(home: Path, request: str) -> dict[str, Any]:
     """Return a request's record, and check that its page is there and nothing to resume."""
     folder = home / "runs" / request
     assert (home / "reports" / f"{request}.html").is_file()
-    assert {path.name for path in folder.iterdir()} == {"record.json", "events.jsonl"}
+    kept = {path.name for path in folder.iterdir()} - {"order.json"}  # of those that were settled
+    assert kept == {"record.json", "record.signature.json", "events.jsonl"}
     found: dict[str, Any] = json.loads((folder / "record.json").read_text())
     return found
 
