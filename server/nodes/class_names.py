@@ -71,6 +71,8 @@ def site_names(federation: GridFederation, num_classes: int) -> dict[str, tuple[
             failures=answers.failures,
         )
     federation.described |= answers.metrics
+    for failure in answers.failures:
+        federation.tell(f"describe: {failure.client} is left out: {failure.reason}")
     seconds = sum(float(m["seconds"]) for m in answers.metrics.values())
     cost = Cost(answers.seconds, seconds, up=answers.up, down=answers.down)
     federation.costs["describe"] = federation.costs.get("describe", Cost()) + cost

@@ -291,7 +291,7 @@ class Situation:
             "clients": planned.clients,
             "samples": round(planned.rounds * planned.samples),
             "bytes": {
-                "up": round(messages * (planned.up + up)),
+                "up": round(messages * (planned.up + up) - planned.rounds * planned.silent * up),
                 "down": round(messages * (planned.down + down)),
             },
             "seconds": None if speed is None else speed.seconds(planned, planned.rounds),
