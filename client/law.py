@@ -13,7 +13,7 @@ from client.simulation.settings import Simulation
 
 # Settings of these names count work; `Limits` has the most of each.
 COUNTED: Final = frozenset(spec.name for spec in fields(Limits)) - {"parameters", "memory_mb"}
-TRAINS: Final = "num-steps"  # the metric of all messages that take steps on a site's examples
+STEPS: Final = "num-steps"  # the metric of all messages that take steps on a site's examples
 # Arrays that no example is behind: the classes' names, and steps of a sum's own protocol.
 WITHOUT_EXAMPLES: Final = frozenset({"class-names", "sealed"})
 
@@ -85,6 +85,11 @@ def _needs_no_method(settings: Common) -> bool:
     return settings.forget_level == "none" or bool(settings.order_signature)
 
 
+def trains(kind: type[Common]) -> bool:
+    """Return whether a message takes steps on a site's examples."""
+    return STEPS in kind.message.metrics
+
+
 def in_sums(settings: Common) -> bool:
     """Return whether the answer goes into a secure aggregation."""
     return getattr(settings, "secure", None) is not None
@@ -109,7 +114,7 @@ def _check_work(policy: Policy, kind: type[Common], settings: Common) -> None:
                 f"{name.replace('_', '-')} must be at most {most:g} at {policy.name}, got {value:g}"
             )
     least = policy.answers.min_batch
-    if TRAINS in kind.message.metrics and getattr(settings, "batch_size", least) < least:
+    if trains(kind) and getattr(settings, "batch_size", least) < least:
         raise PolicyRefused(
             f"batch-size must be at least {least} at {policy.name}, got {settings.batch_size}"  # type: ignore[attr-defined]
         )

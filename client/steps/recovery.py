@@ -62,7 +62,8 @@ def descend(node: Node, settings: Descend) -> Answer:
         labels.append(chosen.labels)
         if settings.side == "retain":
             down = stand_ins.where((~node.side("retain", own)).to(node.device))
-            held = (down.images, down.labels)
+            if len(down) >= node.policy.answers.min_examples:
+                held = (down.images, down.labels)
     if settings.data.endswith("original"):
         part = node.site.train.where(wanted)
         if chosen is not None:
