@@ -64,6 +64,12 @@ class DiskFull(EffaceError):
     code = "disk-full"
 
 
+class NotPrivate(EffaceError):
+    """A private file or folder is open to others than its owner."""
+
+    code = "not-private"
+
+
 def code_of(error: BaseException) -> str:
     """Return the code that stands for any error."""
     if isinstance(error, EffaceError):

@@ -28,7 +28,7 @@ class Rule:
 def setting(rule: Rule, default: Any = MISSING) -> Any:
     """Declare a dataclass field that `Settings.parse` checks against `rule`."""
     if isinstance(default, list):
-        return field(default_factory=list, metadata={"rule": rule})
+        return field(default_factory=lambda: list(default), metadata={"rule": rule})
     return field(default=default, metadata={"rule": rule})
 
 
