@@ -5,10 +5,11 @@ no path and no value of the node's own.
 """
 
 import logging
+import math
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -17,6 +18,7 @@ from flwr.app import ArrayRecord, Context, Message
 from torch import Tensor, nn
 
 from client import wire
+from client.budget import Budget, BudgetSpent, Mechanism, NoiseRequired
 from client.channels.layout import from_text
 from client.channels.masks import freeze
 from client.data.site import (
@@ -38,15 +40,18 @@ from client.errors import (
     marked,
 )
 from client.learning.models import Classifier, loaded
+from client.learning.private import DerivedDraws, Draws, Noise, SecretDraws
 from client.learning.training import Trained
 from client.memory import keep_freed_memory
 from client.messages import Common, ForgetSpec
+from client.policy import Policy, Privacy
 from client.seeds import generator
 from client.simulation.settings import Simulation
 from client.store import Store, SyntheticSet, without
 
 log = logging.getLogger("efface.client")
 C = TypeVar("C", bound=Common)
+Metrics = dict[str, float | list[float]]
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,9 @@ class Node:
     settings: Common
     arrays: ArrayRecord
     erased: list[ForgetSpec]  # tombstones in force: the server's and the node's own
+    privacy: Privacy = field(default_factory=Privacy)  # of its policy
+    is_real: bool = True  # or simulated on the coordinator's own machine
+    charged: list[Mechanism] = field(default_factory=list)  # what this message took of the budget
 
     @property
     def model_name(self) -> str:
@@ -82,6 +90,62 @@ class Node:
         """Return the generator of this phase, round and node."""
         s = self.settings
         return generator(s.seed, s.phase + purpose, s.server_round, s.client)
+
+    @property
+    def noise_multiplier(self) -> float:
+        """z of what goes up: the message's or the policy's, whichever is more; 0 for no noise."""
+        own = self.privacy.noise_multiplier if self.privacy.required else 0.0
+        return max(self.settings.noise_multiplier, own)
+
+    def noise(self, num_examples: int, *, batch_size: int, num_steps: int) -> Noise | None:
+        """Pay for a training's noise and return it, or None where none is asked for.
+
+        Args:
+            num_examples: The real examples, each of which the steps' batches are drawn from once.
+            batch_size: Of a step, as expected.
+            num_steps: How many will be taken, at most.
+
+        Raises:
+            BudgetSpent: If the policy's budget does not reach; nothing was done.
+        """
+        if not self.noise_multiplier:
+            return None
+        rate = min(1.0, batch_size / num_examples)
+        self.charge(Mechanism(self.noise_multiplier, rate, num_steps))
+        clip_norm = self.settings.clip_norm
+        if self.privacy.required:
+            clip_norm = min(clip_norm, self.privacy.clip_norm)
+        return Noise(self.noise_multiplier, clip_norm, rate, num_examples, self.noise_draws())
+
+    def charge(self, mechanism: Mechanism) -> None:
+        """Take what a mechanism tells from the budget, before it is applied to the data.
+
+        Raises:
+            BudgetSpent: If the policy's budget does not reach.
+        """
+        Budget(self.store.folder).charge(
+            self.settings.lineage,
+            self.settings.message.name,
+            mechanism,
+            limit=self.privacy.epsilon if self.privacy.required else math.inf,
+            delta=self.privacy.delta,
+        )
+        self.charged.append(mechanism)
+
+    def noise_draws(self) -> Draws:
+        """Return where noise comes from: secret on a real node (see `SecretDraws`)."""
+        return SecretDraws() if self.is_real else DerivedDraws(self.draws(" noise"))
+
+    def spent(self) -> Metrics:
+        """Return what goes up of the budget after a message that was charged."""
+        if not self.charged:
+            return {}
+        delta = self.privacy.delta
+        lineage = self.settings.lineage
+        return {
+            "epsilon": Budget(self.store.folder).epsilon(delta, lineage=lineage),
+            "delta": delta,
+        }
 
     def masks(self, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Return which examples the request names and which may be trained on, as masks."""
@@ -116,9 +180,6 @@ class Node:
     def save(self, generation: int, synthetic: SyntheticSet) -> None:
         """Keep a synthetic set in the node's store."""
         self.store.save(self.settings.lineage, generation, synthetic, model=self.model_name)
-
-
-Metrics = dict[str, float | list[float]]
 
 
 @dataclass(frozen=True)
@@ -171,7 +232,10 @@ class Handler(Generic[C]):
             started = time.perf_counter()
             arrays, settings = wire.receive(message, self.kind)
             node = _open(settings, arrays, context)
+            if node.noise_multiplier and (why := settings.why_not_noised()) is not None:
+                raise NoiseRequired(f"{why}; this node's answers are noised")
             metrics, answer = self.work(node, settings)
+            metrics |= node.spent()
             metrics["seconds"] = time.perf_counter() - started
             metrics["partition"] = int(context.node_config.get("partition-id", -1))
             return wire.reply(
@@ -213,7 +277,10 @@ def worked(
 
 def _told(error: Exception) -> str:
     """Return what may go up about an error: what came from the coordinator, nothing of our own."""
-    ours = isinstance(error, BadSetting | wire.CodeMismatch | NoSyntheticSet | NoBaseModel)
+    ours = isinstance(
+        error,
+        BadSetting | wire.CodeMismatch | NoSyntheticSet | NoBaseModel | BudgetSpent | NoiseRequired,
+    )
     text = str(error) if ours else "the node's own log says why"
     return marked(error, f"{type(error).__name__}: {text}")
 
@@ -234,7 +301,23 @@ def _open(settings: Common, arrays: ArrayRecord, context: Context) -> Node:
     # What the request names is its own business: relearning must reach below a tombstone.
     erased = [rest for t in tombstones if (rest := without(t, settings.forget)) is not None]
     site = open_site(settings, context.node_config)
-    return Node(site, store, torch.device(wanted), settings, arrays, erased)
+    return Node(
+        site,
+        store,
+        torch.device(wanted),
+        settings,
+        arrays,
+        erased,
+        privacy=_privacy(context.node_config),
+        # Our own engines name a place for the stores of the nodes that they simulate.
+        is_real=bool(context.node_config.get("data")) or not os.environ.get(SIMULATED_STORES),
+    )
+
+
+def _privacy(node: NodeConfig) -> Privacy:
+    """Return what the site's policy says of noise."""
+    path = node.get("policy")
+    return Policy.load(Path(str(path))).privacy if path else Privacy()
 
 
 def store_folder(settings: Common, node: NodeConfig) -> Path:

@@ -121,7 +121,8 @@ class Privacy(Settings):
     epsilon: float = setting(positive(), 8.0)
     delta: float = setting(between(1e-15, 0.1), 1e-5)
     clip_norm: float = setting(positive(), 1.0)
-    noise_multiplier: float = setting(positive(), 1.0)
+    noise_multiplier: float = setting(positive(), 1.0)  # of gradients, over their clip norm
+    counts_noise: float = setting(positive(), 10.0)  # standard deviation, of held-out counts
 
 
 @dataclass(frozen=True, kw_only=True)

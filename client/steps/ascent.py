@@ -3,9 +3,15 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from client.errors import BadSetting
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from client.errors import BadSetting, EffaceError
 from client.learning import ascent
+from client.learning.models import Classifier
+from client.learning.private import private_sgd
 from client.learning.synthetic import random_subset
+from client.learning.training import steps_in
 from client.messages import CLASS_3, WORK, Common, Declaration
 from client.node import Answer, Node, answers, worked
 from client.settings import ANY, at_least, list_of, one_of, positive, setting
@@ -16,7 +22,7 @@ class Ascend(Common):
     """Stochastic gradient ascent on the node's forget data."""
 
     message: ClassVar = Declaration(
-        "train.ascend", example={"lr": 0.02, **CLASS_3}, arrays="model", metrics=WORK
+        "train.ascend", example={"lr": 0.02, **CLASS_3}, arrays="model", metrics=WORK, noised=True
     )
 
     data: str = setting(one_of("synthetic", "subset", "original"), "synthetic")
@@ -29,6 +35,17 @@ class Ascend(Common):
     )
     freeze_head: bool = setting(ANY, False)  # ascend in all layers but the last
     freeze_stem: bool = setting(ANY, False)  # and, or, in all but the first
+
+    def why_not_noised(self) -> str | None:
+        """Return why this message cannot be answered under noise, None if it can."""
+        if self.data == "synthetic":
+            return "data must not be synthetic under noise: such images are made without"
+        if self.target_losses:
+            return (
+                f"target-losses must be none under noise, got {len(self.target_losses)}: when a "
+                "loss is reached tells of it"
+            )
+        return super().why_not_noised()
 
 
 @answers(Ascend)
@@ -48,6 +65,8 @@ def ascend(node: Node, settings: Ascend) -> Answer:
             f"{len(settings.target_losses)}"
         )
     model = node.model()
+    if node.noise_multiplier:
+        return _under_noise(node, settings, model, images, labels)
     done = ascent.ascend(
         model,
         images,
@@ -59,5 +78,30 @@ def ascend(node: Node, settings: Ascend) -> Answer:
         target_losses=settings.target_losses,
         freeze_head=settings.freeze_head,
         freeze_stem=settings.freeze_stem,
+    )
+    return worked(len(labels), done), model
+
+
+def _under_noise(
+    node: Node, settings: Ascend, model: Classifier, images: Tensor, labels: Tensor
+) -> Answer:
+    """Ascend by noised gradients, for all the epochs."""
+    if not len(labels):
+        raise EffaceError("forget data must hold at least one example, got none on this node")
+    if settings.freeze_head:
+        model.classifier.requires_grad_(False)
+    if settings.freeze_stem:
+        model.freeze_stem()
+    num_steps = steps_in(settings.epochs, len(labels), settings.batch_size)
+    noise = node.noise(len(labels), batch_size=settings.batch_size, num_steps=num_steps)
+    if noise is None:
+        raise ValueError("ascent under noise must have noise, got none")
+    done = private_sgd(
+        model,
+        lambda batch: (images[batch], labels[batch]),
+        noise,
+        num_steps,
+        lr=settings.lr,
+        loss=lambda features, logits, label: -cross_entropy(logits, label),
     )
     return worked(len(labels), done), model

@@ -6,10 +6,14 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from client.data.sampling import as_many
 from client.learning import recovery
+from client.learning.models import Classifier
+from client.learning.private import private_sgd
 from client.learning.synthetic import random_subset, synthetic_for
+from client.learning.training import steps_in
 from client.messages import CLASS_3, WORK, Common, Declaration
 from client.node import Answer, Node, answers, worked
 from client.seeds import generator
@@ -25,6 +29,7 @@ class Descend(Common):
         example={"lr": 0.02, "hold": 1.0, "hold_features": 1.0, **CLASS_3},
         arrays="model",
         metrics=WORK,
+        noised=True,
     )
 
     # A subset is as large as the synthetic set, of random real images instead.
@@ -41,6 +46,15 @@ class Descend(Common):
     hold: float = setting(between(0.0, 1e3), 0.0)  # weight of the bounded hold-down term
     hold_features: float = setting(between(0.0, 1e3), 0.0)
     freeze_stem: bool = setting(ANY, False)  # descend in all layers but the first
+
+    def why_not_noised(self) -> str | None:
+        """Return why this message cannot be answered under noise, None if it can."""
+        if self.data not in ("subset", "original"):
+            return (
+                f"data must be subset or original under noise, got {self.data}: synthetic images "
+                "are made without, and one example may be in a subset and among the originals"
+            )
+        return super().why_not_noised()
 
 
 @answers(Descend)
@@ -78,6 +92,8 @@ def descend(node: Node, settings: Descend) -> Answer:
     batch_size = settings.batch_size
     if settings.batches:
         batch_size = math.ceil(len(all_labels) / settings.batches)
+    if node.noise_multiplier:
+        return _under_noise(node, settings, model, (all_images, all_labels), held, batch_size)
     done = recovery.descend(
         model,
         all_images,
@@ -94,3 +110,46 @@ def descend(node: Node, settings: Descend) -> Answer:
     )
     # An original may be in the subset, too, or behind a synthetic image.
     return worked(len(all_labels), done, num_distinct=max(map(len, labels))), model
+
+
+def _under_noise(
+    node: Node,
+    settings: Descend,
+    model: Classifier,
+    kept: tuple[Tensor, Tensor],
+    held: tuple[Tensor, Tensor] | None,
+    batch_size: int,
+) -> Answer:
+    """Descend by noised gradients.
+
+    What is held down is drawn with the rest, each example once: its share of a batch is its share
+    of the data.
+    """
+    images, labels = kept
+    weights = (settings.hold, settings.hold_features)
+    if held is not None and len(held[1]) and any(weights):
+        images = torch.cat([images, held[0]])
+        labels = torch.cat([labels, -1 - held[1]])  # marked, and still a class
+    if settings.freeze_stem:
+        model.freeze_stem()
+    num_steps = steps_in(settings.epochs, len(kept[1]), batch_size)
+    size = math.ceil(batch_size * len(labels) / len(kept[1]))
+    noise = node.noise(len(labels), batch_size=size, num_steps=num_steps)
+    if noise is None:
+        raise ValueError("descent under noise must have noise, got none")
+
+    def loss(features: Tensor, logits: Tensor, label: Tensor) -> Tensor:
+        own = torch.where(label < 0, -1 - label, label)
+        down = recovery.known(features, logits, own, outputs=weights[0], on_features=weights[1])
+        return torch.where(label[0] < 0, down, cross_entropy(logits, own))
+
+    done = private_sgd(
+        model,
+        lambda batch: (images[batch], labels[batch]),
+        noise,
+        num_steps,
+        lr=settings.lr,
+        momentum=settings.momentum,
+        loss=loss,
+    )
+    return worked(len(kept[1]), done), model
