@@ -13,6 +13,7 @@ from typing import Any, Final
 from client.errors import BadSetting
 from server.evidence import wording
 from server.evidence.costs import SpeedUp
+from server.evidence.participation import Absence, Participation, remarks
 from server.evidence.scores import ModelScores, RoundScores
 from server.evidence.serial import plain, read
 from server.evidence.verdict import Limits, State, Verdict, decide
@@ -121,6 +122,8 @@ class Record(Costs):
     storage: Storage | None = None
     speed_up: SpeedUp | None = None
     timeline: tuple[RoundScores, ...] = ()
+    participation: tuple[Participation, ...] = ()
+    absences: tuple[Absence, ...] = ()
     hardware: str | None = None
     commit: str | None = None
     report: str | None = None
@@ -145,6 +148,7 @@ def to_json(record: Record) -> dict[str, Any]:
         document["verdict"] |= _worded(
             record.verdict, record.forget or Target(), record.class_names
         )
+    document["remarks"] = remarks(record.participation, record.absences)
     return document
 
 

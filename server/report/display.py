@@ -17,6 +17,7 @@ from rich.progress import (
 from rich.table import Table
 
 from server.evidence import wording
+from server.evidence.participation import remarks
 from server.evidence.phases import PHASES
 from server.evidence.record import Record, Target
 from server.format import target_text
@@ -130,6 +131,7 @@ def result(record: Record) -> list[RenderableType]:
     if speed:
         shown.append(speed)
     shown += verdict_lines(record)
+    shown += remarks(record.participation, record.absences)
     if record.report:
         shown.append(f"Report: {record.report}")
     return shown

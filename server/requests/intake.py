@@ -40,6 +40,7 @@ from server.requests.resolved import ResolvedRequest, resolve
 from server.requests.workspace import Workspace
 from server.settings import RunSettings, essence, federation_name, parse
 from server.storage.ledger import Erased, RequestRow, VersionRow
+from strategies.rounds.base import ClientLost
 from strategies.table import METHODS, method
 
 
@@ -325,11 +326,13 @@ class Service(Workspace):
             VerificationFailed: If the result did not forget.
             NotShown: If it is not shown to have forgotten and the request does not accept that.
             Unpublished: If all was done but the report.
-            EffaceError: If the request cannot be carried out; it is then `failed`.
+            EffaceError: If the request cannot be carried out; it is then `failed`, or where clients
+                are away or their fault may pass `interrupted`.
             KeyboardInterrupt, Interrupted, Unsettled: If it was stopped; it is then `interrupted`.
         """
         request_id = request.id
         self.ledger.start(request_id)
+        self.home.working_on(request_id)
         try:
             for text in self.warnings(request.row):
                 listener.note(text)
@@ -342,7 +345,9 @@ class Service(Workspace):
                 if isinstance(error, EffaceError):
                     raise
                 raise _unpublished(now, error) from error
-            goes_on = isinstance(error, Interrupted | Unsettled | DiskFull)
+            goes_on = isinstance(error, Interrupted | Unsettled | DiskFull) or (
+                isinstance(error, ClientLost) and error.passing
+            )
             if isinstance(error, EffaceError) and not goes_on:
                 self.ledger.fail(request_id, str(error), code=error.code)
             else:
