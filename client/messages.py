@@ -39,11 +39,12 @@ ALWAYS: Final[Mapping[str, Metric]] = MappingProxyType(
         "seconds": "scalar",  # wall time of the handler's work
         "code": "scalar",  # first 48 bits of the client code's fingerprint
         "partition": "scalar",  # position of a simulated node, -1 for a real one
-        # Under noise alone: what the lineage's answers tell of any one example (client/budget.py).
+        # What the lineage's answers tell of any one example (client/budget.py).
         "epsilon": "scalar",
         "delta": "scalar",
     }
 )
+OF_NOISE: Final = frozenset({"epsilon", "delta"})  # there only if the answer was noised
 WORK: Final[Mapping[str, Metric]] = MappingProxyType(
     {
         "num-steps": "scalar",
