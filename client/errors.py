@@ -76,6 +76,18 @@ class NoBaseModel(StoreError):
     code = "no-base-model"
 
 
+class ForeignBundle(EffaceError):
+    """Code came to a site that its operator has not allowed; none of it ran."""
+
+    code = "foreign-bundle"
+
+
+class NotIsolated(EffaceError):
+    """A site's executor could reach what it must not, and was told to insist."""
+
+    code = "not-isolated"
+
+
 class DiskFull(EffaceError):
     """A file cannot be written, for its disk has no room left; what was there before still is."""
 

@@ -8,6 +8,7 @@ synthetic images resemble real ones closely, they are personal data.
     <folder>/state.copy.json                     the same once more: a loss of either is noticed
     <folder>/<lineage>/<generation>.safetensors  synthetic images and labels of one training round
     <folder>/keys.json                           what these are encrypted with (client/vault.py)
+    <folder>/budget.json, budget.copy.json       what answers have told (client/budget.py)
     <folder>/base-<request>.safetensors          the model that a running request started from
     <folder>/site-report.html                    the images as a page, if the operator asked for it
 
@@ -31,6 +32,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from client import budget
+from client.budget import Budget
 from client.data.splits import MAX_CLASSES
 from client.errors import NoBaseModel, StoreError
 from client.files import fill_with_zeros, make_private, overwrite, write_atomic
@@ -44,6 +47,7 @@ REPORT: Final = "site-report.html"  # see client/site_report.py
 STATE: Final = "state.json"
 CHECKSUM: Final = "sha256"
 COPY: Final = "state.copy.json"
+KNOWN: Final = (STATE, COPY, REPORT, KEYS, budget.FILE, budget.COPY)
 
 
 @dataclass(frozen=True)
@@ -324,7 +328,7 @@ class Store:
             problems += self._wrong_with(self.state())
         except StoreError as error:
             problems.append(str(error))
-        problems += self.vault.problems()
+        problems += [*self.vault.problems(), *Budget(self.folder).problems()]
         for path in [self.folder, *sorted(self.folder.rglob("*"))]:
             mode = path.stat().st_mode & 0o777
             if mode & 0o077:
@@ -343,7 +347,7 @@ class Store:
                     problems.append(str(error))
             elif path.name.startswith(".") and path.is_file():
                 problems.append(f"{path} is left over from an interrupted write; delete it")
-            elif path.is_file() and path.name not in (STATE, COPY, REPORT, KEYS):
+            elif path.is_file() and path.name not in KNOWN:
                 problems.append(
                     f"{path} must lie elsewhere: no file of the store, `efface store destroy` "
                     "leaves it as it is"
