@@ -122,26 +122,30 @@ def _under_noise(
 ) -> Answer:
     """Descend by noised gradients.
 
-    What is held down is drawn with the rest, each example once: its share of a batch is its share
-    of the data.
+    What is held down is drawn with the rest, each example once; each weighs as many times more as
+    there are fewer of it, so that the two means count as they do without noise.
     """
     images, labels = kept
     weights = (settings.hold, settings.hold_features)
+    share = 1.0
     if held is not None and len(held[1]) and any(weights):
         images = torch.cat([images, held[0]])
+        share = len(labels) / len(held[1])
         labels = torch.cat([labels, -1 - held[1]])  # marked, and still a class
     if settings.freeze_stem:
         model.freeze_stem()
     num_steps = steps_in(settings.epochs, len(kept[1]), batch_size)
     size = math.ceil(batch_size * len(labels) / len(kept[1]))
     noise = node.noise(len(labels), batch_size=size, num_steps=num_steps)
+    # The sum is divided by a batch of both, each mean is over its own.
+    both = len(labels) / len(kept[1])
     if noise is None:
         raise ValueError("descent under noise must have noise, got none")
 
     def loss(features: Tensor, logits: Tensor, label: Tensor) -> Tensor:
         own = torch.where(label < 0, -1 - label, label)
         down = recovery.known(features, logits, own, outputs=weights[0], on_features=weights[1])
-        return torch.where(label[0] < 0, down, cross_entropy(logits, own))
+        return both * torch.where(label[0] < 0, share * down, cross_entropy(logits, own))
 
     done = private_sgd(
         model,
