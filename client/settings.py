@@ -74,6 +74,23 @@ def name() -> Rule:
     )
 
 
+# What a store keeps beside its lineages' folders; some file systems know no upper case.
+OWN_FILES: Final = re.compile(
+    r"(state|budget)(\.copy)?\.json|keys\.json|site-report\.html|base-.*\.safetensors|log|answers\.bin"
+    r"|.*\.tmp",
+    re.I,
+)
+
+
+def lineage_name() -> Rule:
+    """Return the rule of what may name a lineage: no file of the store's own is called so."""
+    folder = name()
+    return Rule(
+        lambda v: folder.holds(v) and OWN_FILES.fullmatch(v) is None,
+        f"{folder.words}, and no name of the store's own files",
+    )
+
+
 def any_seed() -> Rule:
     return Rule(lambda v: 0 <= v < 2**63, "lie in [0, 2^63)")
 

@@ -13,12 +13,15 @@ standard input and does what `flwr-clientapp` of flwr 1.39.0 does, in this order
 5. Call it, and send up what it answers.
 """
 
-import importlib.util
+import importlib
 import logging
 import sys
 import tempfile
-from importlib.machinery import ModuleSpec
+from collections.abc import Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
+from types import ModuleType
 from typing import Final
 
 from flwr.app import Context, Error, Message
@@ -69,34 +72,50 @@ def answer(node: RuntimeSocketClient, bundles: Bundles) -> None:
     _send(node, reply, context, details)
 
 
+class BundleFinder(MetaPathFinder):
+    """Finds `client` and what is in it in one folder, and nowhere else.
+
+    Args:
+        folder: Where the bundle's client/ was unpacked.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """Return the spec of a module of `client`; None leaves all others to those after it.
+
+        Raises:
+            ModuleNotFoundError: If the bundle has no such module: the installed one must not
+                stand in for it.
+        """
+        if fullname.partition(".")[0] != PACKAGE:
+            return None
+        found = PathFinder.find_spec(fullname, [str(self.folder)] if path is None else path)
+        if found is None:
+            raise ModuleNotFoundError(f"bundle must hold {fullname}, got none", name=fullname)
+        return found
+
+
 def load(folder: Path) -> ClientApp:
     """Return the app of the bundle's client/ in `folder`, in place of the installed one.
 
     Raises:
-        ForeignBundle: If there is none, or it would come from elsewhere.
+        ForeignBundle: If there is none.
     """
     # This module is of the package `client`, too, the one that the operator installed. What is in
     # memory of it goes on working; every import from now on is the bundle's.
     for name in [n for n in sys.modules if n.partition(".")[0] == PACKAGE]:
         del sys.modules[name]
-    root = folder / PACKAGE
-    spec = importlib.util.spec_from_file_location(
-        PACKAGE, root / "__init__.py", submodule_search_locations=[str(root)]
-    )
-    if spec is None or spec.loader is None or not (root / "app.py").is_file():
+    sys.meta_path.insert(0, BundleFinder(folder))
+    if not (folder / PACKAGE / "app.py").is_file():
         raise ForeignBundle(f"bundle must hold {PACKAGE}/app.py, got none")
-    _import(spec)
-    module = importlib.import_module(f"{PACKAGE}.app")
-    if Path(str(module.__file__)).parent != root or not isinstance(module.app, ClientApp):
-        raise ForeignBundle(f"{PACKAGE}.app must be the bundle's own Flower app, got another")
-    return module.app
-
-
-def _import(spec: ModuleSpec) -> None:
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    assert spec.loader is not None
-    spec.loader.exec_module(module)
+    app = importlib.import_module(f"{PACKAGE}.app").app
+    if not isinstance(app, ClientApp):
+        raise ForeignBundle(f"{PACKAGE}.app must be a Flower app, got {type(app).__name__}")
+    return app
 
 
 def _failure(error: Exception, message: Message) -> tuple[str, Message]:

@@ -58,15 +58,19 @@ def ascend(node: Node, settings: Ascend) -> Answer:
         held = node.synthetic() if settings.data == "synthetic" else random_subset(node)
         forget, _ = node.masks(held.labels.cpu())
         chosen = held.where(forget.to(node.device))
+        chosen = node.used(chosen)
         images, labels = chosen.images, chosen.labels
     if settings.target_losses and len(settings.target_losses) != settings.model_classes:
         raise BadSetting(
             f"target-losses must hold {settings.model_classes} numbers or none, got "
             f"{len(settings.target_losses)}"
         )
+    least = node.policy.answers.min_batch
+    num_steps = steps_in(settings.epochs, len(labels), settings.batch_size, least=least)
+    node.allow(num_steps)
     model = node.model()
     if node.noise_multiplier:
-        return _under_noise(node, settings, model, images, labels)
+        return _under_noise(node, settings, model, (images, labels), num_steps)
     done = ascent.ascend(
         model,
         images,
@@ -78,21 +82,22 @@ def ascend(node: Node, settings: Ascend) -> Answer:
         target_losses=settings.target_losses,
         freeze_head=settings.freeze_head,
         freeze_stem=settings.freeze_stem,
+        least=least,
     )
     return worked(len(labels), done), model
 
 
 def _under_noise(
-    node: Node, settings: Ascend, model: Classifier, images: Tensor, labels: Tensor
+    node: Node, settings: Ascend, model: Classifier, data: tuple[Tensor, Tensor], num_steps: int
 ) -> Answer:
     """Ascend by noised gradients, for all the epochs."""
+    images, labels = data
     if not len(labels):
         raise EffaceError("forget data must hold at least one example, got none on this node")
     if settings.freeze_head:
         model.classifier.requires_grad_(False)
     if settings.freeze_stem:
         model.freeze_stem()
-    num_steps = steps_in(settings.epochs, len(labels), settings.batch_size)
     noise = node.noise(len(labels), batch_size=settings.batch_size, num_steps=num_steps)
     if noise is None:
         raise ValueError("ascent under noise must have noise, got none")

@@ -15,12 +15,11 @@ from client.data.sampling import at_most, at_random
 from client.learning.models import build, loaded
 from client.learning.perturbation import wrong_labels
 from client.learning.private import private_sgd
-from client.learning.training import local_sgd, minibatches, steps_in
+from client.learning.training import local_sgd, steps_in
 from client.messages import CLASS_3, WORK, Common, Declaration
 from client.node import Answer, Node, ReplyArrays, answers, worked
 from client.settings import (
     ANY,
-    MIN_EXAMPLES,
     all_or_some,
     at_least,
     between,
@@ -58,16 +57,17 @@ def representation(node: Node, settings: Representation) -> Answer:
     if settings.samples_per_class:
         # Other examples for every number: the difference of two answers is no example's.
         draws = node.draws(f" {settings.samples_per_class} a class")
-        part = at_most(part, settings.samples_per_class, draws)
+        few = node.policy.answers.min_examples
+        part = at_most(part, settings.samples_per_class, draws, least=few)
     sums, counts = class_activations(
         node.model(),
-        node.site.pick(part, node.device),
+        node.pick(part),
         part.labels,
         settings.model_classes,
         batch_size=settings.batch_size,
     )
     # The sum over a class with one example would be that example's own activations.
-    lone = counts < MIN_EXAMPLES
+    lone = counts < node.least
     counts = counts.masked_fill(lone, 0)
     sums = {name: of_layer.masked_fill(lone[:, None], 0.0) for name, of_layer in sums.items()}
     return {
@@ -102,7 +102,8 @@ class Ablation(Common):
 def ablation(node: Node, settings: Ablation) -> Answer:
     """Measure what zeroing each channel does to the accuracy on what is to be forgotten."""
     forget, _ = node.masks(node.site.train.labels)
-    part = at_random(node.site.train.where(forget), settings.max_examples, node.draws())
+    most, few = settings.max_examples, node.policy.answers.min_examples
+    part = at_random(node.site.train.where(forget), most, node.draws(size=most), least=few)
     model = node.model()
     like = {
         f"{kind}/{layer.name}": Form((layer.num_channels,), "float64")
@@ -116,7 +117,7 @@ def ablation(node: Node, settings: Ablation) -> Answer:
         return {"num-examples": 0, "samples": 0}, ReplyArrays(nothing, like)
     effects = effects_of(model, *node.examples(part))
     state = {f"accuracy/{name}": effect for name, effect in effects.accuracy.items()}
-    state |= {f"loss/{n}": shown_loss(e, len(part)) for n, e in effects.loss.items()}
+    state |= {f"loss/{n}": shown_loss(e, len(part), node.least) for n, e in effects.loss.items()}
     return {"num-examples": len(part), "samples": len(part)}, ReplyArrays(state, like)
 
 
@@ -176,24 +177,26 @@ def fit_channels(node: Node, settings: FitChannels) -> Answer:
         wrong = wrong_labels(
             part.labels, forget[forget | keep], settings.model_classes, node.draws(" labels")
         )
-        pick = node.site.pick(part, node.device)
+        pick = node.pick(part)
         relabelled = wrong.to(node.device)
-        num_steps = settings.steps or steps_in(settings.epochs, len(part), settings.batch_size)
+        least = node.policy.answers.min_batch
+        num_steps = settings.steps or steps_in(
+            settings.epochs, len(part), settings.batch_size, least=least
+        )
 
         def chosen(batch: Tensor) -> tuple[Tensor, Tensor]:
             return pick(batch)[0], relabelled[batch.to(node.device)]
 
-        noise = node.noise(len(part), batch_size=settings.batch_size, num_steps=num_steps)
+        noise = node.noise(part, batch_size=settings.batch_size, num_steps=num_steps)
         if noise is not None:
             trained = private_sgd(
                 model, chosen, noise, num_steps, lr=settings.lr, momentum=settings.momentum
             )
         else:
-            batches = minibatches(len(part), settings.batch_size, num_steps, node.draws())
             trained = local_sgd(
                 model,
                 chosen,
-                batches,
+                node.batches(part, settings.batch_size, num_steps),
                 lr=settings.lr,
                 momentum=settings.momentum,
                 precision=settings.precision,

@@ -70,18 +70,19 @@ def descend(node: Node, settings: Descend) -> Answer:
         real = settings.data.startswith("subset")
         stand_ins = random_subset(node) if real else synthetic_for(node, settings.side, wanted)
         own = stand_ins.labels.cpu()
-        chosen = stand_ins.where(node.side(settings.side, own).to(node.device))
+        chosen = node.used(stand_ins.where(node.side(settings.side, own).to(node.device)))
         images.append(chosen.images)
         labels.append(chosen.labels)
         if settings.side == "retain":
             down = stand_ins.where((~node.side("retain", own)).to(node.device))
-            held = (down.images, down.labels)
+            if len(down) >= node.policy.answers.min_examples:
+                held = (down.images, down.labels)
     if settings.data.endswith("original"):
         part = node.site.train.where(wanted)
         if chosen is not None:
             # The same originals in every round: a node keeps 1 + 1 % of its data at hand.
-            draw = generator(settings.seed, "augment", 0, settings.client)
-            part = as_many(part, chosen.labels.cpu(), draw)
+            draw = generator(node.seed, "augment", 0, settings.client)
+            part = as_many(part, chosen.labels.cpu(), draw, least=node.policy.answers.min_examples)
         real_images, real_labels = node.examples(part)
         images.append(real_images)
         labels.append(real_labels)
@@ -92,8 +93,13 @@ def descend(node: Node, settings: Descend) -> Answer:
     batch_size = settings.batch_size
     if settings.batches:
         batch_size = math.ceil(len(all_labels) / settings.batches)
+    least = node.policy.answers.min_batch
+    batch_size = max(batch_size, least)
+    num_steps = steps_in(settings.epochs, len(all_labels), batch_size, least=least)
+    node.allow(num_steps)
     if node.noise_multiplier:
-        return _under_noise(node, settings, model, (all_images, all_labels), held, batch_size)
+        kept = (all_images, all_labels)
+        return _under_noise(node, settings, model, kept, held, batch_size, num_steps)
     done = recovery.descend(
         model,
         all_images,
@@ -107,6 +113,7 @@ def descend(node: Node, settings: Descend) -> Answer:
         hold=settings.hold,
         hold_features=settings.hold_features,
         freeze_stem=settings.freeze_stem,
+        least=least,
     )
     # An original may be in the subset, too, or behind a synthetic image.
     return worked(len(all_labels), done, num_distinct=max(map(len, labels))), model
@@ -119,6 +126,7 @@ def _under_noise(
     kept: tuple[Tensor, Tensor],
     held: tuple[Tensor, Tensor] | None,
     batch_size: int,
+    num_steps: int,
 ) -> Answer:
     """Descend by noised gradients.
 
@@ -134,7 +142,6 @@ def _under_noise(
         labels = torch.cat([labels, -1 - held[1]])  # marked, and still a class
     if settings.freeze_stem:
         model.freeze_stem()
-    num_steps = steps_in(settings.epochs, len(kept[1]), batch_size)
     size = math.ceil(batch_size * len(labels) / len(kept[1]))
     noise = node.noise(len(labels), batch_size=size, num_steps=num_steps)
     # The sum is divided by a batch of both, each mean is over its own.

@@ -4,7 +4,17 @@ from typing import Annotated
 
 import typer
 
-from server.cli import bench, coordinator, process, reading, running, site, site_budget, site_run
+from server.cli import (
+    bench,
+    coordinator,
+    process,
+    reading,
+    running,
+    site,
+    site_budget,
+    site_policy,
+    site_run,
+)
 
 
 def _show_version(wanted: bool) -> None:
@@ -31,6 +41,7 @@ def _application() -> typer.Typer:
     at_site = typer.Typer(
         help="Run this site's node, and decide what may run in it.", no_args_is_help=True
     )
+    site_policy.add_to(at_site)
     site_run.add_to(at_site)
     site_budget.add_to(at_site)
     made.add_typer(at_site, name="site", rich_help_panel=site.GROUP)

@@ -222,10 +222,10 @@ def test_the_budget_is_spent_after_few_messages(spent: list[tuple[Victim, Number
 @pytest.mark.parametrize("said", [
     {"noise_multiplier": 1e-9},
     {"clip_norm": 1e9},
-    {"lr": 1e6, "steps": 1},
+    {"lr": 9.0, "steps": 1},
     {"precision": "bfloat16"},
     {"optimiser": "quasi-newton"},
-    {"scale": 1, "steps": 3},
+    {"scale": 10, "steps": 3},
     {"momentum": 0.9, "weight_decay": 0.1},
 ])  # fmt: skip
 def test_no_setting_of_a_message_takes_the_noise_off(tmp_path: Path, said: dict[str, Any]) -> None:

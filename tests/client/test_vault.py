@@ -2,12 +2,14 @@
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from client.errors import StoreError
+from client.policy import Keys, Policy
 from client.store import Store, SyntheticSet
 from client.vault import NoKey
 
@@ -165,7 +167,8 @@ def test_what_comes_back_after_destruction_has_a_new_key(store: Store) -> None:
 
 def test_keys_may_lie_elsewhere(tmp_path: Path) -> None:
     elsewhere = tmp_path / "other disk" / "keys.json"
-    save(Store(tmp_path / "store", elsewhere), random_set(3))
+    law = replace(Policy.new("site-a"), folder=tmp_path, keys=Keys(store="other disk/keys.json"))
+    save(Store(tmp_path / "store", law), random_set(3))
     named = json.loads((tmp_path / "store" / "keys.json").read_text())
     assert named == {"format": 1, "elsewhere": str(elsewhere)}
     # Whoever opens the store alone finds them there, as `efface store` does.

@@ -211,16 +211,19 @@ def policy(tmp_path: Path, **privacy: Any) -> dict[str, str]:
 def test_a_policy_decides_on_noise_and_clip_and_messages_can_only_be_stricter(
     tmp_path: Path,
 ) -> None:
-    law = policy(tmp_path, noise_multiplier=2.0, clip_norm=0.5, epsilon=1000.0)
+    law = policy(tmp_path, noise_multiplier=2.0, clip_norm=0.5, epsilon=10_000.0)
     with InlineGrid(app, NUM_CLIENTS, node_config=law, workers=1) as grid:
         for round_, (asked, done) in enumerate([(0.0, 2.0), (1.0, 2.0), (3.0, 3.0)]):
             answer(grid, Fit, **STEPS, noise_multiplier=asked, clip_norm=9.0, server_round=round_)
             assert budget(tmp_path).spent()[-1].mechanism.noise == done
-        # Of the same draws: with clip 9.0 it is the policy's 0.5, and 0.1 stays 0.1.
-        said = {**STEPS, "noise_multiplier": 3.0, "server_round": 7}
-        wide, half, less = (answer(grid, Fit, **said, clip_norm=c)[1] for c in (9.0, 0.5, 0.1))
-    assert same(wide, half)
-    assert not same(half, less)
+        # Of one step of lr 1 on 18 expected: deviation z C / 18, where next to nothing is clipped
+        # off. With a clip of 9 it is the policy's 0.5, and 0.1 stays 0.1.
+        said = {**STEPS, "steps": 1, "lr": 1.0, "noise_multiplier": 100.0}
+        begun = {name: a.numpy() for name, a in weights().items()}
+        for clip_norm, least in ((9.0, 0.5), (0.5, 0.5), (0.1, 0.1)):
+            _, arrays = answer(grid, Fit, **said, clip_norm=clip_norm)
+            moved = np.concatenate([(arrays[n] - begun[n]).ravel() for n in begun])
+            assert float(moved.std()) == pytest.approx(100.0 * least / 18, rel=0.1)
 
 
 def test_over_budget_is_refused_before_any_work_with_what_is_left(tmp_path: Path) -> None:
