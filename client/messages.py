@@ -23,6 +23,7 @@ from client.settings import (
     name,
     one_of,
     part,
+    positive,
     setting,
     short_or_empty,
     text,
@@ -40,8 +41,12 @@ ALWAYS: Final[Mapping[str, Metric]] = MappingProxyType(
         "seconds": "scalar",  # wall time of the handler's work
         "code": "scalar",  # first 48 bits of the client code's fingerprint
         "partition": "scalar",  # position of a simulated node, -1 for a real one
+        # What the lineage's answers tell of any one example (client/budget.py).
+        "epsilon": "scalar",
+        "delta": "scalar",
     }
 )
+OF_NOISE: Final = frozenset({"epsilon", "delta"})  # there only if the answer was noised
 WORK: Final[Mapping[str, Metric]] = MappingProxyType(
     {
         "num-steps": "scalar",
@@ -66,12 +71,15 @@ class Declaration:
         example: Values of its own settings that make the handler do its work, for tests.
         arrays: Which arrays may go up.
         metrics: Which numbers may go up beside `ALWAYS`, by name.
+        noised: Whether its answer holds nothing of real examples but counts, or can do so under
+            noise; others are refused where noise is asked for.
     """
 
     name: str
     example: Mapping[str, Any]
     arrays: Arrays = "none"
     metrics: Mapping[str, Metric] = field(default_factory=dict)
+    noised: bool = False
 
     @property
     def up(self) -> Mapping[str, Metric]:
@@ -140,6 +148,9 @@ class Common(Settings):
     threads: int = setting(between(1, 1024), 1)
     precision: str = setting(one_of("float32", "bfloat16"), "float32")
 
+    noise_multiplier: float = setting(between(0.0, 1e6), 0.0)  # z; 0 for no noise
+    clip_norm: float = setting(positive(), 1.0)  # C, of each example's gradient under noise
+
     scale: int = setting(at_least(0), 0)  # s: one synthetic image for so many; 0 for none
 
     forget_level: str = setting(one_of(*LEVELS), "none")
@@ -151,6 +162,17 @@ class Common(Settings):
     # Of an order to bring data back, or of the last message of a request (client.orders).
     order_time: str = setting(short_or_empty(), "")
     order_signature: str = setting(short_or_empty(), "")
+
+    def why_not_noised(self) -> str | None:
+        """Return why this message cannot be answered under noise, None if it can.
+
+        A message whose settings decide it overrides this.
+        """
+        if self.precision != "float32":
+            return f"precision must be float32 under noise, got {self.precision}"
+        if self.message.noised:
+            return None
+        return f"message must be one that can be answered under noise, got {self.message.name}"
 
     @property
     def forget(self) -> ForgetSpec:

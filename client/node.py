@@ -15,9 +15,10 @@ from flwr.app import Context, Message
 from torch import Tensor, nn
 
 from client import answered, wire
+from client.budget import BudgetSpent, NoiseRequired
 from client.errors import BadSetting, EffaceError, NoBaseModel, NoSyntheticSet, marked
 from client.gate import Answer, Metrics, ReplyArrays, gated
-from client.law import check, policy_of
+from client.law import check, check_noise, policy_of
 from client.learning.training import Trained
 from client.logbook import Visit, visit_of
 from client.messages import Common
@@ -91,6 +92,7 @@ class Handler(Generic[C]):
         visit.asked(settings)
         policy = policy_of(settings, context.node_config)
         check(policy, self.kind, settings)
+        check_noise(policy, settings)
         node = opened(policy, settings, arrays, context)
         visit.notes = node.notes
         metrics, made = self.work(node, settings)
@@ -99,6 +101,7 @@ class Handler(Generic[C]):
             sketch = node.touched.sketch(policy.data.split_seed)
             least = policy.answers.min_examples
             answered.keep(node.store.folder, answered.digest_of(arrays), sketch, least=least)
+        metrics |= node.spent()
         metrics["seconds"] = time.perf_counter() - started
         metrics["partition"] = int(context.node_config.get("partition-id", -1))
         return wire.reply(
@@ -138,7 +141,14 @@ def worked(
 def _told(error: Exception) -> str:
     """Return what may go up about an error: what came from the coordinator, nothing of our own."""
     ours = isinstance(
-        error, BadSetting | PolicyRefused | wire.CodeMismatch | NoSyntheticSet | NoBaseModel
+        error,
+        BadSetting
+        | PolicyRefused
+        | BudgetSpent
+        | NoiseRequired
+        | wire.CodeMismatch
+        | NoSyntheticSet
+        | NoBaseModel,
     )
     text = str(error) if ours else "the node's own log says why"
     return marked(error, f"{type(error).__name__}: {text}")

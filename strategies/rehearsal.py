@@ -219,7 +219,13 @@ class Rehearsal(RequestValues):
         clients: int | None = None,
         rounds: int = 1,
     ) -> None:
-        """Write down that `clients` of the nodes named, by default all, do their part."""
+        """Write down that `clients` of the nodes named, by default all, do their part.
+
+        Raises:
+            BadSetting: If they answer under noise, and this cannot be answered so.
+        """
+        if told.noise_multiplier and (why := told.why_not_noised()) is not None:
+            raise BadSetting(f"{why}; choose another method")
         each = [effort(told, self.known.nodes[name], self._network) for name in names]
         asked = len(names) if clients is None else clients
         one = each[0] if each else Effort(0.0)

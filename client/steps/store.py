@@ -64,6 +64,7 @@ class Settle(Common):
         example={"action": "forget", "destroy": True, **CLASS_3},
         # 1 if the request had been applied already; synthetic images destroyed.
         metrics={"applied": "scalar", "destroyed": "scalar"},
+        noised=True,
     )
 
     action: str = setting(one_of("forget", "relearn"))

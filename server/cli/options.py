@@ -89,6 +89,14 @@ OPTIONS: Final = (
     Option("weight-decay", 0.0, TRAINING, "Weight decay of the clients' SGD, 0 to 1."),
     Option("proximal", 0.0, TRAINING, "Weight of FedProx's term; 0 for plain averaging."),
     Option(
+        "noise-multiplier",
+        0.0,
+        TRAINING,
+        "Noise on the clients' gradients, in units of --clip-norm (DP-SGD), with --scale 0; 0 for "
+        "none. `efface show` says what it comes to.",
+    ),
+    Option("clip-norm", 1.0, TRAINING, "Longest gradient of an example, where there is noise."),
+    Option(
         "fraction",
         1.0,
         TRAINING,

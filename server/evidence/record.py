@@ -55,6 +55,17 @@ class Distillation:
 
 
 @dataclass(frozen=True)
+class PrivacySpent:
+    """What a client's answers have told of any one of its examples (`client.budget`).
+
+    From the first training of the version's lineage to the end of the request.
+    """
+
+    epsilon: float
+    delta: float
+
+
+@dataclass(frozen=True)
 class Storage:
     """Bytes of stored updates and of synthetic sets, and the seconds that keeping updates took."""
 
@@ -120,6 +131,7 @@ class Record(Costs):
     trained: ModelScores | None = None
     distillation: Distillation | None = None
     storage: Storage | None = None
+    privacy: Mapping[str, PrivacySpent] = field(default_factory=dict)
     speed_up: SpeedUp | None = None
     timeline: tuple[RoundScores, ...] = ()
     participation: tuple[Participation, ...] = ()

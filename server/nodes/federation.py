@@ -5,7 +5,7 @@ It is long because rounds and questions share the traffic, the costs and the jou
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -17,6 +17,7 @@ from client import wire
 from client.errors import BadSetting
 from client.learning.evaluation import Scores
 from client.learning.models import ModelSpec, compact
+from client.messages import OF_NOISE
 from client.steps.measuring import Describe, Heldout
 from client.steps.store import Condense, Settle
 from client.wire import Common
@@ -72,6 +73,7 @@ class Round:
     num_clients: int
     failures: list[Failure] = field(default_factory=list)
     norms: dict[str, float] = field(default_factory=dict)  # lengths of the updates, by client
+    privacy: dict[str, dict[str, float]] = field(default_factory=dict)  # as in `Part`
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,8 @@ class Part:
         failures: Of those that did not do their part.
         norms: Lengths of the updates, by client.
         idle: Holders that say that there was nothing left to do.
+        privacy: What a client's answers have told of any one example: "epsilon" and "delta", by
+            client; of those that answered under noise.
     """
 
     phase: str
@@ -93,6 +97,7 @@ class Part:
     failures: list[Failure] = field(default_factory=list)
     norms: dict[str, float] = field(default_factory=dict)
     idle: list[str] = field(default_factory=list)
+    privacy: dict[str, dict[str, float]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, kept: dict[str, Any]) -> "Part":
@@ -289,6 +294,7 @@ class GridFederation(RequestValues):
         traffic = self.grid.take_traffic()
         answered = time.perf_counter()
         self._keep(rounds, number, model)
+        privacy = _privacy({name: used.metrics for name, used in rounds.used.items()})
         rounds.used = {}
         ended = time.perf_counter()
         cost = Cost(
@@ -310,6 +316,7 @@ class GridFederation(RequestValues):
             int(_number(metrics["num-clients"])),
             rounds.failures,
             rounds.norms,
+            privacy,
         )
         return averaged, finished
 
@@ -343,7 +350,13 @@ class GridFederation(RequestValues):
                 "left to do"
             )
         return Part(
-            done.phase, done.number, rounds.answered, done.failures, rounds.norms, rounds.idle
+            done.phase,
+            done.number,
+            rounds.answered,
+            done.failures,
+            rounds.norms,
+            rounds.idle,
+            done.privacy,
         )
 
     def _keep(self, rounds: Rounds, number: int, model: ArrayRecord) -> None:
@@ -551,7 +564,7 @@ class GridFederation(RequestValues):
                 down=found.down,
             )
             took = {who: float(m["num-examples"]) for who, m in found.metrics.items()}
-            part = Part(phase, self._asked, took, found.failures)
+            part = Part(phase, self._asked, took, found.failures, privacy=_privacy(found.metrics))
             return {"answers": found.metrics, "cost": vars(cost), "part": asdict(part)}
 
         remembered = self.journal.value(key, once)
@@ -562,6 +575,15 @@ class GridFederation(RequestValues):
 
     def _add(self, phase: str, cost: Cost) -> None:
         self.costs[phase] = self.costs.get(phase, Cost()) + cost
+
+
+def _privacy(metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """Return what the answers under noise say of it, by client."""
+    return {
+        name: {key: float(told[key]) for key in sorted(OF_NOISE)}
+        for name, told in metrics.items()
+        if set(told) >= OF_NOISE
+    }
 
 
 def _total(answers: dict[str, dict[str, Any]], side: str) -> Scores:

@@ -130,11 +130,24 @@ def result(record: Record) -> list[RenderableType]:
     speed = speed_up_line(record)
     if speed:
         shown.append(speed)
+    shown += privacy_lines(record)
     shown += verdict_lines(record)
     shown += remarks(record.participation, record.absences)
     if record.report:
         shown.append(f"Report: {record.report}")
     return shown
+
+
+def privacy_lines(record: Record) -> list[str]:
+    """Return what the clients' answers have told of any one example, where these were noised."""
+    if not record.privacy:
+        return []
+    name, most = max(record.privacy.items(), key=lambda entry: entry[1].epsilon)
+    least = min(spent.epsilon for spent in record.privacy.values())
+    return [
+        f"Privacy: epsilon {least:.2f} to {most.epsilon:.2f} ({name}) at delta {most.delta:g} for "
+        f"each example of {len(record.privacy)} clients"
+    ]
 
 
 def verdict_lines(record: Record) -> list[str]:

@@ -191,6 +191,7 @@ class Work:
             unlearned=costs.after_unlearning(rounds) if row.kind == "forget" else None,
             timeline=rounds,
             participation=participation,
+            privacy=costs.privacy(federation.parts),
             absences=absences,
             distillation=costs.distillation(training),
             storage=Storage(

@@ -19,7 +19,7 @@ from client.channels.layout import layout
 from client.data import class_names
 from client.errors import EffaceError
 from client.learning.models import build
-from client.messages import Common, Declaration, Metric
+from client.messages import OF_NOISE, Common, Declaration, Metric
 from client.wire import CodeMismatch, Form, forms
 from strategies.rounds.failures import cleaned
 
@@ -167,6 +167,8 @@ def _metrics(told: Mapping[str, Any], expected: Expected) -> dict[str, Any]:
     for name, kind in declared.items():
         if name in told:
             found[name] = _value(name, kind, told[name], expected.num_classes)
+        elif name in OF_NOISE:
+            continue
         elif expected.same_code and told["num-examples"]:
             raise BadReply(f"reply must say {name}, got {sorted(told)}")
         else:

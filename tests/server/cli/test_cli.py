@@ -23,12 +23,12 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from rich.console import Console
-from safetensors import safe_open
 from typer.testing import CliRunner
 
 import server.runner
 from client.data import datasets
 from client.files import room_for
+from client.store import Store
 from server.cli import app, running
 from server.cli.command import FAILED, NOT_VERIFIED, STOPPED, USAGE
 from server.evidence.costs import SpeedUp
@@ -1026,11 +1026,12 @@ def test_own_data_of_the_wrong_shape_is_refused(empty: Efface, tmp_path: Path) -
 def test_a_store_of_another_model_fails_the_request_and_the_old_version_stays(
     trained: Efface,
 ) -> None:
-    for path in (trained.home / "clients").rglob("*.safetensors"):
-        with safe_open(path, framework="np") as file:
-            tensors = {name: file.get_tensor(name) for name in ("images", "labels")}
-        metadata = {"format": "1", "model": "another model"}
-        path.write_bytes(safetensors.numpy.save(tensors, metadata))
+    for folder in (trained.home / "clients").glob("*/*"):
+        store = Store(folder)
+        for kept in {g.lineage: g for g in store.generations()}.values():
+            found = store.load(kept.lineage, model=kept.model)
+            assert found is not None
+            store.save(kept.lineage, kept.number, found, model="another model")
 
     done = trained("forget", "--class", "9")
 
