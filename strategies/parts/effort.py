@@ -61,7 +61,7 @@ class Effort:
     """What one message takes.
 
     Attributes:
-        images: That the node passes through the model.
+        images: That the node uses, or passes through the model; with none it sends no arrays.
         down: Bytes of arrays to it.
         up: Bytes of arrays from it.
         work: Time of an image, in that of one in training.
