@@ -36,7 +36,8 @@ from server.settings import RunSettings, essence, parse
 from server.storage.home import Home, write_json
 from server.storage.ledger import Ledger, RequestRow, database_url
 from server.storage.registry import DEMO_PREFIX
-from strategies.rounds.replies import Expected, Failure, check, failure_in
+from strategies.rounds.failures import Failure, failure_in
+from strategies.rounds.replies import Expected, check
 
 log = logging.getLogger("efface.server")
 DEMO_OPTIONS: Final = "unlearn-lr=0.05,unlearn-epochs=6,relearn-lr=0.1,relearn-rounds=3"

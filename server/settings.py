@@ -2,8 +2,11 @@
 
 The same keys are options of the `efface` command, `-c` values of `flwr run`, and the table
 `[tool.flwr.app.config]` in pyproject.toml (a test compares its defaults with these).
+
+It is long because every setting is declared and explained in this one place.
 """
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -14,6 +17,7 @@ from client.errors import BadSetting
 from client.learning.models import NAMES as MODEL_NAMES
 from client.learning.models import ModelSpec
 from client.learning.networks import WITHOUT_BATCHNORM
+from client.settings import name
 from client.simulation import partition
 from client.simulation.settings import Simulation
 from client.wire import ForgetSpec, Rule, Settings, at_least, between, one_of, positive, setting
@@ -21,7 +25,9 @@ from client.wire import ForgetSpec, Rule, Settings, at_least, between, one_of, p
 _seed: Final = Rule(lambda v: 0 <= v < 2**63, "lie in [0, 2^63)")
 _share: Final = Rule(lambda v: 0 < v <= 1, "lie in (0, 1]")
 _device: Final = Rule(lambda v: v.split(":")[0] in ("auto", "cpu", "cuda"), "be auto, cpu or cuda")
+_name: Final = name()
 _text: Final = Rule(lambda v: len(v) <= 2000, "be at most 2000 characters")
+LONGEST_LIST: Final = 80  # characters of clients' names in a federation's own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +44,7 @@ class RunSettings(Settings):
     data_dir: str = setting(_text, "")
     partition: str = setting(_text, "dirichlet:0.5")
     num_clients: int = setting(at_least(1), 10)
+    clients: str = setting(_text, "")  # names of those that take part; empty for all
     max_samples: int = setting(at_least(0), 0)
     holdout: float = setting(between(0.0, 0.5), 0.1)
     partition_seed: int = setting(_seed, 0)
@@ -65,6 +72,8 @@ class RunSettings(Settings):
     clip_norm: float = setting(positive(), 1.0)  # C, of each example's gradient under noise
     fraction: float = setting(_share, 1.0)
     min_share: float = setting(_share, 0.5)
+    aggregate: str = setting(one_of("mean", "median", "trimmed-mean"), "mean")
+    clip_updates: float = setting(between(0.0, 1e9), 0.0)  # L2 norm; 0 for none
     keep_updates: int = setting(at_least(0), 0)  # Delta t of FedEraser, in rounds; 0 for none
 
     # Distillation in situ
@@ -123,6 +132,28 @@ class RunSettings(Settings):
                 raise BadSetting(f"class must be a number from 0 up, got {bad[0]!r}")
             return ForgetSpec("class", tuple(dict.fromkeys(int(part) for part in classes)))
         return ForgetSpec()
+
+    @property
+    def participants(self) -> tuple[str, ...]:
+        """The clients that take part, by name; empty where they are not named, and all do.
+
+        Raises:
+            BadSetting: If a name is none.
+        """
+        names = {part.strip() for part in self.clients.split(",") if part.strip()}
+        for one in sorted(names):
+            if not _name.holds(one):
+                raise BadSetting(f"name in clients must {_name.words}, got {one!r}")
+        return tuple(sorted(names))
+
+    @property
+    def num_participants(self) -> int:
+        """How many clients take part."""
+        return len(self.participants) or self.num_clients
+
+    def takes_part(self, client: str) -> bool:
+        """Return whether a client does."""
+        return not self.participants or client in self.participants
 
     @property
     def options(self) -> dict[str, str]:
@@ -194,6 +225,7 @@ class RunSettings(Settings):
                 see="efface data list",
             )
         partition.parse(self.partition)
+        self.check_participants()
         if not self.local_steps and not self.local_epochs:
             raise BadSetting("local-steps or local-epochs must be positive, got 0 and 0")
         if self.noise_multiplier:
@@ -219,6 +251,20 @@ class RunSettings(Settings):
                 f"model must be {' or '.join(WITHOUT_BATCHNORM)} with noise-multiplier above 0, "
                 f"got {self.model}: BatchNorm mixes the examples of a batch"
             )
+
+    def check_participants(self) -> None:
+        """Refuse names of simulated clients that there are not; real ones are known by who comes.
+
+        Raises:
+            BadSetting: Naming the first.
+        """
+        known = {f"client-{i}" for i in range(self.num_clients)}
+        for one in self.participants:
+            if self.simulated and one not in known:
+                raise BadSetting(
+                    f"name in clients must be one of client-0 to client-{self.num_clients - 1}, "
+                    f"got {one!r}"
+                )
 
     def common(self, spec: ModelSpec) -> dict[str, Any]:
         """Return what every message says of seed, data, model and machine (see `Common`).
@@ -286,6 +332,7 @@ TRAINING: Final = frozenset(
         "dataset",
         "partition",
         "num-clients",
+        "clients",
         "max-samples",
         "holdout",
         "partition-seed",
@@ -308,6 +355,8 @@ TRAINING: Final = frozenset(
         "clip-norm",
         "fraction",
         "min-share",
+        "aggregate",
+        "clip-updates",
         "keep-updates",
         "scale",
         "image-lr",
@@ -340,10 +389,17 @@ def federation_name(settings: RunSettings) -> str:
     s = settings
     if s.federation:
         return s.federation
+    who = f"{s.num_clients} clients"
+    if s.participants:
+        listed = ", ".join(s.participants)
+        if len(listed) > LONGEST_LIST:
+            listed = f"list {hashlib.sha256(listed.encode()).hexdigest()[:12]}"
+        who = f"{len(s.participants)} clients ({listed})"
     if not s.simulated:
-        return f"{s.dataset}, {s.num_clients} clients of SuperLink {s.superlink}"
+        return f"{s.dataset}, {who} of SuperLink {s.superlink}"
+    of = f" of {s.num_clients}" if s.participants else ""
     subset = f", {s.max_samples} images" if s.max_samples else ""
-    return f"{s.dataset}, {s.num_clients} clients, {s.partition}{subset}, seed {s.partition_seed}"
+    return f"{s.dataset}, {who}{of}, {s.partition}{subset}, seed {s.partition_seed}"
 
 
 def essence(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -363,4 +419,6 @@ def essence(settings: Mapping[str, Any]) -> dict[str, Any]:
         "data",
         "device",
     ]
+    if not settings.get("clients"):
+        ways.append("clients")  # which rows of old do not have
     return {key: value for key, value in settings.items() if key not in ways}

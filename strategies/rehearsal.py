@@ -51,6 +51,7 @@ class PlannedRounds:
         more: Rounds that may be added: after one that is rolled back, or until the accuracy is
             back.
         early: Whether there may be fewer than `rounds`, where the accuracy is back.
+        silent: Nodes asked that use no example, and so send no arrays.
     """
 
     phase: str
@@ -62,6 +63,7 @@ class PlannedRounds:
     up: float = 0.0
     more: int = 0
     early: bool = False
+    silent: int = 0
 
 
 @dataclass(frozen=True)
@@ -227,6 +229,7 @@ class Rehearsal(RequestValues):
         each = [effort(told, self.known.nodes[name], self._network) for name in names]
         asked = len(names) if clients is None else clients
         one = each[0] if each else Effort(0.0)
+        idle = [effort for effort in each if effort.up and not effort.images]
         self.asked.append(
             PlannedRounds(
                 phase,
@@ -235,7 +238,8 @@ class Rehearsal(RequestValues):
                 samples=asked * _mean([effort.images for effort in each]),
                 work=one.work,
                 down=one.down,
-                up=_mean([effort.up for effort in each]),
+                up=_mean([effort.up if effort.images else 0.0 for effort in each]),
+                silent=round(asked * len(idle) / len(each)) if each else 0,
             )
         )
 

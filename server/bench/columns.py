@@ -13,7 +13,8 @@ SMOOTHING: Final = 0.1  # percentage points
 
 Row = dict[str, Any]
 
-FURTHER: Final = "Retrained, seed "  # and the seed: a row's `method`
+RETRAINED: Final = "Retrained"  # a row's `method`
+FURTHER: Final = f"{RETRAINED}, seed "  # and the seed
 
 
 @dataclass(frozen=True)
@@ -205,8 +206,13 @@ def is_further_retrained(method: str) -> bool:
     return method.startswith(FURTHER)
 
 
+def is_retrained(method: str) -> bool:
+    """Return whether a row's `method` is Retrained, of the cell's own seed or of another."""
+    return method == RETRAINED or is_further_retrained(method)
+
+
 def _retrained(result: Mapping[str, Any]) -> Row:
-    row = _head(result, "Retrained")
+    row = _head(result, RETRAINED)
     record = result["record"]
     _scores(row, record["retrained"], None)
     _attack(row, result, "retrained")
@@ -313,7 +319,7 @@ def _compare_with_spread(found: list[Row]) -> None:
         groups: dict[tuple[Any, ...], dict[Any, list[float]]] = {}
         for row in found:
             value = row[f"{side}_accuracy"]
-            if row["method"].startswith("Retrained") and row["state"] == "done":
+            if is_retrained(row["method"]) and row["state"] == "done":
                 group = groups.setdefault(_alike(row), {})
                 if value is not None:
                     group.setdefault(row["partition_seed"], []).append(value)

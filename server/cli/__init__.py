@@ -14,6 +14,7 @@ from server.cli import (
     site_budget,
     site_policy,
     site_run,
+    trust,
 )
 
 
@@ -36,6 +37,7 @@ def _application() -> typer.Typer:
     running.add_to(made)
     bench.add_to(made)
     reading.add_to(made)
+    trust.add_to(made)
     site.add_to(made)
     coordinator.add_to(made)
     at_site = typer.Typer(

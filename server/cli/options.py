@@ -106,6 +106,19 @@ OPTIONS: Final = (
         "min-share", 0.5, TRAINING, "Share of the drawn clients that must answer, above 0 to 1."
     ),
     Option(
+        "aggregate",
+        "mean",
+        TRAINING,
+        "How training rounds make one model of the clients': mean, weighted by their examples; "
+        "median or trimmed-mean, which a single client cannot pull away.",
+    ),
+    Option(
+        "clip-updates",
+        0.0,
+        TRAINING,
+        "Shorten a client's update to this length (L2 norm) before it counts; 0 for none.",
+    ),
+    Option(
         "keep-updates",
         0,
         TRAINING,
@@ -177,6 +190,13 @@ OPTIONS: Final = (
         "Destroy the class's synthetic images afterwards; relearning then needs the real ones.",
     ),
     Option("trial", False, REQUEST, "Keep the result as a trial: nothing enters service."),
+    Option(
+        "clients",
+        "",
+        RUNNING,
+        "Names of the clients that take part, such as site-a,site-b; no other gets a message. All "
+        "that are there if not given. The version keeps them.",
+    ),
     Option("seed", 0, RUNNING, "Seed of weights, batches and clients drawn."),
     Option("device", "auto", RUNNING, "auto, cpu, or cuda."),
     Option("threads", 1, RUNNING, "Threads a client; equal results need equal threads."),

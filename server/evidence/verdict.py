@@ -2,6 +2,8 @@
 
 A pure function from what was measured and the limits that were asked for to a frozen `Verdict`,
 which the request's record keeps. `server.evidence.wording` puts it into words.
+
+It is long because a verdict's types and the one function that decides it stand together.
 """
 
 from collections.abc import Sequence

@@ -10,7 +10,7 @@ from client.steps.measuring import Describe
 from server.nodes.federation import Cost, GridFederation
 from server.nodes.questions import ask
 from strategies.rounds.base import ClientLost
-from strategies.rounds.replies import listed
+from strategies.rounds.failures import listed
 
 Names = Sequence[str]
 
@@ -71,6 +71,8 @@ def site_names(federation: GridFederation, num_classes: int) -> dict[str, tuple[
             failures=answers.failures,
         )
     federation.described |= answers.metrics
+    for failure in answers.failures:
+        federation.tell(f"describe: {failure.client} is left out: {failure.reason}")
     seconds = sum(float(m["seconds"]) for m in answers.metrics.values())
     cost = Cost(answers.seconds, seconds, up=answers.up, down=answers.down)
     federation.costs["describe"] = federation.costs.get("describe", Cost()) + cost

@@ -27,8 +27,8 @@ from server.storage.journal import Journal
 from strategies.federation import Accuracies, Plan, RequestValues, Samples, StoredRound
 from strategies.parts.averaging import PLAIN, Aggregation
 from strategies.rounds.base import ClientLost, Failure, NothingTouched, Rounds
+from strategies.rounds.failures import listed
 from strategies.rounds.replay import ReplayedRound, difference
-from strategies.rounds.replies import listed
 
 S = TypeVar("S", bound=Common)
 
@@ -336,6 +336,11 @@ class GridFederation(RequestValues):
             self._add("describe", Cost(found.seconds, spent, up=found.up, down=found.down))
         rounds.described, rounds.members, rounds.sums = self.described, self._members, self.sums
         if rounds.ordinary:
+            if self.sums and not self.aggregation.plain:
+                raise BadSetting(
+                    f"aggregate must be mean without clip-updates where the coordinator sees sums "
+                    f"alone, got {self.aggregation.kind} and {self.aggregation.clip:g}"
+                )
             rounds.aggregation = self.aggregation
 
     def _part(self, rounds: Rounds, done: Round) -> Part:

@@ -13,7 +13,7 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
 from client.errors import EffaceError
-from strategies.rounds.replies import cleaned
+from strategies.rounds.failures import cleaned
 
 REMOTE_POLL_SECONDS: Final = 0.1
 LOCAL_POLL_SECONDS: Final = 0.005
@@ -54,6 +54,8 @@ class NamedGrid(Grid):
     names: dict[int, str] = field(default_factory=dict)  # where the inner grid knows none
     traffic: Traffic = field(default_factory=Traffic)
     stop: threading.Event = field(default_factory=threading.Event)
+    only: frozenset[str] = frozenset()  # names of those that take part; the others get no message
+    _open: frozenset[int] = frozenset()  # their ids, as last seen
     one_by_one: bool = False  # whether a reply came that could not be read with the others
 
     def wait_for(self, num_clients: int, seconds: float, without: Sequence[str] = ()) -> None:
@@ -68,6 +70,9 @@ class NamedGrid(Grid):
             ClientsMissing: If they are not after `seconds`.
         """
         deadline = time.monotonic() + seconds
+        if self.only:
+            self._wait_for_named(deadline, seconds, without)
+            return
         needed = num_clients - len(without)
         while True:
             online = sorted(n.name or str(n.node_id) for n in self.get_nodes())
@@ -82,6 +87,23 @@ class NamedGrid(Grid):
                     + f", got {len(counted)} after "
                     f"{seconds:g} s ({', '.join(online) or 'none'}); start the missing nodes, or "
                     "raise join-timeout"
+                )
+            time.sleep(self.poll_seconds)
+        self.check_names()
+
+    def _wait_for_named(self, deadline: float, seconds: float, without: Sequence[str]) -> None:
+        while True:
+            online = {node.name for node in self.get_nodes()}
+            missing = sorted(self.only - online - set(without))
+            if not missing:
+                break
+            self._check_stop()
+            if time.monotonic() > deadline:
+                connected = sorted(n.name or str(n.node_id) for n in self.inner.get_nodes())
+                raise ClientsMissing(
+                    f"clients must be online as named, got no {', '.join(missing)} after "
+                    f"{seconds:g} s ({', '.join(connected) or 'none'}); start the missing nodes, "
+                    "or check the names"
                 )
             time.sleep(self.poll_seconds)
         self.check_names()
@@ -112,11 +134,16 @@ class NamedGrid(Grid):
         return taken
 
     def get_nodes(self) -> list[NodeInfo]:
-        """Return the nodes online, each with its name."""
-        return [
+        """Return the nodes online, each with its name; of named ones those that take part."""
+        found = [
             NodeInfo(node_id=n.node_id, name=n.name or self.names.get(n.node_id, ""))
             for n in self.inner.get_nodes()
         ]
+        if not self.only:
+            return found
+        taking_part = [node for node in found if node.name in self.only]
+        self._open = frozenset(node.node_id for node in taking_part)
+        return taking_part
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
@@ -129,7 +156,7 @@ class NamedGrid(Grid):
         """
         sent = list(messages)
         self.traffic.down += sum(size(m) for m in sent)
-        pushed = list(self.inner.push_messages(sent))
+        pushed = list(self.push_messages(sent))
         place = {message_id: position for position, message_id in enumerate(pushed)}
         pending = set(pushed)
         replies: list[Message] = []
@@ -192,10 +219,25 @@ class NamedGrid(Grid):
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def get_node_ids(self) -> list[int]:
-        return [node.node_id for node in self.inner.get_nodes()]
+        return [node.node_id for node in self.get_nodes()]
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        return self.inner.push_messages(messages)
+        sent = list(messages)
+        if self.only:
+            for message in sent:
+                self._check_open(message.metadata.dst_node_id)
+        return self.inner.push_messages(sent)
+
+    def _check_open(self, node: int) -> None:
+        """Refuse a message to a node that does not take part: whoever wrote it has not looked.
+
+        Raises:
+            ClientsMissing: With the node's number.
+        """
+        if node not in self._open and node not in {n.node_id for n in self.get_nodes()}:
+            raise ClientsMissing(
+                f"message must go to one of {', '.join(sorted(self.only))}, got node {node}"
+            )
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         return self.inner.pull_messages(message_ids)

@@ -11,17 +11,8 @@ from client.messages import Common
 from client.wire import CodeMismatch
 from server.nodes.grid import NamedGrid
 from strategies.rounds.base import NO_ANSWER, OFFLINE
-from strategies.rounds.replies import (
-    TIMEOUT,
-    UNAVAILABLE,
-    BadReply,
-    Expected,
-    Failure,
-    check,
-    expected_arrays,
-    failure_in,
-    most_examples,
-)
+from strategies.rounds.failures import TIMEOUT, UNAVAILABLE, Failure, failure_in
+from strategies.rounds.replies import BadReply, Expected, check, expected_arrays, most_examples
 
 
 @dataclass

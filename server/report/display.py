@@ -321,7 +321,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, text: int = 
 
 
 def _unbroken(cell: str) -> int:
-    return UNBROKEN if " " in cell else LONGEST_NAME
+    return UNBROKEN if " " in cell.strip() else LONGEST_NAME
 
 
 def number(value: float | None, digits: int = 1) -> str:

@@ -1,4 +1,7 @@
-"""The tables of the report: accuracies, costs, where a result comes from."""
+"""The tables of the report: accuracies, costs, where a result comes from.
+
+It is long because every table of the page is made here, each from the record alone.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

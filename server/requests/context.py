@@ -32,6 +32,7 @@ from server.storage.journal import Journal
 from server.storage.ledger import Outcome, RequestRow
 from strategies.federation import Plan
 from strategies.methods.retraining import train
+from strategies.parts.averaging import Aggregation
 from strategies.table import METHODS
 
 
@@ -115,6 +116,7 @@ class Work:
             plan=Plan(s.rounds, s.fraction, s.min_share),
             first_weights=functools.partial(initial_weights, self.request.spec, s.seed),
             tell=self.listener.note,
+            aggregation=Aggregation(s.aggregate, s.clip_updates),
         )
         return found
 
@@ -181,7 +183,7 @@ class Work:
             dataset=s.dataset,
             partition=s.partition,
             model=self.request.spec.name,
-            num_clients=s.num_clients,
+            num_clients=s.num_participants,
             num_classes=self.request.spec.num_classes,
             settings=s.plain(),
             retrained=None if yardstick is None else yardstick.scores,
@@ -223,7 +225,8 @@ class Work:
     ) -> None:
         """Enter the version and finish the request, in one transaction."""
         # First: a stop after the transaction finds it.
-        records.keep(self.workspace.home, replace(record, in_service=state == "in-service"))
+        found = replace(record, in_service=state == "in-service")
+        kept = records.keep(self.workspace.home, found)
         self.workspace.registry.commit(
             self.request.row.id,
             to_numpy(model),
@@ -231,7 +234,7 @@ class Work:
             parent=parent,
             federation=self.request.row.federation,
             state=state,
-            outcome=outcome(record),
+            outcome=outcome(record, kept),
         )
 
     def publish(self) -> Record:
@@ -273,11 +276,12 @@ def version_card(
     }
 
 
-def outcome(record: Record) -> Outcome:
-    """Return what the ledger keeps of a record."""
+def outcome(record: Record, sha256: str) -> Outcome:
+    """Return what the ledger keeps of a record, whose SHA-256 `records.keep` returned."""
     return Outcome(
         seconds=plain(record.seconds),
         bytes=plain(record.bytes),
         before=plain(record.original),
         after=plain(record.result),
+        record_sha256=sha256,
     )

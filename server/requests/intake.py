@@ -103,6 +103,10 @@ class Service(Workspace):
 
     def _prepare_train(self, settings: RunSettings) -> ResolvedRequest:
         settings.check_training()
+        if settings.participants:
+            settings = replace(settings, clients=",".join(settings.participants))
+            if not settings.simulated:
+                settings = replace(settings, num_clients=settings.num_participants)
         data = server_data(settings)
         check_simulation(settings, data)
         check_shares(settings, data)
@@ -117,7 +121,7 @@ class Service(Workspace):
         row = self._write_down(
             settings, kind="train", method="fedavg", federation=federation, forget=ForgetSpec()
         )
-        self.note_warnings(row, forgotten.learned_again(touched))
+        self.note_warnings(row, [*self._edited(), *forgotten.learned_again(touched)])
         return resolve(row, self.registry, settings, data)
 
     def _prepare_change(self, settings: RunSettings) -> ResolvedRequest:
@@ -169,7 +173,7 @@ class Service(Workspace):
 
     def _checked(self, settings: RunSettings) -> _Checked:
         base = self.registry.resolve(settings.version or None)
-        settings = inherited(settings, base)
+        settings = inherited(_with_participants(settings, base), base)
         data = version_data(settings, base)
         check_as_trained(base.id, base.card, data)
         classes = base.card["model"]["num_classes"]
@@ -223,7 +227,7 @@ class Service(Workspace):
         if settings.forget.level == "client":
             self._check_clients(settings)
         same = self._interrupted(asked, asked.mode, base.federation, base.id)
-        warnings += cautions(situation, self.ledger, same)
+        warnings += [*self._edited(), *cautions(situation, self.ledger, same)]
         return _Checked(asked, settings.method, base, situation, chosen, warnings)
 
     def _situation(
@@ -268,6 +272,12 @@ class Service(Workspace):
         )
 
     def _check_clients(self, settings: RunSettings) -> None:
+        for name in settings.forget.clients:
+            if not settings.takes_part(name):
+                raise BadSetting(
+                    f"client must be one of those that take part "
+                    f"({', '.join(settings.participants)}), got {name!r}"
+                )
         if settings.engine == "superlink":
             return  # names are the SuperLink's; an unknown one is refused when the nodes are asked
         known = {f"client-{i}" for i in range(settings.num_clients)}
@@ -277,6 +287,13 @@ class Service(Workspace):
                     f"client must be one of client-0 to client-{settings.num_clients - 1}, "
                     f"got {name!r}"
                 )
+
+    def _edited(self) -> list[str]:
+        """Return a warning if the ledger was changed by hand: it may lack what was erased."""
+        problems = self.ledger.checked(self.home).problems
+        if not problems:
+            return []
+        return [f"the ledger does not verify ({problems[0].text}); `efface audit` shows all"]
 
     def _write_down(
         self,
@@ -372,10 +389,35 @@ def inherited(settings: RunSettings, base: VersionRow) -> RunSettings:
     own = {
         key: value for key, value in settings.plain().items() if key not in base.card["settings"]
     }
-    merged = parse({**own, **base.card["settings"]})
+    # A version may have named no clients, and a request those that they are.
+    named = {"clients": base.card["settings"].get("clients") or settings.clients}
+    merged = parse({**own, **base.card["settings"], **named})
     # Data files may have moved since; where they were is only the default.
     data_dir = settings.data_dir or base.card["data_dir"]
     return moved(replace(merged, version=base.id, data_dir=data_dir))
+
+
+def _with_participants(settings: RunSettings, base: VersionRow) -> RunSettings:
+    """Return `settings` with the version's own clients, which a request may name again.
+
+    Raises:
+        BadSetting: If it names others: an erasure that passes by a client that was trained on
+            would erase nothing there.
+    """
+    own, erased = parse(base.card["settings"]), base.card["erased"]["clients"]
+    asked, trained = settings.participants, own.participants
+    if trained and asked and not set(trained) - set(erased) <= set(asked) <= set(trained):
+        raise BadSetting(
+            f"clients must be those that {base.id} was trained on ({', '.join(trained)}), got "
+            f"{', '.join(asked)}; leave --clients out"
+        )
+    if not trained and asked and len({*asked, *erased}) < own.num_clients:
+        raise BadSetting(
+            f"clients must be all {own.num_clients} that {base.id} was trained on, got "
+            f"{', '.join(asked)}; leave --clients out"
+        )
+    named = ",".join(trained or (sorted({*asked, *erased}) if asked else ()))
+    return replace(settings, clients=named)
 
 
 def _check_not_forgotten(

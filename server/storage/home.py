@@ -8,6 +8,7 @@
     HOME/cache/      what can be computed again
     HOME/clients/    the stores of clients simulated on this machine
     HOME/updates/    what clients sent in training, where that is kept (server/storage/history.py)
+    HOME/keys/       the coordinator's key (server/storage/keys.py), the newest seal (seals.py)
 
 Folders have mode 0700 and files 0600: weights and records are for the operator alone.
 """
@@ -30,7 +31,7 @@ from typing import Any
 from client.errors import BadSetting, DiskFull, EffaceError
 from client.files import FULL, room_for, write_atomic
 
-FOLDERS = ("versions", "runs", "reports", "cache", "clients", "updates")
+FOLDERS = ("versions", "runs", "reports", "cache", "clients", "updates", "keys")
 POLL_SECONDS = 0.1
 PROBE_SECONDS = 0.02
 
@@ -119,9 +120,15 @@ class Home:
         """
         named = path or os.environ.get("EFFACE_HOME")
         self.path = Path(named or "~/.efface").expanduser().absolute()
-        self.versions, self.runs, self.reports, self.cache, self.clients, self.updates = (
-            self.path / name for name in FOLDERS
-        )
+        (
+            self.versions,
+            self.runs,
+            self.reports,
+            self.cache,
+            self.clients,
+            self.updates,
+            self.keys,
+        ) = (self.path / name for name in FOLDERS)
         self._owner: tuple[int, int] | None = None  # (process, thread) that holds the lock
         self._written: tuple[int, dict[str, Any]] | None = None  # its descriptor, and what it says
         if reading:

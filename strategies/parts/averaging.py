@@ -2,13 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final
 
 import numpy as np
 from flwr.app import Array, ArrayRecord
 from flwr.serverapp.strategy.fedtrimmedavg import trim_mean
 
-Kind = Literal["mean", "median", "trimmed-mean"]
 TRIMMED: Final = 0.2  # share of the nodes cut off at either end
 
 
@@ -59,7 +58,7 @@ class Aggregation:
         clip: Longest update: a longer one is shortened to it before it counts; 0 for none.
     """
 
-    kind: Kind = "mean"
+    kind: str = "mean"
     clip: float = 0.0
 
     @property

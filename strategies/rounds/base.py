@@ -3,6 +3,8 @@
 They work in any Flower app whose nodes run `client.app`, also where Flower gives nodes no names:
 `AscentRounds(settings, participants=["hospital-a"]).start(grid, arrays, num_rounds=1)`.
 Other ClientApps may answer as well (`same_code=False`), with `num-examples` beside their model.
+
+It is long because who is asked, whose answer counts and who must answer are one account of a round.
 """
 
 import math
@@ -20,18 +22,20 @@ from client.messages import Common
 from client.seeds import generator
 from client.wire import CodeMismatch, Form
 from strategies.parts.averaging import PLAIN, Aggregation, weighted_average
-from strategies.rounds.replies import (
+from strategies.rounds.failures import (
     RAISED,
     TIMEOUT,
     UNAVAILABLE,
     UNCHANGED,
-    BadReply,
-    Expected,
     Failure,
-    check,
-    expected_arrays,
     failure_in,
     listed,
+)
+from strategies.rounds.replies import (
+    BadReply,
+    Expected,
+    check,
+    expected_arrays,
     most_examples,
     same,
     update_norm,
@@ -355,7 +359,8 @@ class Rounds(FedAvg):
 
     def _measure(self, answers: dict[str, Used], failed: dict[str, Failure]) -> None:
         """Measure every update; one that is none, or out of all proportion, is no answer."""
-        if not self.changes_model or self.sums:
+        changed = self.settings.message.arrays in ("model", "slices")
+        if not (changed and self.changes_model) or self.sums:
             return
         start = self.sent_to_change()
         for name, answer in list(answers.items()):

@@ -1,129 +1,40 @@
 """What a node sends back, checked before anything is made of it: a node may send anything.
 
-`check` returns a reply's arrays and numbers, or says what is wrong with it; `failure_in` says what
-an error reply may be quoted with. Nothing else of this project reads what comes from a node.
+`check` returns a reply's arrays and numbers, or says what is wrong with it. Nothing else of this
+project reads what comes from a node, but `strategies.rounds.failures` what it says of an error.
 """
 
 import math
-import re
-import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord, Error, RecordDict
-from flwr.common.constant import ErrorCode, SType
+from flwr.app import Array, ArrayRecord, RecordDict
+from flwr.common.constant import SType
 
 from client import wire
 from client.channels.layout import layout
 from client.data import class_names
-from client.errors import EffaceError, split_mark
+from client.errors import EffaceError
 from client.learning.models import build
 from client.messages import OF_NOISE, Common, Declaration, Metric
 from client.wire import CodeMismatch, Form, forms
-
-# Codes of failures for which a node names no error of its own.
-RAISED: Final = "raised"
-TIMEOUT: Final = "timeout"
-UNAVAILABLE: Final = "unavailable"
-UNCHANGED: Final = "unchanged"  # asked to unlearn, it sent what it had been sent
-_LOST: Final = (
-    ErrorCode.NODE_UNAVAILABLE,
-    ErrorCode.MESSAGE_UNAVAILABLE,
-    ErrorCode.REPLY_MESSAGE_UNAVAILABLE,
-)
-# What may pass by itself: the same request goes on when it has.
-PASSING: Final = frozenset({TIMEOUT, UNAVAILABLE, "data-missing", "disk-full"})
+from strategies.rounds.failures import cleaned
 
 MOST: Final = 2.0**53  # of any number: counts are exact up to it, and sums of them stay finite
 LARGEST: Final = 1e18  # magnitude of a number in an array: what is made of them stays finite
-LONGEST: Final = 500  # characters of what a node says
 MAGIC: Final = b"\x93NUMPY\x01\x00"
 # Numbers that may be below zero, and their least value. All others count something.
 _LEAST: Final[Mapping[str, float]] = {"loss": -MOST, "partition": -1.0}
 _NEVER_NEGATIVE: Final = ("running_var", "num_batches_tracked")  # or every node's model is NaN
-_ESCAPES: Final = re.compile(
-    r"\x1b\][^\x07\x1b]*(?:\x07|\x1b\\|$)|\x1b[PX^_].*?(?:\x1b\\|$)"
-    r"|(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]?"
-    r"|\x1b[ -/]*[0-~]?",
-    re.DOTALL,
-)
-# Flower's text for an exception in a ClientApp.
-_RAISED: Final = re.compile(r"<class '([\w.]+)'>:<'(.*)'>", re.DOTALL)
-_OURS: Final = frozenset({"client.node.NodeError"})  # says what it means by itself
 
 
 class BadReply(EffaceError):
     """A node's reply is not what was asked for, or claims what cannot be."""
 
     code = "bad-reply"
-
-
-def cleaned(text: str, *, longest: int = LONGEST) -> str:
-    """Return a node's text as one line that a terminal, a page and a file may show.
-
-    Escape sequences and every character that steers a terminal or turns the writing are left out.
-
-    Args:
-        text: What a node, or an error that quotes it, says.
-        longest: Characters kept.
-    """
-    # A long text is cut first: what is left out of it can be as long as it likes.
-    text = _ESCAPES.sub("", text[: 8 * longest])
-    kept = "".join(
-        " " if c.isspace() else c
-        for c in text
-        if c.isspace() or unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Co", "Cn")
-    )
-    line = " ".join(kept.split())
-    return line if len(line) <= longest else line[: longest - 1] + "…"
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A node that did not do its part, and why: in words, and as a code for programs.
-
-    Here what nodes say comes in: name and reason are cleaned, and may be shown anywhere.
-    """
-
-    client: str
-    reason: str
-    code: str = RAISED
-
-    def __post_init__(self) -> None:
-        """Clean what a node may have chosen."""
-        object.__setattr__(self, "client", cleaned(self.client, longest=100))
-        object.__setattr__(self, "reason", cleaned(self.reason))
-        object.__setattr__(self, "code", cleaned(self.code, longest=40))
-
-    @property
-    def passing(self) -> bool:
-        """Whether it may be over when the node is asked again."""
-        return self.code in PASSING
-
-    def __str__(self) -> str:
-        return f"{self.client}: {self.reason}"
-
-
-def failure_in(error: Error, client: str) -> Failure:
-    """Return what an error reply says of a node."""
-    reason = str(error.reason or "")[: 8 * LONGEST]
-    told = _RAISED.fullmatch(reason.strip())
-    if told is not None:
-        kind, text = told[1], told[2]
-        reason = text if kind in _OURS else f"{kind.rpartition('.')[2]}: {text}"
-    code, text = split_mark(cleaned(reason, longest=2 * LONGEST))
-    if code is None:
-        code = UNAVAILABLE if error.code in _LOST else RAISED
-    return Failure(client, text or "no reason given", code)
-
-
-def listed(failures: list[Failure], *, most: int = 8) -> str:
-    """Return failures in words, the first of them where there are many."""
-    text = "; ".join(map(str, failures[:most]))
-    return text + (f"; and {len(failures) - most} more" if len(failures) > most else "")
 
 
 @dataclass(frozen=True)

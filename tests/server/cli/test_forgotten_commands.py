@@ -18,6 +18,7 @@ from server.cli import app
 from server.cli.command import FAILED, NOT_VERIFIED, USAGE
 from server.storage.home import Home
 from server.storage.ledger import Ledger, database_url
+from tests.seals import as_if_unsealed
 
 TINY = [
     *("--num-clients", "3", "--partition", "iid", "--rounds", "2", "--local-steps", "8"),
@@ -89,6 +90,7 @@ def test_the_list_the_versions_and_one_of_them_agree(efface: Efface) -> None:
 
 
 def test_what_waits_is_shown_wherever_the_request_is(efface: Efface) -> None:
+    as_if_unsealed(efface.home)
     with Ledger.open(database_url(Home(efface.home))) as ledger:
         ledger.note_pending("r0003", ["client-1"])
     (pending,) = efface.json("forgotten")["pending"]
