@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import ArrayRecord, Context, Message, RecordDict
+from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -16,6 +16,7 @@ from client.app import app as client_app
 from client.data import class_names
 from client.data.datasets import load
 from client.errors import BadSetting
+from client.steps.measuring import Describe
 from server.cli import app
 from server.cli.command import FAILED, USAGE
 from server.evidence.record import to_json
@@ -27,7 +28,6 @@ from server.requests.classes import check_as_trained, class_number, joined, numb
 from server.requests.intake import Service
 from server.settings import RunSettings
 from server.storage.home import Home
-from strategies.rounds.base import ClientLost
 
 CLOTHES = ("Bag, large", "Sneaker", "T-shirt", "Trouser")
 TWELVE = tuple(map(str, range(12)))
@@ -363,8 +363,11 @@ def test_a_site_may_lack_the_last_classes_and_one_that_is_silent_is_passed_over(
     record = ask(tmp_path / "home", sites(tmp_path, client_0=a, client_1=b), **three)
     assert record["class_names"] == ["cat", "dog", "fox"]
     broken = sites(tmp_path, client_0=a, client_1=tmp_path / "nowhere")
-    with pytest.raises(ClientLost, match="client-1"):  # measuring needs it; comparing did not
-        ask(tmp_path / "home2", broken, **three, min_share=0.5)
+    record = ask(tmp_path / "home2", broken, **three, min_share=0.5)
+    absences = {(a["client"], a["phase"], a["code"]) for a in record["absences"]}
+    assert absences == {("client-1", phase, "data-missing") for phase in ("train", "evaluate")}
+    # The kind of its fault is told, and no path.
+    assert "nowhere" not in json.dumps(record["absences"])
 
 
 @pytest.mark.parametrize(
@@ -372,29 +375,42 @@ def test_a_site_may_lack_the_last_classes_and_one_that_is_silent_is_passed_over(
     [
         (np.frombuffer(b"no JSON", np.uint8), "client-1: class names must be JSON"),
         (np.frombuffer(b'["a", "b", "c"]', np.uint8), "must be a list of 1 to 2"),
-        (np.zeros((2, 2), np.uint8), "client-1: class names must be one array of bytes"),
-        (None, "client-1: reply to describe must hold class names, got none"),
     ],
 )
 def test_names_that_cannot_be_read_name_their_site(
-    tmp_path: Path, names: "np.ndarray[Any, Any] | None", message: str
+    tmp_path: Path, names: "np.ndarray[Any, Any]", message: str
 ) -> None:
-    from flwr.app import Array
+    client = naming(tmp_path, names)
+    with pytest.raises(ClassesDiffer, match=message.replace("[", r"\[")):
+        ask(tmp_path / "home", client, **NO_DATA)
 
+
+@pytest.mark.parametrize("names", [np.zeros((2, 2), np.uint8), None])
+def test_a_site_that_sends_no_names_at_all_stops_nobody(
+    tmp_path: Path, names: "np.ndarray[Any, Any] | None"
+) -> None:
+    record = ask(tmp_path / "home", naming(tmp_path, names), **NO_DATA)
+    assert record["class_names"] == ["cat", "dog"]
+
+
+def naming(
+    tmp_path: Path, names: "np.ndarray[Any, Any] | None"
+) -> Callable[[Message, Context], Message]:
+    """Return two sites, of which the second sends these names of its classes."""
     data = write(tmp_path / "a", ("cat", "dog"))
     honest = sites(tmp_path, client_0=data, client_1=data)
 
     def client(message_: Message, context: Context) -> Message:
         reply = honest(message_, context)
-        if context.node_config["partition-id"] != 1 or reply.has_error():
+        asked = message_.metadata.message_type == Describe.message.name
+        if context.node_config["partition-id"] != 1 or reply.has_error() or not asked:
             return reply
         arrays = {} if names is None else {class_names.ARRAY: Array(names)}
         metrics = reply.content.metric_records["metrics"]
         content = RecordDict({"arrays": ArrayRecord(arrays), "metrics": metrics})
         return Message(content, reply_to=message_)
 
-    with pytest.raises(ClassesDiffer, match=message.replace("[", r"\[")):
-        ask(tmp_path / "home", client, **NO_DATA)
+    return client
 
 
 def test_the_first_class_that_differs_is_named_for_each_site() -> None:
