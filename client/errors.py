@@ -58,6 +58,12 @@ class NoBaseModel(StoreError):
     code = "no-base-model"
 
 
+class AggregationRefused(EffaceError):
+    """A node takes no further part in a sum: what it was told does not keep to the protocol."""
+
+    code = "aggregation-refused"
+
+
 class DiskFull(EffaceError):
     """A file cannot be written, for its disk has no room left; what was there before still is."""
 

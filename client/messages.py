@@ -11,6 +11,8 @@ from typing import Any, ClassVar, Final, Literal
 
 from client.learning.models import NAMES as MODEL_NAMES
 from client.learning.models import ModelSpec
+from client.secure.context import PREFIX as SECURE
+from client.secure.context import Secured
 from client.settings import (
     ANY,
     Rule,
@@ -50,9 +52,23 @@ WORK: Final[Mapping[str, Metric]] = MappingProxyType(
 
 # Which arrays may go up: none; the model's, as they came down; one for each parameter of the
 # model; for each convolution, one number a class and channel; for each layer but the last, one
-# number a channel, of accuracy and of loss; the chosen channels' numbers, in one row; or the names
-# of the site's classes, as JSON in UTF-8.
-Arrays = Literal["none", "model", "parameters", "class-sums", "effects", "slices", "class-names"]
+# number a channel, of accuracy and of loss; the chosen channels' numbers, in one row; the names
+# of the site's classes, as JSON in UTF-8; keys, shares or a signature of a sum; or an answer that
+# is masked for one (client.secure).
+Arrays = Literal[
+    "none",
+    "model",
+    "parameters",
+    "class-sums",
+    "effects",
+    "slices",
+    "class-names",
+    "sealed",
+    "masked",
+]
+# How answers add up where only their sum is shown: arrays in the mean, weighted by num-examples, or
+# as they are.
+Sums = Literal["mean", "sum"]
 
 
 @dataclass(frozen=True)
@@ -64,12 +80,17 @@ class Declaration:
         example: Values of its own settings that make the handler do its work, for tests.
         arrays: Which arrays may go up.
         metrics: Which numbers may go up beside `ALWAYS`, by name.
+        sums: How answers add up; None if each must be seen alone.
+        alone: Where only sums go up: which of the numbers a node tells alone all the same, for they
+            tell nothing of its examples. None: no answer alone.
     """
 
     name: str
     example: Mapping[str, Any]
     arrays: Arrays = "none"
     metrics: Mapping[str, Metric] = field(default_factory=dict)
+    sums: Sums | None = None
+    alone: tuple[str, ...] | None = None
 
     @property
     def up(self) -> Mapping[str, Metric]:
@@ -138,6 +159,9 @@ class Common(Settings):
     precision: str = setting(one_of("float32", "bfloat16"), "float32")
 
     scale: int = setting(at_least(0), 0)  # s: one synthetic image for so many; 0 for none
+
+    secure: Secured | None = part(Secured, SECURE)  # of the sum that the answer goes into
+    sums_only: bool = setting(ANY, False)  # no number of one node's examples goes up
 
     forget_level: str = setting(one_of(*LEVELS), "none")
     forget_classes: list[int] = setting(_classes, [])

@@ -8,7 +8,8 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -30,6 +31,7 @@ from client.data.site import (
     open_site,
 )
 from client.errors import (
+    AggregationRefused,
     BadSetting,
     EffaceError,
     NoBaseModel,
@@ -40,7 +42,13 @@ from client.errors import (
 from client.learning.models import Classifier, loaded
 from client.learning.training import Trained
 from client.memory import keep_freed_memory
-from client.messages import Common, ForgetSpec
+from client.messages import Common, Declaration, ForgetSpec
+from client.secure import identity, work
+from client.secure.aggregations import Aggregations
+from client.secure.context import Context as SumContext
+from client.secure.context import lasting
+from client.secure.identity import Identity
+from client.secure.vector import Shape
 from client.seeds import generator
 from client.simulation.settings import Simulation
 from client.store import Store, SyntheticSet, without
@@ -53,12 +61,45 @@ C = TypeVar("C", bound=Common)
 class Node:
     """What a handler works with."""
 
-    site: Site
+    config: NodeConfig
     store: Store
     device: torch.device
     settings: Common
     arrays: ArrayRecord
     erased: list[ForgetSpec]  # tombstones in force: the server's and the node's own
+
+    @cached_property
+    def site(self) -> Site:
+        """The node's data, opened when they are first asked for."""
+        return open_site(self.settings, self.config)
+
+    @property
+    def identity(self) -> Identity:
+        """The node's key, and its peers', for sums.
+
+        Raises:
+            AggregationRefused: If it has none.
+        """
+        simulation = self.settings.simulation or Simulation.of_node(self.config)
+        if self.config.get("data") or simulation is None:
+            raise AggregationRefused(
+                "node must have a key and pinned peers to take part in sums, got no policy; its "
+                "operator makes one: efface site init FOLDER --name NAME"
+            )
+        return identity.simulated(self.settings.client, simulation.population)
+
+    @property
+    def sum_context(self) -> SumContext | None:
+        """What the sum is about that the answer goes into; None if it goes up alone."""
+        s = self.settings
+        if s.secure is None:
+            return None
+        return SumContext.of(s.request, s.phase, s.server_round, lasting(s.secure))
+
+    @property
+    def sums(self) -> Aggregations:
+        """The node's parts in sums."""
+        return Aggregations(self.store.folder)
 
     @property
     def model_name(self) -> str:
@@ -171,20 +212,102 @@ class Handler(Generic[C]):
             started = time.perf_counter()
             arrays, settings = wire.receive(message, self.kind)
             node = _open(settings, arrays, context)
-            metrics, answer = self.work(node, settings)
+            declared = self.kind.message
+            summed = self._check_sums(node, message)
+            metrics, answer = self._worked(node, settings)
             metrics["seconds"] = time.perf_counter() - started
             metrics["partition"] = int(context.node_config.get("partition-id", -1))
+            state = _state(answer)
+            like = answer.like if isinstance(answer, ReplyArrays) else wire.forms(arrays)
+            if summed is not None:
+                metrics, state, like = _masked(node, summed, declared, metrics, state, like)
+                declared = replace(declared, arrays="masked")
+            elif settings.sums_only:
+                metrics = _withheld(metrics, declared)
             return wire.reply(
                 message,
-                self.kind.message,
+                declared,
                 metrics,
                 num_classes=settings.model_classes,
-                state=_state(answer),
-                like=answer.like if isinstance(answer, ReplyArrays) else wire.forms(arrays),
+                state=state,
+                like=like,
             )
         except Exception as error:
             log.exception("%s failed", message.metadata.message_type)
             raise NodeError(_told(error)) from None
+
+    def _check_sums(self, node: Node, message: Message) -> SumContext | None:
+        """Return the sum that the answer goes into, before any work; None if it goes up alone.
+
+        Raises:
+            AggregationRefused: If it must not go up so.
+        """
+        declared, told = self.kind.message, node.settings.secure
+        if declared.arrays == "sealed":  # a step of the protocol itself
+            return None
+        if told is None:
+            if node.settings.sums_only and declared.alone is None:
+                raise AggregationRefused(
+                    f"{declared.name} must be answered in sums here, got a question to this node "
+                    "alone; ask with secure aggregation"
+                )
+            return None
+        if declared.sums is None:
+            raise AggregationRefused(f"{declared.name} must be answered alone: it is no sum")
+        context = node.sum_context
+        if context is None or told.work != declared.name:
+            raise AggregationRefused(f"sum must be of {declared.name}, got one of {told.work}")
+        node.sums.part(context).at("shared")
+        config = message.content.config_records["config"]
+        work.check(context, told, config, node.arrays)
+        return context
+
+    def _worked(self, node: Node, settings: C) -> Answer:
+        try:
+            return self.work(node, settings)
+        except NoSyntheticSet:
+            # In a sum a node without any weighs nothing, as one that nobody asks.
+            if settings.secure is None or self.kind.message.arrays != "model":
+                raise
+            return worked(0), None
+
+
+def _masked(
+    node: Node,
+    context: SumContext,
+    declared: Declaration,
+    metrics: Metrics,
+    state: Mapping[str, Tensor] | None,
+    like: Mapping[str, wire.Form],
+) -> tuple[Metrics, Mapping[str, Tensor], dict[str, wire.Form]]:
+    """Return what goes up of an answer in a sum: nothing of it can be read without the others'."""
+    told = node.settings.secure
+    if told is None:
+        raise AggregationRefused("sum must be named, got none")
+    if state is not None and declared.arrays == "model":
+        state = work.clipped(state, wire.tensors(node.arrays), told.clip)
+    shapes = {name: Shape(form.shape, form.dtype) for name, form in like.items()}
+    hidden = work.masked(
+        node.store.folder,
+        context,
+        told,
+        declared,
+        metrics,
+        state,
+        {} if declared.arrays == "none" else shapes,
+        num_classes=node.settings.model_classes,
+    )
+    shown: Metrics = {"num-examples": 0, "seconds": 0.0, "partition": metrics["partition"]}
+    return shown, hidden, wire.forms(hidden)
+
+
+def _withheld(metrics: Metrics, declared: Declaration) -> Metrics:
+    """Return numbers of which those that tell of examples are 0."""
+    kept = ("seconds", "partition", *(declared.alone or ()))
+    return {
+        name: value if name in kept else [0.0] * len(value) if isinstance(value, list) else 0
+        for name, value in metrics.items()
+    }
 
 
 def answers(kind: type[C]) -> Callable[[Callable[[Node, C], Answer]], Handler[C]]:
@@ -213,7 +336,10 @@ def worked(
 
 def _told(error: Exception) -> str:
     """Return what may go up about an error: what came from the coordinator, nothing of our own."""
-    ours = isinstance(error, BadSetting | wire.CodeMismatch | NoSyntheticSet | NoBaseModel)
+    ours = isinstance(
+        error,
+        BadSetting | wire.CodeMismatch | NoSyntheticSet | NoBaseModel | AggregationRefused,
+    )
     text = str(error) if ours else "the node's own log says why"
     return marked(error, f"{type(error).__name__}: {text}")
 
@@ -233,8 +359,7 @@ def _open(settings: Common, arrays: ArrayRecord, context: Context) -> Node:
     ]
     # What the request names is its own business: relearning must reach below a tombstone.
     erased = [rest for t in tombstones if (rest := without(t, settings.forget)) is not None]
-    site = open_site(settings, context.node_config)
-    return Node(site, store, torch.device(wanted), settings, arrays, erased)
+    return Node(context.node_config, store, torch.device(wanted), settings, arrays, erased)
 
 
 def store_folder(settings: Common, node: NodeConfig) -> Path:

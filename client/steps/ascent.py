@@ -16,7 +16,11 @@ class Ascend(Common):
     """Stochastic gradient ascent on the node's forget data."""
 
     message: ClassVar = Declaration(
-        "train.ascend", example={"lr": 0.02, **CLASS_3}, arrays="model", metrics=WORK
+        "train.ascend",
+        example={"lr": 0.02, **CLASS_3},
+        arrays="model",
+        metrics=WORK,
+        sums="mean",
     )
 
     data: str = setting(one_of("synthetic", "subset", "original"), "synthetic")

@@ -32,6 +32,7 @@ class Heldout(Common):
             "forget-count-per-class": "per-class",
             "forget-loss-per-class": "per-class",
         },
+        sums="sum",
     )
 
 
@@ -73,12 +74,18 @@ class Describe(Common):
             "num-heldout": "scalar",
             "count-train-per-class": "per-class",
         },
+        alone=(),
     )
 
 
 @answers(Describe)
 def describe(node: Node, settings: Describe) -> Answer:
     """Answer with the classes' names and counts: of the data, and of what the request touches."""
+    return _counts(node), _class_names(node)
+
+
+def _counts(node: Node) -> Metrics:
+    settings = node.settings
     labels = node.site.train.labels
     forget, retain = node.masks(labels)
     found = node.store.load(settings.lineage, model=node.model_name)
@@ -93,7 +100,25 @@ def describe(node: Node, settings: Describe) -> Answer:
         "num-retain-synthetic": int(own_retain.sum()),
         "num-heldout": len(node.site.heldout),
         "count-train-per-class": [float(n) for n in counts],
-    }, _class_names(node)
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Totals(Common):
+    """What all nodes together hold, for where only sums go up: `describe` without names."""
+
+    message: ClassVar = Declaration(
+        "query.totals",
+        example=CLASS_3,
+        metrics=dict(Describe.message.metrics),
+        sums="sum",
+    )
+
+
+@answers(Totals)
+def totals(node: Node, settings: Totals) -> Answer:
+    """Answer with the counts of `describe`."""
+    return _counts(node), None
 
 
 def _class_names(node: Node) -> ReplyArrays:
@@ -111,6 +136,7 @@ class Fisher(Common):
         example={"max_examples": 4, **CLASS_3},
         arrays="parameters",
         metrics={"samples": "scalar"},
+        sums="mean",
     )
 
     side: str = setting(one_of("retain", "forget"), "retain")

@@ -23,6 +23,7 @@ class Fit(Common):
         arrays="model",
         # Of the seconds, those spent on matching gradients.
         metrics={**WORK, "seconds-distill": "scalar"},
+        sums="mean",
     )
 
     side: str = setting(one_of("retain", "forget", "all"), "retain")  # all: with what is relearned

@@ -52,7 +52,9 @@ class ClassPruning(Hyperparameters):
     # 1 to remove the channels before fine-tuning, 0 to keep them at zero.
     compact: int = option(0, Rule(lambda v: v in (0, 1), "be 0 or 1"))
 
-    needs: ClassVar[Needs] = Needs(levels=frozenset({"class"}), relearning=False)
+    needs: ClassVar[Needs] = Needs(
+        levels=frozenset({"class"}), relearning=False, sums=frozenset({"class"})
+    )
 
     def forget(self, federation: Federation, model: ArrayRecord) -> ArrayRecord:
         """Return `model` without the channels of the classes that the request names."""

@@ -57,7 +57,11 @@ class FisherForgetting(OrdinaryRelearning, Hyperparameters):
     clip: float = option(0.1, RATE)  # largest deviation of a parameter's noise
     max_examples: int = option(64, at_least(2))  # of each node's
 
-    needs: ClassVar[Needs] = Needs(levels=frozenset({"class", "client"}), target_online=False)
+    needs: ClassVar[Needs] = Needs(
+        levels=frozenset({"class", "client"}),
+        target_online=False,
+        sums=frozenset({"class", "client"}),
+    )
 
     def forget(self, federation: Federation, model: ArrayRecord) -> ArrayRecord:
         """Return `model` under noise that hides what the request names."""

@@ -47,7 +47,9 @@ class NegatedPseudoGradients(OrdinaryRelearning, Hyperparameters):
 
     # The server reads no update alone, but the mean of the targets'; of a lone target that is its
     # own, as in every ascent.
-    needs: ClassVar[Needs] = Needs(levels=frozenset({"class", "client"}))
+    needs: ClassVar[Needs] = Needs(
+        levels=frozenset({"class", "client"}), sums=frozenset({"class", "client"})
+    )
 
     def forget(self, federation: Federation, model: ArrayRecord) -> ArrayRecord:
         """Return `model` without what the request names."""

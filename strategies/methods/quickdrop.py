@@ -48,7 +48,11 @@ class QuickDrop(Hyperparameters):
     threshold: float = option(1.0, PERCENT)  # forget accuracy, rolled back above; 100 for never
     tolerance: float = option(3.0, PERCENT)  # points that recovery may leave missing
 
-    needs: ClassVar[Needs] = Needs(levels=frozenset({"class", "client"}), synthetic_data=True)
+    needs: ClassVar[Needs] = Needs(
+        levels=frozenset({"class", "client"}),
+        synthetic_data=True,
+        sums=frozenset({"class", "client"}),
+    )
     source: ClassVar[str] = "synthetic"  # what S and S_f are made of
 
     def message(self, federation: Federation, kind: type[S], **values: Any) -> S:

@@ -71,7 +71,12 @@ class CalibratedQuickDrop(Hyperparameters):
     threshold: float = option(1.0, PERCENT)  # forget accuracy, rolled back above; 100 for never
     tolerance: float = option(3.0, PERCENT)  # points that recovery may leave missing
 
-    needs: ClassVar[Needs] = Needs(levels=frozenset({"class", "client"}), synthetic_data=True)
+    needs: ClassVar[Needs] = Needs(
+        levels=frozenset({"class", "client"}),
+        synthetic_data=True,
+        # A client's share of every class is a count by name.
+        sums=frozenset({"class"}),
+    )
     source: ClassVar[str] = "synthetic"  # what S and S_f are made of
 
     def message(self, federation: Federation, kind: type[S], **values: Any) -> S:

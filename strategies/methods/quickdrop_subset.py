@@ -19,7 +19,7 @@ from strategies.methods.quickdrop import QuickDrop
 from strategies.methods.quickdrop_calibrated import CalibratedQuickDrop
 
 USUAL_SCALE = 10  # where training made no synthetic sets
-_NEEDS = Needs(levels=frozenset({"class", "client"}))
+_LEVELS = frozenset({"class", "client"})
 
 
 class OnRealSubset:
@@ -41,7 +41,7 @@ class RealSubset(OnRealSubset, QuickDrop):
     finetune_steps: int = option(0, Rule(lambda v: v == 0, "be 0: a subset is not distilled"))
     scale: int = option(0, at_least(0))  # s; 0 for that of the training
 
-    needs: ClassVar[Needs] = _NEEDS
+    needs: ClassVar[Needs] = Needs(levels=_LEVELS, sums=_LEVELS)
     source: ClassVar[str] = "subset"
 
 
@@ -51,5 +51,6 @@ class CalibratedRealSubset(OnRealSubset, CalibratedQuickDrop):
 
     scale: int = option(0, at_least(0))  # s; 0 for that of the training
 
-    needs: ClassVar[Needs] = _NEEDS
+    # A client's share of every class is a count by name.
+    needs: ClassVar[Needs] = Needs(levels=_LEVELS, sums=frozenset({"class"}))
     source: ClassVar[str] = "subset"

@@ -48,7 +48,11 @@ class RapidRetraining(OrdinaryRelearning, Hyperparameters):
     rounds: int = option(0, at_least(0))  # at most; 0 for as many as in training
     tolerance: float = option(0.0, PERCENT)  # points of retain accuracy that may be missing
 
-    needs: ClassVar[Needs] = Needs(levels=frozenset({"class", "client"}), target_online=False)
+    needs: ClassVar[Needs] = Needs(
+        levels=frozenset({"class", "client"}),
+        target_online=False,
+        sums=frozenset({"class", "client"}),
+    )
 
     def forget(self, federation: Federation, model: ArrayRecord) -> ArrayRecord:
         """Return a model that never saw what the request names, as good as `model` on the rest."""

@@ -44,7 +44,9 @@ class GradientAscent(OrdinaryRelearning, Hyperparameters):
     rounds: int = option(10, at_least(0))
     tolerance: float = option(0.0, PERCENT)
 
-    needs: ClassVar[Needs] = Needs(levels=frozenset({"class", "client"}))
+    needs: ClassVar[Needs] = Needs(
+        levels=frozenset({"class", "client"}), sums=frozenset({"class", "client"})
+    )
 
     def forget(self, federation: Federation, model: ArrayRecord) -> ArrayRecord:
         """Return `model` without what the request names."""
