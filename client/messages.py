@@ -162,6 +162,8 @@ class Common(Settings):
 
     secure: Secured | None = part(Secured, SECURE)  # of the sum that the answer goes into
     sums_only: bool = setting(ANY, False)  # no number of one node's examples goes up
+    # Who holds nothing of what the request names has nothing to do, whatever else it holds.
+    holders_alone: bool = setting(ANY, False)
 
     forget_level: str = setting(one_of(*LEVELS), "none")
     forget_classes: list[int] = setting(_classes, [])

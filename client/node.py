@@ -133,6 +133,8 @@ class Node:
     def side(self, side: str, labels: Tensor) -> Tensor:
         """Return the mask of the examples on a message's `side`: retain, forget, or all."""
         forget, retain = self.masks(labels)
+        if self.settings.holders_alone and not bool(forget.any()):
+            return forget
         return {"retain": retain, "forget": forget, "all": forget | retain}[side]
 
     def examples(self, part: Part) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ from client.data import datasets
 from client.errors import BadSetting
 from client.learning.models import NAMES as MODEL_NAMES
 from client.learning.models import ModelSpec
+from client.secure.context import MIN_NODES
 from client.simulation import partition
 from client.simulation.settings import Simulation
 from client.wire import ForgetSpec, Rule, Settings, at_least, between, one_of, positive, setting
@@ -63,6 +64,10 @@ class RunSettings(Settings):
     fraction: float = setting(_share, 1.0)
     min_share: float = setting(_share, 0.5)
     keep_updates: int = setting(at_least(0), 0)  # Delta t of FedEraser, in rounds; 0 for none
+
+    # Sums only
+    secure_aggregation: bool = setting(Rule(lambda v: True, "be given"), False)
+    secure_clip: float = setting(between(0.0, 1e9), 0.0)  # L2 norm of an update; 0 for any
 
     # Distillation in situ
     scale: int = setting(at_least(0), 10)  # s; 0 for none
@@ -193,6 +198,28 @@ class RunSettings(Settings):
         partition.parse(self.partition)
         if not self.local_steps and not self.local_epochs:
             raise BadSetting("local-steps or local-epochs must be positive, got 0 and 0")
+        self.check_sums()
+
+    def check_sums(self) -> None:
+        """Check what secure aggregation needs, before any work starts.
+
+        Raises:
+            BadSetting: If too few clients are asked, or single updates are to be kept.
+        """
+        if not self.secure_aggregation:
+            return
+        drawn = min(self.num_clients, max(1, round(self.fraction * self.num_clients)))
+        if drawn < MIN_NODES:
+            raise BadSetting(
+                f"clients asked in a round must be at least {MIN_NODES} with --secure-aggregation, "
+                f"got {drawn}: the sum of fewer is an answer of one to another; raise num-clients "
+                "or fraction"
+            )
+        if self.keep_updates:
+            raise BadSetting(
+                f"keep-updates must be 0 with --secure-aggregation, got {self.keep_updates}: the "
+                "coordinator sees no client's update"
+            )
 
     def common(self, spec: ModelSpec) -> dict[str, Any]:
         """Return what every message says of seed, data, model and machine (see `Common`).
@@ -279,6 +306,8 @@ TRAINING: Final = frozenset(
         "fraction",
         "min-share",
         "keep-updates",
+        "secure-aggregation",
+        "secure-clip",
         "scale",
         "image-lr",
         "image-steps",

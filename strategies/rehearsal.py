@@ -27,6 +27,7 @@ from strategies.method import Method
 from strategies.parts.effort import Effort, Holding, Network, effort
 from strategies.parts.guard import MAX_ROLLBACKS
 from strategies.rounds.base import Rounds, num_drawn
+from strategies.rounds.sums import STEPS, in_sums
 
 # What the nodes measure of the model once it has changed. "planned": they do not say, so that
 # nothing ends early and nothing is done again. "shortest": all is forgotten, and the accuracy back,
@@ -50,6 +51,7 @@ class PlannedRounds:
         up: Bytes of arrays from each, in the mean.
         more: Rounds that may be added: after one that is rolled back, or until the accuracy is
             back.
+        messages: To each node in a round: secure aggregation sends more than the work.
         early: Whether there may be fewer than `rounds`, where the accuracy is back.
     """
 
@@ -62,6 +64,7 @@ class PlannedRounds:
     up: float = 0.0
     more: int = 0
     early: bool = False
+    messages: int = 1
 
 
 @dataclass(frozen=True)
@@ -221,6 +224,10 @@ class Rehearsal(RequestValues):
         each = [effort(told, self.known.nodes[name], self._network) for name in names]
         asked = len(names) if clients is None else clients
         one = each[0] if each else Effort(0.0)
+        down, up, messages = float(one.down), _mean([effort.up for effort in each]), 1
+        if self.sums_only and told.message.sums is not None:
+            down, up = in_sums(told.message, asked, one.down, max(e.up for e in each))
+            messages += STEPS
         self.asked.append(
             PlannedRounds(
                 phase,
@@ -228,8 +235,9 @@ class Rehearsal(RequestValues):
                 asked,
                 samples=asked * _mean([effort.images for effort in each]),
                 work=one.work,
-                down=one.down,
-                up=_mean([effort.up for effort in each]),
+                down=down,
+                up=up,
+                messages=messages,
             )
         )
 
@@ -319,6 +327,11 @@ class Rehearsal(RequestValues):
     def explain(self, **findings: Any) -> None:
         """Take no note: nothing was found."""
 
+    @property
+    def sums_only(self) -> bool:
+        """Whether nodes' answers are seen in sums alone."""
+        return bool(self.common.get("sums_only", False))
+
     # ---- what is known ---------------------------------------------------------------------------
 
     @property
@@ -327,11 +340,16 @@ class Rehearsal(RequestValues):
         return self.known.plan
 
     def holders(self, *, synthetic: bool) -> list[str]:
-        """Return the nodes that hold data to forget; none is no error here."""
-        return self.known.holders
+        """Return the nodes that hold data to forget; none is no error here.
+
+        Where only sums go up nobody knows who they are, and all are asked.
+        """
+        return sorted(self.known.nodes) if self.sums_only else self.known.holders
 
     def keepers(self, *, synthetic: bool = False, back: bool = False) -> list[str]:
         """Return the nodes with data left (see the protocol); none is no error here."""
+        if self.sums_only:
+            return sorted(self.known.nodes)
         side = "all" if back else "retain"
         return sorted(name for name, node in self.known.nodes.items() if sum(node.side(side)) > 0)
 

@@ -21,17 +21,16 @@ from client.settings import list_of, name, setting
 from client.wire import forms
 
 KEYS: Final = "keys"  # of query.keys: both public keys and the signature, behind each other
+PUBLISHED_BYTES: Final = 2 * KEY_BYTES + SIGNATURE_BYTES
 SEALED: Final = "sealed"  # of query.shares: a row a peer, in the order of the roster
 COMMITMENT: Final = "commitment"
 SIGNATURE: Final = "signature"
 SHARES: Final = "shares"  # of query.unmask: a row a node that has masks, in order
 
 _COHORT: Final = [f"client-{i}" for i in range(MIN_NODES)]
-_EXAMPLE: Final = {
-    "secure": Secured(
-        attempt="0" * 32, cohort=_COHORT, work="train.fit", settings="0" * 64, model="0" * 64
-    )
-}
+_SUM: Final = Secured(
+    attempt="0" * 32, cohort=_COHORT, work="train.fit", settings="0" * 64, model="0" * 64
+)
 _names: Final = list_of(str, "names of nodes", name().holds)
 
 
@@ -47,7 +46,9 @@ class Step(Common):
 class MakeKeys(Step):
     """Two ephemeral key pairs for one sum; the public halves go up, signed."""
 
-    message: ClassVar = Declaration("query.keys", example=_EXAMPLE, arrays="sealed", alone=())
+    message: ClassVar = Declaration(
+        "query.keys", example={"secure": _SUM}, arrays="sealed", alone=()
+    )
 
 
 @answers(MakeKeys)
@@ -64,10 +65,19 @@ def make_keys(node: Node, settings: MakeKeys) -> Answer:
 class ShareSecrets(Step):
     """Shares of the node's two secrets, sealed for each peer, given the keys of all."""
 
-    message: ClassVar = Declaration("query.shares", example=_EXAMPLE, arrays="sealed", alone=())
+    message: ClassVar = Declaration(
+        "query.shares",
+        example={
+            "secure": _SUM,
+            "names": _COHORT,
+            "keys": [bytes(PUBLISHED_BYTES)] * MIN_NODES,
+        },
+        arrays="sealed",
+        alone=(),
+    )
 
     names: list[str] = setting(_names)
-    keys: list[bytes] = setting(_blobs(2 * KEY_BYTES + SIGNATURE_BYTES, "keys"))  # type: ignore[arg-type]
+    keys: list[bytes] = setting(_blobs(PUBLISHED_BYTES, "keys"))  # type: ignore[arg-type]
 
 
 @answers(ShareSecrets)
@@ -88,7 +98,12 @@ def share_secrets(node: Node, settings: ShareSecrets) -> Answer:
 class Confirm(Step):
     """The node's signature of who survived: it signs one set for a sum, and no other."""
 
-    message: ClassVar = Declaration("query.confirm", example=_EXAMPLE, arrays="sealed", alone=())
+    message: ClassVar = Declaration(
+        "query.confirm",
+        example={"secure": _SUM, "survivors": _COHORT},
+        arrays="sealed",
+        alone=(),
+    )
 
     survivors: list[str] = setting(_names)
 
@@ -97,8 +112,9 @@ class Confirm(Step):
 def confirm(node: Node, settings: Confirm) -> Answer:
     """Sign the survivors."""
     context = _context(node)
+    part = node.sums.part(context)
     node.sums.check_cohort(context, settings.survivors)
-    part, signature = member.confirm(node.sums.part(context), settings.survivors, node.identity)
+    part, signature = member.confirm(part, settings.survivors, node.identity)
     node.sums.keep(part)
     return _told({SIGNATURE: signature})
 
@@ -107,7 +123,16 @@ def confirm(node: Node, settings: Confirm) -> Answer:
 class Unmask(Step):
     """One share of one secret of each peer, once t nodes have signed the same survivors."""
 
-    message: ClassVar = Declaration("query.unmask", example=_EXAMPLE, arrays="sealed", alone=())
+    message: ClassVar = Declaration(
+        "query.unmask",
+        example={
+            "secure": _SUM,
+            "names": _COHORT,
+            "signatures": [bytes(SIGNATURE_BYTES)] * MIN_NODES,
+        },
+        arrays="sealed",
+        alone=(),
+    )
 
     names: list[str] = setting(_names)
     signatures: list[bytes] = setting(_blobs(SIGNATURE_BYTES, "signatures"))  # type: ignore[arg-type]

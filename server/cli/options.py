@@ -176,6 +176,19 @@ OPTIONS: Final = (
     Option(
         "evaluate-every", 1, RUNNING, "Evaluate after so many rounds; 0 for a phase's end only."
     ),
+    Option(
+        "secure-aggregation",
+        False,
+        RUNNING,
+        "Show the coordinator sums of all clients' answers and none alone; a version that was "
+        "trained so stays so.",
+    ),
+    Option(
+        "secure-clip",
+        0.0,
+        RUNNING,
+        "With it, longest update of a model that a client sends, as L2 norm; 0 for any.",
+    ),
     Option("round-timeout", 600.0, RUNNING, "Seconds to wait for the clients of a round."),
     Option("join-timeout", 60.0, RUNNING, "Seconds to wait for the clients at the start."),
     Option(

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from server.evidence.phases import PHASES
 from server.evidence.record import Record
@@ -265,6 +266,9 @@ def _has_forgotten(record: Record) -> str | None:
     return target_text(vars(record.has_forgotten), record.class_names) or None
 
 
+_SUMS_ONLY: Final = "in sums alone: the coordinator saw no client's own (secure aggregation)"
+
+
 def provenance_rows(record: Record) -> list[tuple[str, str]]:
     """Return who asked for what, and what ran where, as names and values."""
     lineage = " \N{RIGHTWARDS ARROW} ".join(
@@ -298,6 +302,7 @@ def provenance_rows(record: Record) -> list[tuple[str, str]]:
         ("Model", record.model),
         ("Engine", record.engine),
         ("Seed", record.seed),
+        ("Answers", _SUMS_ONLY if record.settings.get("secure-aggregation") else None),
         (stored_updates(record), as_size(stored) if stored else None),
         ("Hardware", record.hardware),
         ("Commit", record.commit),
@@ -305,7 +310,7 @@ def provenance_rows(record: Record) -> list[tuple[str, str]]:
     ]
     optional = {
         *("Started", "Finished", "Asked by", "Why", "Chosen by Efface", stored_updates(record)),
-        *("Has forgotten", "Warnings"),
+        *("Has forgotten", "Warnings", "Answers"),
     }
     return [
         (name, "not recorded" if value in (None, "") else str(value))

@@ -109,6 +109,7 @@ class Work:
             common,
             keep,
             on_round,
+            clip=s.secure_clip,
             training=messages.ordinary(s),
             own_samples=self.request.samples,
             plan=Plan(s.rounds, s.fraction, s.min_share),

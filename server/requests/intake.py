@@ -169,6 +169,7 @@ class Service(Workspace):
     def _checked(self, settings: RunSettings) -> _Checked:
         base = self.registry.resolve(settings.version or None)
         settings = inherited(settings, base)
+        settings.check_sums()
         data = version_data(settings, base)
         check_as_trained(base.id, base.card, data)
         classes = base.card["model"]["num_classes"]
@@ -368,6 +369,10 @@ def inherited(settings: RunSettings, base: VersionRow) -> RunSettings:
         key: value for key, value in settings.plain().items() if key not in base.card["settings"]
     }
     merged = parse({**own, **base.card["settings"]})
+    if settings.secure_aggregation and not merged.secure_aggregation:
+        # Of what was trained without, a request can show less, never more.
+        clip = settings.secure_clip
+        merged = replace(merged, secure_aggregation=True, secure_clip=clip, keep_updates=0)
     # Data files may have moved since; where they were is only the default.
     data_dir = settings.data_dir or base.card["data_dir"]
     return moved(replace(merged, version=base.id, data_dir=data_dir))

@@ -34,6 +34,7 @@ def common(
         "lineage": lineage,
         **settings.common(spec),
         "scale": settings.scale,
+        "sums_only": settings.secure_aggregation,
         "model_pruned": list(spec.pruned),
         "model_compact": spec.compact,
         "forget_level": forget.level,

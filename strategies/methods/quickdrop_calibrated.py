@@ -142,7 +142,10 @@ class CalibratedQuickDrop(Hyperparameters):
         """Return `model` with what the request names put back."""
         # 1. The holders alone bring it back: among all nodes' updates theirs would be diluted.
         told = self._ordinary(federation)
-        alone = FederatedAveraging(told, participants=federation.holders(synthetic=False))
+        alone = FederatedAveraging(
+            replace(told, holders_alone=told.sums_only),
+            participants=federation.holders(synthetic=False),
+        )
         model = federation.run("relearn", alone, model, num_rounds=self.relearn_holder_rounds)
         # 2. All nodes settle.
         together = FederatedAveraging(told, **as_in_training(federation, back=True))

@@ -21,6 +21,7 @@ from strategies.rounds.base import ClientLost
 
 SEALED_BYTES: Final = 2 * SHARE_BYTES + 16  # AES-GCM's tag
 NUMBER_BYTES: Final = 8  # of a number of a masked vector
+NAME_BYTES: Final = 2 * 10  # of a node, about: in the cohort and among those that are left
 STEPS: Final = 4  # messages to a node beside the work: keys, shares, confirm, unmask
 
 
@@ -137,12 +138,21 @@ def with_content(reply: Message, content: tuple[ArrayRecord, dict[str, Any]]) ->
     return reply
 
 
-def bytes_beyond(num_nodes: int) -> tuple[int, int]:
-    """Return the bytes of keys, shares and signatures to a node and from it, for one sum.
+def in_sums(declared: Declaration, num_nodes: int, down: float, up: float) -> tuple[float, float]:
+    """Return the bytes to and from a node that one answer takes where only sums go up.
 
-    Beside them every message carries its settings.
+    Keys, shares and signatures are counted, and numbers of 64 bits for all that is masked; not the
+    settings, which every one of the messages carries.
+
+    Args:
+        declared: Of the message.
+        num_nodes: Nodes of the sum.
+        down, up: Bytes of arrays of the message alone, and of a full answer.
     """
+    others = num_nodes - 1
     published = 2 * KEY_BYTES + SIGNATURE_BYTES
-    down = num_nodes * (published + SEALED_BYTES + SIGNATURE_BYTES)
-    up = published + num_nodes * (SEALED_BYTES + SHARE_BYTES) + KEY_BYTES + SIGNATURE_BYTES
-    return down, up
+    names = 4 * num_nodes * NAME_BYTES  # the cohort in each of the messages; who is left, in most
+    number = 8 if declared.arrays in ("class-sums", "effects") else 4
+    down += num_nodes * (published + SIGNATURE_BYTES) + others * SEALED_BYTES + names
+    steps = published + others * SEALED_BYTES + KEY_BYTES + SIGNATURE_BYTES
+    return down, NUMBER_BYTES * up / number + steps + num_nodes * SHARE_BYTES
