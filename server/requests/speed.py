@@ -56,7 +56,7 @@ def speed_of(cost: Cost, settings: RunSettings, spec: ModelSpec, trained_on: str
     at_once = EVERYBODY if trained_on == "superlink" else simulated
     working = cost.client_seconds / min(at_once, drawn)
     messages, arrays = cost.rounds * drawn, Network(spec.base).nbytes
-    down, up, steps = arrays, arrays, 1
+    steps, down, up = 1, float(arrays), float(arrays)
     if settings.secure_aggregation:
         down, up = in_sums(Fit.message, drawn, down, up)
         steps += STEPS

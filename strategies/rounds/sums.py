@@ -132,7 +132,7 @@ def with_content(reply: Message, content: tuple[ArrayRecord, dict[str, Any]]) ->
     """Return a node's reply with its part of the sum in place of what hid it."""
     arrays, numbers = content
     metrics: dict[str, Any] = dict(next(iter(reply.content.metric_records.values())))
-    apart = {name: metrics[name] for name in APART if name in metrics}
+    apart: dict[str, Any] = {name: metrics[name] for name in APART if name in metrics}
     shown: dict[str, Any] = {**numbers, **apart}
     reply.content = RecordDict({"arrays": arrays, "metrics": MetricRecord(shown)})
     return reply

@@ -201,7 +201,7 @@ def test_messages_that_ask_different_things_are_no_sum(grid: Between) -> None:
 def test_a_diverged_node_is_refused_by_itself(grid: Between) -> None:
     # At this rate weights overflow: the node refuses to send them, and its peers go on.
     settings = fit_settings(4, lr=1e30, steps=20)
-    with pytest.raises(ClientLost, match="must lie in .* to be added up"):
+    with pytest.raises(ClientLost, match=r"must lie in .* to be added up"):
         one_round(SecureGrid(grid), FederatedAveraging(settings))
 
 
