@@ -64,10 +64,28 @@ class AggregationRefused(EffaceError):
     code = "aggregation-refused"
 
 
+class ForeignBundle(EffaceError):
+    """Code came to a site that its operator has not allowed; none of it ran."""
+
+    code = "foreign-bundle"
+
+
+class NotIsolated(EffaceError):
+    """A site's executor could reach what it must not, and was told to insist."""
+
+    code = "not-isolated"
+
+
 class DiskFull(EffaceError):
     """A file cannot be written, for its disk has no room left; what was there before still is."""
 
     code = "disk-full"
+
+
+class NotPrivate(EffaceError):
+    """A private file or folder is open to others than its owner."""
+
+    code = "not-private"
 
 
 def code_of(error: BaseException) -> str:

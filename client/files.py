@@ -2,13 +2,14 @@
 
 import errno
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from client.errors import DiskFull
+from client.errors import DiskFull, NotPrivate
 
 TEMPORARY_SUFFIX: Final = ".tmp"
 FULL: Final = (errno.ENOSPC, errno.EDQUOT)
@@ -68,6 +69,21 @@ def make_private(folder: Path) -> None:
     for one in reversed([folder, *folder.parents]):
         if not one.exists():
             one.mkdir(mode=0o700, exist_ok=True)
+
+
+def check_private(path: Path) -> None:
+    """Refuse a file or folder that others than its owner can open.
+
+    Raises:
+        NotPrivate: With the command that mends it.
+    """
+    found = path.stat()
+    if stat.S_IMODE(found.st_mode) & 0o077:
+        right = "700" if stat.S_ISDIR(found.st_mode) else "600"
+        raise NotPrivate(
+            f"{path} must be open to its owner alone, got mode "
+            f"{stat.S_IMODE(found.st_mode):o}; mend it: chmod {right} {path}"
+        )
 
 
 def sync_folder(folder: Path) -> None:

@@ -20,11 +20,13 @@ from client.settings import (
     any_seed,
     at_least,
     between,
+    lineage_name,
     list_of,
     name,
     one_of,
     part,
     setting,
+    short_or_empty,
     text,
 )
 from client.simulation.settings import PREFIX, Simulation
@@ -134,8 +136,9 @@ class Common(Settings):
     client: str = setting(name())  # the node addressed, as the federation knows it
     fingerprint: str = setting(Rule(lambda v: len(v) == 64, "be a SHA-256 in hexadecimal"))
     request: str = setting(text())
-    lineage: str = setting(name())  # names the synthetic sets that belong to this model
+    lineage: str = setting(lineage_name())  # names the synthetic sets that belong to this model
     phase: str = setting(text())
+    method: str = setting(short_or_empty(), "")  # that the request is carried out by, if by one
     server_round: int = setting(at_least(0), 0)
     seed: int = setting(any_seed())
 
@@ -170,6 +173,10 @@ class Common(Settings):
     forget_clients: list[str] = setting(_clients, [])
     erased_classes: list[int] = setting(_classes, [])  # the server's tombstones
     erased_clients: list[str] = setting(_clients, [])
+
+    # Of an order to bring data back, or of the last message of a request (client.orders).
+    order_time: str = setting(short_or_empty(), "")
+    order_signature: str = setting(short_or_empty(), "")
 
     @property
     def forget(self) -> ForgetSpec:

@@ -28,7 +28,7 @@ class Rule:
 def setting(rule: Rule, default: Any = MISSING) -> Any:
     """Declare a dataclass field that `Settings.parse` checks against `rule`."""
     if isinstance(default, list):
-        return field(default_factory=list, metadata={"rule": rule})
+        return field(default_factory=lambda: list(default), metadata={"rule": rule})
     return field(default=default, metadata={"rule": rule})
 
 
@@ -71,6 +71,21 @@ def name() -> Rule:
     return Rule(
         lambda v: re.fullmatch(r"[^\W_][\w .-]{0,63}", v) is not None,
         "be 1 to 64 letters, digits, spaces, '.', '_' or '-', the first a letter or digit",
+    )
+
+
+# What a store keeps beside its lineages' folders; some file systems know no upper case.
+OWN_FILES: Final = re.compile(
+    r"state(\.copy)?\.json|site-report\.html|base-.*\.safetensors|log|answers\.bin|.*\.tmp", re.I
+)
+
+
+def lineage_name() -> Rule:
+    """Return the rule of what may name a lineage: no file of the store's own is called so."""
+    folder = name()
+    return Rule(
+        lambda v: folder.holds(v) and OWN_FILES.fullmatch(v) is None,
+        f"{folder.words}, and no name of the store's own files",
     )
 
 

@@ -8,11 +8,14 @@ synthetic images resemble real ones closely, they are personal data.
     <folder>/state.copy.json                     the same once more: a loss of either is noticed
     <folder>/<lineage>/<generation>.safetensors  synthetic images and labels of one training round
     <folder>/base-<request>.safetensors          the model that a running request started from
+    <folder>/answers.bin, log/                   see client/answered.py, client/logbook.py
     <folder>/site-report.html                    the images as a page, if the operator asked for it
 
 Every file is written under a temporary name, flushed and renamed. A set's file holds the SHA-256 of
 its images and labels, which is checked whenever it is read. The two newest generations are
 kept, so that a training message that arrives twice starts twice from the same images.
+
+It is long because whatever a store keeps is written, checked and destroyed by the same rules.
 """
 
 import hashlib
@@ -29,9 +32,12 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from client.data.splits import MAX_CLASSES
-from client.errors import NoBaseModel, StoreError
-from client.files import fill_with_zeros, make_private, overwrite, write_atomic
+from client.errors import BadSetting, NoBaseModel, StoreError
+from client.files import check_private, fill_with_zeros, make_private, overwrite, write_atomic
 from client.messages import ForgetSpec
+from client.policy import Policy, PolicyRefused
+from client.secure.aggregations import FOLDER as SUMS
+from client.settings import lineage_name
 
 FORMAT: Final = 1
 KEPT_GENERATIONS: Final = 2
@@ -39,6 +45,9 @@ REPORT: Final = "site-report.html"  # see client/site_report.py
 STATE: Final = "state.json"
 CHECKSUM: Final = "sha256"
 COPY: Final = "state.copy.json"
+LOG: Final = "log"  # a folder: see client/logbook.py
+FOLDERS: Final = (LOG, SUMS)
+OWN: Final = (STATE, COPY, REPORT, "answers.bin")
 
 
 @dataclass(frozen=True)
@@ -97,8 +106,20 @@ class Generation:
 class Store:
     """One node's store. Nothing is created before the first write."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, policy: Policy | None = None) -> None:
+        """Take a folder, which need not be there yet.
+
+        Args:
+            folder: Where the store lies.
+            policy: Of the node; None for a store that is only looked at.
+
+        Raises:
+            NotPrivate: If others than its owner can open a real site's store.
+        """
         self.folder = folder
+        self.policy = policy
+        if policy is not None and policy.is_real and folder.exists():
+            check_private(folder)
 
     # -- synthetic sets --------------------------------------------------------------------------
 
@@ -127,12 +148,54 @@ class Store:
         return SyntheticSet(images, labels)
 
     def save(self, lineage: str, generation: int, synthetic: SyntheticSet, *, model: str) -> None:
-        """Write a generation and drop those that no message can ask for again."""
-        _write(self._path(lineage, generation), synthetic, model)
-        older = sorted(n for n in self._generations(lineage) if n < generation)
-        newer = [n for n in self._generations(lineage) if n > generation]
-        for number in [*older[: -(KEPT_GENERATIONS - 1)], *newer]:
+        """Write a generation and drop those that no message can ask for again.
+
+        The newest ones stay, whichever is written: an earlier one than those is not kept at all.
+
+        Raises:
+            PolicyRefused: If the site's policy has no room for it.
+        """
+        newest = sorted({*self._generations(lineage), generation})[-KEPT_GENERATIONS:]
+        if generation not in newest:
+            return
+        path = self._path(lineage, generation)
+        self.make_room(lineage, replaced=path, images=synthetic.images)
+        _write(path, synthetic, model)
+        for number in set(self._generations(lineage)) - set(newest):
             self._path(lineage, number).unlink(missing_ok=True)
+
+    def make_room(
+        self, lineage: str, *, replaced: Path | None = None, images: Tensor | None = None
+    ) -> None:
+        """Refuse a training whose images the site's policy has no room for.
+
+        Args:
+            lineage: Whose images.
+            replaced: The file that they are written over.
+            images: `(n, C, H, W)`; None to ask before they are made.
+
+        Raises:
+            PolicyRefused: Naming the rule and the remedy.
+        """
+        if self.policy is None or not self.policy.is_real:
+            return
+        most, known = self.policy.synthetic, self._lineages()
+        if lineage not in known and len(known) >= most.lineages:
+            raise PolicyRefused(
+                f"trainings with synthetic images must be at most {most.lineages} at "
+                f"{self.policy.name}, got one more; its operator destroys those of one that is no "
+                "longer used: efface store destroy STORE --lineage NAME"
+            )
+        held = sum(
+            path.stat().st_size for path in self.folder.glob("*/*.safetensors") if path != replaced
+        )
+        new = 0 if images is None else 4 * images.numel()
+        if held + new > most.quota_mb * 2**20:
+            raise PolicyRefused(
+                f"synthetic images must take at most {most.quota_mb} MB at {self.policy.name}, got "
+                f"{(held + new) / 2**20:.0f}; take a larger scale, or its operator destroys some: "
+                "efface store destroy STORE"
+            )
 
     def destroy(self, lineage: str | None = None, classes: tuple[int, ...] | None = None) -> int:
         """Destroy synthetic images and return how many of the newest generations' are gone.
@@ -253,9 +316,18 @@ class Store:
 
         `forget` sets a tombstone, `relearn` lifts the tombstones of the same thing, and any other
         action is only remembered.
+
+        Raises:
+            BadSetting: If a request of this name said something else before.
         """
         state = self.state()
         if request in state.applied:
+            before = (state.applied[request], state.specs.get(request, spec))
+            if before != (action, spec):
+                raise BadSetting(
+                    f"request {request} must say what it said before ({before[0]} {before[1]}), "
+                    f"got {action} {spec}; ask anew, as a request of its own"
+                )
             self._copy_state()  # where a stop came between the two files
             return False
         if action == "forget":
@@ -312,9 +384,9 @@ class Store:
                         problems.append(f"{path} must hold finite images, got NaN or infinity")
                 except StoreError as error:
                     problems.append(str(error))
-            elif path.name.startswith(".") and path.is_file():
+            elif path.name.startswith(".") and path.is_file() and path.name != ".lock":
                 problems.append(f"{path} is left over from an interrupted write; delete it")
-            elif path.is_file() and path.name not in (STATE, COPY, REPORT):
+            elif path.is_file() and path.name not in OWN and path.parent.name not in FOLDERS:
                 problems.append(
                     f"{path} must lie elsewhere: no file of the store, `efface store destroy` "
                     "leaves it as it is"
@@ -364,7 +436,7 @@ class Store:
     def _lineages(self) -> list[str]:
         if not self.folder.is_dir():
             return []
-        return sorted(entry.name for entry in self.folder.iterdir() if entry.is_dir())
+        return sorted(e.name for e in self.folder.iterdir() if e.is_dir() and e.name not in FOLDERS)
 
     def _generations(self, lineage: str) -> list[int]:
         folder = self.folder / lineage
@@ -373,8 +445,12 @@ class Store:
         return [int(path.stem) for path in folder.glob("*.safetensors") if path.stem.isdigit()]
 
     def _path(self, lineage: str, generation: int) -> Path:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", lineage):
-            raise StoreError(f"lineage must be letters, digits, '.', '_' or '-', got {lineage!r}")
+        rule = lineage_name()
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", lineage) or not rule.holds(lineage):
+            raise StoreError(
+                f"lineage must be letters, digits, '.', '_' or '-', and no file of the store's "
+                f"own, got {lineage!r}"
+            )
         return self.folder / lineage / f"{generation:06d}.safetensors"
 
 

@@ -61,14 +61,15 @@ __all__ = [
 C = TypeVar("C", bound=Common)
 
 
-def shown_loss(loss: Tensor, num_examples: Tensor | int) -> Tensor:
-    """Return what of a loss may go up: 0 where it is not over at least 2 distinct examples.
+def shown_loss(loss: Tensor, num_examples: Tensor | int, least: int = MIN_EXAMPLES) -> Tensor:
+    """Return what of a loss may go up: 0 where it is not over enough distinct examples.
 
     Args:
         loss: Any shape.
         num_examples: Distinct examples behind each loss, or behind all of them.
+        least: How many are enough.
     """
-    return torch.where(torch.as_tensor(num_examples) >= MIN_EXAMPLES, loss, 0.0)
+    return torch.where(torch.as_tensor(num_examples) >= least, loss, 0.0)
 
 
 @lru_cache(maxsize=1)  # the sources do not change while a process lives

@@ -1,11 +1,12 @@
 """Exit with 0 when a Flower daemon answers, with 1 when it does not; for container health checks.
 
 healthcheck.py http https://172.31.250.2:8000/health --ca /run/efface/ca.crt   (SuperLink)
-healthcheck.py http http://172.31.250.10:9094/health                           (SuperNode)
+healthcheck.py unix /run/node/node.sock                                        (a site's SuperNode)
 healthcheck.py grpc 127.0.0.1:9095                                             (SuperExec)
 """
 
 import argparse
+import socket
 import ssl
 import sys
 import urllib.request
@@ -19,6 +20,15 @@ def http_is_healthy(address: str, authority: Path | None) -> bool:
     context = ssl.create_default_context(cafile=authority) if authority else None
     with urllib.request.urlopen(address, timeout=SECONDS, context=context) as answer:
         return bool(answer.status == 200)
+
+
+def socket_is_healthy(path: str) -> bool:
+    """Return whether GET /health over the Unix socket at `path` answers 200."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(SECONDS)
+        connection.connect(path)
+        connection.sendall(b"GET /health HTTP/1.0\r\nHost: node\r\n\r\n")
+        return connection.recv(64).split(b"\r\n")[0].split(b" ")[1:2] == [b"200"]
 
 
 def grpc_is_healthy(address: str) -> bool:
@@ -35,13 +45,15 @@ def grpc_is_healthy(address: str) -> bool:
 def main() -> int:
     """Check what the command line names."""
     parser = argparse.ArgumentParser(description="Ask a Flower daemon whether it is healthy.")
-    parser.add_argument("protocol", choices=["http", "grpc"])
+    parser.add_argument("protocol", choices=["http", "unix", "grpc"])
     parser.add_argument("address")
     parser.add_argument("--ca", type=Path)
     options = parser.parse_args()
     try:
         if options.protocol == "http":
             healthy = http_is_healthy(options.address, options.ca)
+        elif options.protocol == "unix":
+            healthy = socket_is_healthy(options.address)
         else:
             healthy = grpc_is_healthy(options.address)
     except Exception as error:  # whatever went wrong, the daemon did not answer

@@ -19,6 +19,7 @@ from client import wire
 from client.errors import EffaceError, kind_of, split_mark
 from client.steps.measuring import Describe
 from server.evidence.record import Costs, Record, to_json
+from server.nodes import database
 from server.nodes.engines import superlink
 from server.nodes.federation import Cost, Round
 from server.nodes.grid import LOCAL_POLL_SECONDS, REMOTE_POLL_SECONDS, Interrupted, NamedGrid
@@ -141,8 +142,21 @@ def _superlink(home: Home, row: RequestRow, settings: RunSettings, listener: Lis
         except superlink.RunFailedError as error:
             seen.read()
             return _after_failure(home, row.id, error)
+        finally:
+            _purge()
     seen.read()
     return _record(home, Service.open(home).ledger.request(row.id))
+
+
+def _purge() -> None:
+    """Delete what was exchanged from the SuperLink's database, where its keeper has named it."""
+    named = os.environ.get(database.VARIABLE)
+    if not named:
+        return
+    try:
+        database.purge(Path(named))
+    except EffaceError as error:  # the request is done either way, and the next one tries again
+        log.warning("%s", error)
 
 
 def _submitted(home: Home, row: RequestRow, settings: RunSettings) -> int:

@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from client.errors import AggregationRefused
+from client.policy import simulated_key
 from client.secure import member
 from client.secure.context import Context, digest_of_arrays
 from client.secure.fixed_point import UInt64s
-from client.secure.identity import Identity, simulated
+from client.secure.identity import Identity
 from client.secure.keys import PublicKeys
 from client.secure.member import Part
 from strategies.rounds.unmasking import Course, unmask
@@ -33,7 +34,11 @@ def context_of(names: Sequence[str], **more: object) -> Context:
 
 
 def identity_of(name: str) -> Identity:
-    return simulated(name, "tests")
+    return Identity(
+        name,
+        simulated_key(name, "tests"),
+        lambda peer: simulated_key(peer, "tests").public_key().public_bytes_raw(),
+    )
 
 
 @dataclass

@@ -111,6 +111,40 @@ class RunningFederation:
             ],
         )
 
+    def start_site(
+        self,
+        name: str,
+        config: Mapping[str, object] | None = None,
+        *,
+        options: Sequence[str] = (),
+        policy: str = "",
+    ) -> Path:
+        """Start a node as its operator does, with `efface site run`; return the site's folder.
+
+        Args:
+            name: The node, whose key is `keys/NAME`.
+            config: What node.toml says of data, data-dir, store and device.
+            options: More of `efface site run`.
+            policy: Text of policy.toml after the name.
+        """
+        folder = self.folder / "sites" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        node = {
+            "superlink": f"127.0.0.1:{self.fleet_port}",
+            "root-certificates": str(self.folder / "ca" / "ca.crt"),
+            "key": str(self.folder / "keys" / name),
+            "store": str(folder / "store"),
+            # The paths of test folders are longer than a Unix socket's may be.
+            "socket": f"/tmp/efface-{self.fleet_port}-{name}.sock",
+            **(config or {}),
+        }
+        table = "".join(f"{key} = {json.dumps(value)}\n" for key, value in node.items())
+        (folder / "node.toml").write_text(table)
+        (folder / "policy.toml").write_text(f'name = "{name}"\n{policy}')
+        (folder / "policy.toml").chmod(0o600)
+        self.start(name, [PROGRAMS / "efface", "site", "run", folder, *options])
+        return folder
+
     def flwr(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run a `flwr` command against this federation's connection file."""
         return subprocess.run(

@@ -15,7 +15,8 @@ from client.data import datasets
 from client.data.datasets import DataSet, Split
 from client.errors import BadSetting, DataError
 from client.messages import Common, ForgetSpec
-from client.seeds import generator
+from client.policy import Policy, PolicyRefused
+from client.seeds import derive, generator
 from client.simulation.settings import Simulation
 from client.simulation.shares import shares
 
@@ -26,7 +27,7 @@ SIMULATED_STORES: Final = "EFFACE_STORE"
 """Environment variable that our engines set for the nodes they simulate, and nobody else: the
 folder of those nodes' stores."""
 
-NODE_CONFIG: Final = '--node-config \'data="npz:/path" store="/path"\''
+NODE_CONFIG: Final = '--node-config \'data="npz:/path" store="/path" policy="/path"\''
 
 
 @dataclass(frozen=True)
@@ -84,27 +85,38 @@ class Site:
         return picked
 
 
-def open_site(settings: Common, node: NodeConfig) -> Site:
+def open_site(settings: Common, node: NodeConfig, policy: Policy | None = None) -> Site:
     """Return the data of the node that `settings` is addressed to.
 
     A node whose operator names `data` uses that and nothing else. A simulated node takes its share,
     by its `partition-id`, of the data set that the coordinator names, or its own node config: a
     published one, or, where our own engines simulate the node, any file.
 
+    A real site is split once, by its own seed, as its policy says. It leaves classes out of which
+    either part has only a handful of examples: whatever is told of the rest with and without such a
+    class would be told of that handful.
+
+    Args:
+        settings: What the message says.
+        node: The node config.
+        policy: Of the node; None is one that no site stands behind.
+
     Raises:
         BadSetting: If the coordinator names a file that this node must not open.
+        PolicyRefused: If its model is for other data than a real site has.
         DataError: If the data cannot be read, or do not fit the model.
     """
     directory = node.get("data-dir") or os.environ.get("EFFACE_DATA_DIR")
     data_dir = Path(str(directory)) if directory else None
+    policy = policy or Policy.simulated(settings.client)
     own = node.get("data")
     if own:
         data = _own_data(str(own), data_dir)
-        _check_fit(data, settings)
+        _check_fit(data, settings, policy)
         index, split_seed = torch.arange(len(data.train.labels)), 0
         if data.validation is not None:
             heldout = Part(data.validation, torch.arange(len(data.validation.labels)))
-            return Site(settings.client, data, Part(data.train, index), heldout)
+            return _site(policy, settings, data, Part(data.train, index), heldout)
     else:
         simulation = settings.simulation or Simulation.of_node(node)
         if simulation is None or "partition-id" not in node:
@@ -120,18 +132,35 @@ def open_site(settings: Common, node: NodeConfig) -> Site:
                 see="efface data list",
             )
         data = datasets.load(simulation.dataset, data_dir)
-        _check_fit(data, settings)
+        _check_fit(data, settings, policy)
         index, split_seed = _share(simulation, data_dir, node), simulation.partition_seed
-    order = torch.randperm(
-        len(index), generator=generator(split_seed, "holdout", 0, settings.client)
-    )
-    num_heldout = int(settings.holdout * len(index))
-    return Site(
-        settings.client,
-        data,
-        train=Part(data.train, index[order[num_heldout:]]),
-        heldout=Part(data.train, index[order[:num_heldout]]),
-    )
+    share = policy.data.holdout if policy.is_real else settings.holdout
+    num_heldout = int(share * len(index))
+    draws = generator(split_seed, "holdout", 0, settings.client)
+    if policy.is_real:
+        # Keyed by its size, too: with one more held out, others are, not the same and one more.
+        draws = generator(derive(0, policy.data.split_seed), "holdout", num_heldout, len(index))
+    order = torch.randperm(len(index), generator=draws)
+    train = Part(data.train, index[order[num_heldout:]])
+    heldout = Part(data.train, index[order[:num_heldout]])
+    return _site(policy, settings, data, train, heldout)
+
+
+def _site(policy: Policy, settings: Common, data: DataSet, train: Part, heldout: Part) -> Site:
+    least = policy.answers.min_examples
+    parts = [
+        part.where(~torch.isin(part.labels, torch.tensor(rare_classes(part.labels, least))))
+        if policy.is_real
+        else part
+        for part in (train, heldout)
+    ]
+    return Site(settings.client, data, *parts)
+
+
+def rare_classes(labels: Tensor, least: int) -> list[int]:
+    """Return the classes of which there are some examples, and fewer than `least`."""
+    classes, counts = labels.unique(return_counts=True)
+    return [int(c) for c in classes[counts < least].tolist()]
 
 
 def _share(simulation: Simulation, data_dir: Path | None, node: NodeConfig) -> Tensor:
@@ -166,8 +195,10 @@ def _say(notes: tuple[str, ...]) -> None:
         log.warning("the node's data: %s", note)
 
 
-def _check_fit(data: DataSet, settings: Common) -> None:
+def _check_fit(data: DataSet, settings: Common, policy: Policy) -> None:
     shape = tuple(data.train.images.shape[1:])
+    if policy.is_real:
+        return _check_own(data.num_classes, shape, settings, policy.name)
     wanted = (settings.model_channels, settings.model_image_size, settings.model_image_size)
     if shape != wanted:
         raise DataError(
@@ -179,6 +210,18 @@ def _check_fit(data: DataSet, settings: Common) -> None:
             f"labels of {data.name} must lie in [0, {settings.model_classes}) for this model, "
             f"got {highest}"
         )
+
+
+def _check_own(num_classes: int, shape: tuple[int, ...], told: Common, name: str) -> None:
+    """Refuse a model for other data than lie at a real site; it says what those are like."""
+    if told.model_classes != num_classes:
+        raise PolicyRefused(
+            f"model-classes must be {num_classes}, as {name} has, got {told.model_classes}; a site "
+            "that lacks some keeps empty folders for them, or num_classes in its .npz file"
+        )
+    wanted = (told.model_channels, told.model_image_size, told.model_image_size)
+    if wanted != shape:
+        raise PolicyRefused(f"images must be {shape}, as {name} has them, got {wanted}")
 
 
 def forget_mask(labels: Tensor, spec: ForgetSpec, client: str) -> Tensor:

@@ -31,6 +31,7 @@ def ascend(
     target_losses: Sequence[float] = (),
     freeze_head: bool = False,
     freeze_stem: bool = False,
+    least: int = 1,
 ) -> Trained:
     """Raise the loss on the forget data, in place.
 
@@ -49,6 +50,8 @@ def ascend(
             ascend with all classes to the end.
         freeze_head: Leave `model.classifier` as it is.
         freeze_stem: Leave `model.stem()` as it is, running statistics included.
+        least: Images behind a step, at least: of every class that is ascended with, where classes
+            have depths of their own.
 
     Returns:
         Steps, images and mean loss.
@@ -67,9 +70,8 @@ def ascend(
     depths = torch.tensor(target_losses, device=images.device) if target_losses else None
     losses: list[float] = []
     samples = num_steps = 0
-    for batch in minibatches(
-        len(labels), batch_size, steps_in(epochs, len(labels), batch_size), generator
-    ):
+    planned = steps_in(epochs, len(labels), batch_size, least=least)
+    for batch in minibatches(len(labels), batch_size, planned, generator, least=least):
         chosen = labels[batch]
         each = cross_entropy(model(images[batch]), chosen, reduction="none")
         loss = each.mean()
@@ -81,7 +83,7 @@ def ascend(
             )
         samples += len(batch)
         if depths is not None:
-            ascending = _below(each, chosen, depths)
+            ascending = _below(each, chosen, depths) & _many(chosen, len(depths), least)
             if not bool(ascending.any()):
                 break
             loss = each[ascending].mean()
@@ -90,6 +92,11 @@ def ascend(
             torch._foreach_add_(list[Tensor](weights), gradients, alpha=lr)
         num_steps += 1
     return Trained(num_steps, samples, sum(losses) / len(losses))
+
+
+def _many(labels: Tensor, num_classes: int, least: int) -> Tensor:
+    """Return a mask `(n,)` of the examples of whose class there are at least so many."""
+    return (torch.bincount(labels, minlength=num_classes) >= least)[labels]
 
 
 def _below(losses: Tensor, labels: Tensor, depths: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from torch.nn.grad import conv2d_weight
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from client.data.site import Site
-from client.learning.training import minibatches
+from client.learning.training import enough, minibatches
 from client.store import SyntheticSet
 
 EPSILON: Final = 1e-6
@@ -34,7 +34,9 @@ EPSILON: Final = 1e-6
 MATCHING_COST: Final = 3.0
 
 
-def initialise(site: Site, keep: Tensor, scale: int, generator: torch.Generator) -> SyntheticSet:
+def initialise(
+    site: Site, keep: Tensor, scale: int, generator: torch.Generator, *, least: int = 1
+) -> SyntheticSet:
     """Return `ceil(|D^c| / scale)` random real images of every class (Algorithm 2, lines 2 to 7).
 
     Args:
@@ -42,13 +44,14 @@ def initialise(site: Site, keep: Tensor, scale: int, generator: torch.Generator)
         keep: Boolean mask over `site.train` of the examples that may be used.
         scale: s, at least 1.
         generator: Draws the images.
+        least: Of every class, at least, where it has so many.
     """
     part = site.train.where(keep)
     labels = part.labels
     chosen = []
     for label in labels.unique().tolist():
         of_class = (labels == label).nonzero().flatten()
-        count = -(-len(of_class) // scale)
+        count = enough(-(-len(of_class) // scale), len(of_class), least)
         chosen.append(of_class[torch.randperm(len(of_class), generator=generator)[:count]])
     index = torch.cat(chosen) if chosen else torch.empty(0, dtype=torch.int64)
     return SyntheticSet(site.images(part, index).clone(), labels[index].clone())

@@ -51,8 +51,9 @@ class InSitu:
         told = node.settings
         found = node.store.load(told.lineage, model=node.model_name, before=told.server_round)
         if found is None:
-            start = generator(told.seed, "synthetic", 0, told.client)
-            found = initialise(node.site, keep, told.scale, start)
+            start = generator(node.seed, "synthetic", 0, told.client)
+            few = node.policy.answers.min_examples
+            found = initialise(node.site, keep, told.scale, start, least=few)
         self.matcher = Matcher(
             SyntheticSet(found.images.to(node.device), found.labels.to(node.device)),
             lr=lr,

@@ -18,7 +18,16 @@ from client.errors import BadSetting
 from client.learning.networks import BUILDERS, NAMES, Classifier
 from client.learning.spec import ModelSpec
 
-__all__ = ["MIN_IMAGE_SIZE", "NAMES", "Classifier", "ModelSpec", "build", "compact", "loaded"]
+__all__ = [
+    "MIN_IMAGE_SIZE",
+    "NAMES",
+    "Classifier",
+    "ModelSpec",
+    "build",
+    "compact",
+    "loaded",
+    "shaped",
+]
 
 MIN_IMAGE_SIZE = 8
 
@@ -67,6 +76,15 @@ def loaded(spec: ModelSpec, state: Mapping[str, Tensor]) -> Classifier:
     except RuntimeError as error:
         raise BadSetting(f"arrays must fit the model {spec}, got {error}") from error
     return model
+
+
+def shaped(spec: ModelSpec) -> Classifier:
+    """Return a model of its own whose tensors take no memory: torch's meta device.
+
+    Raises:
+        BadSetting: If the spec is wrong.
+    """
+    return copy.deepcopy(_layout(spec))
 
 
 def compact(spec: ModelSpec, state: Mapping[str, Tensor]) -> tuple[ModelSpec, dict[str, Tensor]]:

@@ -59,6 +59,7 @@ def descend(
     hold: float = 0.0,
     hold_features: float = 0.0,
     freeze_stem: bool = False,
+    least: int = 1,
 ) -> Trained:
     """Train on synthetic images and originals, in place.
 
@@ -76,6 +77,7 @@ def descend(
         hold: Weight of the bounded output term.
         hold_features: Weight of the feature term.
         freeze_stem: Leave the model's stem as it is: almost half of a step's time on small images.
+        least: Images behind a step, at least; of those held down, too.
 
     Returns:
         Steps, images (held ones included) and mean loss on `images`.
@@ -86,16 +88,16 @@ def descend(
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d) and m.training]
     weights = [p for p in model.parameters() if p.requires_grad]
     optimiser = torch.optim.SGD(weights, lr=lr, momentum=momentum)
-    num_steps = steps_in(epochs, len(labels), batch_size)
+    num_steps = steps_in(epochs, len(labels), batch_size, least=least)
     holding = held is not None and len(held[1]) > 0 and (hold > 0 or hold_features > 0)
     chosen = (
-        minibatches(len(held[1]), batch_size, num_steps, generator)
+        minibatches(len(held[1]), batch_size, num_steps, generator, least=least)
         if held is not None and holding
         else None
     )
     losses: list[Tensor] = []
     samples = 0
-    for batch in minibatches(len(labels), batch_size, num_steps, generator):
+    for batch in minibatches(len(labels), batch_size, num_steps, generator, least=least):
         size = len(batch)
         if held is not None and chosen is not None:
             rows = next(chosen)

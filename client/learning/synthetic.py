@@ -20,8 +20,9 @@ def random_subset(node: Node) -> SyntheticSet:
     if not s.scale:
         raise BadSetting("scale must be at least 1 for data subset, got 0")
     labels = node.site.train.labels
-    draw = generator(s.seed, "synthetic", 0, s.client)
-    found = initialise(node.site, torch.ones_like(labels, dtype=torch.bool), s.scale, draw)
+    draw, few = generator(node.seed, "synthetic", 0, s.client), node.policy.answers.min_examples
+    every = torch.ones_like(labels, dtype=torch.bool)
+    found = initialise(node.site, every, s.scale, draw, least=few)
     return SyntheticSet(found.images.to(node.device), found.labels.to(node.device))
 
 
@@ -44,8 +45,9 @@ def redrawn(node: Node, wanted: Tensor) -> SyntheticSet:
     found = node.store.load(s.lineage, model=node.model_name)
     missing = wanted if found is None else wanted & ~torch.isin(labels, found.labels.unique())
     if found is None or bool(missing.any()):
-        draw = generator(s.seed, "synthetic", 0, s.client)
-        fresh = initialise(node.site, missing, max(1, s.scale), draw)
+        node.store.make_room(s.lineage)
+        draw, few = generator(node.seed, "synthetic", 0, s.client), node.policy.answers.min_examples
+        fresh = initialise(node.site, missing, node.scale, draw, least=few)
         found = fresh if found is None else found.joined(fresh)
         if len(found):
             node.save(next_generation(node), found)

@@ -8,7 +8,7 @@ https://arxiv.org/abs/1812.06127, section 3.2.
 Shapes: B batch, C channels, H height, W width, K classes.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -36,27 +36,75 @@ class Trained:
 
 
 def minibatches(
-    num_examples: int, batch_size: int, num_steps: int, generator: torch.Generator
+    num_examples: int,
+    batch_size: int,
+    num_steps: int,
+    generator: torch.Generator,
+    *,
+    least: int = 1,
 ) -> Iterator[Tensor]:
     """Yield `num_steps` batches of positions, int64 `(B,)`, going through the data in epochs.
 
-    Every epoch is a new permutation; its last batch may be smaller, but never a single example
-    left over: batch norm cannot train on one, so it joins the batch before.
+    Every epoch is a new permutation; its last batch may be smaller, but neither below `least` nor
+    a single example left over, with which batch norm cannot train: those join the batch before.
     """
     step = 0
     while step < num_steps:
         order = torch.randperm(num_examples, generator=generator)
-        for number in range(_in_epoch(num_examples, batch_size)):
+        for number in range(_in_epoch(num_examples, batch_size, least)):
             if step == num_steps:
                 return
-            last = number == _in_epoch(num_examples, batch_size) - 1
+            last = number == _in_epoch(num_examples, batch_size, least) - 1
             yield order[number * batch_size : None if last else (number + 1) * batch_size]
             step += 1
 
 
-def steps_in(epochs: int, num_examples: int, batch_size: int) -> int:
+def steps_in(epochs: int, num_examples: int, batch_size: int, *, least: int = 1) -> int:
     """Return the number of batches in `epochs` passes."""
-    return epochs * _in_epoch(num_examples, batch_size)
+    return epochs * _in_epoch(num_examples, batch_size, least)
+
+
+def covering(
+    batches: Iterable[Tensor], labels: Tensor, least: int, generator: torch.Generator
+) -> Iterator[Tensor]:
+    """Yield batches that leave no class with few examples, neither among theirs nor beside them.
+
+    What training changes in a classifier's row is told apart by class: of a class with one example
+    in all batches it would be that example's own gradient, and so would the difference to an answer
+    that has one more. A class's missing examples join the last batch.
+
+    Args:
+        batches: Positions of each step's batch.
+        labels: int64 `(n,)`, of all positions.
+        least: Examples of a class that are enough, at least 1, which changes nothing.
+        generator: Draws those that join.
+    """
+    given = list(batches) if least > 1 else batches
+    if least > 1 and given:
+        used = torch.zeros(len(labels), dtype=torch.bool)
+        used[torch.cat(list(given))] = True
+        joining = []
+        for label in labels[used].unique():
+            of_class = labels == label
+            total, now = int(of_class.sum()), int((used & of_class).sum())
+            free = (~used & of_class).nonzero().flatten()
+            missing = enough(now, total, least) - now
+            joining.append(free[torch.randperm(len(free), generator=generator)[:missing]])
+        *first, last = given
+        given = [*first, torch.cat([last, *joining])]
+    yield from given
+
+
+def enough(count: int, total: int, least: int) -> int:
+    """Return how many of `total` examples to take where `count` were asked for.
+
+    Never fewer than `least`, and never all but fewer than `least`: two answers must not differ by a
+    handful of examples. With `least` 1 it is the count itself.
+    """
+    if count <= 0:
+        return 0
+    taken = max(count, least)
+    return total if total - taken < least else taken
 
 
 def images_in(num_steps: int, num_examples: int, batch_size: int) -> int:
@@ -67,10 +115,10 @@ def images_in(num_steps: int, num_examples: int, batch_size: int) -> int:
     return epochs * num_examples + steps * batch_size
 
 
-def _in_epoch(num_examples: int, batch_size: int) -> int:
+def _in_epoch(num_examples: int, batch_size: int, least: int = 1) -> int:
     batches = -(-num_examples // batch_size)
-    single = num_examples % batch_size == 1 and batches > 1 and batch_size > 1
-    return batches - 1 if single else batches
+    left_over = 0 < num_examples % batch_size < max(2, least) and batches > 1 and batch_size > 1
+    return batches - 1 if left_over else batches
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:

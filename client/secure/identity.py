@@ -3,9 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 
 @dataclass(frozen=True)
@@ -21,19 +19,3 @@ class Identity:
     name: str
     key: Ed25519PrivateKey
     peer: Callable[[str], bytes | None]
-
-
-def simulated(name: str, population: str) -> Identity:
-    """Return the identity of a simulated node: all of them can be derived, and none is secret.
-
-    Args:
-        name: The node's.
-        population: Which simulated nodes belong together (`Simulation.population`).
-    """
-
-    def key(of: str) -> Ed25519PrivateKey:
-        info = b"efface simulated node\0" + population.encode() + b"\0" + of.encode()
-        seed = HKDF(hashes.SHA256(), 32, salt=None, info=info).derive(b"no secret")
-        return Ed25519PrivateKey.from_private_bytes(seed)
-
-    return Identity(name, key(name), lambda other: key(other).public_key().public_bytes_raw())

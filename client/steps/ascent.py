@@ -6,6 +6,7 @@ from typing import ClassVar
 from client.errors import BadSetting
 from client.learning import ascent
 from client.learning.synthetic import random_subset
+from client.learning.training import steps_in
 from client.messages import CLASS_3, WORK, Common, Declaration
 from client.node import Answer, Node, answers, worked
 from client.settings import ANY, at_least, list_of, one_of, positive, setting
@@ -45,6 +46,7 @@ def ascend(node: Node, settings: Ascend) -> Answer:
         held = node.synthetic() if settings.data == "synthetic" else random_subset(node)
         forget, _ = node.masks(held.labels.cpu())
         chosen = held.where(forget.to(node.device))
+        chosen = node.used(chosen)
         images, labels = chosen.images, chosen.labels
     if settings.target_losses and len(settings.target_losses) != settings.model_classes:
         raise BadSetting(
@@ -53,6 +55,8 @@ def ascend(node: Node, settings: Ascend) -> Answer:
         )
     if settings.secure is not None and not len(labels):
         return worked(0), None  # of a sum nobody knows who holds what goes: all are asked
+    least = node.policy.answers.min_batch
+    node.allow(steps_in(settings.epochs, len(labels), settings.batch_size, least=least))
     model = node.model()
     done = ascent.ascend(
         model,
@@ -65,5 +69,6 @@ def ascend(node: Node, settings: Ascend) -> Answer:
         target_losses=settings.target_losses,
         freeze_head=settings.freeze_head,
         freeze_stem=settings.freeze_stem,
+        least=least,
     )
     return worked(len(labels), done), model

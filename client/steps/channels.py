@@ -13,12 +13,11 @@ from client.channels.slices import from_row, scatter, take, to_row
 from client.data.sampling import at_most, at_random
 from client.learning.models import build, loaded
 from client.learning.perturbation import wrong_labels
-from client.learning.training import local_sgd, minibatches, steps_in
+from client.learning.training import local_sgd, steps_in
 from client.messages import CLASS_3, WORK, Common, Declaration
 from client.node import Answer, Node, ReplyArrays, answers, worked
 from client.settings import (
     ANY,
-    MIN_EXAMPLES,
     all_or_some,
     at_least,
     between,
@@ -57,16 +56,17 @@ def representation(node: Node, settings: Representation) -> Answer:
     if settings.samples_per_class:
         # Other examples for every number: the difference of two answers is no example's.
         draws = node.draws(f" {settings.samples_per_class} a class")
-        part = at_most(part, settings.samples_per_class, draws)
+        few = node.policy.answers.min_examples
+        part = at_most(part, settings.samples_per_class, draws, least=few)
     sums, counts = class_activations(
         node.model(),
-        node.site.pick(part, node.device),
+        node.pick(part),
         part.labels,
         settings.model_classes,
         batch_size=settings.batch_size,
     )
     # The sum over a class with one example would be that example's own activations.
-    lone = counts < MIN_EXAMPLES
+    lone = counts < node.least
     counts = counts.masked_fill(lone, 0)
     sums = {name: of_layer.masked_fill(lone[:, None], 0.0) for name, of_layer in sums.items()}
     return {
@@ -102,7 +102,8 @@ class Ablation(Common):
 def ablation(node: Node, settings: Ablation) -> Answer:
     """Measure what zeroing each channel does to the accuracy on what is to be forgotten."""
     forget, _ = node.masks(node.site.train.labels)
-    part = at_random(node.site.train.where(forget), settings.max_examples, node.draws())
+    most, few = settings.max_examples, node.policy.answers.min_examples
+    part = at_random(node.site.train.where(forget), most, node.draws(size=most), least=few)
     model = node.model()
     like = {
         f"{kind}/{layer.name}": Form((layer.num_channels,), "float64")
@@ -116,7 +117,7 @@ def ablation(node: Node, settings: Ablation) -> Answer:
         return {"num-examples": 0, "samples": 0}, ReplyArrays(nothing, like)
     effects = effects_of(model, *node.examples(part))
     state = {f"accuracy/{name}": effect for name, effect in effects.accuracy.items()}
-    state |= {f"loss/{n}": shown_loss(e, len(part)) for n, e in effects.loss.items()}
+    state |= {f"loss/{n}": shown_loss(e, len(part), node.least) for n, e in effects.loss.items()}
     return {"num-examples": len(part), "samples": len(part)}, ReplyArrays(state, like)
 
 
@@ -176,13 +177,16 @@ def fit_channels(node: Node, settings: FitChannels) -> Answer:
         wrong = wrong_labels(
             part.labels, forget[forget | keep], settings.model_classes, node.draws(" labels")
         )
-        pick = node.site.pick(part, node.device)
+        pick = node.pick(part)
         relabelled = wrong.to(node.device)
-        num_steps = settings.steps or steps_in(settings.epochs, len(part), settings.batch_size)
+        least = node.policy.answers.min_batch
+        num_steps = settings.steps or steps_in(
+            settings.epochs, len(part), settings.batch_size, least=least
+        )
         trained = local_sgd(
             model,
             lambda batch: (pick(batch)[0], relabelled[batch.to(node.device)]),
-            minibatches(len(part), settings.batch_size, num_steps, node.draws()),
+            node.batches(part, settings.batch_size, num_steps),
             lr=settings.lr,
             momentum=settings.momentum,
             precision=settings.precision,

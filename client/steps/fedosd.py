@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy, softmax
 
 from client.messages import CLASS_3, Common, Declaration
 from client.node import Answer, Node, ReplyArrays, answers
-from client.settings import MIN_EXAMPLES, at_least, one_of, setting
+from client.settings import at_least, one_of, setting
 from client.wire import forms
 
 
@@ -39,9 +39,9 @@ def gradient(node: Node, settings: Gradient) -> Answer:
     parameters = dict(model.named_parameters())
     sums = {name: torch.zeros_like(p) for name, p in parameters.items()}
     answer = ReplyArrays(sums, forms(parameters))
-    if len(part) < MIN_EXAMPLES:  # of one example it would be that example's own gradient
+    if len(part) < node.least:  # of one example it would be that example's own gradient
         return {"num-examples": 0, "samples": 0, "loss": 0.0}, answer
-    pick = node.site.pick(part, node.device)
+    pick = node.pick(part)
     total = 0.0
     for batch in torch.arange(len(part)).split(settings.batch_size):
         images, labels = pick(batch)

@@ -49,11 +49,11 @@ def heldout(node: Node, settings: Heldout) -> Answer:
     metrics: Metrics = {"num-examples": len(part), "samples": int((forget | retain).sum())}
     for side, mask in (("forget", forget), ("retain", retain)):
         chosen = part.where(mask)
-        pick = node.site.pick(chosen, node.device)
+        pick = node.pick(chosen)
         scores = evaluate(model, pick, len(chosen), settings.model_classes)
         metrics[f"{side}-correct-per-class"] = [float(n) for n in scores.correct]
         metrics[f"{side}-count-per-class"] = [float(n) for n in scores.count]
-        shown = shown_loss(scores.loss, scores.count)
+        shown = shown_loss(scores.loss, scores.count, node.least)
         metrics[f"{side}-loss-per-class"] = [float(n) for n in shown]
     return metrics, None
 
@@ -93,7 +93,7 @@ def _counts(node: Node) -> Metrics:
     own_forget, own_retain = node.masks(synthetic)
     counts = torch.bincount(labels, minlength=settings.model_classes)
     return {
-        "num-examples": len(labels),
+        "num-examples": node.count(node.site.train),
         "num-forget": int(forget.sum()),
         "num-retain": int(retain.sum()),
         "num-forget-synthetic": int(own_forget.sum()),
@@ -147,11 +147,12 @@ class Fisher(Common):
 def fisher(node: Node, settings: Fisher) -> Answer:
     """Measure how much each parameter tells of the labels, on one side of the data."""
     wanted = node.side(settings.side, node.site.train.labels)
-    part = at_random(node.site.train.where(wanted), settings.max_examples, node.draws())
+    most, few = settings.max_examples, node.policy.answers.min_examples
+    part = at_random(node.site.train.where(wanted), most, node.draws(size=most), least=few)
     model = node.model()
     parameters = dict(model.named_parameters())
     like = forms(parameters)
-    if len(part) < MIN_EXAMPLES:  # of one example it would be that example's own gradient
+    if len(part) < node.least:  # of one example it would be that example's own gradient
         nothing = {name: torch.zeros_like(p) for name, p in parameters.items()}
         return {"num-examples": 0, "samples": 0}, ReplyArrays(nothing, like)
     images, _ = node.examples(part)

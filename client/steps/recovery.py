@@ -10,6 +10,7 @@ from torch import Tensor
 from client.data.sampling import as_many
 from client.learning import recovery
 from client.learning.synthetic import random_subset, synthetic_for
+from client.learning.training import steps_in
 from client.messages import CLASS_3, WORK, Common, Declaration
 from client.node import Answer, Node, answers, worked
 from client.seeds import generator
@@ -57,7 +58,7 @@ def descend(node: Node, settings: Descend) -> Answer:
         real = settings.data.startswith("subset")
         stand_ins = random_subset(node) if real else synthetic_for(node, settings.side, wanted)
         own = stand_ins.labels.cpu()
-        chosen = stand_ins.where(node.side(settings.side, own).to(node.device))
+        chosen = node.used(stand_ins.where(node.side(settings.side, own).to(node.device)))
         images.append(chosen.images)
         labels.append(chosen.labels)
         if settings.side == "retain":
@@ -67,8 +68,8 @@ def descend(node: Node, settings: Descend) -> Answer:
         part = node.site.train.where(wanted)
         if chosen is not None:
             # The same originals in every round: a node keeps 1 + 1 % of its data at hand.
-            draw = generator(settings.seed, "augment", 0, settings.client)
-            part = as_many(part, chosen.labels.cpu(), draw)
+            draw = generator(node.seed, "augment", 0, settings.client)
+            part = as_many(part, chosen.labels.cpu(), draw, least=node.policy.answers.min_examples)
         real_images, real_labels = node.examples(part)
         images.append(real_images)
         labels.append(real_labels)
@@ -79,6 +80,9 @@ def descend(node: Node, settings: Descend) -> Answer:
     batch_size = settings.batch_size
     if settings.batches:
         batch_size = math.ceil(len(all_labels) / settings.batches)
+    least = node.policy.answers.min_batch
+    batch_size = max(batch_size, least)
+    node.allow(steps_in(settings.epochs, len(all_labels), batch_size, least=least))
     done = recovery.descend(
         model,
         all_images,
@@ -92,6 +96,7 @@ def descend(node: Node, settings: Descend) -> Answer:
         hold=settings.hold,
         hold_features=settings.hold_features,
         freeze_stem=settings.freeze_stem,
+        least=least,
     )
     # An original may be in the subset, too, or behind a synthetic image.
     return worked(len(all_labels), done, num_distinct=max(map(len, labels))), model

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from client.errors import NoSyntheticSet
+from client.law import check_order
 from client.learning.distillation import condense as condensed
 from client.learning.models import build
 from client.learning.synthetic import next_generation, redrawn
@@ -57,6 +58,7 @@ def condense(node: Node, settings: Condense) -> Answer:
         )
         node.save(next_generation(node), better)
         node.store.settle(done, "condense", settings.forget)
+    node.used(synthetic)
     return {"num-examples": len(synthetic), "applied": float(done in state.applied)}, None
 
 
@@ -80,6 +82,9 @@ class Settle(Common):
 def settle(node: Node, settings: Settle) -> Answer:
     """Make a verified request last on this node."""
     spec = settings.forget
+    check_order(
+        node.policy, settings, action=settings.action, destroy=settings.destroy, target=spec
+    )
     new = node.store.settle(settings.request, settings.action, spec)
     node.store.drop_bases()
     destroyed = 0
@@ -94,7 +99,7 @@ def settle(node: Node, settings: Settle) -> Answer:
         if bool(forget.any()):
             redrawn(node, forget)
     return {
-        "num-examples": len(node.site.train),
+        "num-examples": node.count(node.site.train),
         "applied": float(not new),
         "destroyed": destroyed,
     }, None

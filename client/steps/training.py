@@ -7,10 +7,10 @@ from typing import ClassVar
 from client.errors import BadSetting
 from client.learning.curvature import local_quasi_newton
 from client.learning.in_situ import InSitu
-from client.learning.training import local_sgd, minibatches, steps_in
+from client.learning.training import local_sgd, steps_in
 from client.messages import WORK, Common, Declaration
 from client.node import Answer, Node, answers, worked
-from client.settings import MIN_EXAMPLES, at_least, between, one_of, positive, setting
+from client.settings import at_least, between, one_of, positive, setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,11 +60,15 @@ def fit(node: Node, settings: Fit) -> Answer:
     part = node.site.train.where(keep)
     model = node.model()
     # What one example alone changes in a model is its own gradient.
-    if not len(part) or (settings.side == "forget" and len(part) < MIN_EXAMPLES):
+    if not len(part) or (settings.side == "forget" and len(part) < node.least):
         return {**worked(0), "seconds-distill": 0.0}, model
-    num_steps = settings.steps or steps_in(settings.epochs, len(part), settings.batch_size)
+    least = node.policy.answers.min_batch
+    num_steps = settings.steps or steps_in(
+        settings.epochs, len(part), settings.batch_size, least=least
+    )
     distiller = None
     if settings.scale:
+        node.store.make_room(settings.lineage)
         distiller = InSitu(
             node,
             keep,
@@ -75,8 +79,8 @@ def fit(node: Node, settings: Fit) -> Answer:
             every=settings.distill_every,
             fraction=settings.distill_fraction,
         )
-    pick = node.site.pick(part, node.device)
-    batches = minibatches(len(part), settings.batch_size, num_steps, node.draws())
+    pick = node.pick(part)
+    batches = node.batches(part, settings.batch_size, num_steps)
     if settings.optimiser == "quasi-newton":
         trained = local_quasi_newton(
             model,

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from server.cli import bench, process, reading, running, site
+from server.cli import bench, coordinator, process, reading, running, site, site_run
 
 
 def _show_version(wanted: bool) -> None:
@@ -27,6 +27,12 @@ def _application() -> typer.Typer:
     bench.add_to(made)
     reading.add_to(made)
     site.add_to(made)
+    coordinator.add_to(made)
+    at_site = typer.Typer(
+        help="Run this site's node, and decide what may run in it.", no_args_is_help=True
+    )
+    site_run.add_to(at_site)
+    made.add_typer(at_site, name="site", rich_help_panel=site.GROUP)
     return made
 
 

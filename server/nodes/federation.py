@@ -365,11 +365,45 @@ class GridFederation(RequestValues):
         self._ask(told, ArrayRecord(), phase="recover", name="condense", names=names)
 
     def settle(
-        self, action: str, *, destroy: bool, names: Sequence[str] | None = None
+        self,
+        action: str,
+        *,
+        destroy: bool,
+        names: Sequence[str] | None = None,
+        again: bool = False,
     ) -> dict[str, dict[str, Any]]:
-        """Have every node, or those named, write or lift its tombstone; all must answer."""
+        """Have every node, or those named, write or lift its tombstone; all must answer.
+
+        Args:
+            action: "forget" or "relearn".
+            destroy: Whether their synthetic images of it go, too.
+            names: Whom to ask; None for all.
+            again: Whether they may have been asked before, in another journal.
+
+        Raises:
+            ClientLost: If a node does not answer, or says that it had applied the request already
+                before it was asked: whoever used the request's name was not this coordinator.
+        """
+        asked_before = again
+        if not again:
+            number = self._asked + 1
+            first: list[bool] = []
+            # Kept before the messages leave: an answer that a stop swallowed is no surprise.
+            self.journal.value(f"settling-{number}", lambda: first.append(True))
+            asked_before = not first
         settings = self.settings(Settle, phase="settle", action=action, destroy=destroy)
-        return self._ask(settings, ArrayRecord(), phase="settle", name="settle", names=names)
+        answers = self._ask(settings, ArrayRecord(), phase="settle", name="settle", names=names)
+        early = [] if asked_before else [n for n, m in answers.items() if float(m["applied"])]
+        if not again:
+            # Kept, too: the same request does not pass when it is asked for a second time.
+            early = self.journal.value(f"settled-{number}", lambda: early)
+        if early:
+            raise ClientLost(
+                f"request must be new to {', '.join(early)}, got the answer that it was applied "
+                "already: its name was used before; look at the log there (efface site log), then "
+                "abort this request and ask anew"
+            )
+        return answers
 
     def accuracies(self, model: ArrayRecord) -> Accuracies:
         """Return the accuracies on the nodes' held-out data (see the protocol)."""

@@ -107,7 +107,7 @@ def _settle(work: "Work", row: RequestRow, client: str) -> int:
     )
     destroy = settings.destroy or row.level == "client"
     try:
-        answers = federation.settle(row.kind, destroy=destroy, names=[client])
+        answers = federation.settle(row.kind, destroy=destroy, names=[client], again=True)
     finally:
         shutil.rmtree(then.folder / journal, ignore_errors=True)
     return int(answers[client]["destroyed"])

@@ -32,6 +32,7 @@ def common(
         "fingerprint": wire.fingerprint(),
         "request": request,
         "lineage": lineage,
+        "method": settings.method if settings.mode == "forget" and forget.level != "none" else "",
         **settings.common(spec),
         "scale": settings.scale,
         "sums_only": settings.secure_aggregation,

@@ -109,11 +109,14 @@ def test_a_message_that_arrives_twice_starts_twice_from_the_same_images(store: S
     assert store.load("r0001", model=MODEL, before=1) is None
 
 
-def test_a_round_that_is_done_again_drops_what_came_after_it(store: Store) -> None:
+def test_a_round_that_is_done_again_takes_its_place_and_drops_none(store: Store) -> None:
     for generation in (4, 5):
         save(store, generation, images_of(0))
     save(store, 4, images_of(1))
-    assert numbers(store) == [4]
+    assert numbers(store) == [4, 5]
+    again = store.load("r0001", model=MODEL, before=5)  # what round 5 begins with when it is redone
+    assert again is not None
+    assert again.labels.tolist() == [1]
 
 
 def test_a_set_of_another_model_is_refused_and_kept(store: Store) -> None:

@@ -40,6 +40,7 @@ from client.steps.training import Fit
 from client.store import Store
 from server.nodes.engines.inline import InlineGrid
 from tests.messages import NUM_CLIENTS, message, network, told, weights
+from tests.policies import written_policy
 
 DIRECTORIES = ("EFFACE_STORE", "EFFACE_DATA_DIR", "EFFACE_HOME")
 ALL: list[type[Common]] = sorted((h.kind for h in handlers().values()), key=str)
@@ -267,12 +268,41 @@ def test_a_node_that_lost_all_its_data_weighs_nothing(grid: InlineGrid, kind: ty
 # ---- errors say nothing of the node's own -------------------------------------------------------
 
 
+def own_node(folder: Path, data: str, **changes: str) -> dict[str, Any]:
+    """Return the config of a real node, whose policy lets messages of these tests through."""
+    changes = {
+        "updates": '"single"',
+        "holdout": "0.5",
+        "min_examples": "1",
+        "min_batch": "1",
+        **changes,
+    }
+    changes |= {"min_scale": "1"}
+    policy = written_policy(folder / "policy", "client-0", **changes)
+    return {"data": data, "store": str(folder / "store"), "policy": str(policy)}
+
+
 def no_data_file(folder: Path) -> dict[str, Any]:
-    return {"data": f"npz:{folder}/patients.npz", "store": str(folder / "store")}
+    return own_node(folder, f"npz:{folder}/patients.npz")
 
 
 def data_without_its_kind(folder: Path) -> dict[str, Any]:
-    return {"data": f"{folder}/patients.npz", "store": str(folder / "store")}
+    return own_node(folder, f"{folder}/patients.npz")
+
+
+def no_policy(folder: Path) -> dict[str, Any]:
+    return {**own_node(folder, f"npz:{site_file(folder)}"), "policy": f"{folder}/patients.toml"}
+
+
+def open_policy(folder: Path) -> dict[str, Any]:
+    config = own_node(folder, f"npz:{site_file(folder)}")
+    Path(config["policy"]).chmod(0o644)
+    return config
+
+
+def open_store(folder: Path) -> dict[str, Any]:
+    (folder / "store").mkdir(mode=0o755)
+    return own_node(folder, f"npz:{site_file(folder)}")
 
 
 def damaged_data(folder: Path) -> dict[str, Any]:
@@ -298,6 +328,9 @@ def no_such_device(folder: Path) -> dict[str, Any]:
 FAILURES = [
     no_data_file,
     data_without_its_kind,
+    no_policy,
+    open_policy,
+    open_store,
     damaged_data,
     store_is_a_file,
     damaged_state,
@@ -436,12 +469,25 @@ def test_a_handler_cannot_get_an_image_past_the_reply() -> None:
     def leak(node: Node, settings: Fit) -> tuple[dict[str, Any], nn.Module]:
         model = network()
         model.register_buffer("seen", node.site.images(node.site.train))
-        return {"num-examples": 1}, model
+        return {"num-examples": node.count(node.site.train)}, model
 
     asked = message(Fit.message.name, config_of(Fit), weights())
     context = Context(1, 1, {"partition-id": 0}, RecordDict(), {})
     with pytest.raises(EffaceError, match="the node's own log says why"):
         leak(asked, context)
+
+
+def test_of_examples_that_a_handler_did_not_note_nothing_goes_up() -> None:
+    @answers(Fit)
+    def unnoted(node: Node, settings: Fit) -> tuple[dict[str, Any], nn.Module]:
+        labels = node.site.train.labels
+        return {"num-examples": len(labels), "loss": float(labels.sum())}, network(1)
+
+    asked = message(Fit.message.name, config_of(Fit), weights())
+    content = unnoted(asked, Context(1, 1, {"partition-id": 0}, RecordDict(), {})).content
+    metrics = content.metric_records["metrics"]
+    assert (metrics["num-examples"], metrics["loss"]) == (0, 0)
+    assert not content.array_records["arrays"]
 
 
 # ---- what comes down ----------------------------------------------------------------------------
@@ -489,7 +535,8 @@ def test_a_missing_setting_is_refused_by_every_handler(
 def test_a_value_of_the_wrong_type_is_refused_whatever_the_key(kind: type[Common]) -> None:
     keys = list(config_of(kind))
     assert {"sim-dataset", "sim-num-clients"} < set(keys)
-    assert len(keys) == len(fields(kind)) - 1 + len(fields(Simulation))
+    parts = 2  # one of them, `secure`, is not in the config
+    assert len(keys) == len(fields(kind)) - parts + len(fields(Simulation))
     for key in keys:
         wrong: Any = b"0"
         with pytest.raises(BadSetting, match=rf"^{key} must be \w+, got b'0'$"):
@@ -693,7 +740,7 @@ def test_a_node_outside_a_simulation_opens_no_file_that_the_coordinator_names(
     assert (
         f"BadSetting: dataset must be one of digits, mnist, fashion-mnist, cifar10, cifar100, svhn "
         f"on a node that names no data of its own, got '{kind}:{path}'; its operator names what it "
-        'holds: --node-config \'data="npz:/path" store="/path"\''
+        'holds: --node-config \'data="npz:/path" store="/path" policy="/path"\''
     ) in reply.error.reason
     assert not named.has_error()
 
@@ -702,7 +749,7 @@ def test_a_node_that_names_its_data_ignores_what_the_coordinator_names(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("EFFACE_STORE")
-    own = {"data": f"npz:{site_file(tmp_path)}", "store": str(tmp_path / "store")}
+    own = own_node(tmp_path, f"npz:{site_file(tmp_path)}", holdout="0.0")
     with open_grid(**own) as grid:
         config = config_of(Describe, dataset="npz:/etc/passwd", holdout=0.0)
         metrics = ask(grid, Describe, config).content.metric_records["metrics"]
@@ -713,11 +760,27 @@ def test_a_node_that_names_its_data_ignores_what_the_coordinator_names(
 def test_a_node_that_names_its_data_must_name_its_store(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: type[Common]
 ) -> None:
-    with open_grid(data=f"npz:{site_file(tmp_path)}") as grid:
+    own = own_node(tmp_path, f"npz:{site_file(tmp_path)}")
+    del own["store"]
+    with open_grid(**own) as grid:
         reply = ask(grid, kind)
     assert "StoreError: the node's own log says why" in reply.error.reason
     assert "node config must name store beside data, got none" in caplog.text
     assert not (tmp_path / "private").exists()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_node_that_names_its_data_must_name_its_policy(
+    tmp_path: Path, kind: type[Common]
+) -> None:
+    own = {"data": f"npz:{site_file(tmp_path)}", "store": str(tmp_path / "store")}
+    with open_grid(**own) as grid:
+        reply = ask(grid, kind)
+    assert (
+        "PolicyRefused: node config must name a policy beside data, got none; its operator has to "
+        "make one: efface site init FOLDER --name NAME"
+    ) in reply.error.reason
+    assert not (tmp_path / "store").exists()
 
 
 # ---- one example's loss stays here --------------------------------------------------------------

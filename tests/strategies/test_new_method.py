@@ -35,7 +35,7 @@ class Fade(Common):
 @answers(Fade)
 def fade(node, settings):
     model, rows = node.model(), settings.forget_classes
-    held = len(node.site.train.where(node.side("forget", node.site.train.labels)))
+    held = node.count(node.site.train.where(node.side("forget", node.site.train.labels)))
     with torch.no_grad():
         model.classifier.weight[rows] *= 1 - settings.by
         model.classifier.bias[rows] -= 100 * settings.by

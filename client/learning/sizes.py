@@ -1,0 +1,52 @@
+"""How large a model is, before any memory is taken for it."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from client.learning.models import shaped
+from client.learning.spec import ModelSpec
+
+
+@dataclass(frozen=True)
+class Size:
+    """Numbers that a model takes.
+
+    Attributes:
+        parameters: And buffers.
+        activations: Outputs of all layers for one example.
+    """
+
+    parameters: int
+    activations: int
+
+
+@lru_cache(maxsize=16)
+def size_of(spec: ModelSpec) -> Size:
+    """Return a model's size, from its layout alone: torch's meta device has no memory.
+
+    Raises:
+        BadSetting: If the spec is wrong.
+    """
+    model = shaped(spec)
+    numbers = sum(t.numel() for t in model.state_dict().values())
+    activations = 0
+
+    def count(layer: nn.Module, inputs: Any, output: Any) -> None:
+        nonlocal activations
+        activations += output.numel() if isinstance(output, Tensor) else 0
+
+    hooks = [
+        layer.register_forward_hook(count)
+        for layer in model.modules()
+        if not any(True for _ in layer.children())
+    ]
+    shape = (2, spec.channels, spec.image_size, spec.image_size)  # batch norm needs two
+    with torch.no_grad(), torch.device("meta"):
+        model(torch.empty(shape))
+    for hook in hooks:
+        hook.remove()
+    return Size(numbers, activations // 2)

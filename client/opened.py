@@ -1,0 +1,273 @@
+"""A node opened for one message: its data, its store, its policy, and the examples it hands out."""
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from flwr.app import ArrayRecord, Context
+from torch import Tensor
+
+from client import wire
+from client.channels.layout import from_text
+from client.channels.masks import freeze
+from client.data.site import (
+    NODE_CONFIG,
+    SIMULATED_STORES,
+    NodeConfig,
+    Part,
+    Site,
+    erased_mask,
+    forget_mask,
+    open_site,
+)
+from client.errors import NoSyntheticSet, StoreError
+from client.law import check_order
+from client.learning.models import Classifier, loaded
+from client.learning.training import Pick, covering, minibatches
+from client.memory import keep_freed_memory
+from client.messages import Common, ForgetSpec
+from client.policy import Policy, PolicyRefused
+from client.secure.aggregations import Aggregations
+from client.secure.context import Context as SumContext
+from client.secure.context import lasting
+from client.secure.identity import Identity
+from client.seeds import derive, generator
+from client.settings import MIN_EXAMPLES
+from client.simulation.settings import Simulation
+from client.store import Store, SyntheticSet, without
+from client.touched import Touched
+
+SETTLE: Final = "query.settle"  # its order is its own: see client.steps.store
+
+
+@dataclass(frozen=True)
+class Node:
+    """What a handler works with."""
+
+    open_data: Callable[[], Site]
+    store: Store
+    device: torch.device
+    settings: Common
+    arrays: ArrayRecord
+    erased: list[ForgetSpec]  # tombstones in force: the server's and the node's own
+    policy: Policy
+    touched: Touched = field(default_factory=Touched)
+    notes: dict[str, Any] = field(default_factory=dict)  # what the site's log says of the work
+
+    @cached_property
+    def site(self) -> Site:
+        """The node's data, opened when they are first asked for: steps of a sum need none."""
+        return self.open_data()
+
+    @property
+    def identity(self) -> Identity:
+        """The node's key, and its peers', for sums."""
+        return Identity(self.policy.name, self.policy.key(), self._pinned)
+
+    def _pinned(self, peer: str) -> bytes | None:
+        try:
+            return self.policy.peer(peer).public_bytes_raw()
+        except PolicyRefused:
+            return None
+
+    @property
+    def sum_context(self) -> SumContext | None:
+        """What the sum is about that the answer goes into; None if it goes up alone."""
+        s = self.settings
+        if s.secure is None:
+            return None
+        return SumContext.of(s.request, s.phase, s.server_round, lasting(s.secure))
+
+    @property
+    def sums(self) -> Aggregations:
+        """The node's parts in sums."""
+        return Aggregations(self.store.folder)
+
+    @property
+    def least(self) -> int:
+        """The fewest distinct examples that a loss, a sum or a gradient is shown of."""
+        return max(MIN_EXAMPLES, self.policy.answers.min_examples)
+
+    @property
+    def seed(self) -> int:
+        """The seed of every draw of examples: at a real site nobody else can foretell it."""
+        told, own = self.settings.seed, self.policy.data.split_seed
+        return derive(told, "site", own) if self.policy.is_real else told
+
+    @property
+    def scale(self) -> int:
+        """Real images for one that stands in for them, at least as many as the policy says."""
+        return max(self.settings.scale, self.policy.synthetic.min_scale)
+
+    @property
+    def model_name(self) -> str:
+        """The model as synthetic sets name theirs: they outlive a pruning."""
+        return str(self.settings.model_spec.base)
+
+    def model(self) -> Classifier:
+        """Return the network with the parameters that came down, on the device.
+
+        Its pruned channels stay zero whatever it is trained on.
+        """
+        spec = self.settings.model_spec
+        network = loaded(spec, wire.tensors(self.arrays))
+        if spec.pruned and not spec.compact:
+            freeze(network, from_text(spec.pruned))
+        if self.device.type == "cuda":  # where convolutions are faster that way
+            return network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+        return network.to(self.device)
+
+    def draws(self, purpose: str = "", *, size: int | None = None) -> torch.Generator:
+        """Return the generator of this phase, round and node.
+
+        Args:
+            purpose: What is drawn, where a phase draws twice.
+            size: How many examples: at a real site n and n + 1 are unrelated draws.
+        """
+        s = self.settings
+        sized = f" of {size}" if self.policy.is_real and size is not None else ""
+        return generator(self.seed, s.phase + purpose + sized, s.server_round, s.client)
+
+    def masks(self, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return which examples the request names and which may be trained on, as masks."""
+        forget = forget_mask(labels, self.settings.forget, self.settings.client)
+        gone = erased_mask(labels, self.erased, self.settings.client)
+        return forget & ~gone, ~forget & ~gone
+
+    def side(self, side: str, labels: Tensor) -> Tensor:
+        """Return the mask of the examples on a message's `side`: retain, forget, or all."""
+        forget, retain = self.masks(labels)
+        if self.settings.holders_alone and not bool(forget.any()):
+            return forget
+        return {"retain": retain, "forget": forget, "all": forget | retain}[side]
+
+    # -- examples: what an answer is computed from is noted where it is handed out ---------------
+
+    def pick(self, part: Part) -> Pick:
+        """Return a function from positions in `part` to normalised images and labels."""
+        picked, seen = self.site.pick(part, self.device), self._rows(part)
+
+        def noted(batch: Tensor) -> tuple[Tensor, Tensor]:
+            seen[part.index[batch.cpu()]] = True
+            return picked(batch)
+
+        return noted
+
+    def examples(self, part: Part) -> tuple[Tensor, Tensor]:
+        """Return all images and labels of a part, normalised."""
+        return self.pick(part)(torch.arange(len(part)))
+
+    def count(self, part: Part) -> int:
+        """Return how many examples a part has, of which nothing else is told."""
+        self._rows(part)[part.index] = True
+        return len(part)
+
+    def used(self, stand_ins: SyntheticSet) -> SyntheticSet:
+        """Return synthetic images, or real ones in their place, that the answer is made from."""
+        self.touched.images(stand_ins.images)
+        return stand_ins
+
+    def _rows(self, part: Part) -> Tensor:
+        name = "train" if part.split is self.site.data.train else "validation"
+        return self.touched.rows(name, len(part.split))
+
+    def batches(self, part: Part, batch_size: int, num_steps: int) -> Iterator[Tensor]:
+        """Return the batches of local training on a part, by positions.
+
+        Raises:
+            PolicyRefused: If there are more than the policy has room for.
+        """
+        self.allow(num_steps)
+        least, few = self.policy.answers.min_batch, self.policy.answers.min_examples
+        drawn = minibatches(len(part), batch_size, num_steps, self.draws(), least=least)
+        return covering(drawn, part.labels, few, self.draws(" classes"))
+
+    def allow(self, num_steps: int) -> None:
+        """Refuse more steps than the policy has room for.
+
+        Raises:
+            PolicyRefused: Naming the rule.
+        """
+        if num_steps > self.policy.limits.steps:
+            raise PolicyRefused(
+                f"epochs must take at most {self.policy.limits.steps} steps at {self.policy.name}, "
+                f"got {num_steps}"
+            )
+
+    def synthetic(self, *, before: int | None = None) -> SyntheticSet:
+        """Return the node's synthetic set.
+
+        Raises:
+            NoSyntheticSet: If there is none for this model.
+        """
+        found = self.store.load(self.settings.lineage, model=self.model_name, before=before)
+        if found is None:
+            raise NoSyntheticSet(
+                f"synthetic set of {self.settings.lineage} must exist on node "
+                f"{self.settings.client}, got none; train with distillation (scale above 0), or "
+                "choose a method that needs no synthetic data"
+            )
+        return SyntheticSet(found.images.to(self.device), found.labels.to(self.device))
+
+    def save(self, generation: int, synthetic: SyntheticSet) -> None:
+        """Keep a synthetic set in the node's store."""
+        self.store.save(self.settings.lineage, generation, synthetic, model=self.model_name)
+
+
+def opened(policy: Policy, settings: Common, arrays: ArrayRecord, context: Context) -> Node:
+    keep_freed_memory()
+    if torch.get_num_threads() != settings.threads:
+        torch.set_num_threads(settings.threads)
+    wanted = str(context.node_config.get("device", settings.device))
+    if wanted == "auto":
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    store = Store(store_folder(settings, context.node_config), policy)
+    tombstones = [
+        ForgetSpec("class", tuple(settings.erased_classes)),
+        ForgetSpec("client", (), tuple(settings.erased_clients)),
+    ]
+    # What the request names is its own business: relearning must reach below a tombstone.
+    erased = [rest for t in tombstones if (rest := without(t, settings.forget)) is not None]
+    lifted = _lifted(policy, settings)
+    own = store.state().tombstones.values()
+    erased += [rest for t in own if (rest := without(t, lifted)) is not None]
+    data = partial(open_site, settings, context.node_config, policy)
+    return Node(data, store, torch.device(wanted), settings, arrays, erased, policy)
+
+
+def _lifted(policy: Policy, settings: Common) -> ForgetSpec:
+    """Return which of the node's own tombstones do not bind this message.
+
+    Raises:
+        PolicyRefused: If a message of a real site brings an order that is not signed.
+    """
+    if not policy.is_real:
+        return settings.forget
+    if not settings.order_signature or settings.message.name == SETTLE:
+        return ForgetSpec()
+    check_order(policy, settings, action="relearn", destroy=False, target=settings.forget)
+    return settings.forget
+
+
+def store_folder(settings: Common, node: NodeConfig) -> Path:
+    """Return the node's store: the folder its operator named, or a simulated node's own.
+
+    Raises:
+        StoreError: If the operator named data and no store, or neither. What the coordinator tells
+            must not choose where a real node looks for its tombstones.
+    """
+    if node.get("store"):
+        return Path(str(node["store"]))
+    simulation = settings.simulation or Simulation.of_node(node)
+    if node.get("data") or simulation is None:
+        raise StoreError(
+            "node config must name store beside data, got none; name a folder that outlives "
+            f"restarts: {NODE_CONFIG}"
+        )
+    root = os.environ.get(SIMULATED_STORES)
+    base = Path(root) if root else Path.home() / ".efface" / "clients"
+    return base / simulation.population / settings.client

@@ -1,0 +1,112 @@
+"""The SuperNode of a site: the process that holds the node key and dials the coordinator.
+
+It is `flower-supernode --isolation process` of flwr 1.39.0, put together from the same functions,
+with one difference: the Runtime API, at which executors take tasks, listens on a Unix socket
+instead of a port. Who may reach it is then a matter of file modes, and an executor needs no
+network at all.
+
+    python -m client.operator.node FOLDER
+"""
+
+import argparse
+import os
+import pwd
+import socket
+import threading
+import time
+from pathlib import Path
+from typing import Final
+
+from client.errors import BadSetting
+from client.operator import isolation
+from client.operator.folder import SiteFolder
+
+_STARTED_WITHIN: Final = 30.0  # seconds
+_SHUTDOWN: Final = 5.0
+
+
+def main() -> None:
+    """Run the SuperNode until it is told to end."""
+    parser = argparse.ArgumentParser(description="Run a site's SuperNode.")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--parent", type=int, required=True)
+    parser.add_argument("--user", default="", help="The executor's: the socket is for its group.")
+    told = parser.parse_args()
+    site = SiteFolder.load(told.folder)
+    listening = _listen(site.socket, told.user)
+    if os.geteuid() == 0:
+        owner = site.key.stat().st_uid
+        if owner != 0:
+            isolation.become(pwd.getpwuid(owner).pw_name)
+    isolation.give_up_privileges(told.parent)
+    _run(site, listening)
+
+
+def _listen(path: Path, user: str) -> socket.socket:
+    """Return a socket that listens at `path`, for this user and the executor's group alone."""
+    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    before = os.umask(0o117)
+    try:
+        listening.bind(str(path))
+    finally:
+        os.umask(before)
+    if user and os.geteuid() == 0:
+        try:
+            os.chown(path, -1, pwd.getpwnam(user).pw_gid)
+        except KeyError:
+            raise BadSetting(
+                f"user must exist, got {user!r}; make it with: useradd --system {user}"
+            ) from None
+    return listening
+
+
+def _run(site: SiteFolder, listening: socket.socket) -> None:
+    import uvicorn
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.hazmat.primitives.serialization import load_ssh_private_key
+    from flwr.common.constant import ISOLATION_MODE_PROCESS, TRANSPORT_TYPE_GRPC_RERE
+    from flwr.supercore.exit import add_exit_handler
+    from flwr.supercore.object_store import ObjectStoreFactory
+    from flwr.supernode.main import create_app
+    from flwr.supernode.nodestate import NodeStateFactory
+    from flwr.supernode.start_client_internal import start_client_internal
+
+    try:
+        key = load_ssh_private_key(site.key.read_bytes(), None)
+    except (OSError, ValueError) as error:
+        raise BadSetting(f"key must be a readable OpenSSH key, got {error}") from None
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise BadSetting(f"key must be on a NIST curve, got {type(key).__name__}")
+    roots = None if site.root_certificates is None else site.root_certificates.read_bytes()
+
+    states = NodeStateFactory(objectstore_factory=ObjectStoreFactory())
+    server = uvicorn.Server(uvicorn.Config(create_app(state_factory=states), access_log=False))
+    api = threading.Thread(target=server.run, args=([listening],), name="runtime-api")
+    api.start()
+    deadline = time.monotonic() + _STARTED_WITHIN
+    while not server.started and api.is_alive() and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+    def stop_api() -> None:
+        server.should_exit = True
+        api.join(_SHUTDOWN)
+        server.force_exit = True
+
+    add_exit_handler(stop_api)
+    start_client_internal(
+        state_factory=states,
+        server_address=site.superlink,
+        node_config=dict(site.node_config),
+        root_certificates=roots,
+        insecure=False,
+        transport=TRANSPORT_TYPE_GRPC_RERE,
+        authentication_keys=(key, key.public_key()),
+        isolation=ISOLATION_MODE_PROCESS,
+        runtime_dependency_install=False,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The part of the tiny app that runs on a node."""
