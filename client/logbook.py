@@ -289,6 +289,8 @@ def visit_of(message: Message, node: Mapping[str, Any]) -> Visit:
 
 def _short(value: Any, most: int = SHOWN) -> Any:
     """Return a value for the log: as it is if short, else its beginning as text."""
+    if isinstance(value, list) and any(isinstance(one, bytes) for one in value):
+        return f"{len(value)} keys, shares or signatures"
     plain = value if isinstance(value, bool | int | float | str | list | type(None)) else str(value)
     text = json.dumps(plain)
     return plain if len(text) <= most else text[:most] + f"... ({len(text)} characters)"

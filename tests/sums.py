@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from client.errors import AggregationRefused
-from client.policy import simulated_key
+from client.keys import simulated_key
 from client.secure import member
 from client.secure.context import Context, digest_of_arrays
 from client.secure.fixed_point import UInt64s

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord
+from flwr.app import Array, ArrayRecord, ConfigRecord
 
 from client.channels.layout import layout
 from client.errors import BadSetting, EffaceError
@@ -158,7 +158,7 @@ def test_answers_that_are_counts_add_up_to_the_counts(grid: Between) -> None:
         settings = told(kind, holdout=0.2, **CLASS_3, **FOUR)
         answers = []
         for one in (grid, SecureGrid(grid)):
-            asked = list(Rounds(settings).configure_train(0, weights(), {}, one))  # type: ignore[arg-type]
+            asked = list(Rounds(settings).configure_train(0, weights(), ConfigRecord(), one))
             replies = list(one.send_and_receive(asked))
             found = [dict(r.content.metric_records["metrics"]) for r in replies]
             answers.append(found)
@@ -171,7 +171,7 @@ def test_answers_that_are_counts_add_up_to_the_counts(grid: Between) -> None:
 def test_messages_that_are_no_sums_pass_through_without_counts(grid: Between) -> None:
     assert not is_summed(Describe.message.name)
     settings = told(Describe, sums_only=True, **CLASS_3, **FOUR)
-    asked = list(Rounds(settings).configure_train(0, ArrayRecord(), {}, grid))  # type: ignore[arg-type]
+    asked = list(Rounds(settings).configure_train(0, ArrayRecord(), ConfigRecord(), grid))
     for reply in SecureGrid(grid).send_and_receive(asked):
         metrics = reply.content.metric_records["metrics"]
         assert [metrics[name] for name in Describe.message.metrics] == [*[0] * 5, [0.0] * 10]
@@ -192,7 +192,9 @@ def test_two_nodes_are_too_few() -> None:
 
 
 def test_messages_that_ask_different_things_are_no_sum(grid: Between) -> None:
-    asked = list(FederatedAveraging(fit_settings(4)).configure_train(1, weights(), {}, grid))  # type: ignore[arg-type]
+    asked = list(
+        FederatedAveraging(fit_settings(4)).configure_train(1, weights(), ConfigRecord(), grid)
+    )
     asked[0].content.config_records["config"]["lr"] = 0.2
     with pytest.raises(EffaceError, match="must ask all nodes the same"):
         SecureGrid(grid).send_and_receive(asked)
