@@ -25,7 +25,7 @@ def write_data(path: Path, seed: int) -> None:
     draws = np.random.default_rng(seed)
     labels = np.arange(400) % 2  # 20 of each are held out: enough to be measured
     images = draws.integers(0, 256, (400, 8, 8), dtype=np.uint8)
-    np.savez(path, train_images=images, train_labels=labels)
+    np.savez(path, train_images=images, train_labels=labels, num_classes=10)
 
 
 def pin(folders: dict[str, Path], **other: str) -> None:
