@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import Any, BinaryIO, Final
 
 from client.errors import DiskFull, NotPrivate
 
@@ -84,6 +84,11 @@ def check_private(path: Path) -> None:
             f"{path} must be open to its owner alone, got mode "
             f"{stat.S_IMODE(found.st_mode):o}; mend it: chmod {right} {path}"
         )
+
+
+def private(path: Any, flags: int) -> int:
+    """Open a file that is made for its owner alone: an `opener` for `open`."""
+    return os.open(path, flags, mode=0o600)
 
 
 def sync_folder(folder: Path) -> None:

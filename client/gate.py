@@ -9,7 +9,7 @@ from typing import Final
 from torch import Tensor, nn
 
 from client import wire
-from client.law import WITHOUT_EXAMPLES, in_sums
+from client.law import WITHOUT_EXAMPLES, in_sums, trains
 from client.messages import Common
 from client.policy import SUMS, Policy
 
@@ -55,15 +55,17 @@ def gated(
             that takes examples in another way has none, and nothing goes up.
 
     Returns:
-        Below the policy's `min_examples`: no arrays, and every number 0. From a site that answers
+        Below the policy's `min_examples`, or `min_batch` of training: no arrays, and every number
+        0. From a site that answers
         in sums alone, outside of one: whether there are enough examples, 1 or 0, for their number.
     """
     names = arrays if kind.message.arrays in WITHOUT_EXAMPLES else None
-    if distinct < policy.answers.min_examples:
+    least = policy.answers.min_examples
+    # All of a step's examples are among them: with fewer than a batch there was no whole one.
+    if distinct < (max(least, policy.answers.min_batch) if trains(kind) else least):
         return {name: _nothing(name, value) for name, value in metrics.items()}, names
     if not policy.is_real:
         return metrics, arrays
-    least = policy.answers.min_examples
     shown = {name: _enough(name, value, least) for name, value in metrics.items()}
     if policy.answers.updates == SUMS and not in_sums(settings):
         return {name: _flag(name, value) for name, value in shown.items()}, names

@@ -4,6 +4,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Final
 
+from client.budget import NoiseRequired
 from client.data.site import NodeConfig
 from client.learning.sizes import Size, size_of
 from client.messages import Common, ForgetSpec
@@ -13,7 +14,7 @@ from client.simulation.settings import Simulation
 
 # Settings of these names count work; `Limits` has the most of each.
 COUNTED: Final = frozenset(spec.name for spec in fields(Limits)) - {"parameters", "memory_mb"}
-TRAINS: Final = "num-steps"  # the metric of all messages that take steps on a site's examples
+STEPS: Final = "num-steps"  # the metric of all messages that take steps on a site's examples
 # Arrays that no example is behind: the classes' names, and steps of a sum's own protocol.
 WITHOUT_EXAMPLES: Final = frozenset({"class-names", "sealed"})
 
@@ -80,9 +81,33 @@ def check(policy: Policy, kind: type[Common], settings: Common) -> None:
     _check_size(policy, kind, settings)
 
 
+def noise_multiplier(policy: Policy, settings: Common) -> float:
+    """Return z of what goes up: the message's or the policy's, whichever is more; 0 for none."""
+    own = policy.privacy.noise_multiplier if policy.privacy.required else 0.0
+    return max(settings.noise_multiplier, own)
+
+
+def check_noise(policy: Policy, settings: Common) -> None:
+    """Let a message pass that needs no noise, or that can be answered under it.
+
+    Raises:
+        NoiseRequired: Saying why it cannot.
+    """
+    if not noise_multiplier(policy, settings):
+        return
+    if (why := settings.why_not_noised()) is not None:
+        whose = "this site's policy requires noise" if policy.privacy.required else "noise is on"
+        raise NoiseRequired(f"{why}; {whose}")
+
+
 def _needs_no_method(settings: Common) -> bool:
     """Return whether a message may name none: it forgets nothing, or brings an order to relearn."""
     return settings.forget_level == "none" or bool(settings.order_signature)
+
+
+def trains(kind: type[Common]) -> bool:
+    """Return whether a message takes steps on a site's examples."""
+    return STEPS in kind.message.metrics
 
 
 def in_sums(settings: Common) -> bool:
@@ -109,7 +134,7 @@ def _check_work(policy: Policy, kind: type[Common], settings: Common) -> None:
                 f"{name.replace('_', '-')} must be at most {most:g} at {policy.name}, got {value:g}"
             )
     least = policy.answers.min_batch
-    if TRAINS in kind.message.metrics and getattr(settings, "batch_size", least) < least:
+    if trains(kind) and getattr(settings, "batch_size", least) < least:
         raise PolicyRefused(
             f"batch-size must be at least {least} at {policy.name}, got {settings.batch_size}"  # type: ignore[attr-defined]
         )

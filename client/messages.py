@@ -25,6 +25,7 @@ from client.settings import (
     name,
     one_of,
     part,
+    positive,
     setting,
     short_or_empty,
     text,
@@ -42,8 +43,12 @@ ALWAYS: Final[Mapping[str, Metric]] = MappingProxyType(
         "seconds": "scalar",  # wall time of the handler's work
         "code": "scalar",  # first 48 bits of the client code's fingerprint
         "partition": "scalar",  # position of a simulated node, -1 for a real one
+        # What the lineage's answers tell of any one example (client/budget.py).
+        "epsilon": "scalar",
+        "delta": "scalar",
     }
 )
+OF_NOISE: Final = frozenset({"epsilon", "delta"})  # there only if the answer was noised
 WORK: Final[Mapping[str, Metric]] = MappingProxyType(
     {
         "num-steps": "scalar",
@@ -85,6 +90,8 @@ class Declaration:
         sums: How answers add up; None if each must be seen alone.
         alone: Where only sums go up: which of the numbers a node tells alone all the same, for they
             tell nothing of its examples. None: no answer alone.
+        noised: Whether its answer holds nothing of real examples but counts, or can do so under
+            noise; others are refused where noise is asked for.
     """
 
     name: str
@@ -93,6 +100,7 @@ class Declaration:
     metrics: Mapping[str, Metric] = field(default_factory=dict)
     sums: Sums | None = None
     alone: tuple[str, ...] | None = None
+    noised: bool = False
 
     @property
     def up(self) -> Mapping[str, Metric]:
@@ -161,6 +169,9 @@ class Common(Settings):
     threads: int = setting(between(1, 1024), 1)
     precision: str = setting(one_of("float32", "bfloat16"), "float32")
 
+    noise_multiplier: float = setting(between(0.0, 1e6), 0.0)  # z; 0 for no noise
+    clip_norm: float = setting(positive(), 1.0)  # C, of each example's gradient under noise
+
     scale: int = setting(at_least(0), 0)  # s: one synthetic image for so many; 0 for none
 
     secure: Secured | None = part(Secured, SECURE)  # of the sum that the answer goes into
@@ -177,6 +188,17 @@ class Common(Settings):
     # Of an order to bring data back, or of the last message of a request (client.orders).
     order_time: str = setting(short_or_empty(), "")
     order_signature: str = setting(short_or_empty(), "")
+
+    def why_not_noised(self) -> str | None:
+        """Return why this message cannot be answered under noise, None if it can.
+
+        A message whose settings decide it overrides this.
+        """
+        if self.precision != "float32":
+            return f"precision must be float32 under noise, got {self.precision}"
+        if self.message.noised:
+            return None
+        return f"message must be one that can be answered under noise, got {self.message.name}"
 
     @property
     def forget(self) -> ForgetSpec:

@@ -15,6 +15,7 @@ from flwr.app import Context, Message
 from torch import Tensor, nn
 
 from client import answered, wire
+from client.budget import BudgetSpent, NoiseRequired
 from client.errors import (
     AggregationRefused,
     BadSetting,
@@ -24,7 +25,7 @@ from client.errors import (
     marked,
 )
 from client.gate import Answer, Metrics, ReplyArrays, gated
-from client.law import check, policy_of
+from client.law import check, check_noise, policy_of
 from client.learning.training import Trained
 from client.logbook import Visit, visit_of
 from client.messages import Common
@@ -99,6 +100,7 @@ class Handler(Generic[C]):
         visit.asked(settings)
         policy = policy_of(settings, context.node_config)
         check(policy, self.kind, settings)
+        check_noise(policy, settings)
         node = opened(policy, settings, arrays, context)
         visit.notes = node.notes
         summed = check_sums(node, self.kind.message, message)  # before any work
@@ -109,6 +111,7 @@ class Handler(Generic[C]):
             sketch = node.touched.sketch(policy.data.split_seed)
             least = policy.answers.min_examples
             answered.keep(node.store.folder, answered.digest_of(arrays), sketch, least=least)
+        metrics |= node.spent()
         metrics["seconds"] = time.perf_counter() - started
         metrics["partition"] = int(context.node_config.get("partition-id", -1))
         declared, state = self.kind.message, _state(made)
@@ -167,6 +170,8 @@ def _told(error: Exception) -> str:
         BadSetting
         | PolicyRefused
         | AggregationRefused
+        | BudgetSpent
+        | NoiseRequired
         | wire.CodeMismatch
         | NoSyntheticSet
         | NoBaseModel,

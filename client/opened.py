@@ -1,5 +1,6 @@
 """A node opened for one message: its data, its store, its policy, and the examples it hands out."""
 
+import math
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from flwr.app import ArrayRecord, Context
 from torch import Tensor
 
 from client import wire
+from client.budget import Budget, Mechanism
 from client.channels.layout import from_text
 from client.channels.masks import freeze
 from client.data.site import (
@@ -25,8 +27,9 @@ from client.data.site import (
     open_site,
 )
 from client.errors import NoSyntheticSet, StoreError
-from client.law import check_order
+from client.law import check_order, noise_multiplier
 from client.learning.models import Classifier, loaded
+from client.learning.private import DerivedDraws, Draws, Noise, SecretDraws
 from client.learning.training import Pick, covering, minibatches
 from client.memory import keep_freed_memory
 from client.messages import Common, ForgetSpec
@@ -57,6 +60,7 @@ class Node:
     policy: Policy
     touched: Touched = field(default_factory=Touched)
     notes: dict[str, Any] = field(default_factory=dict)  # what the site's log says of the work
+    charged: list[Mechanism] = field(default_factory=list)  # what this message took of the budget
 
     @cached_property
     def site(self) -> Site:
@@ -185,6 +189,68 @@ class Node:
         least, few = self.policy.answers.min_batch, self.policy.answers.min_examples
         drawn = minibatches(len(part), batch_size, num_steps, self.draws(), least=least)
         return covering(drawn, part.labels, few, self.draws(" classes"))
+
+    # -- noise: paid for before it is drawn, and before any example is looked at -------------------
+
+    @property
+    def noise_multiplier(self) -> float:
+        """z of what goes up: the message's or the policy's, whichever is more; 0 for no noise."""
+        return noise_multiplier(self.policy, self.settings)
+
+    def noise(self, data: Part | int, *, batch_size: int, num_steps: int) -> Noise | None:
+        """Pay for a training's noise and return it, or None where none is asked for.
+
+        Args:
+            data: The real examples that the steps' batches are drawn from, each there once; or how
+                many, where they are noted as touched already.
+            batch_size: Of a step, as expected.
+            num_steps: How many will be taken.
+
+        Raises:
+            BudgetSpent: If the policy's budget does not reach; nothing was done.
+            PolicyRefused: If these are more steps than the policy has room for.
+        """
+        if not self.noise_multiplier:
+            return None
+        self.allow(num_steps)
+        # All of them stand behind the answer, whichever were drawn.
+        num_examples = data if isinstance(data, int) else self.count(data)
+        rate = min(1.0, batch_size / num_examples)
+        self.charge(Mechanism(self.noise_multiplier, rate, num_steps))
+        privacy, clip_norm = self.policy.privacy, self.settings.clip_norm
+        if privacy.required:
+            clip_norm = min(clip_norm, privacy.clip_norm)
+        return Noise(self.noise_multiplier, clip_norm, rate, num_examples, self.noise_draws())
+
+    def charge(self, mechanism: Mechanism) -> None:
+        """Take what a mechanism tells from the budget, before it is applied to the data.
+
+        Raises:
+            BudgetSpent: If the policy's budget does not reach.
+        """
+        privacy = self.policy.privacy
+        Budget(self.store.folder).charge(
+            self.settings.lineage,
+            self.settings.message.name,
+            mechanism,
+            limit=privacy.epsilon if privacy.required else math.inf,
+            delta=privacy.delta,
+        )
+        self.charged.append(mechanism)
+
+    def noise_draws(self) -> Draws:
+        """Return where noise comes from: secret, but where our own engines simulate the node."""
+        if self.policy.is_real or not os.environ.get(SIMULATED_STORES):
+            return SecretDraws()
+        return DerivedDraws(self.draws(" noise"))
+
+    def spent(self) -> dict[str, float | list[float]]:
+        """Return what goes up of the budget after a message that was charged."""
+        if not self.charged:
+            return {}
+        delta, lineage = self.policy.privacy.delta, self.settings.lineage
+        so_far = Budget(self.store.folder).epsilon(delta, lineage=lineage)
+        return {"epsilon": so_far, "delta": delta}
 
     def allow(self, num_steps: int) -> None:
         """Refuse more steps than the policy has room for.

@@ -13,6 +13,7 @@ import torch
 
 import strategies
 from client import wire
+from server.format import masked
 from server.settings import TRAINING, RunSettings
 
 PRODUCT: Final = ("client", "strategies", "server", "pyproject.toml")
@@ -30,7 +31,7 @@ def command(settings: RunSettings, kind: str) -> str:
         several = key in name or key == "allow-forgotten"
         for part in str(value).split(",") if several else [value]:
             said.append(f"--{name.get(key, key)}" + ("" if value is True else f" {part}"))
-    return " ".join(said)
+    return masked(" ".join(said))
 
 
 def hardware() -> str:

@@ -2,8 +2,11 @@
 
 The same keys are options of the `efface` command, `-c` values of `flwr run`, and the table
 `[tool.flwr.app.config]` in pyproject.toml (a test compares its defaults with these).
+
+It is long because every setting is declared and explained in this one place.
 """
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -13,7 +16,9 @@ from client.data import datasets
 from client.errors import BadSetting
 from client.learning.models import NAMES as MODEL_NAMES
 from client.learning.models import ModelSpec
+from client.learning.networks import WITHOUT_BATCHNORM
 from client.secure.context import MIN_NODES
+from client.settings import name
 from client.simulation import partition
 from client.simulation.settings import Simulation
 from client.wire import ForgetSpec, Rule, Settings, at_least, between, one_of, positive, setting
@@ -21,7 +26,9 @@ from client.wire import ForgetSpec, Rule, Settings, at_least, between, one_of, p
 _seed: Final = Rule(lambda v: 0 <= v < 2**63, "lie in [0, 2^63)")
 _share: Final = Rule(lambda v: 0 < v <= 1, "lie in (0, 1]")
 _device: Final = Rule(lambda v: v.split(":")[0] in ("auto", "cpu", "cuda"), "be auto, cpu or cuda")
+_name: Final = name()
 _text: Final = Rule(lambda v: len(v) <= 2000, "be at most 2000 characters")
+LONGEST_LIST: Final = 80  # characters of clients' names in a federation's own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +45,7 @@ class RunSettings(Settings):
     data_dir: str = setting(_text, "")
     partition: str = setting(_text, "dirichlet:0.5")
     num_clients: int = setting(at_least(1), 10)
+    clients: str = setting(_text, "")  # names of those that take part; empty for all
     max_samples: int = setting(at_least(0), 0)
     holdout: float = setting(between(0.0, 0.5), 0.1)
     partition_seed: int = setting(_seed, 0)
@@ -61,13 +69,16 @@ class RunSettings(Settings):
     momentum: float = setting(between(0.0, 0.999), 0.0)
     weight_decay: float = setting(between(0.0, 1.0), 0.0)
     proximal: float = setting(between(0.0, 1e6), 0.0)  # mu of FedProx
+    noise_multiplier: float = setting(between(0.0, 1e6), 0.0)  # z; 0 for no noise
+    clip_norm: float = setting(positive(), 1.0)  # C, of each example's gradient under noise
     fraction: float = setting(_share, 1.0)
     min_share: float = setting(_share, 0.5)
+    aggregate: str = setting(one_of("mean", "median", "trimmed-mean"), "mean")
+    clip_updates: float = setting(between(0.0, 1e9), 0.0)  # L2 norm; 0 for none
     keep_updates: int = setting(at_least(0), 0)  # Delta t of FedEraser, in rounds; 0 for none
 
     # Sums only
     secure_aggregation: bool = setting(Rule(lambda v: True, "be given"), False)
-    secure_clip: float = setting(between(0.0, 1e9), 0.0)  # L2 norm of an update; 0 for any
 
     # Distillation in situ
     scale: int = setting(at_least(0), 10)  # s; 0 for none
@@ -125,6 +136,28 @@ class RunSettings(Settings):
                 raise BadSetting(f"class must be a number from 0 up, got {bad[0]!r}")
             return ForgetSpec("class", tuple(dict.fromkeys(int(part) for part in classes)))
         return ForgetSpec()
+
+    @property
+    def participants(self) -> tuple[str, ...]:
+        """The clients that take part, by name; empty where they are not named, and all do.
+
+        Raises:
+            BadSetting: If a name is none.
+        """
+        names = {part.strip() for part in self.clients.split(",") if part.strip()}
+        for one in sorted(names):
+            if not _name.holds(one):
+                raise BadSetting(f"name in clients must {_name.words}, got {one!r}")
+        return tuple(sorted(names))
+
+    @property
+    def num_participants(self) -> int:
+        """How many clients take part."""
+        return len(self.participants) or self.num_clients
+
+    def takes_part(self, client: str) -> bool:
+        """Return whether a client does."""
+        return not self.participants or client in self.participants
 
     @property
     def options(self) -> dict[str, str]:
@@ -196,9 +229,12 @@ class RunSettings(Settings):
                 see="efface data list",
             )
         partition.parse(self.partition)
+        self.check_participants()
         if not self.local_steps and not self.local_epochs:
             raise BadSetting("local-steps or local-epochs must be positive, got 0 and 0")
         self.check_sums()
+        if self.noise_multiplier:
+            self._check_noise()
 
     def check_sums(self) -> None:
         """Check what secure aggregation needs, before any work starts.
@@ -220,6 +256,46 @@ class RunSettings(Settings):
                 f"keep-updates must be 0 with --secure-aggregation, got {self.keep_updates}: the "
                 "coordinator sees no client's update"
             )
+        if self.aggregate != "mean":
+            raise BadSetting(
+                f"aggregate must be mean with --secure-aggregation, got {self.aggregate}: a sum "
+                "has no middle"
+            )
+
+    def _check_noise(self) -> None:
+        """Refuse what no client trains under noise.
+
+        Raises:
+            BadSetting: Naming what to give instead.
+        """
+        if self.scale:
+            raise BadSetting(
+                f"scale must be 0 with noise-multiplier above 0, got {self.scale}: synthetic "
+                "images are made from gradients without noise; add --scale 0"
+            )
+        if self.precision != "float32":
+            raise BadSetting(
+                f"precision must be float32 with noise-multiplier above 0, got {self.precision}"
+            )
+        if self.model not in WITHOUT_BATCHNORM:
+            raise BadSetting(
+                f"model must be {' or '.join(WITHOUT_BATCHNORM)} with noise-multiplier above 0, "
+                f"got {self.model}: BatchNorm mixes the examples of a batch"
+            )
+
+    def check_participants(self) -> None:
+        """Refuse names of simulated clients that there are not; real ones are known by who comes.
+
+        Raises:
+            BadSetting: Naming the first.
+        """
+        known = {f"client-{i}" for i in range(self.num_clients)}
+        for one in self.participants:
+            if self.simulated and one not in known:
+                raise BadSetting(
+                    f"name in clients must be one of client-0 to client-{self.num_clients - 1}, "
+                    f"got {one!r}"
+                )
 
     def common(self, spec: ModelSpec) -> dict[str, Any]:
         """Return what every message says of seed, data, model and machine (see `Common`).
@@ -240,6 +316,8 @@ class RunSettings(Settings):
             "device": self.device,
             "threads": self.threads,
             "precision": self.precision,
+            "noise_multiplier": self.noise_multiplier,
+            "clip_norm": self.clip_norm,
         }
 
     def model_spec(self, data: datasets.DataSet | None) -> ModelSpec:
@@ -285,6 +363,7 @@ TRAINING: Final = frozenset(
         "dataset",
         "partition",
         "num-clients",
+        "clients",
         "max-samples",
         "holdout",
         "partition-seed",
@@ -303,11 +382,14 @@ TRAINING: Final = frozenset(
         "momentum",
         "weight-decay",
         "proximal",
+        "noise-multiplier",
+        "clip-norm",
         "fraction",
         "min-share",
+        "aggregate",
+        "clip-updates",
         "keep-updates",
         "secure-aggregation",
-        "secure-clip",
         "scale",
         "image-lr",
         "image-steps",
@@ -339,10 +421,17 @@ def federation_name(settings: RunSettings) -> str:
     s = settings
     if s.federation:
         return s.federation
+    who = f"{s.num_clients} clients"
+    if s.participants:
+        listed = ", ".join(s.participants)
+        if len(listed) > LONGEST_LIST:
+            listed = f"list {hashlib.sha256(listed.encode()).hexdigest()[:12]}"
+        who = f"{len(s.participants)} clients ({listed})"
     if not s.simulated:
-        return f"{s.dataset}, {s.num_clients} clients of SuperLink {s.superlink}"
+        return f"{s.dataset}, {who} of SuperLink {s.superlink}"
+    of = f" of {s.num_clients}" if s.participants else ""
     subset = f", {s.max_samples} images" if s.max_samples else ""
-    return f"{s.dataset}, {s.num_clients} clients, {s.partition}{subset}, seed {s.partition_seed}"
+    return f"{s.dataset}, {who}{of}, {s.partition}{subset}, seed {s.partition_seed}"
 
 
 def essence(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -362,4 +451,6 @@ def essence(settings: Mapping[str, Any]) -> dict[str, Any]:
         "data",
         "device",
     ]
+    if not settings.get("clients"):
+        ways.append("clients")  # which rows of old do not have
     return {key: value for key, value in settings.items() if key not in ways}

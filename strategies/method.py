@@ -23,6 +23,8 @@ class Needs:
         server_data: Whether the coordinator needs examples of its own.
         history: Whether updates that clients sent in training must have been kept.
         relearning: Whether what was forgotten can be brought back.
+        plain_mean: Whether its rounds weigh the nodes' updates in a way of their own, which no
+            other aggregation of a training can stand in for.
     """
 
     levels: frozenset[str]
@@ -33,6 +35,7 @@ class Needs:
     server_data: bool = False
     history: bool = False
     relearning: bool = True
+    plain_mean: bool = False
 
 
 class Method(Protocol):
@@ -59,9 +62,15 @@ RATE = positive()
 PERCENT = between(0.0, 100.0)
 
 
-def option(default: Any, rule: Rule) -> Any:
-    """Declare a hyper-parameter that must fulfil `rule`."""
-    return field(default=default, metadata={"rule": rule})
+def option(default: Any, rule: Rule, words: str) -> Any:
+    """Declare a hyper-parameter that must fulfil `rule`.
+
+    Args:
+        default: Its value where none is given.
+        rule: What any value must fulfil.
+        words: What it means, in a line without a full stop; with its unit and the paper's symbol.
+    """
+    return field(default=default, metadata={"rule": rule, "words": words})
 
 
 class Hyperparameters:

@@ -53,6 +53,7 @@ class PlannedRounds:
             back.
         messages: To each node in a round: secure aggregation sends more than the work.
         early: Whether there may be fewer than `rounds`, where the accuracy is back.
+        silent: Nodes asked that use no example, and so send no arrays.
     """
 
     phase: str
@@ -65,6 +66,7 @@ class PlannedRounds:
     more: int = 0
     early: bool = False
     messages: int = 1
+    silent: int = 0
 
 
 @dataclass(frozen=True)
@@ -220,14 +222,22 @@ class Rehearsal(RequestValues):
         clients: int | None = None,
         rounds: int = 1,
     ) -> None:
-        """Write down that `clients` of the nodes named, by default all, do their part."""
+        """Write down that `clients` of the nodes named, by default all, do their part.
+
+        Raises:
+            BadSetting: If they answer under noise, and this cannot be answered so.
+        """
+        if told.noise_multiplier and (why := told.why_not_noised()) is not None:
+            raise BadSetting(f"{why}; choose another method")
         each = [effort(told, self.known.nodes[name], self._network) for name in names]
         asked = len(names) if clients is None else clients
         one = each[0] if each else Effort(0.0)
-        down, up, messages = float(one.down), _mean([effort.up for effort in each]), 1
-        if self.sums_only and told.message.sums is not None:
+        idle = [effort for effort in each if effort.up and not effort.images]
+        down, silent, messages = float(one.down), round(asked * len(idle) / max(1, len(each))), 1
+        up = _mean([effort.up if effort.images else 0.0 for effort in each])
+        if self.sums_only and told.message.sums is not None:  # whoever has nothing sends zeros
             down, up = in_sums(told.message, asked, one.down, max(e.up for e in each))
-            messages += STEPS
+            silent, messages = 0, 1 + STEPS
         self.asked.append(
             PlannedRounds(
                 phase,
@@ -237,6 +247,7 @@ class Rehearsal(RequestValues):
                 work=one.work,
                 down=down,
                 up=up,
+                silent=silent,
                 messages=messages,
             )
         )

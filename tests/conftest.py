@@ -38,9 +38,9 @@ def _file(nodeid: str) -> str:
 
 @pytest.hookimpl(optionalhook=True)  # pytest-xdist may be left out
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
-    """Use a worker more than there are cores: one of them mostly waits for other processes."""
+    """Use two workers more than there are cores: as many mostly wait for other processes."""
     chosen = "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ
-    return None if chosen else (os.cpu_count() or 1) + 1
+    return None if chosen else (os.cpu_count() or 1) + 2
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.policies import written_policy
 from tests.supervisor import supervised
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -117,7 +118,7 @@ class RunningFederation:
         config: Mapping[str, object] | None = None,
         *,
         options: Sequence[str] = (),
-        policy: str = "",
+        policy: Mapping[str, str] | None = None,
     ) -> Path:
         """Start a node as its operator does, with `efface site run`; return the site's folder.
 
@@ -125,10 +126,10 @@ class RunningFederation:
             name: The node, whose key is `keys/NAME`.
             config: What node.toml says of data, data-dir, store and device.
             options: More of `efface site run`.
-            policy: Text of policy.toml after the name.
+            policy: What differs from the safe defaults, as `written_policy` takes it.
         """
         folder = self.folder / "sites" / name
-        folder.mkdir(parents=True, exist_ok=True)
+        written_policy(folder, name, **(policy or {}))
         node = {
             "superlink": f"127.0.0.1:{self.fleet_port}",
             "root-certificates": str(self.folder / "ca" / "ca.crt"),
@@ -140,8 +141,6 @@ class RunningFederation:
         }
         table = "".join(f"{key} = {json.dumps(value)}\n" for key, value in node.items())
         (folder / "node.toml").write_text(table)
-        (folder / "policy.toml").write_text(f'name = "{name}"\n{policy}')
-        (folder / "policy.toml").chmod(0o600)
         self.start(name, [PROGRAMS / "efface", "site", "run", folder, *options])
         return folder
 

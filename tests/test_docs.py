@@ -143,6 +143,8 @@ def documents(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "show version": "show v0002",
         "models": "models",
         "forgotten": "forgotten",
+        "audit": "audit",
+        "key": "key",
         "report": "report r0002",
         "methods": "methods",
         "evaluate": "evaluate v0001 --relearning 9",
@@ -150,6 +152,7 @@ def documents(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "store verify": f"store verify {store}",
         "store destroy": f"store destroy {store} --dry-run",
         "store report": f"store report {store}",
+        "site budget": f"site budget {store}",
         "data list": "data list",
     }.items():
         found[name] = run(command)
@@ -177,6 +180,8 @@ SECTIONS = {
     "`efface show` of a version": "show version",
     "`efface models`": "models",
     "`efface forgotten`": "forgotten",
+    "`efface audit`": "audit",
+    "`efface key`": "key",
     "`efface report`": "report",
     "`efface forget --dry-run`": "plan",
     "`efface methods`": "methods",
@@ -185,6 +190,7 @@ SECTIONS = {
     "`efface store verify`": "store verify",
     "`efface store destroy`": "store destroy",
     "`efface store report`": "store report",
+    "`efface site budget`": "site budget",
     "`efface data list`": "data list",
 }
 

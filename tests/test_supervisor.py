@@ -26,9 +26,10 @@ time.sleep(600)
 """
 # A stand-in for pytest: it holds a federation until it is ended from outside.
 HOLDER = f"""
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from tests.test_supervisor import marked
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a run in the background ignores it
 running = marked(Path(sys.argv[1]), sys.argv[2])
 running.start("daemon", [sys.executable, "-c", {DAEMON!r}])
 try:

@@ -23,7 +23,7 @@ from client.operator.folder import SiteFolder
 NODE: Final = "node"
 EXECUTOR: Final = "executor"
 PARTS: Final = (NODE, EXECUTOR)
-REFUSED: Final = "Exit Code: 2004"  # flwr's, of a SuperNode that the SuperLink does not let in
+REFUSED: Final = "[code: 2004]"  # flwr's, of a SuperNode that the SuperLink does not let in
 REFUSED_TEXT: Final = (
     "the coordinator did not let this node in: its key is not registered, or the coordinator still "
     "takes the SuperNode that ran before for connected (up to a minute after it was killed)"

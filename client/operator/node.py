@@ -14,6 +14,7 @@ import pwd
 import socket
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -93,6 +94,8 @@ def _run(site: SiteFolder, listening: socket.socket) -> None:
         server.should_exit = True
         api.join(_SHUTDOWN)
         server.force_exit = True
+        with suppress(OSError):  # the folder may be root's
+            site.socket.unlink()
 
     add_exit_handler(stop_api)
     start_client_internal(

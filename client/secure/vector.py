@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client.errors import AggregationRefused
+from client.messages import OF_NOISE
 from client.secure.fixed_point import Int64s, UInt64s, check_sum, decode, encode
 
 APART: Final = ("code", "partition")  # tell nothing of a node's examples, and are no sums
@@ -178,4 +179,5 @@ def forms_from_bytes(raw: bytes) -> dict[str, Shape]:
 
 
 def _numbers(declared: Declared) -> list[tuple[str, str]]:
-    return [(name, kind) for name, kind in declared.up.items() if name not in APART]
+    left_out = {*APART, *OF_NOISE}  # a budget is a node's own: its log has it
+    return [(name, kind) for name, kind in declared.up.items() if name not in left_out]

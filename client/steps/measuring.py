@@ -5,11 +5,13 @@ from typing import ClassVar
 
 import torch
 
+from client.budget import Mechanism
 from client.data import class_names
 from client.data.sampling import at_random
 from client.data.site import erased_mask, forget_mask
 from client.learning.curvature import fisher_diagonal
-from client.learning.evaluation import evaluate
+from client.learning.evaluation import Scores, evaluate
+from client.learning.private import noised_counts
 from client.messages import CLASS_3, Common, Declaration
 from client.node import Answer, Metrics, Node, ReplyArrays, answers
 from client.settings import MIN_EXAMPLES, at_least, one_of, setting
@@ -33,6 +35,7 @@ class Heldout(Common):
             "forget-loss-per-class": "per-class",
         },
         sums="sum",
+        noised=True,
     )
 
 
@@ -46,11 +49,21 @@ def heldout(node: Node, settings: Heldout) -> Answer:
     forget = forget_mask(part.labels, settings.forget, settings.client)
     retain = ~forget & ~erased_mask(part.labels, node.erased, settings.client)
     model = node.model()
+    draws = None
+    if node.noise_multiplier:
+        # An example is on one side and of one class: it changes one count of those right, by 1.
+        # Its loss has no bound, and stays here.
+        node.charge(Mechanism(node.policy.privacy.counts_noise, 1.0, 1))
+        draws = node.noise_draws()
     metrics: Metrics = {"num-examples": len(part), "samples": int((forget | retain).sum())}
     for side, mask in (("forget", forget), ("retain", retain)):
         chosen = part.where(mask)
         pick = node.pick(chosen)
         scores = evaluate(model, pick, len(chosen), settings.model_classes)
+        if draws is not None:
+            noise = node.policy.privacy.counts_noise
+            correct = noised_counts(scores.correct, scores.count, noise, draws)
+            scores = Scores(correct, scores.count, torch.zeros_like(scores.loss))
         metrics[f"{side}-correct-per-class"] = [float(n) for n in scores.correct]
         metrics[f"{side}-count-per-class"] = [float(n) for n in scores.count]
         shown = shown_loss(scores.loss, scores.count, node.least)
@@ -75,6 +88,7 @@ class Describe(Common):
             "count-train-per-class": "per-class",
         },
         alone=(),
+        noised=True,  # counts: not covered by the noise's promise (client/budget.py)
     )
 
 
@@ -112,6 +126,7 @@ class Totals(Common):
         example=CLASS_3,
         metrics=dict(Describe.message.metrics),
         sums="sum",
+        noised=True,  # as of `describe`
     )
 
 

@@ -47,7 +47,7 @@ class MakeKeys(Step):
     """Two ephemeral key pairs for one sum; the public halves go up, signed."""
 
     message: ClassVar = Declaration(
-        "query.keys", example={"secure": _SUM}, arrays="sealed", alone=()
+        "query.keys", example={"secure": _SUM}, arrays="sealed", alone=(), noised=True
     )
 
 
@@ -74,6 +74,7 @@ class ShareSecrets(Step):
         },
         arrays="sealed",
         alone=(),
+        noised=True,
     )
 
     names: list[str] = setting(_names)
@@ -103,6 +104,7 @@ class Confirm(Step):
         example={"secure": _SUM, "survivors": _COHORT},
         arrays="sealed",
         alone=(),
+        noised=True,
     )
 
     survivors: list[str] = setting(_names)
@@ -132,6 +134,7 @@ class Unmask(Step):
         },
         arrays="sealed",
         alone=(),
+        noised=True,
     )
 
     names: list[str] = setting(_names)

@@ -72,6 +72,7 @@ class Settle(Common):
         # 1 if the request had been applied already; synthetic images destroyed.
         metrics={"applied": "scalar", "destroyed": "scalar"},
         alone=("applied",),
+        noised=True,
     )
 
     action: str = setting(one_of("forget", "relearn"))

@@ -13,7 +13,8 @@ SMOOTHING: Final = 0.1  # percentage points
 
 Row = dict[str, Any]
 
-FURTHER: Final = "Retrained, seed "  # and the seed: a row's `method`
+RETRAINED: Final = "Retrained"  # a row's `method`
+FURTHER: Final = f"{RETRAINED}, seed "  # and the seed
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ COLUMNS: Final[Mapping[str, Column]] = {
     "relearned_forget_accuracy": Column("F % relearned"),
     "relearned_retain_accuracy": Column("R % relearned"),
     "relearn_seconds": Column("relearn s", 2),
+    "epsilon": Column("epsilon", 2),
     "rounds": Column("rounds", 0),
     "retrained_rounds": Column("Retrained's rounds to that R", 0),
     "samples": Column("samples", 0),
@@ -190,7 +192,7 @@ def _original(result: Mapping[str, Any]) -> Row:
     record = result["record"]
     _scores(row, record["original"], record["retrained"])
     _attack(row, result, "original")
-    row["train_seconds"] = result["train_seconds"]
+    row |= {"train_seconds": result["train_seconds"], "epsilon": result.get("train_epsilon")}
     return row
 
 
@@ -204,8 +206,13 @@ def is_further_retrained(method: str) -> bool:
     return method.startswith(FURTHER)
 
 
+def is_retrained(method: str) -> bool:
+    """Return whether a row's `method` is Retrained, of the cell's own seed or of another."""
+    return method == RETRAINED or is_further_retrained(method)
+
+
 def _retrained(result: Mapping[str, Any]) -> Row:
-    row = _head(result, "Retrained")
+    row = _head(result, RETRAINED)
     record = result["record"]
     _scores(row, record["retrained"], None)
     _attack(row, result, "retrained")
@@ -233,6 +240,7 @@ def _method(result: Mapping[str, Any]) -> Row:
     if result["state"] != "done":
         return row
     record = result["record"]
+    row["epsilon"] = highest_epsilon(record)
     _scores(row, record["recovered"], record["retrained"])
     _attack(row, result, "recovered")
     _costs(row, record, OF_THE_REQUEST)
@@ -283,6 +291,11 @@ def _costs(row: Row, record: Mapping[str, Any], phases: Sequence[str]) -> None:
         )
 
 
+def highest_epsilon(record: Mapping[str, Any]) -> float | None:
+    """Return the epsilon of the client that told most by then; None where nothing was noised."""
+    return max((spent["epsilon"] for spent in record.get("privacy", {}).values()), default=None)
+
+
 def curve_mean(scores: Mapping[str, Any]) -> float | None:
     """Return a relearning curve's mean over its 30 steps, None if it was not measured."""
     curve = scores.get("relearning_curve")
@@ -306,7 +319,7 @@ def _compare_with_spread(found: list[Row]) -> None:
         groups: dict[tuple[Any, ...], dict[Any, list[float]]] = {}
         for row in found:
             value = row[f"{side}_accuracy"]
-            if row["method"].startswith("Retrained") and row["state"] == "done":
+            if is_retrained(row["method"]) and row["state"] == "done":
                 group = groups.setdefault(_alike(row), {})
                 if value is not None:
                     group.setdefault(row["partition_seed"], []).append(value)

@@ -1,5 +1,6 @@
 """The plots of a benchmark, as PNG: accuracy against time, accuracy by class, costs."""
 
+import io
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from client.files import write_atomic
 from server.bench.columns import COLUMNS, Row, is_further_retrained
 from server.bench.recipe import Level, Recipe, slug
 from server.bench.table import by_class
@@ -52,9 +54,9 @@ def draw(
             title = f"{level.label}, {partition}"
             for kind, figure in _figures(level, here, table, swept=swept, title=title):
                 path = folder / f"{slug(f'{kind}-{partition}-{level.label}')[:120]}.png"
-                temporary = path.with_suffix(".tmp")
-                figure.savefig(temporary, dpi=_DPI, format="png", bbox_inches="tight")
-                temporary.replace(path)
+                drawn = io.BytesIO()
+                figure.savefig(drawn, dpi=_DPI, format="png", bbox_inches="tight")
+                write_atomic(path, drawn.getvalue())
                 made.append(path)
     return made
 

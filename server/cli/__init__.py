@@ -4,7 +4,18 @@ from typing import Annotated
 
 import typer
 
-from server.cli import bench, coordinator, process, reading, running, site, site_run
+from server.cli import (
+    bench,
+    coordinator,
+    process,
+    reading,
+    running,
+    site,
+    site_budget,
+    site_policy,
+    site_run,
+    trust,
+)
 
 
 def _show_version(wanted: bool) -> None:
@@ -26,12 +37,15 @@ def _application() -> typer.Typer:
     running.add_to(made)
     bench.add_to(made)
     reading.add_to(made)
+    trust.add_to(made)
     site.add_to(made)
     coordinator.add_to(made)
     at_site = typer.Typer(
         help="Run this site's node, and decide what may run in it.", no_args_is_help=True
     )
+    site_policy.add_to(at_site)
     site_run.add_to(at_site)
+    site_budget.add_to(at_site)
     made.add_typer(at_site, name="site", rich_help_panel=site.GROUP)
     return made
 

@@ -24,6 +24,7 @@ from rich.console import Console, RenderableType
 from client.errors import INTERRUPTED, BadSetting, DiskFull, EffaceError, code_of
 from client.files import FULL
 from server.cli import options, process
+from server.format import masked
 from server.storage.home import plain
 
 FAILED: Final = 1
@@ -43,6 +44,7 @@ _EXIT_CODES: Final = {
     "unknown-id": USAGE,
     "verification-failed": NOT_VERIFIED,
     "not-shown": NOT_VERIFIED,
+    "edited": NOT_VERIFIED,
     INTERRUPTED: STOPPED,
 }
 
@@ -211,8 +213,8 @@ def _print(text: str, code: int) -> int:
 
 def _complain(call: Call, error: BaseException, *, debug: bool) -> int:
     if debug:
-        traceback.print_exception(error, file=sys.stderr)
-    code, message = exit_code(error), _message(error)
+        print(masked("".join(traceback.format_exception(error))), end="", file=sys.stderr)
+    code, message = exit_code(error), masked(_message(error))
     print(message, file=sys.stderr)
     if code == USAGE:
         print(f"Try: {_hint(error)}", file=sys.stderr)
@@ -224,7 +226,7 @@ def _complain(call: Call, error: BaseException, *, debug: bool) -> int:
         "format": FORMAT,
         "error": kind,
         "code": _code(error),
-        "message": STOPPED_TEXT if stopped else (str(error) or kind),
+        "message": STOPPED_TEXT if stopped else (masked(str(error)) or kind),
         "exit_code": code,
     }
     return _print(_json(document), code)

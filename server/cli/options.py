@@ -89,6 +89,14 @@ OPTIONS: Final = (
     Option("weight-decay", 0.0, TRAINING, "Weight decay of the clients' SGD, 0 to 1."),
     Option("proximal", 0.0, TRAINING, "Weight of FedProx's term; 0 for plain averaging."),
     Option(
+        "noise-multiplier",
+        0.0,
+        TRAINING,
+        "Noise on the clients' gradients, in units of --clip-norm (DP-SGD), with --scale 0; 0 for "
+        "none. `efface show` says what it comes to.",
+    ),
+    Option("clip-norm", 1.0, TRAINING, "Longest gradient of an example, where there is noise."),
+    Option(
         "fraction",
         1.0,
         TRAINING,
@@ -96,6 +104,19 @@ OPTIONS: Final = (
     ),
     Option(
         "min-share", 0.5, TRAINING, "Share of the drawn clients that must answer, above 0 to 1."
+    ),
+    Option(
+        "aggregate",
+        "mean",
+        TRAINING,
+        "How training rounds make one model of the clients': mean, weighted by their examples; "
+        "median or trimmed-mean, which a single client cannot pull away.",
+    ),
+    Option(
+        "clip-updates",
+        0.0,
+        TRAINING,
+        "Shorten a client's update to this length (L2 norm) before it counts; 0 for none.",
     ),
     Option(
         "keep-updates",
@@ -169,6 +190,13 @@ OPTIONS: Final = (
         "Destroy the class's synthetic images afterwards; relearning then needs the real ones.",
     ),
     Option("trial", False, REQUEST, "Keep the result as a trial: nothing enters service."),
+    Option(
+        "clients",
+        "",
+        RUNNING,
+        "Names of the clients that take part, such as site-a,site-b; no other gets a message. All "
+        "that are there if not given. The version keeps them.",
+    ),
     Option("seed", 0, RUNNING, "Seed of weights, batches and clients drawn."),
     Option("device", "auto", RUNNING, "auto, cpu, or cuda."),
     Option("threads", 1, RUNNING, "Threads a client; equal results need equal threads."),
@@ -182,12 +210,6 @@ OPTIONS: Final = (
         RUNNING,
         "Show the coordinator sums of all clients' answers and none alone; a version that was "
         "trained so stays so.",
-    ),
-    Option(
-        "secure-clip",
-        0.0,
-        RUNNING,
-        "With it, longest update of a model that a client sends, as L2 norm; 0 for any.",
     ),
     Option("round-timeout", 600.0, RUNNING, "Seconds to wait for the clients of a round."),
     Option("join-timeout", 60.0, RUNNING, "Seconds to wait for the clients at the start."),

@@ -1,5 +1,7 @@
 """The commands that read what the home holds: requests, show, models, report, methods, evaluate.
 
+What does not verify is marked, and the exit code is 3; no report is made of it.
+
 It is long because its commands share how rows, times and targets are shown.
 """
 
@@ -12,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from client.errors import BadSetting, DataError, EffaceError
-from server.cli.command import FORMAT, Answer, Call, command
+from server.cli.command import FORMAT, NOT_VERIFIED, Answer, Call, command
 from server.format import number_and_name, target_text
 from server.report import display
 from server.report.display import number, table
@@ -20,6 +22,7 @@ from server.report.display import number, table
 if TYPE_CHECKING:
     from server.storage.home import Home
     from server.storage.ledger import Ledger, RequestRow, VersionRow
+    from server.storage.seal_check import Checked, Problem
 
 NOT_SHOWN: Final = "not-shown"  # code of a request that ran, of which too little was measured
 GROUP: Final = "Look"
@@ -78,17 +81,24 @@ def requests(
     home, ledger = opened(call)
     if abort:
         from server.storage.home import Home
-        from server.storage.ledger import Ledger, database_url
+        from server.storage.ledger import Ledger
 
         home = Home(home.path)
         with home.lock():
-            ledger = Ledger.open(database_url(home))
+            ledger = Ledger.of(home)
             ledger.interrupt_running(GONE)
             given_up = ledger.abort(abort, "given up by the operator")
         text = (
             f"{given_up.id} is given up; version {given_up.base_version or 'none'} stays as it was."
         )
-        return Answer({"format": FORMAT, "requests": [request_document(given_up)]}, [text])
+        found = ledger.checked(home)
+        document = {
+            "format": FORMAT,
+            "requests": [request_document(given_up, found)],
+            "problems": _documents(found.of(given_up.id)),
+        }
+        return Answer(document, [text])
+    seals = ledger.checked(home)
     held = "failed" if state == NOT_SHOWN else state
     rows = ledger.requests(state=held or None)  # type: ignore[arg-type]
     if state == NOT_SHOWN:
@@ -98,7 +108,7 @@ def requests(
             row.id,
             row.kind,
             request_target(row, ledger),
-            state_text(row),
+            state_text(row) + (" (edited)" if _seal_of(row, seals) == "edited" else ""),
             row.result_version or display.NOTHING,
             row.asked_by or display.NOTHING,
             f"{row.created:%Y-%m-%d %H:%M}",
@@ -106,10 +116,18 @@ def requests(
         for row in rows
     ]
     head = ["Request", "Kind", "Of", "State", "Result", "Asked by", "Created (UTC)"]
-    found = table(head, cells, text=len(head))
+    listing = table(head, cells, text=len(head))
     none = f"No {state} request." if state else "No request yet. Start with: efface train"
-    shown = [found] if rows else [none]
-    return Answer({"format": FORMAT, "requests": [request_document(r) for r in rows]}, shown)
+    shown: list[Any] = [listing if rows else none]
+    if old := [row.id for row in rows if _seal_of(row, seals) == "unsigned"]:
+        some = ", ".join(old if len(old) <= 6 else [*old[:3], "...", *old[-2:]])
+        shown += ["", f"Unsigned, for they ended before this home had a key: {some}"]
+    document = {
+        "format": FORMAT,
+        "requests": [request_document(row, seals) for row in rows],
+        "problems": _documents(seals.problems),
+    }
+    return _marked(Answer(document, shown), seals.problems)
 
 
 def show(call: Call, identifier: Identifier) -> Answer:
@@ -118,7 +136,7 @@ def show(call: Call, identifier: Identifier) -> Answer:
     if identifier.startswith("r"):
         return _show_request(home, ledger, ledger.request(identifier))
     if identifier.startswith("v"):
-        return _show_version(ledger, ledger.version(identifier))
+        return _show_version(home, ledger, ledger.version(identifier))
     raise BadSetting(f"id must be of a request (r0002) or a version (v0002), got {identifier!r}")
 
 
@@ -126,13 +144,16 @@ def _show_request(home: "Home", ledger: "Ledger", row: "RequestRow") -> Answer:
     from server.evidence.record import to_json
     from server.requests import records
 
-    record = records.read(home, row)
+    seals = ledger.checked(home)
+    problems = [*seals.of(row.id), *_of_record(home, row)]
+    record = None if any(p.file for p in problems) else records.read(home, row)
     waiting = _waiting(ledger, [row.id])
     facts = [
         ("Request", row.id),
         ("What", f"{row.kind} {request_target(row, ledger)}".strip()),
         ("Method", row.method),
         ("State", state_text(row) + (f": {row.reason}" if row.reason else "")),
+        ("Signed", _SIGNED[_seal_of(row, seals)]),
         ("Asked by", row.asked_by),
         ("Why", row.why),
         ("Created", _time(row.created)),
@@ -148,15 +169,19 @@ def _show_request(home: "Home", ledger: "Ledger", row: "RequestRow") -> Answer:
         shown += display.result(record)
     document = {
         "format": FORMAT,
-        "request": request_document(row),
+        "request": request_document(row, seals),
         "record": None if record is None else to_json(record),
         "pending": waiting,
+        "problems": _documents(problems),
     }
-    return Answer(document, shown)
+    return _marked(Answer(document, shown), problems)
 
 
-def _show_version(ledger: "Ledger", row: "VersionRow") -> Answer:
+def _show_version(home: "Home", ledger: "Ledger", row: "VersionRow") -> Answer:
     line = _lineage(ledger, row)
+    seals = ledger.checked(home)
+    ids = {version.id for version, _ in line} | {request.id for _, request in line} | {None}
+    problems = [p for p in seals.problems if p.version in ids and p.request in ids]
     document: dict[str, Any] = {
         "format": FORMAT,
         "version": version_document(row),
@@ -172,6 +197,7 @@ def _show_version(ledger: "Ledger", row: "VersionRow") -> Answer:
             for version, request in line
         ],
         "pending": _waiting(ledger, [request.id for _, request in line]),
+        "problems": _documents(problems),
     }
     facts = [
         ("Version", row.id),
@@ -192,12 +218,12 @@ def _show_version(ledger: "Ledger", row: "VersionRow") -> Answer:
         for v, r in line
     ]
     lineage = table(["Lineage", "Request", "What", "Created"], cells, text=4)
-    return Answer(document, [_facts(facts), lineage])
+    return _marked(Answer(document, [_facts(facts), lineage]), problems)
 
 
 def models(call: Call) -> Answer:
     """List all versions: state, where they come from, accuracy."""
-    _, ledger = opened(call)
+    home, ledger = opened(call)
     rows = ledger.versions()
     cells = [
         [
@@ -215,15 +241,21 @@ def models(call: Call) -> Answer:
     head = ["Version", "State", "From", "Request", "Forgot", "Created (UTC)", "Federation"]
     found = table([*head, "Retain %"], cells, text=len(head))
     shown = [found] if rows else ["No version yet. Start with: efface train"]
-    return Answer({"format": FORMAT, "versions": [version_document(r) for r in rows]}, shown)
+    problems = [p for p in ledger.checked(home).problems if p.version or not p.request]
+    document = {
+        "format": FORMAT,
+        "versions": [version_document(row) for row in rows],
+        "problems": _documents(problems),
+    }
+    return _marked(Answer(document, shown), problems)
 
 
 def forgotten(call: Call) -> Answer:
     """List all that is forgotten now: since when, by which request, and what waits where."""
-    _, ledger = opened(call)
+    home, ledger = opened(call)
     from server.requests.forgotten import listed, pending_text
 
-    found, pending = listed(ledger), ledger.pending()
+    found, pending, problems = listed(ledger), ledger.pending(), ledger.checked(home).problems
     document = {
         "format": FORMAT,
         "forgotten": found,
@@ -231,6 +263,7 @@ def forgotten(call: Call) -> Answer:
             {"request": p.request, "client": p.client, "since": p.since.isoformat()}
             for p in pending
         ],
+        "problems": _documents(problems),
     }
     cells = [
         [
@@ -250,7 +283,7 @@ def forgotten(call: Call) -> Answer:
         *("Waits at", "Still known by"),
     ]
     shown: list[Any] = [table(head, cells, text=len(head)) if found else "Nothing is forgotten."]
-    return Answer(document, [*shown, *pending_text(pending, ledger)])
+    return _marked(Answer(document, [*shown, *pending_text(pending, ledger)]), problems)
 
 
 def report(
@@ -271,7 +304,10 @@ def report(
     row = ledger.request(identifier)
     from server.report.write import write_report
     from server.requests import records
+    from server.storage.seals import EditedError
 
+    if problems := [*ledger.checked(home).of(row.id), *_of_record(home, row)]:
+        raise EditedError(f"{_sentence(problems[0])}. No report is made of it; see `efface audit`")
     record = records.read(home, row)
     if record is None:
         raise EffaceError(
@@ -325,7 +361,7 @@ def methods(
     ]
     if not name:
         lines = [
-            [str(one["name"]), ", ".join(one["levels"]), str(one["summary"]).partition(": ")[2]]
+            [str(one["name"]), _levels(one["levels"]), str(one["summary"]).partition(": ")[2]]
             for one in found
         ]
         each = "`efface methods NAME` shows what a method needs, and its hyper-parameters."
@@ -335,13 +371,18 @@ def methods(
     shown: list[Any] = [table(head, cells, text=len(head))]
     for one in found:
         rows = [
-            [f"  {key}", f"{default}", f"must {one['rules'][key]}"]
+            [f"  {key}", f"{default}", f"{one['meanings'][key]}; must {one['rules'][key]}"]
             for key, default in one["options"].items()
         ]
         shown += ["", f"{one['name']}: {str(one['summary']).partition(': ')[2]}"]
         if rows:
-            shown.append(table(["  --set", "Default", "Rule"], rows, text=3))
+            shown.append(table(["  --set", "Default", "Meaning"], rows, text=3))
     return Answer({"format": FORMAT, "methods": found}, shown)
+
+
+def _levels(levels: Sequence[str]) -> str:
+    """Return the levels in a word, for a narrow terminal to have room for how a method works."""
+    return "both" if len(levels) > 1 else levels[0]
 
 
 _NEEDS: Final = (
@@ -381,6 +422,7 @@ def _method(name: str) -> dict[str, Any]:
         ),
         "options": {f.name.replace("_", "-"): f.default for f in options},
         "rules": {f.name.replace("_", "-"): f.metadata["rule"].words for f in options},
+        "meanings": {f.name.replace("_", "-"): f.metadata["words"] for f in options},
     }
 
 
@@ -425,9 +467,12 @@ def evaluate(
     from server.requests.intake import inherited
     from server.settings import RunSettings
     from server.storage.registry import Registry
+    from server.storage.seals import EditedError
 
     registry = Registry(home, ledger, sweep=False)
     row = registry.resolve(version or None)
+    if edited := [p for p in ledger.checked(home).problems if p.version == row.id]:
+        raise EditedError(f"{_sentence(edited[0])}; see `efface audit`")
     arrays, card = registry.load(row)
     settings = inherited(RunSettings(data=data_now), row)
     data = version_data(settings, row)
@@ -501,11 +546,10 @@ def opened(call: Call) -> tuple["Home", "Ledger"]:
     A request whose process is gone is seen as interrupted.
     """
     from server.storage.home import Home
-    from server.storage.ledger import Ledger, database_url
+    from server.storage.ledger import Ledger
 
     home = Home(call.home or None, reading=True)
-    url = database_url(home) if home.path.is_dir() else "sqlite://"
-    ledger = Ledger.read(url)
+    ledger = Ledger.look(home)
     if not ledger.requests(state="running") or home.held():
         return home, ledger
     if not ledger.is_copy:
@@ -513,14 +557,57 @@ def opened(call: Call) -> tuple["Home", "Ledger"]:
             ledger.interrupt_running(GONE)
         return home, ledger
     # In the copy alone. It is taken anew: the request may have ended in between.
-    ledger = Ledger.read(url)
+    ledger = Ledger.look(home)
     ledger.interrupt_running(GONE)
     return home, ledger
 
 
-def request_document(row: "RequestRow") -> dict[str, Any]:
+_SIGNED: Final = {
+    "sealed": "yes",
+    "unsigned": "no: it ended before this home had a key",
+    "edited": "it does not verify",
+    "open": "",
+}
+
+
+def _seal_of(row: "RequestRow", seals: "Checked") -> str:
+    """Return whether a row is sealed, unsigned for its age, edited, or open still."""
+    if any(p.request == row.id for p in seals.problems):
+        return "edited"
+    if row.id in seals.sealed:
+        return "sealed"
+    return "unsigned" if row.id in seals.unsigned else "open"
+
+
+def _of_record(home: "Home", row: "RequestRow") -> "list[Problem]":
+    """Return what of a request's record does not verify."""
+    from server.requests import records
+    from server.storage import keys
+    from server.storage.seal_check import Problem
+
+    found = records.problems(home, row, keys.public_keys(home.keys))
+    return [Problem(text, row.id, file=str(path)) for text, path in found]
+
+
+def _marked(answer: Answer, problems: "Sequence[Problem]") -> Answer:
+    """Return an answer that says what does not verify, with the exit code for it."""
+    if not problems:
+        return answer
+    lines = ["", "Does not verify (`efface audit` checks all):", *map(_sentence, problems)]
+    return Answer(answer.document, [*answer.shown, *lines], NOT_VERIFIED)
+
+
+def _sentence(problem: "Problem") -> str:
+    return problem.text + (f" in {problem.file}" if problem.file else "")
+
+
+def _documents(problems: "Sequence[Problem]") -> list[dict[str, Any]]:
+    return [asdict(problem) for problem in problems]
+
+
+def request_document(row: "RequestRow", seals: "Checked") -> dict[str, Any]:
     """Return a request as JSON holds it."""
-    document = asdict(row)
+    document = asdict(row) | {"seal": _seal_of(row, seals)}
     for key in ("created", "started", "finished"):
         document[key] = None if document[key] is None else document[key].isoformat()
     return document

@@ -84,7 +84,8 @@ DEMO_METHOD: Final = "quickdrop"
 _DEMO_OPTIONS: Final = [
     replace(option, default_here=DEMO_METHOD) if option.key == "method" else option
     for option in chosen(
-        [*LEARNING, REQUEST, RUNNING], leave_out=["version", "data", "compare", "trial", "destroy"]
+        [*LEARNING, REQUEST, RUNNING],
+        leave_out=["version", "data", "compare", "trial", "destroy", "clients"],
     )
 ]
 _RELEARN_OPTIONS: Final = chosen(
@@ -185,7 +186,7 @@ def forget(
     call: Call,
     values: dict[str, Any],
     classes: Classes = None,
-    clients: Clients = None,
+    named: Clients = None,
     method_options: MethodOptions = None,
     dry_run: Annotated[
         bool,
@@ -205,7 +206,7 @@ def forget(
         values,
         mode="forget",
         classes=classes,
-        clients=clients,
+        clients=named,
         method_options=method_options,
         asked_by=asked_by,
         why=why,
@@ -219,7 +220,7 @@ def relearn(
     call: Call,
     values: dict[str, Any],
     classes: Classes = None,
-    clients: Clients = None,
+    named: Clients = None,
     method_options: MethodOptions = None,
     metrics_port: MetricsPort = None,
     asked_by: AskedBy = "",
@@ -231,7 +232,7 @@ def relearn(
         values,
         mode="relearn",
         classes=classes,
-        clients=clients,
+        clients=named,
         method_options=method_options,
         asked_by=asked_by,
         why=why,

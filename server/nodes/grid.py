@@ -2,16 +2,18 @@
 
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import ConfigRecord, Error, Message, RecordDict
+from flwr.common.constant import ErrorCode
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
 from client.errors import EffaceError
+from strategies.rounds.failures import cleaned
 
 REMOTE_POLL_SECONDS: Final = 0.1
 LOCAL_POLL_SECONDS: Final = 0.005
@@ -52,6 +54,9 @@ class NamedGrid(Grid):
     names: dict[int, str] = field(default_factory=dict)  # where the inner grid knows none
     traffic: Traffic = field(default_factory=Traffic)
     stop: threading.Event = field(default_factory=threading.Event)
+    only: frozenset[str] = frozenset()  # names of those that take part; the others get no message
+    _open: frozenset[int] = frozenset()  # their ids, as last seen
+    one_by_one: bool = False  # whether a reply came that could not be read with the others
 
     def wait_for(self, num_clients: int, seconds: float, without: Sequence[str] = ()) -> None:
         """Wait until `num_clients` nodes are online, or all of them but those `without`.
@@ -65,6 +70,9 @@ class NamedGrid(Grid):
             ClientsMissing: If they are not after `seconds`.
         """
         deadline = time.monotonic() + seconds
+        if self.only:
+            self._wait_for_named(deadline, seconds, without)
+            return
         needed = num_clients - len(without)
         while True:
             online = sorted(n.name or str(n.node_id) for n in self.get_nodes())
@@ -83,13 +91,36 @@ class NamedGrid(Grid):
             time.sleep(self.poll_seconds)
         self.check_names()
 
+    def _wait_for_named(self, deadline: float, seconds: float, without: Sequence[str]) -> None:
+        while True:
+            online = {node.name for node in self.get_nodes()}
+            missing = sorted(self.only - online - set(without))
+            if not missing:
+                break
+            self._check_stop()
+            if time.monotonic() > deadline:
+                connected = sorted(n.name or str(n.node_id) for n in self.inner.get_nodes())
+                raise ClientsMissing(
+                    f"clients must be online as named, got no {', '.join(missing)} after "
+                    f"{seconds:g} s ({', '.join(connected) or 'none'}); start the missing nodes, "
+                    "or check the names"
+                )
+            time.sleep(self.poll_seconds)
+        self.check_names()
+
     def check_names(self) -> None:
-        """Refuse two nodes of one name: Flower lets them register, and requests go by name.
+        """Refuse names that steer a terminal, and two nodes of one name: requests go by name.
+
+        Flower lets both register.
 
         Raises:
             ClientsMissing: Naming them.
         """
         names = [node.name for node in self.get_nodes() if node.name]
+        if odd := sorted({n for n in names if n.split() != cleaned(n).split()}):
+            raise ClientsMissing(
+                f"client names must hold no control characters, got {odd[0]!a}; unregister it"
+            )
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ClientsMissing(
@@ -103,11 +134,16 @@ class NamedGrid(Grid):
         return taken
 
     def get_nodes(self) -> list[NodeInfo]:
-        """Return the nodes online, each with its name."""
-        return [
+        """Return the nodes online, each with its name; of named ones those that take part."""
+        found = [
             NodeInfo(node_id=n.node_id, name=n.name or self.names.get(n.node_id, ""))
             for n in self.inner.get_nodes()
         ]
+        if not self.only:
+            return found
+        taking_part = [node for node in found if node.name in self.only]
+        self._open = frozenset(node.node_id for node in taking_part)
+        return taking_part
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
@@ -120,7 +156,7 @@ class NamedGrid(Grid):
         """
         sent = list(messages)
         self.traffic.down += sum(size(m) for m in sent)
-        pushed = list(self.inner.push_messages(sent))
+        pushed = list(self.push_messages(sent))
         place = {message_id: position for position, message_id in enumerate(pushed)}
         pending = set(pushed)
         replies: list[Message] = []
@@ -128,13 +164,36 @@ class NamedGrid(Grid):
         deadline = time.monotonic() + seconds
         while pending and time.monotonic() < deadline:
             self._check_stop()
-            for reply in self.inner.pull_messages(pending):
+            for reply in self._pulled(pending, sent, place):
                 pending.discard(reply.metadata.reply_to_message_id)
                 self.traffic.up += size(reply)
                 replies.append(reply)
             if pending:
                 time.sleep(self.poll_seconds)
         return sorted(replies, key=lambda m: place[m.metadata.reply_to_message_id])
+
+    def _pulled(
+        self, pending: set[str], sent: Sequence[Message], place: Mapping[str, int]
+    ) -> Iterator[Message]:
+        """Yield the replies that are there; one that cannot even be read is its node's error.
+
+        Flower builds all replies of a pull at once, and one that a node has broken takes the
+        others with it. From then on they are pulled one by one.
+        """
+        batches = [[one] for one in sorted(pending)] if self.one_by_one else [sorted(pending)]
+        for batch in batches:
+            try:
+                found = list(self.inner.pull_messages(batch))
+            except Exception as error:
+                if isinstance(error, OSError | EffaceError) or _of_transport(error):
+                    raise  # the SuperLink's, not a node's
+                if len(batch) > 1:
+                    self.one_by_one = True
+                    continue
+                reason = f"reply must be readable, got {type(error).__name__}"
+                question = sent[place[batch[0]]]
+                found = [Message(Error(ErrorCode.UNKNOWN, reason), reply_to=question)]
+            yield from (reply for reply in found if _meant(reply, sent, place))
 
     def _check_stop(self) -> None:
         if self.stop.is_set():
@@ -160,13 +219,43 @@ class NamedGrid(Grid):
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def get_node_ids(self) -> list[int]:
-        return [node.node_id for node in self.inner.get_nodes()]
+        return [node.node_id for node in self.get_nodes()]
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        return self.inner.push_messages(messages)
+        sent = list(messages)
+        if self.only:
+            for message in sent:
+                self._check_open(message.metadata.dst_node_id)
+        return self.inner.push_messages(sent)
+
+    def _check_open(self, node: int) -> None:
+        """Refuse a message to a node that does not take part: whoever wrote it has not looked.
+
+        Raises:
+            ClientsMissing: With the node's number.
+        """
+        if node not in self._open and node not in {n.node_id for n in self.get_nodes()}:
+            raise ClientsMissing(
+                f"message must go to one of {', '.join(sorted(self.only))}, got node {node}"
+            )
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         return self.inner.pull_messages(message_ids)
+
+
+def _of_transport(error: Exception) -> bool:
+    """Return whether an error is one of the link to the SuperLink."""
+    return type(error).__module__.partition(".")[0] in ("httpx", "httpcore", "grpc")
+
+
+def _meant(reply: Message, sent: Sequence[Message], place: Mapping[str, int]) -> bool:
+    """Return whether a reply answers one of ours, and comes from whom that was sent to."""
+    position = place.get(reply.metadata.reply_to_message_id)
+    if position is None:
+        return False
+    node = sent[position].metadata.dst_node_id
+    # The SuperLink answers for a node that it has lost.
+    return reply.has_error() or reply.metadata.src_node_id == node
 
 
 def size(message: Message) -> int:

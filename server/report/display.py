@@ -17,6 +17,7 @@ from rich.progress import (
 from rich.table import Table
 
 from server.evidence import wording
+from server.evidence.participation import remarks
 from server.evidence.phases import PHASES
 from server.evidence.record import Record, Target
 from server.format import target_text
@@ -129,10 +130,24 @@ def result(record: Record) -> list[RenderableType]:
     speed = speed_up_line(record)
     if speed:
         shown.append(speed)
+    shown += privacy_lines(record)
     shown += verdict_lines(record)
+    shown += remarks(record.participation, record.absences)
     if record.report:
         shown.append(f"Report: {record.report}")
     return shown
+
+
+def privacy_lines(record: Record) -> list[str]:
+    """Return what the clients' answers have told of any one example, where these were noised."""
+    if not record.privacy:
+        return []
+    name, most = max(record.privacy.items(), key=lambda entry: entry[1].epsilon)
+    least = min(spent.epsilon for spent in record.privacy.values())
+    return [
+        f"Privacy: epsilon {least:.2f} to {most.epsilon:.2f} ({name}) at delta {most.delta:g} for "
+        f"each example of {len(record.privacy)} clients"
+    ]
 
 
 def verdict_lines(record: Record) -> list[str]:
@@ -306,7 +321,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, text: int = 
 
 
 def _unbroken(cell: str) -> int:
-    return UNBROKEN if " " in cell else LONGEST_NAME
+    return UNBROKEN if " " in cell.strip() else LONGEST_NAME
 
 
 def number(value: float | None, digits: int = 1) -> str:

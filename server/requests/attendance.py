@@ -9,6 +9,7 @@ from client.wire import ForgetSpec
 from server.evidence.measures import Judge
 from server.nodes.grid import ClientsMissing, NamedGrid
 from server.requests.forgotten import target
+from server.requests.orders import order_of
 from server.requests.resolved import ResolvedRequest
 from server.requests.workspace import Workspace
 from server.settings import RunSettings, parse
@@ -30,11 +31,15 @@ def await_clients(
             which methods would work without it.
     """
     absent = workspace.absent(row)
+    if not settings.simulated:
+        grid.only = frozenset(settings.participants)
     why = ""
     try:
         grid.wait_for(settings.num_clients, settings.join_timeout, without=absent)
     except ClientsMissing as error:
         why = str(error)
+    if settings.simulated and all(node.name for node in grid.get_nodes()):
+        grid.only = frozenset(settings.participants)  # before, they may have no names yet
     names = sorted(node.name for node in grid.get_nodes())
     # A simulation's nodes may not have their names yet.
     missing = [name for name in row.clients if name not in (*names, *absent)] if all(names) else []
@@ -105,9 +110,10 @@ def _settle(work: "Work", row: RequestRow, client: str) -> int:
         forget=spec,
         erased=card["erased"],
     )
-    destroy = settings.destroy or row.level == "client"
+    order = order_of(work.workspace.home, row, settings, card["lineage"])
+    federation.common |= order.common
     try:
-        answers = federation.settle(row.kind, destroy=destroy, names=[client], again=True)
+        answers = federation.settle(row.kind, destroy=order.destroy, names=[client], again=True)
     finally:
         shutil.rmtree(then.folder / journal, ignore_errors=True)
     return int(answers[client]["destroyed"])

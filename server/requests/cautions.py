@@ -24,7 +24,7 @@ def check_left(situation: Situation) -> None:
     gone = {*forget.clients, *situation.base.card["erased"]["clients"]}
     counts = _counts(situation)
     if counts is None:
-        left = situation.settings.num_clients - len(gone)
+        left = situation.settings.num_participants - len(gone)
     else:
         left = sum(int(row.sum()) > 0 for name, row in counts.items() if name not in gone)
     if left < 1:
@@ -57,6 +57,7 @@ def _counts(situation: Situation) -> dict[str, torch.Tensor] | None:
     return {
         f"client-{position}": labels[share].bincount(minlength=classes)
         for position, share in enumerate(situation.shares)
+        if situation.settings.takes_part(f"client-{position}")
     }
 
 

@@ -15,6 +15,7 @@ from client.learning.models import ModelSpec, build
 from client.seeds import generator
 from client.wire import ForgetSpec
 from server.evidence.measures import Judge
+from server.evidence.participation import gathered
 from server.evidence.record import Forgotten, Record, Storage, Target
 from server.evidence.serial import plain
 from server.nodes.federation import Cost, GridFederation, Round, to_numpy
@@ -31,6 +32,7 @@ from server.storage.journal import Journal
 from server.storage.ledger import Outcome, RequestRow
 from strategies.federation import Plan
 from strategies.methods.retraining import train
+from strategies.parts.averaging import PLAIN, Aggregation
 from strategies.table import METHODS
 
 
@@ -109,11 +111,14 @@ class Work:
             common,
             keep,
             on_round,
-            clip=s.secure_clip,
+            clip=s.clip_updates,
             training=messages.ordinary(s),
             own_samples=self.request.samples,
             plan=Plan(s.rounds, s.fraction, s.min_share),
             first_weights=functools.partial(initial_weights, self.request.spec, s.seed),
+            tell=self.listener.note,
+            # In sums nobody but the nodes can clip.
+            aggregation=PLAIN if s.secure_aggregation else Aggregation(s.aggregate, s.clip_updates),
         )
         return found
 
@@ -156,6 +161,7 @@ class Work:
             spent["retrain"] = yardstick.cost
         training = spent.get("train", training)
         rounds = costs.timeline(federation.notes)
+        participation, absences = gathered(federation.parts)
         needs = METHODS[method].needs if method in METHODS else None
         return Record(
             **vars(costs.measured(spent)),
@@ -179,13 +185,16 @@ class Work:
             dataset=s.dataset,
             partition=s.partition,
             model=self.request.spec.name,
-            num_clients=s.num_clients,
+            num_clients=s.num_participants,
             num_classes=self.request.spec.num_classes,
             settings=s.plain(),
             retrained=None if yardstick is None else yardstick.scores,
             retrain_cached=None if yardstick is None else yardstick.cached,
             unlearned=costs.after_unlearning(rounds) if row.kind == "forget" else None,
             timeline=rounds,
+            participation=participation,
+            privacy=costs.privacy(federation.parts),
+            absences=absences,
             distillation=costs.distillation(training),
             storage=Storage(
                 updates=0 if kept is None else kept.num_bytes,
@@ -218,7 +227,8 @@ class Work:
     ) -> None:
         """Enter the version and finish the request, in one transaction."""
         # First: a stop after the transaction finds it.
-        records.keep(self.workspace.home, replace(record, in_service=state == "in-service"))
+        found = replace(record, in_service=state == "in-service")
+        kept = records.keep(self.workspace.home, found)
         self.workspace.registry.commit(
             self.request.row.id,
             to_numpy(model),
@@ -226,7 +236,7 @@ class Work:
             parent=parent,
             federation=self.request.row.federation,
             state=state,
-            outcome=outcome(record),
+            outcome=outcome(record, kept),
         )
 
     def publish(self) -> Record:
@@ -268,11 +278,12 @@ def version_card(
     }
 
 
-def outcome(record: Record) -> Outcome:
-    """Return what the ledger keeps of a record."""
+def outcome(record: Record, sha256: str) -> Outcome:
+    """Return what the ledger keeps of a record, whose SHA-256 `records.keep` returned."""
     return Outcome(
         seconds=plain(record.seconds),
         bytes=plain(record.bytes),
         before=plain(record.original),
         after=plain(record.result),
+        record_sha256=sha256,
     )

@@ -26,6 +26,7 @@ from server.nodes.federation import Cost, GridFederation, Round, from_numpy
 from server.requests import classes, forgotten, records
 from server.requests.attendance import await_clients, settle_pending
 from server.requests.context import Work, outcome
+from server.requests.orders import Order, order_of
 from server.requests.yardstick import Yardstick, inputs_of, relearning, retrained
 from server.settings import RunSettings
 from server.storage.history import History
@@ -137,6 +138,8 @@ def _change(work: Work) -> None:
         erased=earlier,
         model=card["model"],
     )
+    if row.kind == "relearn":
+        federation.common |= _order(work, federation).common
     _check_targets(work, federation, forget)
     names = _agreed_classes(work, federation, card)
     first = from_numpy(base.arrays)
@@ -206,7 +209,7 @@ def _change(work: Work) -> None:
         trained = _trained_scores(work, root, after, federation)
         record = compose(original=original, relearned=result, trained=trained)
     if not s.trial:
-        _settle(work, federation, destroy=s.destroy or forget.level == "client")
+        _settle(work, federation)
     gone = _plus(earlier, forget) if forgetting else earlier
     new_card = work.card(
         lineage=card["lineage"],
@@ -240,15 +243,17 @@ def _as_served(
     return replace(scores, heldout=None, **{"forget_accuracy": None, **now})
 
 
-def _settle(work: Work, federation: GridFederation, *, destroy: bool) -> None:
+def _settle(work: Work, federation: GridFederation) -> None:
     """Have every node make the request last, and note those that were offline.
 
     Raises:
         Unsettled: If one did not. Synthetic sets may be destroyed already: a new request would find
             nothing to ascend on, while this one has its result.
     """
+    order = _order(work, federation)
+    federation.common |= order.common
     try:
-        reached = federation.settle(work.request.row.kind, destroy=destroy)
+        reached = federation.settle(order.action, destroy=order.destroy)
     except ClientLost as error:
         raise Unsettled(f"{error}; the same command goes on from here") from error
     row = work.request.row
@@ -259,6 +264,12 @@ def _settle(work: Work, federation: GridFederation, *, destroy: bool) -> None:
             f"{name} is offline: {row.id} waits there until a request reaches it "
             "(`efface forgotten`)"
         )
+
+
+def _order(work: Work, federation: GridFederation) -> Order:
+    """Return the request's order, signed now if it was not yet."""
+    row, lineage = work.request.row, str(federation.common["lineage"])
+    return order_of(work.workspace.home, row, work.request.settings, lineage)
 
 
 def _updates_after(work: Work, card: Mapping[str, Any], *, replayed: bool) -> str | None:
@@ -334,6 +345,7 @@ def _retrained(work: Work, federation: GridFederation) -> Yardstick:
                 "clients": federation.common["erased_clients"],
             },
         )
+        own.described |= federation.described  # the same examples, without their synthetic sets
         return work.fedavg(own, "retrain", scale=0), own
 
     inputs = inputs_of(
@@ -361,9 +373,9 @@ def _refuse(work: Work, record: Record, verdict: Verdict) -> None:
     """
     forget = work.request.settings.forget
     reason = wording.refusal(verdict, forget.level, forget.clients, record.class_names)
-    records.keep(work.workspace.home, replace(record, in_service=False))
+    kept = records.keep(work.workspace.home, replace(record, in_service=False))
     error = refusal(record, reason)
-    work.workspace.ledger.fail(work.request.id, reason, outcome(record), code=error.code)
+    work.workspace.ledger.fail(work.request.id, reason, outcome(record, kept), code=error.code)
     work.publish()
     raise error
 

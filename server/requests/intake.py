@@ -40,6 +40,7 @@ from server.requests.resolved import ResolvedRequest, resolve
 from server.requests.workspace import Workspace
 from server.settings import RunSettings, essence, federation_name, parse
 from server.storage.ledger import Erased, RequestRow, VersionRow
+from strategies.rounds.base import ClientLost
 from strategies.table import METHODS, method
 
 
@@ -102,6 +103,10 @@ class Service(Workspace):
 
     def _prepare_train(self, settings: RunSettings) -> ResolvedRequest:
         settings.check_training()
+        if settings.participants:
+            settings = replace(settings, clients=",".join(settings.participants))
+            if not settings.simulated:
+                settings = replace(settings, num_clients=settings.num_participants)
         data = server_data(settings)
         check_simulation(settings, data)
         check_shares(settings, data)
@@ -116,7 +121,7 @@ class Service(Workspace):
         row = self._write_down(
             settings, kind="train", method="fedavg", federation=federation, forget=ForgetSpec()
         )
-        self.note_warnings(row, forgotten.learned_again(touched))
+        self.note_warnings(row, [*self._edited(), *forgotten.learned_again(touched)])
         return resolve(row, self.registry, settings, data)
 
     def _prepare_change(self, settings: RunSettings) -> ResolvedRequest:
@@ -168,7 +173,7 @@ class Service(Workspace):
 
     def _checked(self, settings: RunSettings) -> _Checked:
         base = self.registry.resolve(settings.version or None)
-        settings = inherited(settings, base)
+        settings = inherited(_with_participants(settings, base), base)
         settings.check_sums()
         data = version_data(settings, base)
         check_as_trained(base.id, base.card, data)
@@ -223,7 +228,7 @@ class Service(Workspace):
         if settings.forget.level == "client":
             self._check_clients(settings)
         same = self._interrupted(asked, asked.mode, base.federation, base.id)
-        warnings += cautions(situation, self.ledger, same)
+        warnings += [*self._edited(), *cautions(situation, self.ledger, same)]
         return _Checked(asked, settings.method, base, situation, chosen, warnings)
 
     def _situation(
@@ -268,6 +273,12 @@ class Service(Workspace):
         )
 
     def _check_clients(self, settings: RunSettings) -> None:
+        for name in settings.forget.clients:
+            if not settings.takes_part(name):
+                raise BadSetting(
+                    f"client must be one of those that take part "
+                    f"({', '.join(settings.participants)}), got {name!r}"
+                )
         if settings.engine == "superlink":
             return  # names are the SuperLink's; an unknown one is refused when the nodes are asked
         known = {f"client-{i}" for i in range(settings.num_clients)}
@@ -277,6 +288,13 @@ class Service(Workspace):
                     f"client must be one of client-0 to client-{settings.num_clients - 1}, "
                     f"got {name!r}"
                 )
+
+    def _edited(self) -> list[str]:
+        """Return a warning if the ledger was changed by hand: it may lack what was erased."""
+        problems = self.ledger.checked(self.home).problems
+        if not problems:
+            return []
+        return [f"the ledger does not verify ({problems[0].text}); `efface audit` shows all"]
 
     def _write_down(
         self,
@@ -326,11 +344,13 @@ class Service(Workspace):
             VerificationFailed: If the result did not forget.
             NotShown: If it is not shown to have forgotten and the request does not accept that.
             Unpublished: If all was done but the report.
-            EffaceError: If the request cannot be carried out; it is then `failed`.
+            EffaceError: If the request cannot be carried out; it is then `failed`, or where clients
+                are away or their fault may pass `interrupted`.
             KeyboardInterrupt, Interrupted, Unsettled: If it was stopped; it is then `interrupted`.
         """
         request_id = request.id
         self.ledger.start(request_id)
+        self.home.working_on(request_id)
         try:
             for text in self.warnings(request.row):
                 listener.note(text)
@@ -343,7 +363,9 @@ class Service(Workspace):
                 if isinstance(error, EffaceError):
                     raise
                 raise _unpublished(now, error) from error
-            goes_on = isinstance(error, Interrupted | Unsettled | DiskFull)
+            goes_on = isinstance(error, Interrupted | Unsettled | DiskFull) or (
+                isinstance(error, ClientLost) and error.passing
+            )
             if isinstance(error, EffaceError) and not goes_on:
                 self.ledger.fail(request_id, str(error), code=error.code)
             else:
@@ -368,14 +390,38 @@ def inherited(settings: RunSettings, base: VersionRow) -> RunSettings:
     own = {
         key: value for key, value in settings.plain().items() if key not in base.card["settings"]
     }
-    merged = parse({**own, **base.card["settings"]})
+    # A version may have named no clients, and a request those that they are.
+    named = {"clients": base.card["settings"].get("clients") or settings.clients}
+    merged = parse({**own, **base.card["settings"], **named})
     if settings.secure_aggregation and not merged.secure_aggregation:
         # Of what was trained without, a request can show less, never more.
-        clip = settings.secure_clip
-        merged = replace(merged, secure_aggregation=True, secure_clip=clip, keep_updates=0)
+        merged = replace(merged, secure_aggregation=True, keep_updates=0)
     # Data files may have moved since; where they were is only the default.
     data_dir = settings.data_dir or base.card["data_dir"]
     return moved(replace(merged, version=base.id, data_dir=data_dir))
+
+
+def _with_participants(settings: RunSettings, base: VersionRow) -> RunSettings:
+    """Return `settings` with the version's own clients, which a request may name again.
+
+    Raises:
+        BadSetting: If it names others: an erasure that passes by a client that was trained on
+            would erase nothing there.
+    """
+    own, erased = parse(base.card["settings"]), base.card["erased"]["clients"]
+    asked, trained = settings.participants, own.participants
+    if trained and asked and not set(trained) - set(erased) <= set(asked) <= set(trained):
+        raise BadSetting(
+            f"clients must be those that {base.id} was trained on ({', '.join(trained)}), got "
+            f"{', '.join(asked)}; leave --clients out"
+        )
+    if not trained and asked and len({*asked, *erased}) < own.num_clients:
+        raise BadSetting(
+            f"clients must be all {own.num_clients} that {base.id} was trained on, got "
+            f"{', '.join(asked)}; leave --clients out"
+        )
+    named = ",".join(trained or (sorted({*asked, *erased}) if asked else ()))
+    return replace(settings, clients=named)
 
 
 def _check_not_forgotten(

@@ -118,7 +118,7 @@ class Situation:
 
     @property
     def _drawn(self) -> int:
-        return num_drawn(self.settings.fraction, self.settings.num_clients)
+        return num_drawn(self.settings.fraction, self.settings.num_participants)
 
     @property
     def _per_round(self) -> float:
@@ -137,7 +137,8 @@ class Situation:
         """Return about how many training examples of each class every node has, by name."""
         s, num_classes = self.settings, self.spec.num_classes
         if self.shares is not None and self.data is not None:
-            return counted(self.data, self.shares, num_classes, holdout=s.holdout)
+            found = counted(self.data, self.shares, num_classes, holdout=s.holdout)
+            return {name: row for name, row in found.items() if s.takes_part(name)}
         # Nobody has been asked: all have the same, as much as a round of training passes through
         # once. Where its batches were cut short, it passed several times.
         times = s.local_steps if self._cut_short else 1
@@ -145,7 +146,7 @@ class Situation:
         gone = self.base.card["erased"]["clients"]
         kept = {} if self.kept is None else self.kept.clients()
         seen = {name for names in kept.values() for name in names}
-        return assumed(s.forget, gone, s.num_clients, num_classes, each=each, seen=seen)
+        return assumed(s.forget, gone, s.num_participants, num_classes, each=each, seen=seen)
 
     @functools.cached_property
     def speed(self) -> Speed | None:
@@ -157,7 +158,7 @@ class Situation:
 
     def reason(self, name: str) -> str | None:
         """Return why a method cannot serve the request here, or None if nothing speaks against."""
-        needs, level = METHODS[name].needs, self.settings.forget.level
+        s, needs, level = self.settings, METHODS[name].needs, self.settings.forget.level
         if level not in needs.levels:
             served = " or ".join(sorted(needs.levels))
             return f"level must be {served} for method {name}, got {level}"
@@ -182,6 +183,12 @@ class Situation:
             return (
                 f"version must have stored updates {lacking}: {why}; train again with "
                 "--keep-updates 2"
+            )
+        if needs.plain_mean and (s.aggregate != "mean" or s.clip_updates):
+            return (
+                f"training must aggregate by the mean, without clipping, {lacking}: it was trained "
+                f"with --aggregate {s.aggregate} and --clip-updates {s.clip_updates:g}, and the "
+                "method weighs updates in a way of its own"
             )
         try:
             if needs.server_data:
@@ -292,7 +299,7 @@ class Situation:
             "messages": messages * planned.messages,
             "samples": round(planned.rounds * planned.samples),
             "bytes": {
-                "up": round(messages * (planned.up + up)),
+                "up": round(messages * (planned.up + up) - planned.rounds * planned.silent * up),
                 "down": round(messages * (planned.down + down)),
             },
             "seconds": None if speed is None else speed.seconds(planned, planned.rounds),

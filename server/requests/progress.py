@@ -6,6 +6,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
+from client.files import private
+from server.format import masked
 from server.nodes.federation import Round
 from server.nodes.metrics import Metrics
 
@@ -32,7 +34,7 @@ class Listeners:
 
     def note(self, text: str) -> None:
         for listener in self.listeners:
-            listener.note(text)
+            listener.note(masked(text))
 
 
 class EventFile:
@@ -57,10 +59,10 @@ class EventFile:
         )
 
     def note(self, text: str) -> None:
-        self._write({"event": "note", "text": text})
+        self._write({"event": "note", "text": masked(text)})
 
     def _write(self, event: dict[str, Any]) -> None:
-        with self.path.open("a") as file:
+        with open(self.path, "a", opener=private) as file:
             file.write(json.dumps(event) + "\n")
 
 

@@ -2,58 +2,148 @@
 
     runs/r0002/record.pending.json   written just before the ledger's last transaction
     runs/r0002/record.json           the same, with the version that came of it
+    runs/r0002/record.signature.json its signature, for whoever has the record and not the ledger
     reports/r0002.html               the page made from it
 
 The ledger alone says whether the request has ended: a stop between its transaction and the page
-loses nothing, and whoever opens the home next publishes what is left.
+loses nothing, and whoever opens the home next publishes what is left. That transaction seals the
+record's SHA-256 without what only the transaction itself decides; those fields are the row's.
 """
 
+import hashlib
 import json
 import logging
 import shutil
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from client.errors import BadSetting, EffaceError
 from server.evidence.record import Record, from_json, to_json
-from server.storage.home import Home, write_json
+from server.storage import keys
+from server.storage.home import Home, plain, write_json
+from server.storage.keys import Signer
 from server.storage.ledger import Ledger, RequestRow
+from server.storage.seals import EditedError, canonical
 
 log = logging.getLogger("efface.server")
+DOMAIN: Final = b"efface record 1\n"
 RECORD: Final = "record.json"
+SIGNATURE: Final = "record.signature.json"
 PENDING: Final = "record.pending.json"
 JOURNALS: Final = ("journal", "retrain")  # what only a resume needs
+DECIDED_LAST: Final = ("model_version", "started", "finished")  # by the ledger's transaction
 
 
-def keep(home: Home, record: Record) -> None:
-    """Make a record safe before its request ends; it says nothing until then."""
-    write_json(home.runs / str(record.request) / PENDING, to_json(record))
+def keep(home: Home, record: Record) -> str:
+    """Make a record safe before its request ends; it says nothing until then.
+
+    Returns:
+        Its SHA-256 (`sha256`).
+    """
+    document = plain(to_json(record), "record")
+    write_json(home.runs / str(record.request) / PENDING, document)
+    return sha256(document)
+
+
+def sha256(document: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of a record's canonical JSON, without the fields in `DECIDED_LAST`."""
+    left = {key: value for key, value in document.items() if key not in DECIDED_LAST}
+    return hashlib.sha256(DOMAIN + canonical(left)).hexdigest()
 
 
 def read(home: Home, row: RequestRow) -> Record | None:
     """Return a request's record, or None if it has none.
 
     Raises:
+        EditedError: If it is not what the ledger has of it. The message names the file.
         EffaceError: If it cannot be read. The message names the file.
     """
+    document, path = _document(home, row)
+    if document is None:
+        return None
+    if problem := _unlike(document, row):
+        raise EditedError(
+            f"record of {row.id} must be as it was when the request ended, got {problem} in {path}:"
+            " it was changed by hand, or is damaged; restore it from a backup"
+        )
+    return _parsed(document, path)
+
+
+def problems(home: Home, row: RequestRow, publics: Sequence[str]) -> list[tuple[str, Path]]:
+    """Return what of a request's record does not verify, each with its file.
+
+    Args:
+        home: Where it is.
+        row: The ledger's.
+        publics: Public keys whose signatures count.
+    """
+    try:
+        document, path = _document(home, row)
+    except EffaceError as error:
+        return [(str(error), home.runs / row.id / RECORD)]
+    if document is None:
+        if row.record_sha256 is None:
+            return []
+        return [(f"record of {row.id} must be there, got none", home.runs / row.id / RECORD)]
+    if problem := _unlike(document, row):
+        return [
+            (f"record of {row.id} must be as it was when the request ended, got {problem}", path)
+        ]
+    if row.record_sha256 is None or path.name == PENDING:
+        return []
+    beside = path.with_name(SIGNATURE)
+    try:
+        note = json.loads(beside.read_text())
+        signed = keys.verified(publics, _signed(document), str(note["signature"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return [(f"signature of {row.id}'s record must be readable, got {error}", beside)]
+    if not signed:
+        return [
+            (
+                f"record of {row.id} must be signed by the coordinator's key, got another "
+                "signature",
+                beside,
+            )
+        ]
+    return []
+
+
+def _unlike(document: Mapping[str, Any], row: RequestRow) -> str:
+    """Return how a record differs from what its row says of it; nothing for those of old."""
+    if row.record_sha256 is None:
+        return ""
+    if (found := sha256(document)) != row.record_sha256:
+        return f"the SHA-256 {found[:12]}... instead of {row.record_sha256[:12]}..."
+    wanted = _decided(row)
+    odd = [key for key in DECIDED_LAST if document.get(key) != wanted[key]]
+    return f"another {odd[0]} than the ledger's" if odd else ""
+
+
+def _decided(row: RequestRow) -> dict[str, str | None]:
+    return {
+        "model_version": row.result_version,
+        "started": None if row.started is None else row.started.isoformat(),
+        "finished": None if row.finished is None else row.finished.isoformat(),
+    }
+
+
+def _document(home: Home, row: RequestRow) -> tuple[dict[str, Any] | None, Path]:
+    """Return a record as JSON, None if there is none, and the file it is in."""
     folder = home.runs / row.id
     if row.state in ("done", "failed"):
         pending = _load(folder / PENDING)
         # One that waits beside a failed request counts only if a refusal wrote it: else the request
         # failed after it was written.
-        if pending is not None and (row.state == "done" or pending.refused):
+        if pending is not None and (
+            row.state == "done" or _parsed(pending, folder / PENDING).refused
+        ):
             # It was written before its version had a number, and before the request had ended.
-            return replace(
-                pending,
-                model_version=row.result_version,
-                started=None if row.started is None else row.started.isoformat(),
-                finished=None if row.finished is None else row.finished.isoformat(),
-            )
-    return _load(folder / RECORD)
+            return pending | _decided(row), folder / PENDING
+    return _load(folder / RECORD), folder / RECORD
 
 
-def _load(path: Path) -> Record | None:
+def _load(path: Path) -> dict[str, Any] | None:
     try:
         document = json.loads(path.read_text())
     except FileNotFoundError:
@@ -64,10 +154,18 @@ def _load(path: Path) -> Record | None:
         ) from error
     if not isinstance(document, dict):
         raise EffaceError(f"record must be a JSON object, got {path}; restore it from a backup")
+    return document
+
+
+def _parsed(document: Mapping[str, Any], path: Path) -> Record:
     try:
         return from_json(document)
     except BadSetting as error:
         raise EffaceError(f"{error}: {path}") from error
+
+
+def _signed(document: Mapping[str, Any]) -> bytes:
+    return DOMAIN + canonical(document)
 
 
 def publish(home: Home, row: RequestRow) -> Record | None:
@@ -87,11 +185,28 @@ def publish(home: Home, row: RequestRow) -> Record | None:
     if record is None:
         return None
     folder = home.runs / row.id
-    write_json(folder / RECORD, to_json(record))
+    document, path = _document(home, row)
+    if document is not None and path.name == PENDING:
+        # As it was sealed: another Efface might word it otherwise.
+        write_json(folder / RECORD, document)
+        if row.record_sha256 is not None:
+            write_json(folder / SIGNATURE, _signature(row.id, document, keys.signer(home.keys)))
     write_report(record, home.reports / f"{row.id}.html")
     forget_rounds(home, row)
     (folder / PENDING).unlink(missing_ok=True)
     return record
+
+
+def _signature(request: str, document: Mapping[str, Any], signer: Signer) -> dict[str, Any]:
+    """Return what proves a record without the ledger (see docs/json.md)."""
+    signed = _signed(document)
+    return {
+        "format": 1,
+        "request": request,
+        "sha256": hashlib.sha256(signed).hexdigest(),
+        "key": signer.public,
+        "signature": signer.sign(signed),
+    }
 
 
 def forget_rounds(home: Home, row: RequestRow) -> None:

@@ -50,7 +50,7 @@ def speed_of(cost: Cost, settings: RunSettings, spec: ModelSpec, trained_on: str
         spec: The version's model; in training nothing of it was pruned.
         trained_on: Engine of its training.
     """
-    drawn = num_drawn(settings.fraction, settings.num_clients)
+    drawn = num_drawn(settings.fraction, settings.num_participants)
     cores = max(1, os.cpu_count() or 1)
     simulated = max(1, cores // settings.threads) if trained_on == "ray" else cores
     at_once = EVERYBODY if trained_on == "superlink" else simulated

@@ -6,11 +6,11 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final, Self
 
 from client.wire import ForgetSpec
-from server.requests import planning, records
+from server.requests import planning, records, yardstick
 from server.storage import history
 from server.storage.history import History
 from server.storage.home import Home, write_json
-from server.storage.ledger import ERASED_SINCE, Ledger, RequestRow, database_url
+from server.storage.ledger import ERASED_SINCE, Ledger, RequestRow
 from server.storage.registry import Registry
 from strategies.table import METHODS
 
@@ -29,14 +29,14 @@ class Workspace:
     @classmethod
     def open(cls, home: Home) -> Self:
         """Open a home's ledger and registry, and publish what a stop left unpublished."""
-        ledger = Ledger.open(database_url(home))
+        ledger = Ledger.of(home)
         workspace = cls(home, ledger, Registry(home, ledger))
         records.publish_left(home, ledger)
         workspace.sweep()
         return workspace
 
     def sweep(self) -> None:
-        """Destroy what may not be kept any longer: stored updates, and rounds of a training.
+        """Destroy what may not be kept: stored updates, yardsticks, and rounds of a training.
 
         A stopped training whose data an erasure has named since is given up: going on, it would
         serve a model that knows them.
@@ -44,6 +44,7 @@ class Workspace:
         requests = self.ledger.requests()
         if any(self.home.updates.iterdir()):
             history.sweep(self.home, self.ledger, {row.token: row for row in requests})
+        yardstick.sweep(self.home.cache, self.ledger.erased)
         for row in requests:
             state = row.state
             if row.kind == "train" and state == "interrupted":

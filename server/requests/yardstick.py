@@ -5,11 +5,11 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from flwr.app import ArrayRecord
 
-from client.files import write_atomic
+from client.files import overwrite, write_atomic
 from server.evidence.measures import Judge
 from server.evidence.scores import Curve, ModelScores
 from server.evidence.serial import read
@@ -17,7 +17,11 @@ from server.nodes.federation import Cost, GridFederation, from_numpy, to_numpy
 from server.provenance import code
 from server.requests.costs import timeline
 from server.settings import RunSettings
-from server.storage.registry import pack, unpack
+from server.storage.ledger import Erased
+from server.storage.registry import RegistryError, note_of, pack, unpack
+
+CODE: Final = "strategies.methods.retraining"
+PATTERN: Final = "retrained-*.safetensors"
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,7 @@ def inputs_of(
         "model": dict(model),
         "forget": asdict(federation.forget),
         "erased": [federation.common["erased_classes"], federation.common["erased_clients"]],
-        "code": code("strategies.methods.retraining"),
+        "code": code(CODE),
         "federation": name,
         "data": federation.class_counts(),
     }
@@ -94,6 +98,39 @@ def retrained(
         timeline=timeline(notes),
     )
     return Yardstick(scores, cost, cached)
+
+
+def sweep(cache: Path, erased: Callable[[str], Erased]) -> list[Path]:
+    """Destroy the yardsticks that know what was erased since, and those of other code.
+
+    Args:
+        cache: Folder of the home.
+        erased: What a federation has forgotten now, by its name.
+
+    Returns:
+        The files destroyed.
+    """
+    found = sorted(cache.glob(PATTERN))
+    gone = [path for path in found if not _may_stay(path, erased)]
+    for path in gone:
+        if path.stat().st_nlink > 1:
+            path.unlink()  # another home's, too: `server.bench` shares them
+        else:
+            overwrite(path)
+    return gone
+
+
+def _may_stay(path: Path, erased: Callable[[str], Erased]) -> bool:
+    try:
+        inputs = note_of(path)["inputs"]
+        forget, (classes, clients) = inputs["forget"], inputs["erased"]
+        now = erased(inputs["federation"])
+        known = {*now.classes} - {*classes, *forget["classes"]}
+        known_clients = {*now.clients} - {*clients, *forget["clients"]}
+        same = inputs["code"] == code(CODE)
+    except (OSError, RegistryError, KeyError, TypeError, ValueError):
+        return False  # nothing that could be used
+    return same and not known and not known_clients
 
 
 def relearning(

@@ -15,13 +15,13 @@ import shutil
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from flwr.app import Array, ArrayRecord
 
 from client.errors import EffaceError
-from client.files import overwrite, room_for, sync_folder
+from client.files import overwrite, private, room_for, sync_folder
 from server.storage.home import Home
 from server.storage.ledger import Ledger, RequestRow
 from server.storage.registry import RegistryError, pack, unpack
@@ -58,7 +58,7 @@ class History:
             arrays = {key: array.numpy() for key, array in update.items()}
             data = compress(pack(arrays, {"client": name, "weight": done.weights[name]}))
             path = building / f"{name}{SUFFIX}"
-            with room_for(path), open(path, "xb", opener=_private) as file:
+            with room_for(path), open(path, "xb", opener=private) as file:
                 file.write(data)
         for path in building.iterdir():  # after all are written: the first takes the others along
             with path.open("rb") as file:
@@ -188,7 +188,3 @@ def decompress(data: bytes) -> bytes:
     planes = np.frombuffer(zlib.decompress(data[8:]), dtype=np.uint8)
     whole = np.ascontiguousarray(planes.reshape(WORD, -1).T).tobytes()
     return whole[: int.from_bytes(data[:8], "little")]
-
-
-def _private(path: Any, flags: int) -> int:
-    return os.open(path, flags, mode=0o600)

@@ -3,7 +3,8 @@
 SQLite in the server home by default, PostgreSQL by EFFACE_DATABASE_URL. Rows leave this module as
 frozen dataclasses. Every change is one transaction; a version enters together with the end of its
 request, or not at all. Whoever only looks reads a copy in memory (`Ledger.read`), so that a home
-can be read that cannot be written.
+can be read that cannot be written. What ends is sealed in the same transaction
+(server/storage/seals.py).
 
 It is long because the tables, the rows that leave and the transactions between them are one rule:
 what is not done here cannot happen to a request.
@@ -47,7 +48,11 @@ from sqlalchemy.types import TypeDecorator
 
 from client.errors import INTERRUPTED, DiskFull, EffaceError
 from client.files import FULL
+from server.format import masked
+from server.storage import keys, seal_check, seals
 from server.storage.home import Home, plain
+from server.storage.seal_check import Checked
+from server.storage.seals import EditedError, Rows, Seal, Sealing
 
 Kind = Literal["train", "forget", "relearn"]
 Level = Literal["class", "client"]
@@ -123,6 +128,7 @@ class RequestRow:
     before: Mapping[str, Any] | None  # evaluation of the base version
     after: Mapping[str, Any] | None  # evaluation of the result
     reason_code: str | None = None  # the reason's kind, for programs; None in rows of old
+    record_sha256: str | None = None  # of its record (server.requests.records); None in rows of old
 
     @property
     def token(self) -> str:
@@ -152,6 +158,7 @@ class Outcome:
     bytes: Mapping[str, Any] = field(default_factory=dict)
     before: Mapping[str, Any] | None = None
     after: Mapping[str, Any] | None = None
+    record_sha256: str | None = None
 
 
 @dataclass(frozen=True)
@@ -233,6 +240,7 @@ class _Request(_Base):
     before: Mapped[dict[str, Any] | None]
     after: Mapped[dict[str, Any] | None]
     reason_code: Mapped[str | None]
+    record_sha256: Mapped[str | None]
 
 
 class _Version(_Base):
@@ -268,6 +276,20 @@ class _Pending(_Base):
     settled: Mapped[datetime | None]
 
 
+class _Seal(_Base):
+    """One link of the chain (server/storage/seals.py)."""
+
+    __tablename__ = "seals"
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    kind: Mapped[str]
+    subject: Mapped[str]
+    content: Mapped[dict[str, Any]]
+    created: Mapped[str]
+    before: Mapped[str]
+    key: Mapped[str]
+    signature: Mapped[str]
+
+
 _Row = TypeVar("_Row", _Request, _Version)
 
 
@@ -282,35 +304,55 @@ def database_url(home: Home) -> URL:
 class Ledger:
     """Requests and versions. Safe to read beside a writer; one process at a time writes."""
 
-    def __init__(self, engine: Engine, clock: Callable[[], datetime]) -> None:
-        """Use `Ledger.open` instead, which also creates and checks the tables."""
+    def __init__(
+        self, engine: Engine, clock: Callable[[], datetime], sealing: Sealing | None = None
+    ) -> None:
+        """Use `Ledger.of` or `Ledger.open` instead, which also create and check the tables."""
         self._engine = engine
+        self._sealing = sealing
         self._writer = engine.execution_options(efface_writes=True)
         self._clock = clock
+        self._noted: Mapping[str, Any] | None = None  # of a copy: the head, noted before it
         self.is_copy = False  # of a file, in memory: what is changed in it is changed nowhere else
 
     @classmethod
-    def open(cls, url: URL | str, clock: Callable[[], datetime] | None = None) -> Self:
+    def of(cls, home: Home) -> Self:
+        """Open the ledger of a home to write to it: what ends is sealed with the home's key.
+
+        Raises:
+            LedgerError: As for `open`.
+            KeyFileError: If the home's key cannot be used.
+        """
+        return cls.open(database_url(home), sealing=Sealing.of(home))
+
+    @classmethod
+    def open(
+        cls,
+        url: URL | str,
+        clock: Callable[[], datetime] | None = None,
+        sealing: Sealing | None = None,
+    ) -> Self:
         """Open the ledger at `url`, creating its tables if there are none.
 
         Args:
             url: SQLAlchemy URL, such as `sqlite:////srv/efface/ledger.db` or
                 `postgresql+psycopg://user@host/efface`.
             clock: Where the time comes from; the system's by default.
+            sealing: Seals what ends. Without it nothing can end in a ledger that has seals.
 
         Raises:
             LedgerError: If there is no such database or driver, the file is not a database, or a
                 newer Efface wrote it. The message never shows the password.
         """
         parsed = _parse(url)
-        shown = parsed.render_as_string(hide_password=True)
+        shown = masked(parsed.render_as_string())
         try:
             engine = _engine(parsed)
-            ledger = cls(engine, clock or (lambda: datetime.now(UTC)))
+            ledger = cls(engine, clock or (lambda: datetime.now(UTC)), sealing)
             found = ledger._prepare()
         except (ImportError, NoSuchModuleError) as error:
             raise LedgerError(
-                f"database URL must name an installed driver, got {shown} ({error}). "
+                f"database URL must name an installed driver, got {shown} ({masked(str(error))}). "
                 "For PostgreSQL: pip install 'psycopg[binary]' and postgresql+psycopg://..."
             ) from error
         except OSError as error:
@@ -341,7 +383,19 @@ class Ledger:
         _begin_by_hand(engine)
         ledger = cls(engine, lambda: datetime.now(UTC))
         ledger.is_copy = True
-        ledger._check_format(ledger._prepare(), parsed.render_as_string(hide_password=True))
+        ledger._check_format(ledger._prepare(), masked(parsed.render_as_string()))
+        return ledger
+
+    @classmethod
+    def look(cls, home: Home) -> Self:
+        """Open the ledger of a home to look at it (see `read`); an empty one if there is no home.
+
+        Raises:
+            LedgerError: As for `open`.
+        """
+        noted = seals.noted_head(home.keys)  # before the copy: the chain only ever grows
+        ledger = cls.read(database_url(home) if home.path.is_dir() else "sqlite://")
+        ledger._noted = noted
         return ledger
 
     def close(self) -> None:
@@ -435,16 +489,17 @@ class Ledger:
         """Mark a running request as failed for good; `outcome` says what it cost all the same."""
         with self._write() as session:
             row = self._move(session, request_id, "failed")
-            row.reason, row.reason_code = reason, code
+            row.reason, row.reason_code = masked(reason), code
             row.finished = self._after_last(session)
             _write_outcome(row, outcome or Outcome())
+            self._seal_end(session, row)
             return _request_row(row)
 
     def interrupt(self, request_id: str, reason: str, *, code: str = INTERRUPTED) -> RequestRow:
         """Mark a running request as stopped half-way; it can be started again or aborted."""
         with self._write() as session:
             row = self._move(session, request_id, "interrupted")
-            row.reason, row.reason_code = reason, code
+            row.reason, row.reason_code = masked(reason), code
             return _request_row(row)
 
     def interrupt_running(self, reason: str) -> list[RequestRow]:
@@ -466,9 +521,10 @@ class Ledger:
         """Give a received or interrupted request up; its base version stays as it was."""
         with self._write() as session:
             row = self._move(session, request_id, "aborted")
-            row.reason = reason or row.reason
+            row.reason = masked(reason) if reason else row.reason
             row.reason_code = code if reason else row.reason_code or code
             row.finished = self._after_last(session)
+            self._seal_end(session, row)
             return _request_row(row)
 
     def finish(
@@ -495,7 +551,7 @@ class Ledger:
             if version is not None:
                 self._enter(session, row, version)
                 row.result_version = version.id
-            session.flush()
+            self._seal_end(session, row)
             return _request_row(row)
 
     def request(self, request_id: str) -> RequestRow:
@@ -574,6 +630,7 @@ class Ledger:
                 .where(_Pending.request == request_id, _Pending.client == client)
                 .values(settled=self.now())
             )
+            self._seal(session, "settled", request_id, {"client": client})
 
     def pending(self) -> list[Pending]:
         """Return what done requests still owe to clients that were offline, oldest first."""
@@ -619,6 +676,31 @@ class Ledger:
         with self._read() as session:
             return f"v{_next_number(session, _Version):04d}"
 
+    # ---- seals ----
+
+    def checked(
+        self, home: Home, *, publics: Sequence[str] = (), every_signature: bool = False
+    ) -> Checked:
+        """Compare all rows with their seals, as they stand at one moment.
+
+        Args:
+            home: Whose key made the seals, and where the newest was noted.
+            publics: The only public keys that count; the home's if none.
+            every_signature: See `seal_check.check`.
+
+        Raises:
+            EditedError: If a row cannot be read at all.
+            KeyFileError: If the home's public key cannot be read.
+        """
+        known = list(publics) or keys.public_keys(home.keys)
+        head = self._noted if self.is_copy else seals.noted_head(home.keys)
+        with self._read() as session:
+            if self._engine.dialect.name == "postgresql":
+                session.connection(execution_options={"isolation_level": "REPEATABLE READ"})
+            chain = [_seal(one) for one in session.scalars(select(_Seal).order_by(_Seal.number))]
+            rows = _rows(session)
+        return seal_check.check(chain, rows, known, head, every_signature=every_signature)
+
     # ---- inside a transaction ----
 
     def _prepare(self) -> int:
@@ -637,6 +719,8 @@ class Ledger:
             found = session.scalar(select(_Format.format))
             if found is None:
                 session.add(_Format(format=LEDGER_FORMAT))
+            if self._sealing is not None and self._last_seal(session) is None:
+                self._seal(session, "began", "", seals.beginning(_rows(session)))
             return LEDGER_FORMAT if found is None else found
 
     def _check_format(self, found: int, shown: str) -> None:
@@ -654,8 +738,12 @@ class Ledger:
 
     @contextmanager
     def _write(self) -> Iterator[Session]:
-        with self._clear_errors(), Session(self._writer) as session, session.begin():
-            yield session
+        with self._clear_errors(), Session(self._writer) as session:
+            with session.begin():
+                yield session
+            sealed: Seal | None = session.info.get("sealed")
+        if sealed is not None and self._sealing is not None:
+            self._sealing.note_head(sealed)
 
     @contextmanager
     def _clear_errors(self) -> Iterator[None]:
@@ -667,6 +755,48 @@ class Ledger:
             if _is_full(self._engine.url, error.orig):
                 raise DiskFull(_no_room(self._engine.url, error.orig)) from error
             raise LedgerError(_unusable(self._engine.url, error.orig)) from error
+        except EffaceError:
+            raise
+        except ValueError as error:  # what was written into a column is no JSON, or no time
+            raise EditedError(
+                f"ledger rows must be as they were written, got one that cannot be read ({error}): "
+                "it was changed by hand, or is damaged; restore the ledger from a backup"
+            ) from error
+
+    def _seal_end(self, session: Session, row: _Request) -> None:
+        """Seal a request that has just ended, with the version that it made."""
+        session.flush()
+        session.refresh(row)  # as it will be read
+        version = None
+        if row.result_version is not None:
+            made = session.get_one(_Version, row.result_version)
+            session.refresh(made)
+            version = vars(_version_row(made))
+        owed = session.scalars(select(_Pending.client).where(_Pending.request == row.id))
+        self._seal(session, "request", row.id, seals.ending(vars(_request_row(row)), version, owed))
+
+    def _seal(
+        self, session: Session, kind: seals.Kind, subject: str, content: Mapping[str, Any]
+    ) -> None:
+        if session.connection().dialect.name == "postgresql":
+            # Two processes that seal at once: their seals would take the same number.
+            session.execute(select(func.pg_advisory_xact_lock(CREATION_LOCK)))
+        last = self._last_seal(session)
+        if self._sealing is None:
+            if last is None:
+                return
+            raise LedgerError(
+                "ledger with seals must be changed with its home's key, got none: open it by its "
+                "home"
+            )
+        made = self._sealing.seal(last, kind, subject, content, self.now())
+        session.add(_Seal(**vars(made)))
+        session.flush()
+        session.info["sealed"] = made
+
+    def _last_seal(self, session: Session) -> Seal | None:
+        found = session.scalar(select(_Seal).order_by(_Seal.number.desc()).limit(1))
+        return None if found is None else _seal(found)
 
     def _move(self, session: Session, request_id: str, state: RequestState) -> _Request:
         row = _known(session, _Request, request_id)
@@ -751,14 +881,14 @@ def _parse(url: URL | str) -> URL:
 
 
 def _no_room(url: URL, cause: object) -> str:
-    return (
+    return masked(
         f"disk must have room for the ledger, got none left for {url.render_as_string()} "
         f"({cause}); free some space, then give the same command again"
     )
 
 
 def _unusable(url: URL, cause: object) -> str:
-    return (
+    return masked(
         f"ledger must be a database that can be used, got {url.render_as_string()} ({cause}). "
         "Check the path or server, or restore the ledger from a backup"
     )
@@ -879,6 +1009,7 @@ def _write_outcome(row: _Request, outcome: Outcome) -> None:
     row.bytes = plain(outcome.bytes, "bytes")
     row.before = plain(outcome.before, "before")
     row.after = plain(outcome.after, "after")
+    row.record_sha256 = outcome.record_sha256
 
 
 def _request_row(row: _Request) -> RequestRow:
@@ -889,3 +1020,18 @@ def _request_row(row: _Request) -> RequestRow:
 
 def _version_row(row: _Version) -> VersionRow:
     return VersionRow(**{entry.name: getattr(row, entry.name) for entry in fields(VersionRow)})
+
+
+def _seal(row: _Seal) -> Seal:
+    return Seal(**{entry.name: getattr(row, entry.name) for entry in fields(Seal)})
+
+
+def _rows(session: Session) -> Rows:
+    """Return all that seals speak of."""
+    requests = session.scalars(select(_Request).order_by(_Request.number))
+    versions = session.scalars(select(_Version).order_by(_Version.number))
+    return Rows(
+        {row.id: vars(_request_row(row)) for row in requests},
+        {row.id: vars(_version_row(row)) for row in versions},
+        [(p.request, p.client, p.settled is not None) for p in session.scalars(select(_Pending))],
+    )

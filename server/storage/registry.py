@@ -107,6 +107,23 @@ def unpack(data: bytes, source: Path) -> tuple[Arrays, Any]:
     return arrays, content["note"]
 
 
+def note_of(path: Path) -> Any:
+    """Return the note that `pack` made into a file, without reading its arrays.
+
+    Raises:
+        OSError: If the file cannot be read.
+        RegistryError: If it is not made by `pack`.
+    """
+    with path.open("rb") as file:
+        try:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+            return json.loads(header["__metadata__"][NOTE_KEY].split(" ", 1)[1])["note"]
+        except (ValueError, KeyError, TypeError, IndexError, OverflowError) as error:
+            raise RegistryError(
+                f"weights file must be whole, got {path}: truncated or altered ({error})"
+            ) from error
+
+
 def note_text(note: Any) -> str:
     """Return `note` as JSON that keeps NaN; array scalars become numbers.
 

@@ -1,4 +1,4 @@
-"""Class-discriminative pruning: the channels that tell a class apart are removed.
+"""Class-discriminative pruning: remove channels that tell a class apart.
 
 Wang, Guo, Xie, Qi, "Federated Unlearning via Class-Discriminative Pruning", WWW 2022,
 https://arxiv.org/abs/2110.11794. Symbols as in the paper: U the classes, A the representation, R
@@ -38,19 +38,34 @@ from strategies.rounds.channels import Floats, RepresentationRounds, arrays_of
 class ClassPruning(Hyperparameters):
     """The paper's protocol."""
 
-    # R, of the channels that are left.
-    prune_share: float = option(0.1, Rule(lambda v: 0 < v < 1, "lie in (0, 1)"))
-    # One threshold over all layers (Algorithm 2), or one a layer.
-    scope: str = option("global", one_of("global", "layer"))
-    # Images of a class that a client looks at; 0 for all it has. It sends no sum over one alone.
-    samples_per_class: int = option(0, all_or_some())
-    # Fine-tuning: rounds at most, percent of retain accuracy that ends it (0 for that before the
-    # request), and points below it that are accepted.
-    rounds: int = option(10, at_least(0))
-    target: float = option(0.0, PERCENT)
-    tolerance: float = option(0.0, PERCENT)
-    # 1 to remove the channels before fine-tuning, 0 to keep them at zero.
-    compact: int = option(0, Rule(lambda v: v in (0, 1), "be 0 or 1"))
+    prune_share: float = option(
+        0.1,
+        Rule(lambda v: 0 < v < 1, "lie in (0, 1)"),
+        "share of the channels left that is pruned for each class, R",
+    )
+    scope: str = option(
+        "global",
+        one_of("global", "layer"),
+        "global for one threshold over all layers (Algorithm 2), layer for one each",
+    )
+    # Not 1: a client sends no sum over one image alone.
+    samples_per_class: int = option(
+        0, all_or_some(), "images of a class that a client looks at; 0 for all it has"
+    )
+    rounds: int = option(10, at_least(0), "rounds of fine-tuning, at most")
+    target: float = option(
+        0.0,
+        PERCENT,
+        "percent of retain accuracy that ends fine-tuning; 0 for that before the request",
+    )
+    tolerance: float = option(
+        0.0, PERCENT, "percent points of retain accuracy that fine-tuning may leave missing"
+    )
+    compact: int = option(
+        0,
+        Rule(lambda v: v in (0, 1), "be 0 or 1"),
+        "1 to remove the channels before fine-tuning, 0 to keep them at zero",
+    )
 
     needs: ClassVar[Needs] = Needs(
         levels=frozenset({"class"}), relearning=False, sums=frozenset({"class"})

@@ -1,4 +1,4 @@
-"""FedEraser: training is replayed with the lengths of the stored updates and new directions.
+"""FedEraser: replay stored updates in new directions.
 
 Liu, Ma, Yang, Wang, Liu: "FedEraser: Enabling Efficient Client-Level Data Removal from Federated
 Learning Models", IWQoS 2021, https://doi.org/10.1109/IWQOS52092.2021.9521274 (first as "Federated
@@ -39,17 +39,21 @@ from strategies.rounds.scaling import STATISTICS
 class FedEraser(OrdinaryRelearning, Hyperparameters):
     """The paper's protocol; the retaining interval is `keep-updates`, a setting of training."""
 
-    # r, the calibration ratio: share of the local steps, or epochs, of training that calibration
-    # takes, rounded up: one epoch stays one.
-    ratio: float = option(0.5, Rule(lambda v: 0 < v <= 1, "lie in (0, 1]"))
-    # Recovery: rounds at most, and points of retain accuracy that it may leave missing.
-    rounds: int = option(0, at_least(0))
-    tolerance: float = option(0.0, PERCENT)
+    ratio: float = option(
+        0.5,
+        Rule(lambda v: 0 < v <= 1, "lie in (0, 1]"),
+        "calibration ratio, r: share of training's local steps or epochs, rounded up",
+    )
+    rounds: int = option(0, at_least(0), "ordinary rounds after the replay, at most")
+    tolerance: float = option(
+        0.0, PERCENT, "percent points of retain accuracy that recovery may leave missing"
+    )
 
     needs: ClassVar[Needs] = Needs(
         levels=frozenset({"class", "client"}),
         target_online=False,
         individual_updates=True,
+        plain_mean=True,
         history=True,
     )
 

@@ -1,4 +1,4 @@
-"""FedOSD: descend an unlearning loss at right angles to the others' gradients, then recover.
+"""FedOSD: unlearn at right angles to the others.
 
 Pan, Wang, Li, Zheng, Wang, Tang, Zhao: "Federated Unlearning with Gradient Descent and Conflict
 Mitigation", AAAI 2025, https://arxiv.org/abs/2412.20200. Symbols as there: u the target client,
@@ -41,13 +41,16 @@ NO_ROOM = 1e-6  # share of g_u below which nothing of it is left outside the oth
 class OrthogonalSteepestDescent(OrdinaryRelearning, Hyperparameters):
     """The paper's protocol."""
 
-    unlearn_rounds: int = option(10, COUNT)
-    unlearn_lr: float = option(0.1, RATE)  # eta while unlearning
-    # Post-training: rounds at most, and points of retain accuracy that it may leave missing.
-    rounds: int = option(10, at_least(0))
-    tolerance: float = option(0.0, PERCENT)
+    unlearn_rounds: int = option(10, COUNT, "rounds of unlearning")
+    unlearn_lr: float = option(0.1, RATE, "learning rate of unlearning, eta")
+    rounds: int = option(10, at_least(0), "rounds of post-training, at most")
+    tolerance: float = option(
+        0.0, PERCENT, "percent points of retain accuracy that post-training may leave missing"
+    )
 
-    needs: ClassVar[Needs] = Needs(levels=frozenset({"class", "client"}), individual_updates=True)
+    needs: ClassVar[Needs] = Needs(
+        levels=frozenset({"class", "client"}), individual_updates=True, plain_mean=True
+    )
 
     def forget(self, federation: Federation, model: ArrayRecord) -> ArrayRecord:
         """Return `model` without what the request names.

@@ -1,4 +1,4 @@
-"""Fisher forgetting: noise where the retained data do not hold the weights in place.
+"""Fisher forgetting: noise on weights the rest do not need.
 
 Golatkar, Achille, Soatto: "Eternal Sunshine of the Spotless Net: Selective Forgetting in Deep
 Networks", CVPR 2020, https://arxiv.org/abs/1911.04933. Every parameter gets Gaussian noise,
@@ -52,10 +52,16 @@ class FisherRounds(Rounds):
 class FisherForgetting(OrdinaryRelearning, Hyperparameters):
     """The paper's procedure: one message to the nodes, the noise on the coordinator's machine."""
 
-    noise: float = option(3e-9, RATE)  # lambda * sigma_h^2
-    power: float = option(0.25, between(0.0, 1.0))
-    clip: float = option(0.1, RATE)  # largest deviation of a parameter's noise
-    max_examples: int = option(64, at_least(2))  # of each node's
+    noise: float = option(3e-9, RATE, "strength of the noise, lambda * sigma_h^2")
+    power: float = option(
+        0.25,
+        between(0.0, 1.0),
+        "exponent of noise / F in the deviation, F the Fisher information; 1/4 in the paper",
+    )
+    clip: float = option(0.1, RATE, "largest deviation of a parameter's noise")
+    max_examples: int = option(
+        64, at_least(2), "examples of each node that F is measured on, at most"
+    )
 
     needs: ClassVar[Needs] = Needs(
         levels=frozenset({"class", "client"}),

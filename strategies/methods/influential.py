@@ -51,11 +51,21 @@ from strategies.rounds.channels import (
 class InfluentialChannels(OrdinaryRelearning, Hyperparameters):
     """What both schemes share: which channels are chosen."""
 
-    # delta, the selection factor: share of each layer's channels.
-    delta: float = option(0.05, Rule(lambda v: 0 < v <= 1, "lie in (0, 1]"))
-    select: str = option("effect", one_of("effect", "random"))  # or "random", the paper's control
-    # Examples of the class that effects are measured on, at most; of each client's.
-    max_samples: int = option(256, COUNT)
+    delta: float = option(
+        0.05,
+        Rule(lambda v: 0 < v <= 1, "lie in (0, 1]"),
+        "selection factor, delta: share of each layer's channels that is trained",
+    )
+    select: str = option(
+        "effect",
+        one_of("effect", "random"),
+        "effect for the channels that matter most, random for the paper's control",
+    )
+    max_samples: int = option(
+        256,
+        COUNT,
+        "examples of the class that each client, or the server, measures effects on, at most",
+    )
 
     def chosen(
         self, federation: Federation, found: ArrayRecord, layers: Sequence[Layer], seed: int
@@ -100,13 +110,16 @@ class InfluentialChannels(OrdinaryRelearning, Hyperparameters):
 
 @dataclass(frozen=True)
 class DecentralisedChannels(InfluentialChannels):
-    """DE: the clients train the chosen channels, whose slices alone are exchanged."""
+    """DE: clients train a few chosen channels.
 
-    rounds: int = option(4, COUNT)
-    steps: int = option(10, COUNT)  # T of a round
-    lr: float = option(0.1, RATE)
-    momentum: float = option(0.0, between(0.0, 0.999))
-    batch_size: int = option(64, COUNT)
+    Their slices alone are exchanged.
+    """
+
+    rounds: int = option(4, COUNT, "rounds of training the chosen channels")
+    steps: int = option(10, COUNT, "SGD steps of a client in a round, T")
+    lr: float = option(0.1, RATE, "learning rate of the chosen channels")
+    momentum: float = option(0.0, between(0.0, 0.999), "momentum of SGD")
+    batch_size: int = option(64, COUNT, "images in a batch")
 
     needs: ClassVar[Needs] = Needs(levels=frozenset({"class"}), sums=frozenset({"class"}))
 
@@ -136,12 +149,15 @@ class DecentralisedChannels(InfluentialChannels):
 
 @dataclass(frozen=True)
 class CentralisedChannels(InfluentialChannels):
-    """CE: the server trains the chosen channels on a few examples of its own, without clients."""
+    """CE: the server trains a few chosen channels.
 
-    steps: int = option(40, COUNT)
-    lr: float = option(0.1, RATE)
-    momentum: float = option(0.0, between(0.0, 0.999))
-    batch_size: int = option(64, COUNT)
+    It does so on a few examples of its own, without clients.
+    """
+
+    steps: int = option(40, COUNT, "SGD steps of the server")
+    lr: float = option(0.1, RATE, "learning rate of the chosen channels")
+    momentum: float = option(0.0, between(0.0, 0.999), "momentum of SGD")
+    batch_size: int = option(64, COUNT, "images in a batch")
 
     needs: ClassVar[Needs] = Needs(
         levels=frozenset({"class"}),

@@ -1,4 +1,4 @@
-"""NoT: negate the first layer's weights, then fine-tune on what is retained.
+"""NoT: negate the first layer, then fine-tune.
 
 Khalil, Brunswic, Lamghari, Li, Beitollahi, Chen: "NoT: Federated Unlearning via Weight Negation",
 CVPR 2025, https://arxiv.org/abs/2503.05657. Negation breaks the co-adaptation of the layers and
@@ -31,10 +31,11 @@ from strategies.parts.relearning import OrdinaryRelearning
 class WeightNegation(OrdinaryRelearning, Hyperparameters):
     """The paper's protocol."""
 
-    layers: int = option(1, COUNT)  # L_neg: the first so many layers
-    # Fine-tuning: rounds at most, and points of retain accuracy that it may leave missing.
-    rounds: int = option(20, at_least(0))
-    tolerance: float = option(0.0, PERCENT)
+    layers: int = option(1, COUNT, "how many layers, from the first on, are negated, L_neg")
+    rounds: int = option(20, at_least(0), "rounds of fine-tuning, at most")
+    tolerance: float = option(
+        0.0, PERCENT, "percent points of retain accuracy that fine-tuning may leave missing"
+    )
 
     # Clients with nothing left to train on take no part.
     needs: ClassVar[Needs] = Needs(

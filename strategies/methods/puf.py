@@ -1,4 +1,4 @@
-"""PUF: step back along what the target's own training would change, then ordinary rounds.
+"""PUF: step back along the target's own update.
 
 Mora, Mazzocca, Montanari, Bellavista: "Federated Unlearning Made Practical: Seamless Integration
 via Negated Pseudo-Gradients", 2025, https://arxiv.org/abs/2504.05822.
@@ -39,16 +39,20 @@ class NegatedRounds(ScaledAveraging):
 class NegatedPseudoGradients(OrdinaryRelearning, Hyperparameters):
     """The paper's protocol."""
 
-    eta_u: float = option(2.0, RATE)  # eta_u, as in the public code for PUF-Special
-    unlearn_rounds: int = option(1, COUNT)
-    # Recovery: rounds at most, and points of retain accuracy that it may leave missing.
-    rounds: int = option(10, at_least(0))
-    tolerance: float = option(0.0, PERCENT)
+    # The default is that of the public code for PUF-Special.
+    eta_u: float = option(2.0, RATE, "factor on the targets' negated update, eta_u")
+    unlearn_rounds: int = option(1, COUNT, "rounds of unlearning")
+    rounds: int = option(10, at_least(0), "rounds of recovery, at most")
+    tolerance: float = option(
+        0.0, PERCENT, "percent points of retain accuracy that recovery may leave missing"
+    )
 
     # The server reads no update alone, but the mean of the targets'; of a lone target that is its
     # own, as in every ascent.
     needs: ClassVar[Needs] = Needs(
-        levels=frozenset({"class", "client"}), sums=frozenset({"class", "client"})
+        levels=frozenset({"class", "client"}),
+        plain_mean=True,
+        sums=frozenset({"class", "client"}),
     )
 
     def forget(self, federation: Federation, model: ArrayRecord) -> ArrayRecord:

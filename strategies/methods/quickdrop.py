@@ -1,4 +1,4 @@
-"""QuickDrop: ascend the loss on synthetic forget data, then recover on the rest.
+"""QuickDrop: ascend on synthetic data, then recover.
 
 Dhasade, Ding, Guo, Kermarrec, de Vos, Wu: "QuickDrop: Efficient Federated Unlearning via Synthetic
 Data Generation", Middleware 2024, https://arxiv.org/abs/2311.15603, sections 3.1 to 3.4.
@@ -32,21 +32,41 @@ from strategies.rounds.base import AscentRounds, RecoveryRounds
 class QuickDrop(Hyperparameters):
     """QuickDrop's protocol."""
 
-    unlearn_rounds: int = option(1, COUNT)
-    unlearn_epochs: int = option(3, COUNT)  # T while unlearning, in passes over S_f
-    unlearn_lr: float = option(0.02, RATE)  # eta_theta while unlearning
-    recover_rounds: int = option(2, COUNT)
-    recover_epochs: int = option(6, COUNT)  # T, passes over S \ S_f and originals
-    recover_lr: float = option(0.03, RATE)  # eta_theta while recovering; the paper has 0.01
-    recover_batch: int = option(16, COUNT)
-    finetune_steps: int = option(0, at_least(0))  # F
-    relearn_holder_rounds: int = option(4, COUNT)  # of the holders alone
-    relearn_rounds: int = option(2, COUNT)  # of all
-    relearn_epochs: int = option(10, COUNT)
-    relearn_lr: float = option(0.05, RATE)
-    batch_size: int = option(64, COUNT)
-    threshold: float = option(1.0, PERCENT)  # forget accuracy, rolled back above; 100 for never
-    tolerance: float = option(3.0, PERCENT)  # points that recovery may leave missing
+    unlearn_rounds: int = option(1, COUNT, "rounds of the ascent")
+    unlearn_epochs: int = option(
+        3, COUNT, "passes over the forget set, S_f, in a round of the ascent, in place of T steps"
+    )
+    unlearn_lr: float = option(0.02, RATE, "learning rate of the ascent, eta_theta")
+    recover_rounds: int = option(
+        2, COUNT, "rounds of recovery; some more while accuracy is missing"
+    )
+    recover_epochs: int = option(
+        6,
+        COUNT,
+        "passes over the retained set, S without S_f, in a round of recovery, in place of T steps",
+    )
+    recover_lr: float = option(
+        0.03, RATE, "learning rate of recovery, eta_theta; 0.01 in the paper"
+    )
+    recover_batch: int = option(16, COUNT, "images in a batch of recovery")
+    finetune_steps: int = option(
+        0, at_least(0), "networks on which the synthetic sets are improved before recovery, F"
+    )
+    relearn_holder_rounds: int = option(4, COUNT, "rounds of relearning by the holders alone")
+    relearn_rounds: int = option(
+        2, COUNT, "rounds of relearning by all nodes, after those of the holders"
+    )
+    relearn_epochs: int = option(10, COUNT, "passes over the set S in a round of relearning")
+    relearn_lr: float = option(0.05, RATE, "learning rate of relearning, eta_theta")
+    batch_size: int = option(64, COUNT, "images in a batch of the ascent and of relearning")
+    threshold: float = option(
+        1.0,
+        PERCENT,
+        "percent of forget accuracy above which a round of recovery is rolled back; 100 for never",
+    )
+    tolerance: float = option(
+        3.0, PERCENT, "percent points of retain accuracy that recovery may leave missing"
+    )
 
     needs: ClassVar[Needs] = Needs(
         levels=frozenset({"class", "client"}),

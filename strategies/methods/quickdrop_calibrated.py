@@ -1,4 +1,4 @@
-"""QuickDrop, calibrated: ascend as far as data never seen lie, and hold what is forgotten there.
+"""QuickDrop, calibrated: ascend to the loss of data never seen.
 
 A variant of Dhasade et al. 2024 (see `strategies.methods.quickdrop`): the same synthetic data, the
 same messages. What the original leaves to a tuned rate and number of steps is found with the
@@ -51,25 +51,61 @@ Floats = np.ndarray[Any, np.dtype[np.float64]]
 class CalibratedQuickDrop(Hyperparameters):
     """The variant's protocol; `client_` values hold at client level in place of the others."""
 
-    unlearn_lr: float = option(0.01, RATE)  # eta_theta while unlearning
-    client_unlearn_lr: float = option(0.02, RATE)
-    unlearn_steps: int = option(30, COUNT)  # full passes over S_f, at most
-    recover_rounds: int = option(3, COUNT)
-    client_recover_rounds: int = option(4, COUNT)
-    recover_batches: int = option(2, COUNT)  # parts of S \ S_f and its originals
-    client_recover_batches: int = option(8, COUNT)
-    recover_lr: float = option(0.05, RATE)  # eta_theta while recovering
-    recover_last_lr: float = option(0.03, RATE)  # eta_theta in the last of these rounds
-    client_recover_lr: float = option(0.03, RATE)  # eta_theta in all of them
-    hold: float = option(1.0, between(0.0, 1e3))  # weight of -log(1 - p)
-    hold_features: float = option(2.0, between(0.0, 1e3))  # weight of the features' mean square
-    relearn_holder_rounds: int = option(4, COUNT)  # ordinary rounds of the holders alone
-    relearn_rounds: int = option(2, COUNT)  # ordinary rounds of all
-    full_steps: int = option(10, COUNT)  # T of an ordinary round
-    full_lr: float = option(0.05, RATE)  # eta_theta of an ordinary round
-    batch_size: int = option(64, COUNT)
-    threshold: float = option(1.0, PERCENT)  # forget accuracy, rolled back above; 100 for never
-    tolerance: float = option(3.0, PERCENT)  # points that recovery may leave missing
+    unlearn_lr: float = option(0.01, RATE, "learning rate of the ascent at class level, eta_theta")
+    client_unlearn_lr: float = option(
+        0.02, RATE, "learning rate of the ascent at client level, eta_theta"
+    )
+    unlearn_steps: int = option(
+        30, COUNT, "steps of the ascent, each on the whole forget set, S_f, at most"
+    )
+    recover_rounds: int = option(
+        3, COUNT, "rounds of recovery at class level; some more while accuracy is missing"
+    )
+    client_recover_rounds: int = option(
+        4, COUNT, "rounds of recovery at client level; some more while accuracy is missing"
+    )
+    recover_batches: int = option(
+        2,
+        COUNT,
+        "batches that the retained set, S without S_f, makes in a round of recovery at class level",
+    )
+    client_recover_batches: int = option(
+        8, COUNT, "batches that it makes in a round of recovery at client level"
+    )
+    recover_lr: float = option(
+        0.05, RATE, "learning rate of recovery before its last round, at class level, eta_theta"
+    )
+    recover_last_lr: float = option(
+        0.03, RATE, "learning rate of recovery from its last round on, at class level, eta_theta"
+    )
+    client_recover_lr: float = option(
+        0.03, RATE, "learning rate of recovery at client level, eta_theta"
+    )
+    hold: float = option(
+        1.0,
+        between(0.0, 1e3),
+        "weight of -log(1 - p) in recovery, p the probability of a forgotten image's class",
+    )
+    hold_features: float = option(
+        2.0,
+        between(0.0, 1e3),
+        "weight of the mean square of forgotten images' features in recovery",
+    )
+    relearn_holder_rounds: int = option(4, COUNT, "rounds of relearning by the holders alone")
+    relearn_rounds: int = option(
+        2, COUNT, "rounds of relearning by all nodes, after those of the holders"
+    )
+    full_steps: int = option(10, COUNT, "SGD steps of a node in a round of relearning, T")
+    full_lr: float = option(0.05, RATE, "learning rate of relearning on real data, eta_theta")
+    batch_size: int = option(64, COUNT, "images in a batch of relearning")
+    threshold: float = option(
+        1.0,
+        PERCENT,
+        "percent of forget accuracy above which a round of recovery is rolled back; 100 for never",
+    )
+    tolerance: float = option(
+        3.0, PERCENT, "percent points of retain accuracy that recovery may leave missing"
+    )
 
     needs: ClassVar[Needs] = Needs(
         levels=frozenset({"class", "client"}),

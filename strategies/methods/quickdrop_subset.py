@@ -36,10 +36,18 @@ class OnRealSubset:
 
 @dataclass(frozen=True)
 class RealSubset(OnRealSubset, QuickDrop):
-    """QuickDrop without distillation: as in quickdrop, on as many real images drawn at random."""
+    """QuickDrop without distillation: quickdrop on a random real subset."""
 
-    finetune_steps: int = option(0, Rule(lambda v: v == 0, "be 0: a subset is not distilled"))
-    scale: int = option(0, at_least(0))  # s; 0 for that of the training
+    finetune_steps: int = option(
+        0,
+        Rule(lambda v: v == 0, "be 0: a subset is not distilled"),
+        "networks on which synthetic sets would be improved, F",
+    )
+    scale: int = option(
+        0,
+        at_least(0),
+        "images of a class and node for each one drawn, s; 0 for training's, or 10 if it had none",
+    )
 
     needs: ClassVar[Needs] = Needs(levels=_LEVELS, sums=_LEVELS)
     source: ClassVar[str] = "subset"
@@ -47,9 +55,13 @@ class RealSubset(OnRealSubset, QuickDrop):
 
 @dataclass(frozen=True)
 class CalibratedRealSubset(OnRealSubset, CalibratedQuickDrop):
-    """Calibrated, without distillation: as in quickdrop-calibrated, on as many real images."""
+    """Calibrated, without distillation: quickdrop-calibrated on a real subset."""
 
-    scale: int = option(0, at_least(0))  # s; 0 for that of the training
+    scale: int = option(
+        0,
+        at_least(0),
+        "images of a class and node for each one drawn, s; 0 for training's, or 10 if it had none",
+    )
 
     # A client's share of every class is a count by name.
     needs: ClassVar[Needs] = Needs(levels=_LEVELS, sums=frozenset({"class"}))

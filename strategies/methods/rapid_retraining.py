@@ -1,4 +1,4 @@
-"""Rapid retraining: from scratch without the data, by diagonal quasi-Newton steps.
+"""Rapid retraining: from scratch, by quasi-Newton steps.
 
 Liu, Xu, Yuan, Wang, Li: "The Right to be Forgotten in Federated Learning: An Efficient Realization
 with Rapid Retraining", INFOCOM 2022, https://arxiv.org/abs/2203.07320. The server starts again from
@@ -39,14 +39,26 @@ class RapidRetraining(OrdinaryRelearning, Hyperparameters):
     """The paper's protocol; local steps and batches are those of the training."""
 
     # "hessian" wants other steps: lr 0.3 and eps 0.1 did well on digits.
-    curvature: str = option("fisher", one_of("fisher", "hessian"))
-    lr: float = option(0.01, RATE)  # eta
-    beta1: float = option(0.9, between(0.0, 0.999))  # of the mean gradient
-    beta2: float = option(0.999, between(0.0, 0.9999))  # of the mean square of the curvature
-    hessian_power: float = option(0.5, between(0.0, 1.0))
-    eps: float = option(1e-3, RATE)
-    rounds: int = option(0, at_least(0))  # at most; 0 for as many as in training
-    tolerance: float = option(0.0, PERCENT)  # points of retain accuracy that may be missing
+    curvature: str = option(
+        "fisher",
+        one_of("fisher", "hessian"),
+        "fisher for the empirical Fisher information, hessian for Hutchinson's estimate",
+    )
+    lr: float = option(0.01, RATE, "learning rate, eta")
+    beta1: float = option(0.9, between(0.0, 0.999), "decay of the mean gradient, beta_1")
+    beta2: float = option(
+        0.999, between(0.0, 0.9999), "decay of the mean square of the curvature, beta_2"
+    )
+    hessian_power: float = option(
+        0.5,
+        between(0.0, 1.0),
+        "power of the curvature in the divisor, k; 1 for the curvature itself",
+    )
+    eps: float = option(1e-3, RATE, "what is added to the divisor, epsilon")
+    rounds: int = option(0, at_least(0), "rounds at most; 0 for as many as in training")
+    tolerance: float = option(
+        0.0, PERCENT, "percent points of retain accuracy that retraining may leave missing"
+    )
 
     needs: ClassVar[Needs] = Needs(
         levels=frozenset({"class", "client"}),

@@ -1,4 +1,4 @@
-"""Retraining from scratch: the yardstick that every method is measured against.
+"""Retraining from scratch: the yardstick of all other methods.
 
 The same federated averaging as the original training, from the same initial weights, on the data
 that are left (Retrain-Or in Dhasade et al. 2024, section 2.3). Departs from the paper: nothing.

@@ -1,4 +1,6 @@
-"""S2U: in the rounds before a client leaves, its updates are scaled down and the others' up.
+"""S2U: scale the leaver down and the others up.
+
+In the rounds before a client leaves, its updates are scaled down and the others' up.
 
 Gao et al., "VeriFi: Towards Verifiable Federated Unlearning", IEEE TDSC 2024,
 https://arxiv.org/abs/2205.12709: scale-to-unlearn. Dhasade et al. 2024 (QuickDrop), section 2.3,
@@ -30,11 +32,15 @@ from strategies.rounds.scaling import ScaledAveraging
 class ScaleToUnlearn(OrdinaryRelearning, Hyperparameters):
     """The paper's protocol."""
 
-    down: float = option(0.05, between(0.0, 1.0))  # of the leaver's update
-    up: float = option(1.5, at_least(1))  # of the others' updates
-    rounds: int = option(5, COUNT)
+    down: float = option(0.05, between(0.0, 1.0), "factor on the leavers' updates")
+    up: float = option(1.5, at_least(1), "factor on the others' updates")
+    rounds: int = option(
+        5, COUNT, "rounds with scaled updates, in which the leavers still take part"
+    )
 
-    needs: ClassVar[Needs] = Needs(levels=frozenset({"client"}), individual_updates=True)
+    needs: ClassVar[Needs] = Needs(
+        levels=frozenset({"client"}), individual_updates=True, plain_mean=True
+    )
 
     def forget(self, federation: Federation, model: ArrayRecord) -> ArrayRecord:
         """Return `model` without the clients that the request names."""

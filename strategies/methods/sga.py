@@ -1,4 +1,4 @@
-"""SGA-Or: ascend the loss on the original forget data, then ordinary rounds on the rest.
+"""SGA-Or: ascend on original data, then recover.
 
 Wu, Guo, Wang, Hong, Zhang, Ding: "Federated Unlearning: Guarantee the Right of Clients to Forget",
 IEEE Network 36(5), 2022, as Dhasade et al. 2024 (https://arxiv.org/abs/2311.15603), Algorithm 1,
@@ -32,17 +32,29 @@ from strategies.rounds.base import AscentRounds
 class GradientAscent(OrdinaryRelearning, Hyperparameters):
     """The paper's protocol."""
 
-    unlearn_rounds: int = option(2, COUNT)  # at most
-    unlearn_epochs: int = option(10, COUNT)  # T while unlearning, in passes over D_f
-    unlearn_lr: float = option(0.02, RATE)  # eta_theta while unlearning
-    batch_size: int = option(64, COUNT)
-    # Loss at which a class ascends no further, in units of a uniform guess's, log K; 0 for no end.
-    depth: float = option(8.0, between(0.0, 1e3))
-    client_depth: float = option(1.0, between(0.0, 1e3))  # the same at client level
-    threshold: float = option(1.0, PERCENT)  # forget accuracy that ends the ascent on a class
-    # Recovery: rounds at most, and points of retain accuracy that it may leave missing.
-    rounds: int = option(10, at_least(0))
-    tolerance: float = option(0.0, PERCENT)
+    unlearn_rounds: int = option(2, COUNT, "rounds of the ascent, at most")
+    unlearn_epochs: int = option(
+        10, COUNT, "passes over the forget set, D_f, in a round of the ascent, in place of T steps"
+    )
+    unlearn_lr: float = option(0.02, RATE, "learning rate of the ascent, eta_theta")
+    batch_size: int = option(64, COUNT, "images in a batch of the ascent")
+    depth: float = option(
+        8.0,
+        between(0.0, 1e3),
+        "loss at which a class goes no further, in units of a uniform guess's, log K; 0 for no end",
+    )
+    client_depth: float = option(
+        1.0,
+        between(0.0, 1e3),
+        "loss at which a client's data go no further, in units of log K; 0 for no end",
+    )
+    threshold: float = option(
+        1.0, PERCENT, "percent of forget accuracy that ends the ascent on a class"
+    )
+    rounds: int = option(10, at_least(0), "rounds of recovery, at most")
+    tolerance: float = option(
+        0.0, PERCENT, "percent points of retain accuracy that recovery may leave missing"
+    )
 
     needs: ClassVar[Needs] = Needs(
         levels=frozenset({"class", "client"}), sums=frozenset({"class", "client"})

@@ -16,7 +16,7 @@ from client.channels.layout import Layer, from_text
 from client.channels.slices import from_row, scatter, take, to_row
 from client.settings import MIN_EXAMPLES
 from client.steps.channels import SLICES, FitChannels
-from client.wire import tensors
+from client.wire import Form, forms, tensors
 from strategies.rounds.base import NothingTouched, Rounds, Used
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
@@ -101,7 +101,7 @@ class PartialChannelFedAvg(Rounds):
         messages = []
         asked = list(super().configure_train(server_round, arrays, config, grid))
         informed = self._informed
-        if getattr(grid, "sums_only", False):  # all must be asked the same
+        if getattr(grid, "sums", False):  # all must be asked the same
             nodes = {message.metadata.dst_node_id for message in asked}
             informed = informed if nodes <= informed else set()
         for message in asked:
@@ -120,8 +120,22 @@ class PartialChannelFedAvg(Rounds):
         """Average what came back, and remember who has the whole model now."""
         replies = list(replies)
         result = super().aggregate_train(server_round, replies)
-        self._informed |= {m.metadata.src_node_id for m in replies if not m.has_error()}
+        failed = {failure.client for failure in self.failures}
+        self._informed |= {
+            m.metadata.src_node_id
+            for m in replies
+            if not m.has_error() and self._asked.get(m.metadata.src_node_id) not in failed
+        }
         return result
+
+    def expected_arrays(self) -> dict[str, Form]:
+        """Return the form of the chosen channels' numbers, in one row."""
+        return forms(self.sent_to_change())
+
+    def sent_to_change(self) -> ArrayRecord:
+        """Return the chosen channels' numbers as they were."""
+        slices = to_row(take(tensors(self.sent), self.layers, self.channels))
+        return arrays_of({SLICES: slices})
 
     def combine(self, used: Mapping[str, Used]) -> ArrayRecord:
         """Return the model with the averaged slices in their places, and nothing else changed."""

@@ -38,6 +38,7 @@ from client.steps.secure import (
     Step,
     Unmask,
 )
+from client.steps.training import Fit
 from strategies.rounds.base import ClientLost
 from strategies.rounds.sums import (
     SumOutOfRange,
@@ -92,17 +93,17 @@ class SecureGrid(Grid):
     """Sends messages on, and returns sums of their answers in place of these.
 
     Attributes:
-        sums_only: Says so to rounds: all nodes must be told the same.
+        sums: Says so to rounds: all nodes must be told the same.
     """
 
-    sums_only: Final = True
+    sums: Final = True
 
     def __init__(self, inner: Grid, *, clip: float = 0.0) -> None:
         """Wrap a grid.
 
         Args:
             inner: Reaches the nodes.
-            clip: Longest update of a model that a node sends, as L2 norm; 0 for any.
+            clip: Longest update that a node sends of training, as L2 norm; 0 for any.
         """
         self.inner = inner
         self.clip = clip
@@ -198,7 +199,7 @@ class SecureGrid(Grid):
             work=kind.message.name,
             settings=next(iter(digests))[1],
             model=model,
-            clip=self.clip,
+            clip=self.clip if kind is Fit else 0.0,  # an ascent's length is the method's own
         )
         context = Context.of(settings.request, settings.phase, settings.server_round, told)
         return _Batch(kind.message, settings, told, context, dict(sorted(messages.items())))

@@ -91,7 +91,7 @@ def federation(tmp_path: Path) -> Iterator[RunningFederation]:
             make_federation(running.folder, "node-key", name)
         running.register(SITE, PLAIN)
         config = {"data": f"npz:{tmp_path / 'site.npz'}"}
-        running.start_site(SITE, config)
+        running.start_site(SITE, config, policy={"updates": '"single"'})
         running.start_supernode(PLAIN, {**config, "name": PLAIN})
         yield running
     assert not running.left_over()

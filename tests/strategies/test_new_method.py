@@ -60,7 +60,7 @@ from strategies.rounds.base import AscentRounds
 class Fading(OrdinaryRelearning, Hyperparameters):
     """The paper's protocol."""
 
-    by: float = option(0.5, between(0.0, 1.0))
+    by: float = option(0.5, between(0.0, 1.0), "share of a row's weights that goes")
 
     needs: ClassVar[Needs] = Needs(levels=frozenset({"class"}))
 
@@ -124,6 +124,7 @@ def test_a_new_method_is_its_files_and_a_line_in_the_table(tmp_path: Path) -> No
         "Fade: the rows of what is to be forgotten are made weaker."
     )
     assert found["listed"]["options"] == {"by": 0.5}
+    assert found["listed"]["meanings"] == {"by": "share of a row's weights that goes"}
     (phase,) = [p for p in found["plan"]["phases"] if p["phase"] == "unlearn"]
     assert (phase["rounds"], phase["clients"]) == (1, 3)
     record = found["record"]

@@ -1,0 +1,95 @@
+"""What a home says of itself, checked: ledger, records, orders and weights against its signatures.
+
+Nothing is written. What does not verify is listed, never mended.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from server.requests import orders, records
+from server.storage import keys
+from server.storage.home import Home
+from server.storage.ledger import Ledger, VersionRow
+from server.storage.registry import CARD_NAME, WEIGHTS_NAME
+from server.storage.seal_check import Checked, Problem
+
+CHUNK_BYTES = 1 << 20
+
+
+@dataclass
+class Audit:
+    """What was found.
+
+    Attributes:
+        ledger: What the seals say of the rows.
+        problems: All that does not verify.
+        counts: Seals, requests, records, orders and versions looked at.
+    """
+
+    ledger: Checked
+    problems: list[Problem] = field(default_factory=list)
+    counts: dict[str, int] = field(default_factory=dict)
+
+
+def audit(home: Home, ledger: Ledger, *, publics: Sequence[str] = (), head: str = "") -> Audit:
+    """Check all that a home keeps.
+
+    Args:
+        home: To be read.
+        ledger: Its ledger.
+        publics: The only public keys that count, as the auditor has them; the home's if none.
+        head: Hash of a seal that the auditor noted earlier: it must still be on the chain.
+    """
+    trusted = list(publics) or keys.public_keys(home.keys)
+    found = ledger.checked(home, publics=publics, every_signature=True)
+    done = Audit(found, list(found.problems), {"seals": len(found.hashes)})
+    if head and head not in found.hashes:
+        done.problems.append(Problem(f"seals must hold {head[:12]}... as noted, got none of it"))
+    done.counts |= {"requests": 0, "records": 0, "orders": 0, "versions": 0}
+    for row in ledger.requests():
+        done.counts["requests"] += 1
+        done.counts["records"] += (home.runs / row.id / records.RECORD).exists()
+        wrong = records.problems(home, row, trusted)
+        if (path := home.runs / row.id / orders.NAME).exists():
+            done.counts["orders"] += 1
+            wrong += orders.problems(path, row, trusted)
+        done.problems += [Problem(text, row.id, file=str(file)) for text, file in wrong]
+    for version in ledger.versions():
+        done.counts["versions"] += 1
+        done.problems += _weights(home, version)
+    return done
+
+
+def _weights(home: Home, row: VersionRow) -> list[Problem]:
+    """Compare a version's files with its row."""
+    folder = home.versions / row.id
+    found = []
+    try:
+        if (got := _sha256(folder / WEIGHTS_NAME)) != row.sha256:
+            text = (
+                f"weights of {row.id} must have the SHA-256 {row.sha256[:12]}..., got {got[:12]}..."
+            )
+            found.append((text, folder / WEIGHTS_NAME))
+    except OSError as error:
+        text = f"weights of {row.id} must be readable, got {error.strerror}"
+        found.append((text, folder / WEIGHTS_NAME))
+    try:
+        beside = json.loads((folder / CARD_NAME).read_text())
+        if (beside["sha256"], beside["card"]) != (row.sha256, dict(row.card)):
+            text = f"card of {row.id} must be the ledger's, got another one"
+            found.append((text, folder / CARD_NAME))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        text = f"card of {row.id} must be readable, got {error}"
+        found.append((text, folder / CARD_NAME))
+    return [Problem(text, row.request, row.id, str(path)) for text, path in found]
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while part := file.read(CHUNK_BYTES):
+            digest.update(part)
+    return digest.hexdigest()
