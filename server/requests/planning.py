@@ -4,6 +4,8 @@ The method itself says it, run on a federation that only writes down what is ask
 (`strategies.rehearsal`): rounds, images and bytes. What a version's training cost tells how long
 that takes here (`server.requests.speed`). `efface forget --dry-run` prints the plan,
 `--method auto` chooses by it.
+
+It is long because who can serve a request and what it takes are told from the same situation.
 """
 
 import functools
