@@ -76,6 +76,12 @@ class NoBaseModel(StoreError):
     code = "no-base-model"
 
 
+class AggregationRefused(EffaceError):
+    """A node takes no further part in a sum: what it was told does not keep to the protocol."""
+
+    code = "aggregation-refused"
+
+
 class ForeignBundle(EffaceError):
     """Code came to a site that its operator has not allowed; none of it ran."""
 

@@ -2,8 +2,9 @@
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,6 +34,10 @@ from client.learning.training import Pick, covering, minibatches
 from client.memory import keep_freed_memory
 from client.messages import Common, ForgetSpec
 from client.policy import Policy, PolicyRefused
+from client.secure.aggregations import Aggregations
+from client.secure.context import Context as SumContext
+from client.secure.context import lasting
+from client.secure.identity import Identity
 from client.seeds import derive, generator
 from client.settings import MIN_EXAMPLES
 from client.simulation.settings import Simulation
@@ -46,7 +51,7 @@ SETTLE: Final = "query.settle"  # its order is its own: see client.steps.store
 class Node:
     """What a handler works with."""
 
-    site: Site
+    open_data: Callable[[], Site]
     store: Store
     device: torch.device
     settings: Common
@@ -56,6 +61,35 @@ class Node:
     touched: Touched = field(default_factory=Touched)
     notes: dict[str, Any] = field(default_factory=dict)  # what the site's log says of the work
     charged: list[Mechanism] = field(default_factory=list)  # what this message took of the budget
+
+    @cached_property
+    def site(self) -> Site:
+        """The node's data, opened when they are first asked for: steps of a sum need none."""
+        return self.open_data()
+
+    @property
+    def identity(self) -> Identity:
+        """The node's key, and its peers', for sums."""
+        return Identity(self.policy.name, self.policy.key(), self._pinned)
+
+    def _pinned(self, peer: str) -> bytes | None:
+        try:
+            return self.policy.peer(peer).public_bytes_raw()
+        except PolicyRefused:
+            return None
+
+    @property
+    def sum_context(self) -> SumContext | None:
+        """What the sum is about that the answer goes into; None if it goes up alone."""
+        s = self.settings
+        if s.secure is None:
+            return None
+        return SumContext.of(s.request, s.phase, s.server_round, lasting(s.secure))
+
+    @property
+    def sums(self) -> Aggregations:
+        """The node's parts in sums."""
+        return Aggregations(self.store.folder)
 
     @property
     def least(self) -> int:
@@ -111,6 +145,8 @@ class Node:
     def side(self, side: str, labels: Tensor) -> Tensor:
         """Return the mask of the examples on a message's `side`: retain, forget, or all."""
         forget, retain = self.masks(labels)
+        if self.settings.holders_alone and not bool(forget.any()):
+            return forget
         return {"retain": retain, "forget": forget, "all": forget | retain}[side]
 
     # -- examples: what an answer is computed from is noted where it is handed out ---------------
@@ -265,8 +301,8 @@ def opened(policy: Policy, settings: Common, arrays: ArrayRecord, context: Conte
     lifted = _lifted(policy, settings)
     own = store.state().tombstones.values()
     erased += [rest for t in own if (rest := without(t, lifted)) is not None]
-    site = open_site(settings, context.node_config, policy)
-    return Node(site, store, torch.device(wanted), settings, arrays, erased, policy)
+    data = partial(open_site, settings, context.node_config, policy)
+    return Node(data, store, torch.device(wanted), settings, arrays, erased, policy)
 
 
 def _lifted(policy: Policy, settings: Common) -> ForgetSpec:

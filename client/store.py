@@ -42,6 +42,7 @@ from client.errors import BadSetting, NoBaseModel, StoreError
 from client.files import check_private, fill_with_zeros, make_private, overwrite, write_atomic
 from client.messages import ForgetSpec
 from client.policy import Policy, PolicyRefused
+from client.secure.aggregations import FOLDER as SUMS
 from client.settings import lineage_name
 from client.vault import FILE as KEYS
 from client.vault import Vault, is_encrypted
@@ -53,6 +54,7 @@ STATE: Final = "state.json"
 CHECKSUM: Final = "sha256"
 COPY: Final = "state.copy.json"
 LOG: Final = "log"  # a folder: see client/logbook.py
+FOLDERS: Final = (LOG, SUMS)
 OWN: Final = (STATE, COPY, REPORT, KEYS, budget.FILE, budget.COPY, "answers.bin")
 
 
@@ -410,7 +412,7 @@ class Store:
                     problems.append(str(error))
             elif path.name.startswith(".") and path.is_file() and path.name != ".lock":
                 problems.append(f"{path} is left over from an interrupted write; delete it")
-            elif path.is_file() and path.name not in OWN and path.parent.name != LOG:
+            elif path.is_file() and path.name not in OWN and path.parent.name not in FOLDERS:
                 problems.append(
                     f"{path} must lie elsewhere: no file of the store, `efface store destroy` "
                     "leaves it as it is"
@@ -520,7 +522,7 @@ class Store:
     def _lineages(self) -> list[str]:
         if not self.folder.is_dir():
             return []
-        return sorted(e.name for e in self.folder.iterdir() if e.is_dir() and e.name != LOG)
+        return sorted(e.name for e in self.folder.iterdir() if e.is_dir() and e.name not in FOLDERS)
 
     def _generations(self, lineage: str) -> list[int]:
         folder = self.folder / lineage

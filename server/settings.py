@@ -17,6 +17,7 @@ from client.errors import BadSetting
 from client.learning.models import NAMES as MODEL_NAMES
 from client.learning.models import ModelSpec
 from client.learning.networks import WITHOUT_BATCHNORM
+from client.secure.context import MIN_NODES
 from client.settings import name
 from client.simulation import partition
 from client.simulation.settings import Simulation
@@ -75,6 +76,9 @@ class RunSettings(Settings):
     aggregate: str = setting(one_of("mean", "median", "trimmed-mean"), "mean")
     clip_updates: float = setting(between(0.0, 1e9), 0.0)  # L2 norm; 0 for none
     keep_updates: int = setting(at_least(0), 0)  # Delta t of FedEraser, in rounds; 0 for none
+
+    # Sums only
+    secure_aggregation: bool = setting(Rule(lambda v: True, "be given"), False)
 
     # Distillation in situ
     scale: int = setting(at_least(0), 10)  # s; 0 for none
@@ -228,8 +232,35 @@ class RunSettings(Settings):
         self.check_participants()
         if not self.local_steps and not self.local_epochs:
             raise BadSetting("local-steps or local-epochs must be positive, got 0 and 0")
+        self.check_sums()
         if self.noise_multiplier:
             self._check_noise()
+
+    def check_sums(self) -> None:
+        """Check what secure aggregation needs, before any work starts.
+
+        Raises:
+            BadSetting: If too few clients are asked, or single updates are to be kept.
+        """
+        if not self.secure_aggregation:
+            return
+        drawn = min(self.num_clients, max(1, round(self.fraction * self.num_clients)))
+        if drawn < MIN_NODES:
+            raise BadSetting(
+                f"clients asked in a round must be at least {MIN_NODES} with --secure-aggregation, "
+                f"got {drawn}: the sum of fewer is an answer of one to another; raise num-clients "
+                "or fraction"
+            )
+        if self.keep_updates:
+            raise BadSetting(
+                f"keep-updates must be 0 with --secure-aggregation, got {self.keep_updates}: the "
+                "coordinator sees no client's update"
+            )
+        if self.aggregate != "mean":
+            raise BadSetting(
+                f"aggregate must be mean with --secure-aggregation, got {self.aggregate}: a sum "
+                "has no middle"
+            )
 
     def _check_noise(self) -> None:
         """Refuse what no client trains under noise.
@@ -358,6 +389,7 @@ TRAINING: Final = frozenset(
         "aggregate",
         "clip-updates",
         "keep-updates",
+        "secure-aggregation",
         "scale",
         "image-lr",
         "image-steps",

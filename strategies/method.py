@@ -18,8 +18,8 @@ class Needs:
         levels: Levels of request that it serves.
         synthetic_data: Whether nodes need synthetic sets made during training.
         target_online: Whether the nodes that hold the forget data must take part.
-        individual_updates: Whether the server must see single nodes' updates, which rules out
-            secure aggregation.
+        individual_updates: Whether the server must see single nodes' updates.
+        sums: Levels at which the sums of all nodes' answers serve: those of secure aggregation.
         server_data: Whether the coordinator needs examples of its own.
         history: Whether updates that clients sent in training must have been kept.
         relearning: Whether what was forgotten can be brought back.
@@ -31,6 +31,7 @@ class Needs:
     synthetic_data: bool = False
     target_online: bool = True
     individual_updates: bool = False
+    sums: frozenset[str] = frozenset()
     server_data: bool = False
     history: bool = False
     relearning: bool = True

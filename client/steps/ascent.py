@@ -22,7 +22,12 @@ class Ascend(Common):
     """Stochastic gradient ascent on the node's forget data."""
 
     message: ClassVar = Declaration(
-        "train.ascend", example={"lr": 0.02, **CLASS_3}, arrays="model", metrics=WORK, noised=True
+        "train.ascend",
+        example={"lr": 0.02, **CLASS_3},
+        arrays="model",
+        metrics=WORK,
+        sums="mean",
+        noised=True,
     )
 
     data: str = setting(one_of("synthetic", "subset", "original"), "synthetic")
@@ -65,6 +70,8 @@ def ascend(node: Node, settings: Ascend) -> Answer:
             f"target-losses must hold {settings.model_classes} numbers or none, got "
             f"{len(settings.target_losses)}"
         )
+    if settings.secure is not None and not len(labels):
+        return worked(0), None  # of a sum nobody knows who holds what goes: all are asked
     least = node.policy.answers.min_batch
     num_steps = steps_in(settings.epochs, len(labels), settings.batch_size, least=least)
     node.allow(num_steps)

@@ -42,6 +42,7 @@ class Representation(Common):
         arrays="class-sums",
         # The second: examples behind a class's sums.
         metrics={"samples": "scalar", "count-per-class": "per-class"},
+        sums="sum",
     )
 
     samples_per_class: int = setting(all_or_some(), 0)
@@ -93,6 +94,7 @@ class Ablation(Common):
         example={"max_examples": 4, **CLASS_3},
         arrays="effects",
         metrics={"samples": "scalar"},
+        sums="mean",
     )
 
     max_examples: int = setting(at_least(1), 256)  # examples looked at, at most
@@ -136,6 +138,7 @@ class FitChannels(Common):
         },
         arrays="slices",
         metrics=WORK,
+        sums="mean",
         noised=True,
     )
 

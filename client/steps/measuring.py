@@ -34,6 +34,7 @@ class Heldout(Common):
             "forget-count-per-class": "per-class",
             "forget-loss-per-class": "per-class",
         },
+        sums="sum",
         noised=True,
     )
 
@@ -86,6 +87,7 @@ class Describe(Common):
             "num-heldout": "scalar",
             "count-train-per-class": "per-class",
         },
+        alone=(),
         noised=True,  # counts: not covered by the noise's promise (client/budget.py)
     )
 
@@ -93,6 +95,11 @@ class Describe(Common):
 @answers(Describe)
 def describe(node: Node, settings: Describe) -> Answer:
     """Answer with the classes' names and counts: of the data, and of what the request touches."""
+    return _counts(node), _class_names(node)
+
+
+def _counts(node: Node) -> Metrics:
+    settings = node.settings
     labels = node.site.train.labels
     forget, retain = node.masks(labels)
     found = node.store.load(settings.lineage, model=node.model_name)
@@ -107,7 +114,26 @@ def describe(node: Node, settings: Describe) -> Answer:
         "num-retain-synthetic": int(own_retain.sum()),
         "num-heldout": len(node.site.heldout),
         "count-train-per-class": [float(n) for n in counts],
-    }, _class_names(node)
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Totals(Common):
+    """What all nodes together hold, for where only sums go up: `describe` without names."""
+
+    message: ClassVar = Declaration(
+        "query.totals",
+        example=CLASS_3,
+        metrics=dict(Describe.message.metrics),
+        sums="sum",
+        noised=True,  # as of `describe`
+    )
+
+
+@answers(Totals)
+def totals(node: Node, settings: Totals) -> Answer:
+    """Answer with the counts of `describe`."""
+    return _counts(node), None
 
 
 def _class_names(node: Node) -> ReplyArrays:
@@ -125,6 +151,7 @@ class Fisher(Common):
         example={"max_examples": 4, **CLASS_3},
         arrays="parameters",
         metrics={"samples": "scalar"},
+        sums="mean",
     )
 
     side: str = setting(one_of("retain", "forget"), "retain")

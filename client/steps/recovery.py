@@ -29,6 +29,7 @@ class Descend(Common):
         example={"lr": 0.02, "hold": 1.0, "hold_features": 1.0, **CLASS_3},
         arrays="model",
         metrics=WORK,
+        sums="mean",
         noised=True,
     )
 

@@ -24,6 +24,7 @@ class Fit(Common):
         arrays="model",
         # Of the seconds, those spent on matching gradients.
         metrics={**WORK, "seconds-distill": "scalar"},
+        sums="mean",
         noised=True,
     )
 

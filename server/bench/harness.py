@@ -1,4 +1,7 @@
-"""Carries out a recipe: cells side by side, one progress display, then tables and plots."""
+"""Carries out a recipe: cells side by side, one progress display, then tables and plots.
+
+It is long because what a stop, a failed cell and a second run mean must be read together.
+"""
 
 import contextlib
 import csv

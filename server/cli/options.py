@@ -204,6 +204,13 @@ OPTIONS: Final = (
     Option(
         "evaluate-every", 1, RUNNING, "Evaluate after so many rounds; 0 for a phase's end only."
     ),
+    Option(
+        "secure-aggregation",
+        False,
+        RUNNING,
+        "Show the coordinator sums of all clients' answers and none alone; a version that was "
+        "trained so stays so.",
+    ),
     Option("round-timeout", 600.0, RUNNING, "Seconds to wait for the clients of a round."),
     Option("join-timeout", 60.0, RUNNING, "Seconds to wait for the clients at the start."),
     Option(

@@ -70,6 +70,8 @@ def site_names(federation: GridFederation, num_classes: int) -> dict[str, tuple[
             f"({listed(answers.failures) or 'none is online'})",
             failures=answers.failures,
         )
+    for failure in answers.failures:
+        federation.tell(f"describe: {failure.client} is passed over: {failure.reason}")
     federation.described |= answers.metrics
     for failure in answers.failures:
         federation.tell(f"describe: {failure.client} is left out: {failure.reason}")

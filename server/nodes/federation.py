@@ -3,6 +3,7 @@
 It is long because rounds and questions share the traffic, the costs and the journal they count in.
 """
 
+import functools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,13 +13,14 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord
+from flwr.serverapp import Grid
 
 from client import wire
 from client.errors import BadSetting
 from client.learning.evaluation import Scores
 from client.learning.models import ModelSpec, compact
 from client.messages import OF_NOISE
-from client.steps.measuring import Describe, Heldout
+from client.steps.measuring import Describe, Heldout, Totals
 from client.steps.store import Condense, Settle
 from client.wire import Common
 from server.nodes.grid import NamedGrid
@@ -29,6 +31,7 @@ from strategies.parts.averaging import PLAIN, Aggregation
 from strategies.rounds.base import ClientLost, Failure, NothingTouched, Rounds
 from strategies.rounds.failures import listed
 from strategies.rounds.replay import ReplayedRound, difference
+from strategies.rounds.secure import SecureGrid
 
 S = TypeVar("S", bound=Common)
 
@@ -157,6 +160,7 @@ class GridFederation(RequestValues):
         keep: Keeps what clients sent in a round of training, or what stands for it after a replay.
         keep_every: Interval in rounds at which those of training are kept, from the first on.
         findings: What the method explained of itself.
+        clip: Where only sums go up: longest update that a node sends, as L2 norm; 0 for any.
         costs: Cost by phase, read from the journal for rounds done earlier.
         notes: What `on_round` returned, in order, resumed rounds included.
     """
@@ -172,6 +176,7 @@ class GridFederation(RequestValues):
     history: Callable[[], Iterator[StoredRound]] = nothing_kept
     keep: Callable[[StoredRound], None] | None = None
     keep_every: int = 1
+    clip: float = 0.0
     aggregation: Aggregation = PLAIN
     tell: Callable[[str], None] = lambda text: None
     described: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -187,8 +192,18 @@ class GridFederation(RequestValues):
 
     @property
     def sums(self) -> bool:
-        """Whether the grid gives the mean of all answers in place of each."""
-        return bool(getattr(self.grid, "sums", False))
+        """Whether rounds get the mean of all answers in place of each."""
+        return self.sums_only or bool(getattr(self.grid, "sums", False))
+
+    @property
+    def sums_only(self) -> bool:
+        """Whether nodes' answers are seen in sums alone."""
+        return bool(self.common.get("sums_only", False))
+
+    @functools.cached_property
+    def answering(self) -> Grid:
+        """The grid whose nodes answer: each for itself, or in sums."""
+        return SecureGrid(self.grid, clip=self.clip) if self.sums_only else self.grid
 
     def compact(self, model: ArrayRecord) -> ArrayRecord:
         """Return `model` without its pruned channels, which are gone in all that follows."""
@@ -286,8 +301,8 @@ class GridFederation(RequestValues):
         self._survey(rounds)
         self.grid.take_traffic()
         started = time.perf_counter()
-        asked = list(rounds.configure_train(number, model, ConfigRecord(), self.grid))
-        replies = self.grid.send_and_receive(asked) if asked else []
+        asked = list(rounds.configure_train(number, model, ConfigRecord(), self.answering))
+        replies = list(self.answering.send_and_receive(asked)) if asked else []
         averaged, metrics = rounds.aggregate_train(number, replies)
         if averaged is None or metrics is None:
             raise NothingTouched(f"{rounds.settings.phase} must change the model, got no answer")
@@ -327,7 +342,8 @@ class GridFederation(RequestValues):
         online = {node.name for node in self.grid.get_nodes() if node.name}
         self._members |= online
         wanted = online if rounds.participants is None else online & set(rounds.participants)
-        if new := sorted(wanted - set(self.described) - self._surveyed):
+        new = sorted(wanted - set(self.described) - self._surveyed)
+        if new and not self.sums_only:
             self._surveyed |= set(new)
             told = self.settings(Describe, phase="describe")
             found = ask(self.grid, told, ArrayRecord(), names=new)
@@ -376,13 +392,13 @@ class GridFederation(RequestValues):
     # -- questions -------------------------------------------------------------------------------
 
     def holders(self, *, synthetic: bool) -> list[str]:
-        """Return the names of the nodes that hold data to forget.
+        """Return the names of the nodes that hold data to forget; where only sums go up, of all.
 
         Raises:
             NothingTouched: If there is none.
             ClientLost: If a node does not answer: it might hold some.
         """
-        counts = self.describe()
+        counts = self.totals() if self.sums_only else self.describe()
         key = "num-forget-synthetic" if synthetic else "num-forget"
         names = sorted(name for name, metrics in counts.items() if metrics[key] > 0)
         if not names:
@@ -399,7 +415,7 @@ class GridFederation(RequestValues):
         return names
 
     def keepers(self, *, synthetic: bool = False, back: bool = False) -> list[str]:
-        """Return the names of the nodes with data left (see the protocol).
+        """Return the names of the nodes with data left; where only sums go up, of all.
 
         Raises:
             NothingTouched: If there is none.
@@ -407,7 +423,7 @@ class GridFederation(RequestValues):
         """
         kind = "-synthetic" if synthetic else ""
         keys = [f"num-retain{kind}", *([f"num-forget{kind}"] if back else [])]
-        counts = self.describe()
+        counts = self.totals() if self.sums_only else self.describe()
         names = sorted(name for name, m in counts.items() if sum(m[key] for key in keys) > 0)
         if not names:
             raise NothingTouched(
@@ -423,14 +439,27 @@ class GridFederation(RequestValues):
         self.described |= found
         return found
 
+    def totals(self) -> dict[str, dict[str, Any]]:
+        """Return for every node an equal part of what all together hold (see `Totals`)."""
+        settings = self.settings(Totals, phase="describe")
+        return self._ask(settings, ArrayRecord(), phase="describe", name="totals")
+
     def class_counts(self) -> dict[str, list[float]]:
-        """Return every node's number of training examples by class, whatever is forgotten."""
+        """Return every node's number of training examples by class, whatever is forgotten.
+
+        Where only sums go up there is no such number, but that of all nodes together.
+        """
+        if self.sums_only:
+            each = [answer["count-train-per-class"] for answer in self.totals().values()]
+            return {"all": [float(round(sum(of_class))) for of_class in zip(*each, strict=True)]}
         return {name: m["count-train-per-class"] for name, m in self.describe().items()}
 
     def condense(self, settings: Condense) -> None:
         """Have every node that holds synthetic data fine-tune it."""
         told = replace(settings, phase="condense")
-        names = [n for n, m in self.describe().items() if m["num-retain-synthetic"] > 0]
+        names: list[str] | None = None  # where only sums go up, those without answer so
+        if not self.sums_only:
+            names = [n for n, m in self.describe().items() if m["num-retain-synthetic"] > 0]
         self._ask(told, ArrayRecord(), phase="recover", name="condense", names=names)
 
     def settle(
@@ -543,6 +572,7 @@ class GridFederation(RequestValues):
                 names=names,
                 described=self.described,
                 sums=self.sums,
+                sender=self.answering,
                 together=not some,
             )
             count = len(found.metrics) + len(found.failures)
@@ -592,7 +622,8 @@ def _total(answers: dict[str, dict[str, Any]], side: str) -> Scores:
         torch.tensor([m[f"{side}-{what}-per-class"] for m in answers.values()]).double().sum(dim=0)
         for what in ("correct", "count", "loss")
     ]
-    return Scores(sums[0].long(), sums[1].long(), sums[2])
+    # Counts may be parts of a sum, which make whole numbers only together.
+    return Scores(sums[0].round().long(), sums[1].round().long(), sums[2])
 
 
 def _number(value: Any) -> float:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from flwr.app import ArrayRecord, Message, RecordDict
+from flwr.serverapp import Grid
 
 from client.messages import Common
 from client.wire import CodeMismatch
@@ -45,6 +46,7 @@ def ask(
     described: Mapping[str, Mapping[str, Any]] | None = None,
     sums: bool = False,
     together: bool = False,
+    sender: Grid | None = None,
 ) -> Answers:
     """Ask nodes one question; whatever one of them answers, the others' answers count.
 
@@ -56,6 +58,7 @@ def ask(
         described: What they have said that they hold.
         sums: Whether every answer is the mean of all.
         together: Whether nobody is asked if somebody is away.
+        sender: Through whom, where it is another than the grid.
     """
     grid.take_traffic()
     started = time.perf_counter()
@@ -79,7 +82,7 @@ def ask(
     limits = {n: most_examples(told, d) for n, d in (described or {}).items()}
     most = max(limits.values(), default=most_examples(told, None))
     like = expected_arrays(told, arrays)
-    for reply in grid.send_and_receive(messages) if messages else []:
+    for reply in (sender or grid).send_and_receive(messages) if messages else []:
         who = by_id.get(reply.metadata.src_node_id)
         if who is None or who in found.metrics or who in failed:
             continue

@@ -1,4 +1,7 @@
-"""What a person sees in a terminal: progress while a request runs, and its result in tables."""
+"""What a person sees in a terminal: progress while a request runs, and its result in tables.
+
+It is long because every table that more than one command shows is here, with how it narrows.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager

@@ -5,7 +5,7 @@ It is long because every table of the page is made here, each from the record al
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from server.evidence.participation import Participation
 from server.evidence.phases import PHASES
@@ -333,6 +333,9 @@ def _has_forgotten(record: Record) -> str | None:
     return target_text(vars(record.has_forgotten), record.class_names) or None
 
 
+_SUMS_ONLY: Final = "in sums alone: the coordinator saw no client's own (secure aggregation)"
+
+
 def provenance_rows(record: Record) -> list[tuple[str, str]]:
     """Return who asked for what, and what ran where, as names and values."""
     lineage = " \N{RIGHTWARDS ARROW} ".join(
@@ -366,6 +369,7 @@ def provenance_rows(record: Record) -> list[tuple[str, str]]:
         ("Model", record.model),
         ("Engine", record.engine),
         ("Seed", record.seed),
+        ("Answers", _SUMS_ONLY if record.settings.get("secure-aggregation") else None),
         (stored_updates(record), as_size(stored) if stored else None),
         ("Hardware", record.hardware),
         ("Commit", record.commit),
@@ -373,7 +377,7 @@ def provenance_rows(record: Record) -> list[tuple[str, str]]:
     ]
     optional = {
         *("Started", "Finished", "Asked by", "Why", "Chosen by Efface", stored_updates(record)),
-        *("Has forgotten", "Warnings"),
+        *("Has forgotten", "Warnings", "Answers"),
     }
     return [
         (name, "not recorded" if value in (None, "") else str(value))

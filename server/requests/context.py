@@ -32,7 +32,7 @@ from server.storage.journal import Journal
 from server.storage.ledger import Outcome, RequestRow
 from strategies.federation import Plan
 from strategies.methods.retraining import train
-from strategies.parts.averaging import Aggregation
+from strategies.parts.averaging import PLAIN, Aggregation
 from strategies.table import METHODS
 
 
@@ -111,12 +111,14 @@ class Work:
             common,
             keep,
             on_round,
+            clip=s.clip_updates,
             training=messages.ordinary(s),
             own_samples=self.request.samples,
             plan=Plan(s.rounds, s.fraction, s.min_share),
             first_weights=functools.partial(initial_weights, self.request.spec, s.seed),
             tell=self.listener.note,
-            aggregation=Aggregation(s.aggregate, s.clip_updates),
+            # In sums nobody but the nodes can clip.
+            aggregation=PLAIN if s.secure_aggregation else Aggregation(s.aggregate, s.clip_updates),
         )
         return found
 

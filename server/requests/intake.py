@@ -174,6 +174,7 @@ class Service(Workspace):
     def _checked(self, settings: RunSettings) -> _Checked:
         base = self.registry.resolve(settings.version or None)
         settings = inherited(_with_participants(settings, base), base)
+        settings.check_sums()
         data = version_data(settings, base)
         check_as_trained(base.id, base.card, data)
         classes = base.card["model"]["num_classes"]
@@ -392,6 +393,9 @@ def inherited(settings: RunSettings, base: VersionRow) -> RunSettings:
     # A version may have named no clients, and a request those that they are.
     named = {"clients": base.card["settings"].get("clients") or settings.clients}
     merged = parse({**own, **base.card["settings"], **named})
+    if settings.secure_aggregation and not merged.secure_aggregation:
+        # Of what was trained without, a request can show less, never more.
+        merged = replace(merged, secure_aggregation=True, keep_updates=0)
     # Data files may have moved since; where they were is only the default.
     data_dir = settings.data_dir or base.card["data_dir"]
     return moved(replace(merged, version=base.id, data_dir=data_dir))

@@ -162,6 +162,12 @@ class Situation:
         if level not in needs.levels:
             served = " or ".join(sorted(needs.levels))
             return f"level must be {served} for method {name}, got {level}"
+        if self.settings.secure_aggregation and level not in needs.sums:
+            what = "each client's own update" if needs.individual_updates else "counts by client"
+            return (
+                f"method must be one that can work in sums (--secure-aggregation), got {name}, "
+                f"which needs {what} to forget at level {level}; choose another method"
+            )
         lacking = f"for method {name}, got {self.base.id} without"
         if needs.synthetic_data and not self.settings.scale:
             return (
@@ -283,12 +289,14 @@ class Situation:
         at_most = planned.rounds + planned.more
         messages = planned.rounds * planned.clients
         down, up = (0.0, 0.0) if speed is None else (speed.down, speed.up)
+        down, up = planned.messages * down, planned.messages * up
         return {
             "phase": phase or planned.phase,
             "rounds": planned.rounds,
             "rounds_at_most": at_most,
             "ends_early": planned.early,
             "clients": planned.clients,
+            "messages": messages * planned.messages,
             "samples": round(planned.rounds * planned.samples),
             "bytes": {
                 "up": round(messages * (planned.up + up) - planned.rounds * planned.silent * up),

@@ -99,11 +99,16 @@ class PartialChannelFedAvg(Rounds):
         """Send slices to the nodes that have the rest of the model, the whole to the others."""
         slices = to_row(take(tensors(arrays), self.layers, self.channels))
         messages = []
-        for message in super().configure_train(server_round, arrays, config, grid):
+        asked = list(super().configure_train(server_round, arrays, config, grid))
+        informed = self._informed
+        if getattr(grid, "sums", False):  # all must be asked the same
+            nodes = {message.metadata.dst_node_id for message in asked}
+            informed = informed if nodes <= informed else set()
+        for message in asked:
             node = message.metadata.dst_node_id
             told = message.content.config_records["config"]
-            told["whole"] = node not in self._informed
-            if node in self._informed:
+            told["whole"] = node not in informed
+            if node in informed:
                 row = arrays_of({SLICES: slices})
                 message.content = RecordDict({"arrays": row, "config": told})
             messages.append(message)

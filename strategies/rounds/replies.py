@@ -24,6 +24,7 @@ from client.wire import CodeMismatch, Form, forms
 from strategies.rounds.failures import cleaned
 
 MOST: Final = 2.0**53  # of any number: counts are exact up to it, and sums of them stay finite
+ROUNDING: Final = 1e-9
 LARGEST: Final = 1e18  # magnitude of a number in an array: what is made of them stays finite
 MAGIC: Final = b"\x93NUMPY\x01\x00"
 # Numbers that may be below zero, and their least value. All others count something.
@@ -204,7 +205,8 @@ def _check_counts(found: Mapping[str, Any]) -> None:
     """Check that counts by class are parts of the whole, and right answers parts of all."""
     whole = found["num-examples"]
     counts = {name: n for name, n in found.items() if "count" in name and isinstance(n, list)}
-    if (total := sum(map(sum, counts.values()))) > whole:
+    # Parts of a sum are no whole numbers, and rounded.
+    if (total := sum(map(sum, counts.values()))) > whole * (1 + ROUNDING):
         raise BadReply(
             f"{' and '.join(counts)} must add up to at most num-examples, {_shown(whole)}, got "
             f"{_shown(total)}"

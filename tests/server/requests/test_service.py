@@ -523,7 +523,7 @@ def test_a_client_that_cannot_measure_is_left_out_and_named(
         trained, "forget", forget_classes="3", method_options=SHORT, max_forget_accuracy=30.0
     )
     ask_with(trained, failing(Heldout.message.name, ["client-1"]), told, monkeypatch)
-    record = evidence(trained, "r0002")
+    record = json.loads((trained / "runs" / "r0002" / "record.json").read_text())
     sites = [site["client"] for site in record["recovered"]["heldout"]["sites"]]
     assert sites == ["client-0", "client-2"]
     assert {absence["client"] for absence in record["absences"]} == {"client-1"}
