@@ -21,6 +21,8 @@ from client.errors import EffaceError
 from client.learning.models import ModelSpec, build
 from client.messages import Common
 from client.steps.training import Fit
+from tests.attacks.site import hospital
+from tests.attacks.test_prepared_weights import search
 from tests.messages import message, told
 
 Numbers = np.ndarray[Any, Any]
@@ -256,3 +258,13 @@ def test_messages_without_noise_are_refused(tmp_path: Path) -> None:
     for kind in unanswered.values():
         with pytest.raises(EffaceError, match="NoiseRequired"):
             victim.ask(kind, record(prepared()), **kind.message.example)
+
+
+def test_weights_that_let_one_example_through_get_two_answers_and_no_image(tmp_path: Path) -> None:
+    # tests/attacks/test_prepared_weights.py has what it reaches without noise: above 0.9.
+    for seed in range(3):
+        site = hospital(tmp_path / f"{seed}", updates="single", required="true")
+        near, messages = search(site, seed)
+        assert near < 0.9
+        assert messages <= 3
+        assert Budget(site.store).epsilon(1e-5) <= EPSILON
