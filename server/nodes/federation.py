@@ -200,6 +200,11 @@ class GridFederation(RequestValues):
         """Whether nodes' answers are seen in sums alone."""
         return bool(self.common.get("sums_only", False))
 
+    @property
+    def _counted(self) -> dict[str, dict[str, Any]]:
+        """What nodes have said that they hold; where only sums go up, none says it alone."""
+        return {} if self.sums_only else self.described
+
     @functools.cached_property
     def answering(self) -> Grid:
         """The grid whose nodes answer: each for itself, or in sums."""
@@ -350,7 +355,7 @@ class GridFederation(RequestValues):
             self.described |= found.metrics
             spent = sum(float(m["seconds"]) for m in found.metrics.values())
             self._add("describe", Cost(found.seconds, spent, up=found.up, down=found.down))
-        rounds.described, rounds.members, rounds.sums = self.described, self._members, self.sums
+        rounds.described, rounds.members, rounds.sums = self._counted, self._members, self.sums
         if rounds.ordinary:
             if self.sums and not self.aggregation.plain:
                 raise BadSetting(
@@ -570,7 +575,7 @@ class GridFederation(RequestValues):
                 settings,
                 arrays,
                 names=names,
-                described=self.described,
+                described=self._counted,
                 sums=self.sums,
                 sender=self.answering,
                 together=not some,
