@@ -4,6 +4,8 @@ The method itself says it, run on a federation that only writes down what is ask
 (`strategies.rehearsal`): rounds, images and bytes. What a version's training cost tells how long
 that takes here (`server.requests.speed`). `efface forget --dry-run` prints the plan,
 `--method auto` chooses by it.
+
+It is long because what is planned, what is refused and what is not known rest on the same facts.
 """
 
 import functools
