@@ -16,6 +16,7 @@ from client.app import app as client_app
 from client.data import class_names
 from client.data.datasets import load
 from client.errors import BadSetting
+from client.policy import FILE
 from server.cli import app
 from server.cli.command import FAILED, USAGE
 from server.evidence.record import to_json
@@ -28,6 +29,7 @@ from server.requests.intake import Service
 from server.settings import RunSettings
 from server.storage.home import Home
 from strategies.rounds.base import ClientLost
+from tests.policies import written_policy
 
 CLOTHES = ("Bag, large", "Sneaker", "T-shirt", "Trouser")
 TWELVE = tuple(map(str, range(12)))
@@ -260,10 +262,14 @@ def sites(home: Path, **folders: Path) -> Callable[[Message, Context], Message]:
     def client(message: Message, context: Context) -> Message:
         name = f"client-{context.node_config['partition-id']}"
         data, store = f"folder:{folders[name.replace('-', '_')]}", str(home / "stores" / name)
+        policy = home / "policies" / name / FILE
+        if not policy.exists():  # a handful of images is all that these sites have
+            least = {"min_examples": "1", "min_batch": "1", "min_scale": "1"}
+            written_policy(policy.parent, name, updates='"single"', **least)
         own = Context(
             context.run_id,
             context.node_id,
-            {"data": data, "store": store},
+            {"data": data, "store": store, "policy": str(policy)},
             context.state,
             context.run_config,
         )
@@ -354,12 +360,15 @@ def test_sites_are_compared_with_what_the_version_was_trained_on(tmp_path: Path)
     assert done["forget"]["classes"] == [2]
 
 
-def test_a_site_may_lack_the_last_classes_and_one_that_is_silent_is_passed_over(
+def test_a_site_may_have_no_image_of_a_class_and_one_that_is_silent_is_passed_over(
     tmp_path: Path,
 ) -> None:
     a = write(tmp_path / "a", ("cat", "dog", "fox"))
     b = write(tmp_path / "b", ("cat", "dog"))
     three = {**NO_DATA, "model_classes": 3}
+    with pytest.raises(ClientLost, match="model-classes must be 2, as client-1 has, got 3; a site"):
+        ask(tmp_path / "home0", sites(tmp_path, client_0=a, client_1=b), **three, min_share=0.5)
+    (b / "train" / "fox").mkdir()
     record = ask(tmp_path / "home", sites(tmp_path, client_0=a, client_1=b), **three)
     assert record["class_names"] == ["cat", "dog", "fox"]
     broken = sites(tmp_path, client_0=a, client_1=tmp_path / "nowhere")
