@@ -40,6 +40,24 @@ class DataError(EffaceError):
     code = "data-error"
 
 
+class DataMissing(DataError):
+    """A data file or folder is not where it was said to be; it may be back later."""
+
+    code = "data-missing"
+
+
+class DataKeys(DataError):
+    """A data file lacks arrays that it must hold, such as its labels."""
+
+    code = "data-keys"
+
+
+class ImageSize(DataError):
+    """Images have another size, or other channels, than the model takes."""
+
+    code = "image-size"
+
+
 class StoreError(EffaceError):
     """A client's store cannot be read, or belongs to another model."""
 
@@ -56,6 +74,12 @@ class NoBaseModel(StoreError):
     """A node does not have the model that a request started from."""
 
     code = "no-base-model"
+
+
+class AggregationRefused(EffaceError):
+    """A node takes no further part in a sum: what it was told does not keep to the protocol."""
+
+    code = "aggregation-refused"
 
 
 class ForeignBundle(EffaceError):

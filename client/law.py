@@ -4,6 +4,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Final
 
+from client.budget import NoiseRequired
 from client.data.site import NodeConfig
 from client.learning.sizes import Size, size_of
 from client.messages import Common, ForgetSpec
@@ -78,6 +79,25 @@ def check(policy: Policy, kind: type[Common], settings: Common) -> None:
         )
     _check_work(policy, kind, settings)
     _check_size(policy, kind, settings)
+
+
+def noise_multiplier(policy: Policy, settings: Common) -> float:
+    """Return z of what goes up: the message's or the policy's, whichever is more; 0 for none."""
+    own = policy.privacy.noise_multiplier if policy.privacy.required else 0.0
+    return max(settings.noise_multiplier, own)
+
+
+def check_noise(policy: Policy, settings: Common) -> None:
+    """Let a message pass that needs no noise, or that can be answered under it.
+
+    Raises:
+        NoiseRequired: Saying why it cannot.
+    """
+    if not noise_multiplier(policy, settings):
+        return
+    if (why := settings.why_not_noised()) is not None:
+        whose = "this site's policy requires noise" if policy.privacy.required else "noise is on"
+        raise NoiseRequired(f"{why}; {whose}")
 
 
 def _needs_no_method(settings: Common) -> bool:

@@ -22,7 +22,7 @@ from typing import Any, Final
 
 from flwr.app import Message
 
-from client.errors import BadSetting, StoreError, code_of
+from client.errors import AggregationRefused, BadSetting, StoreError, code_of
 from client.files import check_private, make_private, write_atomic
 from client.messages import Common
 from client.policy import Policy, PolicyRefused
@@ -230,6 +230,8 @@ class SiteVisit(Visit):
         }
         own = {s.name: getattr(settings, s.name) for s in fields(settings) if s.name not in _OWN}
         self.entry |= {**told, "forget": str(settings.forget), "model": str(settings.model_spec)}
+        if settings.secure is not None:  # the answer is seen in the sum of these alone
+            self.entry["in_sum_of"] = _short(", ".join(settings.secure.cohort))
         self.entry["asked"] = {key: _short(value) for key, value in own.items()}
 
     def answered(self, answer: Message) -> None:
@@ -246,7 +248,7 @@ class SiteVisit(Visit):
 
     def turned_away(self, error: BaseException) -> None:
         """Write the line of a message that got no answer."""
-        refused = isinstance(error, PolicyRefused | BadSetting | CodeMismatch)
+        refused = isinstance(error, PolicyRefused | BadSetting | CodeMismatch | AggregationRefused)
         self._write(
             outcome="refused" if refused else "failed",
             code=code_of(error),
@@ -287,6 +289,8 @@ def visit_of(message: Message, node: Mapping[str, Any]) -> Visit:
 
 def _short(value: Any, most: int = SHOWN) -> Any:
     """Return a value for the log: as it is if short, else its beginning as text."""
+    if isinstance(value, list) and any(isinstance(one, bytes) for one in value):
+        return f"{len(value)} keys, shares or signatures"
     plain = value if isinstance(value, bool | int | float | str | list | type(None)) else str(value)
     text = json.dumps(plain)
     return plain if len(text) <= most else text[:most] + f"... ({len(text)} characters)"

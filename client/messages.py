@@ -11,6 +11,8 @@ from typing import Any, ClassVar, Final, Literal
 
 from client.learning.models import NAMES as MODEL_NAMES
 from client.learning.models import ModelSpec
+from client.secure.context import PREFIX as SECURE
+from client.secure.context import Secured
 from client.settings import (
     ANY,
     Rule,
@@ -23,6 +25,7 @@ from client.settings import (
     name,
     one_of,
     part,
+    positive,
     setting,
     short_or_empty,
     text,
@@ -40,8 +43,12 @@ ALWAYS: Final[Mapping[str, Metric]] = MappingProxyType(
         "seconds": "scalar",  # wall time of the handler's work
         "code": "scalar",  # first 48 bits of the client code's fingerprint
         "partition": "scalar",  # position of a simulated node, -1 for a real one
+        # What the lineage's answers tell of any one example (client/budget.py).
+        "epsilon": "scalar",
+        "delta": "scalar",
     }
 )
+OF_NOISE: Final = frozenset({"epsilon", "delta"})  # there only if the answer was noised
 WORK: Final[Mapping[str, Metric]] = MappingProxyType(
     {
         "num-steps": "scalar",
@@ -52,9 +59,23 @@ WORK: Final[Mapping[str, Metric]] = MappingProxyType(
 
 # Which arrays may go up: none; the model's, as they came down; one for each parameter of the
 # model; for each convolution, one number a class and channel; for each layer but the last, one
-# number a channel, of accuracy and of loss; the chosen channels' numbers, in one row; or the names
-# of the site's classes, as JSON in UTF-8.
-Arrays = Literal["none", "model", "parameters", "class-sums", "effects", "slices", "class-names"]
+# number a channel, of accuracy and of loss; the chosen channels' numbers, in one row; the names
+# of the site's classes, as JSON in UTF-8; keys, shares or a signature of a sum; or an answer that
+# is masked for one (client.secure).
+Arrays = Literal[
+    "none",
+    "model",
+    "parameters",
+    "class-sums",
+    "effects",
+    "slices",
+    "class-names",
+    "sealed",
+    "masked",
+]
+# How answers add up where only their sum is shown: arrays in the mean, weighted by num-examples, or
+# as they are.
+Sums = Literal["mean", "sum"]
 
 
 @dataclass(frozen=True)
@@ -66,12 +87,20 @@ class Declaration:
         example: Values of its own settings that make the handler do its work, for tests.
         arrays: Which arrays may go up.
         metrics: Which numbers may go up beside `ALWAYS`, by name.
+        sums: How answers add up; None if each must be seen alone.
+        alone: Where only sums go up: which of the numbers a node tells alone all the same, for they
+            tell nothing of its examples. None: no answer alone.
+        noised: Whether its answer holds nothing of real examples but counts, or can do so under
+            noise; others are refused where noise is asked for.
     """
 
     name: str
     example: Mapping[str, Any]
     arrays: Arrays = "none"
     metrics: Mapping[str, Metric] = field(default_factory=dict)
+    sums: Sums | None = None
+    alone: tuple[str, ...] | None = None
+    noised: bool = False
 
     @property
     def up(self) -> Mapping[str, Metric]:
@@ -140,7 +169,15 @@ class Common(Settings):
     threads: int = setting(between(1, 1024), 1)
     precision: str = setting(one_of("float32", "bfloat16"), "float32")
 
+    noise_multiplier: float = setting(between(0.0, 1e6), 0.0)  # z; 0 for no noise
+    clip_norm: float = setting(positive(), 1.0)  # C, of each example's gradient under noise
+
     scale: int = setting(at_least(0), 0)  # s: one synthetic image for so many; 0 for none
+
+    secure: Secured | None = part(Secured, SECURE)  # of the sum that the answer goes into
+    sums_only: bool = setting(ANY, False)  # no number of one node's examples goes up
+    # Who holds nothing of what the request names has nothing to do, whatever else it holds.
+    holders_alone: bool = setting(ANY, False)
 
     forget_level: str = setting(one_of(*LEVELS), "none")
     forget_classes: list[int] = setting(_classes, [])
@@ -151,6 +188,17 @@ class Common(Settings):
     # Of an order to bring data back, or of the last message of a request (client.orders).
     order_time: str = setting(short_or_empty(), "")
     order_signature: str = setting(short_or_empty(), "")
+
+    def why_not_noised(self) -> str | None:
+        """Return why this message cannot be answered under noise, None if it can.
+
+        A message whose settings decide it overrides this.
+        """
+        if self.precision != "float32":
+            return f"precision must be float32 under noise, got {self.precision}"
+        if self.message.noised:
+            return None
+        return f"message must be one that can be answered under noise, got {self.message.name}"
 
     @property
     def forget(self) -> ForgetSpec:

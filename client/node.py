@@ -7,7 +7,7 @@ the coordinator is told no path and no value of the node's own.
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
 import torch
@@ -15,14 +15,23 @@ from flwr.app import Context, Message
 from torch import Tensor, nn
 
 from client import answered, wire
-from client.errors import BadSetting, EffaceError, NoBaseModel, NoSyntheticSet, marked
+from client.budget import BudgetSpent, NoiseRequired
+from client.errors import (
+    AggregationRefused,
+    BadSetting,
+    EffaceError,
+    NoBaseModel,
+    NoSyntheticSet,
+    marked,
+)
 from client.gate import Answer, Metrics, ReplyArrays, gated
-from client.law import check, policy_of
+from client.law import check, check_noise, policy_of
 from client.learning.training import Trained
 from client.logbook import Visit, visit_of
 from client.messages import Common
 from client.opened import Node, opened
 from client.policy import PolicyRefused
+from client.summed import check_sums, hidden, withheld
 
 __all__ = [
     "Answer",
@@ -91,24 +100,43 @@ class Handler(Generic[C]):
         visit.asked(settings)
         policy = policy_of(settings, context.node_config)
         check(policy, self.kind, settings)
+        check_noise(policy, settings)
         node = opened(policy, settings, arrays, context)
         visit.notes = node.notes
-        metrics, made = self.work(node, settings)
+        summed = check_sums(node, self.kind.message, message)  # before any work
+        metrics, made = self._worked(node, settings)
+        like = made.like if isinstance(made, ReplyArrays) else wire.forms(arrays)
         metrics, made = gated(policy, self.kind, settings, metrics, made, node.touched.count)
         if policy.is_real and arrays and metrics["num-examples"]:
             sketch = node.touched.sketch(policy.data.split_seed)
             least = policy.answers.min_examples
             answered.keep(node.store.folder, answered.digest_of(arrays), sketch, least=least)
+        metrics |= node.spent()
         metrics["seconds"] = time.perf_counter() - started
         metrics["partition"] = int(context.node_config.get("partition-id", -1))
+        declared, state = self.kind.message, _state(made)
+        if summed is not None:
+            metrics, state, like = hidden(node, summed, declared, metrics, state, like)
+            declared = replace(declared, arrays="masked")
+        elif settings.sums_only:
+            metrics = withheld(metrics, declared)
         return wire.reply(
             message,
-            self.kind.message,
+            declared,
             metrics,
             num_classes=settings.model_classes,
-            state=_state(made),
-            like=made.like if isinstance(made, ReplyArrays) else wire.forms(arrays),
+            state=state,
+            like=like,
         )
+
+    def _worked(self, node: Node, settings: C) -> Answer:
+        try:
+            return self.work(node, settings)
+        except NoSyntheticSet:
+            # In a sum a node without any weighs nothing, as one that nobody asks.
+            if settings.secure is None or self.kind.message.arrays != "model":
+                raise
+            return worked(0), None
 
 
 def answers(kind: type[C]) -> Callable[[Callable[[Node, C], Answer]], Handler[C]]:
@@ -138,7 +166,15 @@ def worked(
 def _told(error: Exception) -> str:
     """Return what may go up about an error: what came from the coordinator, nothing of our own."""
     ours = isinstance(
-        error, BadSetting | PolicyRefused | wire.CodeMismatch | NoSyntheticSet | NoBaseModel
+        error,
+        BadSetting
+        | PolicyRefused
+        | AggregationRefused
+        | BudgetSpent
+        | NoiseRequired
+        | wire.CodeMismatch
+        | NoSyntheticSet
+        | NoBaseModel,
     )
     text = str(error) if ours else "the node's own log says why"
     return marked(error, f"{type(error).__name__}: {text}")

@@ -1,8 +1,10 @@
 """A node opened for one message: its data, its store, its policy, and the examples it hands out."""
 
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,6 +13,7 @@ from flwr.app import ArrayRecord, Context
 from torch import Tensor
 
 from client import wire
+from client.budget import Budget, Mechanism
 from client.channels.layout import from_text
 from client.channels.masks import freeze
 from client.data.site import (
@@ -24,12 +27,17 @@ from client.data.site import (
     open_site,
 )
 from client.errors import NoSyntheticSet, StoreError
-from client.law import check_order
+from client.law import check_order, noise_multiplier
 from client.learning.models import Classifier, loaded
+from client.learning.private import DerivedDraws, Draws, Noise, SecretDraws
 from client.learning.training import Pick, covering, minibatches
 from client.memory import keep_freed_memory
 from client.messages import Common, ForgetSpec
 from client.policy import Policy, PolicyRefused
+from client.secure.aggregations import Aggregations
+from client.secure.context import Context as SumContext
+from client.secure.context import lasting
+from client.secure.identity import Identity
 from client.seeds import derive, generator
 from client.settings import MIN_EXAMPLES
 from client.simulation.settings import Simulation
@@ -43,7 +51,7 @@ SETTLE: Final = "query.settle"  # its order is its own: see client.steps.store
 class Node:
     """What a handler works with."""
 
-    site: Site
+    open_data: Callable[[], Site]
     store: Store
     device: torch.device
     settings: Common
@@ -52,6 +60,36 @@ class Node:
     policy: Policy
     touched: Touched = field(default_factory=Touched)
     notes: dict[str, Any] = field(default_factory=dict)  # what the site's log says of the work
+    charged: list[Mechanism] = field(default_factory=list)  # what this message took of the budget
+
+    @cached_property
+    def site(self) -> Site:
+        """The node's data, opened when they are first asked for: steps of a sum need none."""
+        return self.open_data()
+
+    @property
+    def identity(self) -> Identity:
+        """The node's key, and its peers', for sums."""
+        return Identity(self.policy.name, self.policy.key(), self._pinned)
+
+    def _pinned(self, peer: str) -> bytes | None:
+        try:
+            return self.policy.peer(peer).public_bytes_raw()
+        except PolicyRefused:
+            return None
+
+    @property
+    def sum_context(self) -> SumContext | None:
+        """What the sum is about that the answer goes into; None if it goes up alone."""
+        s = self.settings
+        if s.secure is None:
+            return None
+        return SumContext.of(s.request, s.phase, s.server_round, lasting(s.secure))
+
+    @property
+    def sums(self) -> Aggregations:
+        """The node's parts in sums."""
+        return Aggregations(self.store.folder)
 
     @property
     def least(self) -> int:
@@ -107,6 +145,8 @@ class Node:
     def side(self, side: str, labels: Tensor) -> Tensor:
         """Return the mask of the examples on a message's `side`: retain, forget, or all."""
         forget, retain = self.masks(labels)
+        if self.settings.holders_alone and not bool(forget.any()):
+            return forget
         return {"retain": retain, "forget": forget, "all": forget | retain}[side]
 
     # -- examples: what an answer is computed from is noted where it is handed out ---------------
@@ -149,6 +189,68 @@ class Node:
         least, few = self.policy.answers.min_batch, self.policy.answers.min_examples
         drawn = minibatches(len(part), batch_size, num_steps, self.draws(), least=least)
         return covering(drawn, part.labels, few, self.draws(" classes"))
+
+    # -- noise: paid for before it is drawn, and before any example is looked at -------------------
+
+    @property
+    def noise_multiplier(self) -> float:
+        """z of what goes up: the message's or the policy's, whichever is more; 0 for no noise."""
+        return noise_multiplier(self.policy, self.settings)
+
+    def noise(self, data: Part | int, *, batch_size: int, num_steps: int) -> Noise | None:
+        """Pay for a training's noise and return it, or None where none is asked for.
+
+        Args:
+            data: The real examples that the steps' batches are drawn from, each there once; or how
+                many, where they are noted as touched already.
+            batch_size: Of a step, as expected.
+            num_steps: How many will be taken.
+
+        Raises:
+            BudgetSpent: If the policy's budget does not reach; nothing was done.
+            PolicyRefused: If these are more steps than the policy has room for.
+        """
+        if not self.noise_multiplier:
+            return None
+        self.allow(num_steps)
+        # All of them stand behind the answer, whichever were drawn.
+        num_examples = data if isinstance(data, int) else self.count(data)
+        rate = min(1.0, batch_size / num_examples)
+        self.charge(Mechanism(self.noise_multiplier, rate, num_steps))
+        privacy, clip_norm = self.policy.privacy, self.settings.clip_norm
+        if privacy.required:
+            clip_norm = min(clip_norm, privacy.clip_norm)
+        return Noise(self.noise_multiplier, clip_norm, rate, num_examples, self.noise_draws())
+
+    def charge(self, mechanism: Mechanism) -> None:
+        """Take what a mechanism tells from the budget, before it is applied to the data.
+
+        Raises:
+            BudgetSpent: If the policy's budget does not reach.
+        """
+        privacy = self.policy.privacy
+        Budget(self.store.folder).charge(
+            self.settings.lineage,
+            self.settings.message.name,
+            mechanism,
+            limit=privacy.epsilon if privacy.required else math.inf,
+            delta=privacy.delta,
+        )
+        self.charged.append(mechanism)
+
+    def noise_draws(self) -> Draws:
+        """Return where noise comes from: secret, but where our own engines simulate the node."""
+        if self.policy.is_real or not os.environ.get(SIMULATED_STORES):
+            return SecretDraws()
+        return DerivedDraws(self.draws(" noise"))
+
+    def spent(self) -> dict[str, float | list[float]]:
+        """Return what goes up of the budget after a message that was charged."""
+        if not self.charged:
+            return {}
+        delta, lineage = self.policy.privacy.delta, self.settings.lineage
+        so_far = Budget(self.store.folder).epsilon(delta, lineage=lineage)
+        return {"epsilon": so_far, "delta": delta}
 
     def allow(self, num_steps: int) -> None:
         """Refuse more steps than the policy has room for.
@@ -199,8 +301,8 @@ def opened(policy: Policy, settings: Common, arrays: ArrayRecord, context: Conte
     lifted = _lifted(policy, settings)
     own = store.state().tombstones.values()
     erased += [rest for t in own if (rest := without(t, lifted)) is not None]
-    site = open_site(settings, context.node_config, policy)
-    return Node(site, store, torch.device(wanted), settings, arrays, erased, policy)
+    data = partial(open_site, settings, context.node_config, policy)
+    return Node(data, store, torch.device(wanted), settings, arrays, erased, policy)
 
 
 def _lifted(policy: Policy, settings: Common) -> ForgetSpec:

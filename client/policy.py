@@ -121,7 +121,8 @@ class Privacy(Settings):
     epsilon: float = setting(positive(), 8.0)
     delta: float = setting(between(1e-15, 0.1), 1e-5)
     clip_norm: float = setting(positive(), 1.0)
-    noise_multiplier: float = setting(positive(), 1.0)
+    noise_multiplier: float = setting(positive(), 1.0)  # of gradients, over their clip norm
+    counts_noise: float = setting(positive(), 10.0)  # standard deviation, of held-out counts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +130,7 @@ class Keys(Settings):
     """The site's own key, and those of the coordinators whose orders it takes."""
 
     sign: str = setting(short_or_empty(), KEY)  # a file, beside the policy if not absolute
+    store: str = setting(short_or_empty(), "")  # a file, likewise; in the store itself if empty
     coordinators: list[str] = setting(
         list_of(str, f"keys, each {KEY_TEXT}", lambda v: is_public_key(v)), []
     )
@@ -257,6 +259,13 @@ class Policy:
 
     # -- keys ----------------------------------------------------------------------------------
 
+    @property
+    def store_keys(self) -> Path | None:
+        """The file of what synthetic images are encrypted with; None for one in the store."""
+        if self.folder is None or not self.keys.store:
+            return None
+        return self.folder / self.keys.store
+
     def key(self) -> Ed25519PrivateKey:
         """Return the node's private key.
 
@@ -320,7 +329,12 @@ _MEANING: Final = {
     "synthetic.quota-mb": "of all synthetic images in the store",
     "synthetic.lineages": "trainings whose synthetic images are kept",
     "privacy.required": "refuse to train without noise",
+    "privacy.epsilon": "the most that all answers together may tell of any one example",
+    "privacy.noise-multiplier": "on gradients, over clip-norm; a message can only ask for more",
+    "privacy.counts-noise": "standard deviation, on counts of right answers on held-out data",
     "keys.sign": "this site's private key, beside this file",
+    "keys.store": "what synthetic images are encrypted with; empty: in the store. "
+    "Leave it out of backups",
     "keys.coordinators": "whose orders to forget, to lift and to destroy are taken",
 }
 

@@ -76,7 +76,9 @@ def name() -> Rule:
 
 # What a store keeps beside its lineages' folders; some file systems know no upper case.
 OWN_FILES: Final = re.compile(
-    r"state(\.copy)?\.json|site-report\.html|base-.*\.safetensors|log|answers\.bin|.*\.tmp", re.I
+    r"(state|budget)(\.copy)?\.json|keys\.json|site-report\.html|base-.*\.safetensors|log|answers\.bin"
+    r"|.*\.tmp",
+    re.I,
 )
 
 

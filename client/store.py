@@ -7,13 +7,17 @@ synthetic images resemble real ones closely, they are personal data.
     <folder>/state.json                          tombstones and applied requests
     <folder>/state.copy.json                     the same once more: a loss of either is noticed
     <folder>/<lineage>/<generation>.safetensors  synthetic images and labels of one training round
+    <folder>/keys.json                           what these are encrypted with (client/vault.py)
+    <folder>/budget.json, budget.copy.json       what answers have told (client/budget.py)
     <folder>/base-<request>.safetensors          the model that a running request started from
     <folder>/answers.bin, log/                   see client/answered.py, client/logbook.py
     <folder>/site-report.html                    the images as a page, if the operator asked for it
 
-Every file is written under a temporary name, flushed and renamed. A set's file holds the SHA-256 of
-its images and labels, which is checked whenever it is read. The two newest generations are
-kept, so that a training message that arrives twice starts twice from the same images.
+Every file is written under a temporary name, flushed and renamed. A set is encrypted, each class
+with a key of its own, and authenticated whenever it is read; sets that an older Efface wrote are
+not encrypted, have the SHA-256 of their images and labels instead, and are encrypted at the next
+write. The two newest generations are kept, so that a training message that arrives twice starts
+twice from the same images.
 
 It is long because whatever a store keeps is written, checked and destroyed by the same rules.
 """
@@ -31,12 +35,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from client import budget
+from client.budget import Budget
 from client.data.splits import MAX_CLASSES
 from client.errors import BadSetting, NoBaseModel, StoreError
 from client.files import check_private, fill_with_zeros, make_private, overwrite, write_atomic
 from client.messages import ForgetSpec
 from client.policy import Policy, PolicyRefused
+from client.secure.aggregations import FOLDER as SUMS
 from client.settings import lineage_name
+from client.vault import FILE as KEYS
+from client.vault import Vault, is_encrypted
 
 FORMAT: Final = 1
 KEPT_GENERATIONS: Final = 2
@@ -45,7 +54,8 @@ STATE: Final = "state.json"
 CHECKSUM: Final = "sha256"
 COPY: Final = "state.copy.json"
 LOG: Final = "log"  # a folder: see client/logbook.py
-OWN: Final = (STATE, COPY, REPORT, "answers.bin")
+FOLDERS: Final = (LOG, SUMS)
+OWN: Final = (STATE, COPY, REPORT, KEYS, budget.FILE, budget.COPY, "answers.bin")
 
 
 @dataclass(frozen=True)
@@ -116,6 +126,7 @@ class Store:
         """
         self.folder = folder
         self.policy = policy
+        self.vault = Vault(folder, None if policy is None else policy.store_keys)
         if policy is not None and policy.is_real and folder.exists():
             check_private(folder)
 
@@ -136,7 +147,7 @@ class Store:
         if not numbers:
             return None
         path = self._path(lineage, max(numbers))
-        images, labels, found = _read(path)
+        images, labels, found = self._read(path)
         if found != model:
             raise StoreError(
                 f"store {self.folder} must belong to the model {model}, got {found} "
@@ -158,9 +169,17 @@ class Store:
             return
         path = self._path(lineage, generation)
         self.make_room(lineage, replaced=path, images=synthetic.images)
-        _write(path, synthetic, model)
-        for number in set(self._generations(lineage)) - set(newest):
-            self._path(lineage, number).unlink(missing_ok=True)
+        self._write(path, synthetic, model)
+        for number in self._generations(lineage):
+            path = self._path(lineage, number)
+            if not _plain(path):
+                if number not in newest:
+                    path.unlink(missing_ok=True)
+            elif number not in newest:
+                overwrite(path)
+            else:  # an older Efface wrote it
+                images, labels, found = self._read(path)
+                self._rewrite(path, SyntheticSet(images, labels), found)
 
     def make_room(
         self, lineage: str, *, replaced: Path | None = None, images: Tensor | None = None
@@ -213,15 +232,23 @@ class Store:
         destroyed = 0
         for name in lineages:
             numbers = sorted(self._generations(name))
-            for number in numbers:
-                gone = _destroy(self._path(name, number), classes)
+            found = {n: self._split(self._path(name, n), classes) for n in numbers}
+            # The keys first: whatever comes between, these images can be read no more.
+            self.vault.shred(name, classes)
+            for number, (left, gone, model) in found.items():
+                path = self._path(name, number)
+                if left is None:
+                    overwrite(path)
+                elif gone:
+                    self._rewrite(path, left, model)
                 if number == numbers[-1]:
                     destroyed += gone
-            for left in (self.folder / name).glob(".*.safetensors.*"):
-                overwrite(left)  # an interrupted write: nobody can say whose images it holds
+            for torn in (self.folder / name).glob(".*.safetensors.*"):
+                overwrite(torn)  # an interrupted write: nobody can say whose images it holds
             folder = self.folder / name
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
+        self.vault.shred(lineage, classes)  # of lineages without a folder, too
         return destroyed
 
     def generations(self) -> list[Generation]:
@@ -230,7 +257,7 @@ class Store:
         for lineage in self._lineages():
             for number in sorted(self._generations(lineage)):
                 path = self._path(lineage, number)
-                _, labels, model = _read(path)
+                _, labels, model = self._read(path)
                 classes, counts = labels.unique(return_counts=True)
                 by_class = dict(zip(classes.tolist(), counts.tolist(), strict=True))
                 found.append(
@@ -366,6 +393,7 @@ class Store:
             problems += self._wrong_with(self.state())
         except StoreError as error:
             problems.append(str(error))
+        problems += [*self.vault.problems(), *Budget(self.folder).problems()]
         for path in [self.folder, *sorted(self.folder.rglob("*"))]:
             mode = path.stat().st_mode & 0o777
             if mode & 0o077:
@@ -377,14 +405,14 @@ class Store:
                     problems.append(str(error))
             elif path.suffix == ".safetensors":
                 try:
-                    images, _, _ = _read(path)
+                    images, _, _ = self._read(path)
                     if not torch.isfinite(images).all():
                         problems.append(f"{path} must hold finite images, got NaN or infinity")
                 except StoreError as error:
                     problems.append(str(error))
             elif path.name.startswith(".") and path.is_file() and path.name != ".lock":
                 problems.append(f"{path} is left over from an interrupted write; delete it")
-            elif path.is_file() and path.name not in OWN and path.parent.name != LOG:
+            elif path.is_file() and path.name not in OWN and path.parent.name not in FOLDERS:
                 problems.append(
                     f"{path} must lie elsewhere: no file of the store, `efface store destroy` "
                     "leaves it as it is"
@@ -398,12 +426,16 @@ class Store:
             for number in sorted(self._generations(lineage)):
                 path = self._path(lineage, number)
                 try:
-                    with safe_open(path, framework="pt") as file:
-                        known = CHECKSUM in (file.metadata() or {})
-                except (SafetensorError, OSError):
+                    metadata = _metadata(path)
+                except StoreError:
                     continue  # told as a problem
-                if not known:
-                    notes.append(f"{path} has no checksum, an older Efface wrote it: not checked")
+                if is_encrypted(metadata):
+                    continue
+                checked = "" if CHECKSUM in metadata else " and has no checksum: not checked"
+                notes.append(
+                    f"{path} is not encrypted{checked}; an older Efface wrote it, and the next "
+                    "training or request encrypts it"
+                )
         if (self.folder / STATE).exists() and not (self.folder / COPY).exists():
             notes.append(
                 f"{self.folder / STATE} has no copy, an older Efface wrote it: the next request "
@@ -429,12 +461,68 @@ class Store:
             problems.append(f"{copy} must exist, got none; restore it: cp {path} {copy}")
         return problems
 
+    # -- one set's file --------------------------------------------------------------------------
+
+    def _read(self, path: Path) -> tuple[Tensor, Tensor, str]:
+        if is_encrypted(_metadata(path)):
+            images, labels, model = self.vault.opened(path.parent.name, int(path.stem), path)
+        else:
+            images, labels, model = _read_plain(path)
+        if images.ndim != 4 or labels.shape != images.shape[:1]:
+            raise StoreError(
+                f"{path} must hold images (n, C, H, W) and labels (n,), got "
+                f"{tuple(images.shape)} and {tuple(labels.shape)}"
+            )
+        named = re.search(r"num_classes=(\d+)", model)
+        num_classes = int(named[1]) if named else MAX_CLASSES
+        strange = labels[(labels < 0) | (labels >= num_classes)]
+        if len(strange):
+            raise StoreError(
+                f"{path} must hold labels in [0, {num_classes}), got {int(strange[0])}; restore it "
+                "from a backup, or run `efface store destroy`"
+            )
+        return images, labels, model
+
+    def _write(self, path: Path, synthetic: SyntheticSet, model: str) -> None:
+        make_private(path.parent)
+        content = self.vault.sealed(
+            path.parent.name,
+            int(path.stem),
+            model,
+            synthetic.images.detach().float().cpu().contiguous(),
+            synthetic.labels.cpu().contiguous(),
+        )
+        write_atomic(path, content, durable_name=False)
+
+    def _rewrite(self, path: Path, synthetic: SyntheticSet, model: str) -> None:
+        """Put other content into a file, and zeros over what it was."""
+        # The new file takes the name before the old blocks are zeroed: a crash between the two must
+        # not lose the other classes.
+        with path.open("r+b") as former:
+            self._write(path, synthetic, model)
+            fill_with_zeros(former)
+
+    def _split(
+        self, path: Path, classes: tuple[int, ...] | None
+    ) -> tuple[SyntheticSet | None, int, str]:
+        """Return what stays of a file without `classes` (None for all), how many go, the model."""
+        if classes is None:
+            try:
+                return None, len(self._read(path)[1]), ""
+            except StoreError:
+                return None, 0, ""  # a damaged file holds images too: it goes all the same
+        images, labels, model = self._read(path)
+        gone = torch.isin(labels, torch.tensor(classes, dtype=labels.dtype))
+        if len(labels) and bool(gone.all()):
+            return None, len(labels), model
+        return SyntheticSet(images, labels).where(~gone), int(gone.sum()), model
+
     # -- paths -----------------------------------------------------------------------------------
 
     def _lineages(self) -> list[str]:
         if not self.folder.is_dir():
             return []
-        return sorted(e.name for e in self.folder.iterdir() if e.is_dir() and e.name != LOG)
+        return sorted(e.name for e in self.folder.iterdir() if e.is_dir() and e.name not in FOLDERS)
 
     def _generations(self, lineage: str) -> list[int]:
         folder = self.folder / lineage
@@ -482,35 +570,45 @@ def lost_tombstones(state: State) -> list[str]:
     return lost
 
 
-def _read(path: Path) -> tuple[Tensor, Tensor, str]:
+def _read_plain(path: Path) -> tuple[Tensor, Tensor, str]:
+    """Return what is in a file that an older Efface wrote, without encryption."""
     try:
         with safe_open(path, framework="pt") as file:
             metadata: dict[str, Any] = file.metadata() or {}
             images, labels = file.get_tensor("images"), file.get_tensor("labels")
     except (SafetensorError, OSError) as error:
-        raise StoreError(
-            f"{path} must be a whole safetensors file, got {error}; run `efface store verify`"
-        ) from error
-    if images.ndim != 4 or labels.shape != images.shape[:1]:
-        raise StoreError(
-            f"{path} must hold images (n, C, H, W) and labels (n,), got "
-            f"{tuple(images.shape)} and {tuple(labels.shape)}"
-        )
+        raise _damaged(path, error) from error
     model = str(metadata.get("model"))
-    if metadata.get(CHECKSUM, expected := _checksum(images, labels, model)) != expected:
-        raise StoreError(
-            f"{path} must have the checksum that was written with it, got another: it was altered; "
-            "restore it from a backup, or run `efface store destroy`"
-        )
-    named = re.search(r"num_classes=(\d+)", model)
-    num_classes = int(named[1]) if named else MAX_CLASSES
-    strange = labels[(labels < 0) | (labels >= num_classes)]
-    if len(strange):
-        raise StoreError(
-            f"{path} must hold labels in [0, {num_classes}), got {int(strange[0])}; restore it "
-            "from a backup, or run `efface store destroy`"
-        )
+    if images.ndim == 4 and labels.shape == images.shape[:1]:
+        expected = _checksum(images, labels, model)
+        if metadata.get(CHECKSUM, expected) != expected:
+            raise StoreError(
+                f"{path} must have the checksum that was written with it, got another: it was "
+                "altered; restore it from a backup, or run `efface store destroy`"
+            )
     return images, labels, model
+
+
+def _metadata(path: Path) -> dict[str, Any]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return dict(file.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise _damaged(path, error) from error
+
+
+def _plain(path: Path) -> bool:
+    """Return whether a set's file can be read by anybody; one that is damaged may be."""
+    try:
+        return path.exists() and not is_encrypted(_metadata(path))
+    except StoreError:
+        return True
+
+
+def _damaged(path: Path, error: Exception) -> StoreError:
+    return StoreError(
+        f"{path} must be a whole safetensors file, got {error}; run `efface store verify`"
+    )
 
 
 def _checksum(images: Tensor, labels: Tensor, model: str) -> str:
@@ -529,38 +627,3 @@ def _read_base(path: Path) -> dict[str, Tensor]:
             f"{path} must be a whole safetensors file, got {error}; delete it: the coordinator "
             "sends the model again"
         ) from error
-
-
-def _write(path: Path, synthetic: SyntheticSet, model: str) -> None:
-    tensors = {
-        "images": synthetic.images.detach().float().cpu().contiguous(),
-        "labels": synthetic.labels.cpu().contiguous(),
-    }
-    written = {"format": str(FORMAT), "model": model}
-    written[CHECKSUM] = _checksum(tensors["images"], tensors["labels"], model)
-    make_private(path.parent)
-    write_atomic(path, save(tensors, written), durable_name=False)
-
-
-def _destroy(path: Path, classes: tuple[int, ...] | None) -> int:
-    """Take images of `classes` (None for all) out of a file and return how many there were."""
-    if classes is None:
-        try:
-            count = len(_read(path)[1])
-        except StoreError:
-            count = 0  # a damaged file holds images too: it goes all the same
-        overwrite(path)
-        return count
-    images, labels, model = _read(path)
-    gone = torch.isin(labels, torch.tensor(classes, dtype=labels.dtype))
-    if not gone.any():
-        return 0
-    if gone.all():
-        overwrite(path)
-        return len(labels)
-    # The new file takes the name before the old blocks are zeroed: a crash between the two must
-    # not lose the other classes.
-    with path.open("r+b") as former:
-        _write(path, SyntheticSet(images, labels).where(~gone), model)
-        fill_with_zeros(former)
-    return int(gone.sum())

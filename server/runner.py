@@ -16,7 +16,7 @@ from flwr.serverapp import Grid
 from sqlalchemy.exc import SQLAlchemyError
 
 from client import wire
-from client.errors import EffaceError, kind_of, split_mark
+from client.errors import EffaceError, kind_of
 from client.steps.measuring import Describe
 from server.evidence.record import Costs, Record, to_json
 from server.nodes import database
@@ -36,7 +36,8 @@ from server.settings import RunSettings, essence, parse
 from server.storage.home import Home, write_json
 from server.storage.ledger import Ledger, RequestRow, database_url
 from server.storage.registry import DEMO_PREFIX
-from strategies.rounds.base import Failure
+from strategies.rounds.failures import Failure, failure_in
+from strategies.rounds.replies import Expected, check
 
 log = logging.getLogger("efface.server")
 DEMO_OPTIONS: Final = "unlearn-lr=0.05,unlearn-epochs=6,relearn-lr=0.1,relearn-rounds=3"
@@ -255,10 +256,9 @@ def name_nodes(grid: NamedGrid, service: Service, request: ResolvedRequest) -> N
     for reply in grid.send_and_receive(messages):
         node = reply.metadata.src_node_id
         if reply.has_error():
-            raise EffaceError(
-                f"node {node} must answer, got {split_mark(reply.error.reason or '')[1]}"
-            )
-        position = int(reply.content.metric_records["metrics"]["partition"])  # type: ignore[arg-type]
+            raise EffaceError(f"node {node} must answer, got {failure_in(reply.error, '').reason}")
+        _, numbers = check(reply.content, Expected(told.message, None, told.model_classes))
+        position = int(numbers["partition"])
         grid.names[node] = f"client-{position}" if position >= 0 else f"node-{node}"
     grid.take_traffic()
 

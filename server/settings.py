@@ -16,6 +16,8 @@ from client.data import datasets
 from client.errors import BadSetting
 from client.learning.models import NAMES as MODEL_NAMES
 from client.learning.models import ModelSpec
+from client.learning.networks import WITHOUT_BATCHNORM
+from client.secure.context import MIN_NODES
 from client.settings import name
 from client.simulation import partition
 from client.simulation.settings import Simulation
@@ -67,9 +69,16 @@ class RunSettings(Settings):
     momentum: float = setting(between(0.0, 0.999), 0.0)
     weight_decay: float = setting(between(0.0, 1.0), 0.0)
     proximal: float = setting(between(0.0, 1e6), 0.0)  # mu of FedProx
+    noise_multiplier: float = setting(between(0.0, 1e6), 0.0)  # z; 0 for no noise
+    clip_norm: float = setting(positive(), 1.0)  # C, of each example's gradient under noise
     fraction: float = setting(_share, 1.0)
     min_share: float = setting(_share, 0.5)
+    aggregate: str = setting(one_of("mean", "median", "trimmed-mean"), "mean")
+    clip_updates: float = setting(between(0.0, 1e9), 0.0)  # L2 norm; 0 for none
     keep_updates: int = setting(at_least(0), 0)  # Delta t of FedEraser, in rounds; 0 for none
+
+    # Sums only
+    secure_aggregation: bool = setting(Rule(lambda v: True, "be given"), False)
 
     # Distillation in situ
     scale: int = setting(at_least(0), 10)  # s; 0 for none
@@ -223,6 +232,56 @@ class RunSettings(Settings):
         self.check_participants()
         if not self.local_steps and not self.local_epochs:
             raise BadSetting("local-steps or local-epochs must be positive, got 0 and 0")
+        self.check_sums()
+        if self.noise_multiplier:
+            self._check_noise()
+
+    def check_sums(self) -> None:
+        """Check what secure aggregation needs, before any work starts.
+
+        Raises:
+            BadSetting: If too few clients are asked, or single updates are to be kept.
+        """
+        if not self.secure_aggregation:
+            return
+        drawn = min(self.num_clients, max(1, round(self.fraction * self.num_clients)))
+        if drawn < MIN_NODES:
+            raise BadSetting(
+                f"clients asked in a round must be at least {MIN_NODES} with --secure-aggregation, "
+                f"got {drawn}: the sum of fewer is an answer of one to another; raise num-clients "
+                "or fraction"
+            )
+        if self.keep_updates:
+            raise BadSetting(
+                f"keep-updates must be 0 with --secure-aggregation, got {self.keep_updates}: the "
+                "coordinator sees no client's update"
+            )
+        if self.aggregate != "mean":
+            raise BadSetting(
+                f"aggregate must be mean with --secure-aggregation, got {self.aggregate}: a sum "
+                "has no middle"
+            )
+
+    def _check_noise(self) -> None:
+        """Refuse what no client trains under noise.
+
+        Raises:
+            BadSetting: Naming what to give instead.
+        """
+        if self.scale:
+            raise BadSetting(
+                f"scale must be 0 with noise-multiplier above 0, got {self.scale}: synthetic "
+                "images are made from gradients without noise; add --scale 0"
+            )
+        if self.precision != "float32":
+            raise BadSetting(
+                f"precision must be float32 with noise-multiplier above 0, got {self.precision}"
+            )
+        if self.model not in WITHOUT_BATCHNORM:
+            raise BadSetting(
+                f"model must be {' or '.join(WITHOUT_BATCHNORM)} with noise-multiplier above 0, "
+                f"got {self.model}: BatchNorm mixes the examples of a batch"
+            )
 
     def check_participants(self) -> None:
         """Refuse names of simulated clients that there are not; real ones are known by who comes.
@@ -257,6 +316,8 @@ class RunSettings(Settings):
             "device": self.device,
             "threads": self.threads,
             "precision": self.precision,
+            "noise_multiplier": self.noise_multiplier,
+            "clip_norm": self.clip_norm,
         }
 
     def model_spec(self, data: datasets.DataSet | None) -> ModelSpec:
@@ -321,9 +382,14 @@ TRAINING: Final = frozenset(
         "momentum",
         "weight-decay",
         "proximal",
+        "noise-multiplier",
+        "clip-norm",
         "fraction",
         "min-share",
+        "aggregate",
+        "clip-updates",
         "keep-updates",
+        "secure-aggregation",
         "scale",
         "image-lr",
         "image-steps",

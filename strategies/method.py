@@ -18,20 +18,24 @@ class Needs:
         levels: Levels of request that it serves.
         synthetic_data: Whether nodes need synthetic sets made during training.
         target_online: Whether the nodes that hold the forget data must take part.
-        individual_updates: Whether the server must see single nodes' updates, which rules out
-            secure aggregation.
+        individual_updates: Whether the server must see single nodes' updates.
+        sums: Levels at which the sums of all nodes' answers serve: those of secure aggregation.
         server_data: Whether the coordinator needs examples of its own.
         history: Whether updates that clients sent in training must have been kept.
         relearning: Whether what was forgotten can be brought back.
+        plain_mean: Whether its rounds weigh the nodes' updates in a way of their own, which no
+            other aggregation of a training can stand in for.
     """
 
     levels: frozenset[str]
     synthetic_data: bool = False
     target_online: bool = True
     individual_updates: bool = False
+    sums: frozenset[str] = frozenset()
     server_data: bool = False
     history: bool = False
     relearning: bool = True
+    plain_mean: bool = False
 
 
 class Method(Protocol):

@@ -27,6 +27,7 @@ from strategies.method import Method
 from strategies.parts.effort import Effort, Holding, Network, effort
 from strategies.parts.guard import MAX_ROLLBACKS
 from strategies.rounds.base import Rounds, num_drawn
+from strategies.rounds.sums import STEPS, in_sums
 
 # What the nodes measure of the model once it has changed. "planned": they do not say, so that
 # nothing ends early and nothing is done again. "shortest": all is forgotten, and the accuracy back,
@@ -50,7 +51,9 @@ class PlannedRounds:
         up: Bytes of arrays from each, in the mean.
         more: Rounds that may be added: after one that is rolled back, or until the accuracy is
             back.
+        messages: To each node in a round: secure aggregation sends more than the work.
         early: Whether there may be fewer than `rounds`, where the accuracy is back.
+        silent: Nodes asked that use no example, and so send no arrays.
     """
 
     phase: str
@@ -62,6 +65,8 @@ class PlannedRounds:
     up: float = 0.0
     more: int = 0
     early: bool = False
+    messages: int = 1
+    silent: int = 0
 
 
 @dataclass(frozen=True)
@@ -217,10 +222,22 @@ class Rehearsal(RequestValues):
         clients: int | None = None,
         rounds: int = 1,
     ) -> None:
-        """Write down that `clients` of the nodes named, by default all, do their part."""
+        """Write down that `clients` of the nodes named, by default all, do their part.
+
+        Raises:
+            BadSetting: If they answer under noise, and this cannot be answered so.
+        """
+        if told.noise_multiplier and (why := told.why_not_noised()) is not None:
+            raise BadSetting(f"{why}; choose another method")
         each = [effort(told, self.known.nodes[name], self._network) for name in names]
         asked = len(names) if clients is None else clients
         one = each[0] if each else Effort(0.0)
+        idle = [effort for effort in each if effort.up and not effort.images]
+        down, silent, messages = float(one.down), round(asked * len(idle) / max(1, len(each))), 1
+        up = _mean([effort.up if effort.images else 0.0 for effort in each])
+        if self.sums_only and told.message.sums is not None:  # whoever has nothing sends zeros
+            down, up = in_sums(told.message, asked, one.down, max(e.up for e in each))
+            silent, messages = 0, 1 + STEPS
         self.asked.append(
             PlannedRounds(
                 phase,
@@ -228,8 +245,10 @@ class Rehearsal(RequestValues):
                 asked,
                 samples=asked * _mean([effort.images for effort in each]),
                 work=one.work,
-                down=one.down,
-                up=_mean([effort.up for effort in each]),
+                down=down,
+                up=up,
+                silent=silent,
+                messages=messages,
             )
         )
 
@@ -319,6 +338,11 @@ class Rehearsal(RequestValues):
     def explain(self, **findings: Any) -> None:
         """Take no note: nothing was found."""
 
+    @property
+    def sums_only(self) -> bool:
+        """Whether nodes' answers are seen in sums alone."""
+        return bool(self.common.get("sums_only", False))
+
     # ---- what is known ---------------------------------------------------------------------------
 
     @property
@@ -327,11 +351,16 @@ class Rehearsal(RequestValues):
         return self.known.plan
 
     def holders(self, *, synthetic: bool) -> list[str]:
-        """Return the nodes that hold data to forget; none is no error here."""
-        return self.known.holders
+        """Return the nodes that hold data to forget; none is no error here.
+
+        Where only sums go up nobody knows who they are, and all are asked.
+        """
+        return sorted(self.known.nodes) if self.sums_only else self.known.holders
 
     def keepers(self, *, synthetic: bool = False, back: bool = False) -> list[str]:
         """Return the nodes with data left (see the protocol); none is no error here."""
+        if self.sums_only:
+            return sorted(self.known.nodes)
         side = "all" if back else "retain"
         return sorted(name for name, node in self.known.nodes.items() if sum(node.side(side)) > 0)
 

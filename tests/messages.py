@@ -3,9 +3,10 @@
 from typing import Any
 
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
 from client import wire
+from client.app import handlers
 from client.learning.models import Classifier, ModelSpec, build
 from client.messages import Common
 from client.simulation.settings import Simulation
@@ -59,3 +60,19 @@ def message(
 ) -> Message:
     content = RecordDict({"arrays": ArrayRecord() if arrays is None else arrays, "config": config})
     return Message(content, dst_node_id=node, message_type=message_type)
+
+
+def numbers(question: Message, examples: float, **more: Any) -> MetricRecord:
+    """Return all the numbers that a node says beside its answer, 0 where they do not matter."""
+    declared = handlers()[question.metadata.message_type].kind.message.up
+    nothing = {
+        n: [0.0] * SPEC.num_classes if k == "per-class" else 0.0 for n, k in declared.items()
+    }
+    own = {"num-examples": examples, "code": wire.code_number(wire.fingerprint()), "seconds": 0.5}
+    return MetricRecord({**nothing, **own, **more})
+
+
+def reply(question: Message, arrays: ArrayRecord, examples: float, **more: Any) -> Message:
+    """Return a node's answer to a message."""
+    content = RecordDict({"arrays": arrays, "metrics": numbers(question, examples, **more)})
+    return Message(content, reply_to=question)

@@ -43,8 +43,8 @@ def weights(home: Path, version: str) -> dict[str, np.ndarray]:
     return Service.open(Home(home)).registry.load(version)[0]
 
 
-def train(home: Path, engine: str) -> None:
-    settings = RunSettings(mode="train", **JOB, home=str(home), engine=engine)
+def train(home: Path, engine: str, **more: Any) -> None:
+    settings = RunSettings(mode="train", **{**JOB, **more}, home=str(home), engine=engine)
     run(settings.check(), Silent())
 
 

@@ -152,6 +152,7 @@ def documents(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "store verify": f"store verify {store}",
         "store destroy": f"store destroy {store} --dry-run",
         "store report": f"store report {store}",
+        "site budget": f"site budget {store}",
         "data list": "data list",
     }.items():
         found[name] = run(command)
@@ -189,6 +190,7 @@ SECTIONS = {
     "`efface store verify`": "store verify",
     "`efface store destroy`": "store destroy",
     "`efface store report`": "store report",
+    "`efface site budget`": "site budget",
     "`efface data list`": "data list",
 }
 

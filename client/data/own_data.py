@@ -17,7 +17,7 @@ from client.data.splits import (
     make_split,
     pixel_statistics,
 )
-from client.errors import DataError
+from client.errors import DataError, DataKeys, DataMissing, ImageSize
 
 _PARTS = ("train", "val", "test")
 _SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -50,7 +50,7 @@ def read_npz(path: Path) -> DataSet:
         if not present and part != "train":
             continue
         if len(present) < 2:
-            raise DataError(
+            raise DataKeys(
                 f"{path} must hold {part}_images and {part}_labels, got keys "
                 f"{', '.join(sorted(keys)) or 'none'}"
             )
@@ -107,7 +107,7 @@ def read_folder(path: Path) -> DataSet:
         DataError: Names the file or folder that breaks a rule.
     """
     if not (path / "train").is_dir():
-        raise DataError(
+        raise DataMissing(
             f"{path} must hold a folder train with one folder a class, got no {path / 'train'}"
         )
     passed: list[Path] = []
@@ -188,7 +188,7 @@ def _assemble(
 def _read_archive(path: Path) -> tuple[dict[str, "np.ndarray[Any, Any]"], list[str]]:
     """Return the arrays that have a meaning here, and the names of all."""
     if not path.is_file():
-        raise DataError(f"npz file must exist, got {path}")
+        raise DataMissing(f"npz file must exist, got {path}")
     if not zipfile.is_zipfile(path):
         raise DataError(f"{path} must be a complete .npz archive, got a truncated or other file")
     wanted = {f"{part}_{kind}" for part in _PARTS for kind in ("images", "labels", "ids")}
@@ -261,7 +261,7 @@ def _check_one_size(
     for part, images in pixels.items():
         for (file, _), image in zip(files[part], images, strict=True):
             if image.shape[:2] != (rows, columns):
-                raise DataError(
+                raise ImageSize(
                     f"images must all have one size, got {columns}x{rows} in "
                     f"{files['train'][0][0]} and {image.shape[1]}x{image.shape[0]} in {file}; "
                     "resize them first (for instance: mogrify -resize '32x32!' FILES)"

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from client.data import datasets
 from client.data.datasets import DataSet, Split
-from client.errors import BadSetting, DataError
+from client.errors import BadSetting, DataError, ImageSize
 from client.messages import Common, ForgetSpec
 from client.policy import Policy, PolicyRefused
 from client.seeds import derive, generator
@@ -201,7 +201,7 @@ def _check_fit(data: DataSet, settings: Common, policy: Policy) -> None:
         return _check_own(data.num_classes, shape, settings, policy.name)
     wanted = (settings.model_channels, settings.model_image_size, settings.model_image_size)
     if shape != wanted:
-        raise DataError(
+        raise ImageSize(
             f"images of {data.name} must have shape {wanted} for this model, got {shape}"
         )
     highest = int(data.train.labels.max()) if len(data.train.labels) else 0

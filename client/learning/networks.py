@@ -223,3 +223,4 @@ BUILDERS: dict[str, Callable[[ModelSpec], Classifier]] = {
 }
 
 NAMES: tuple[str, ...] = tuple(BUILDERS)
+WITHOUT_BATCHNORM: tuple[str, ...] = ("convnet", "lenet")  # what can be trained under noise

@@ -8,7 +8,7 @@ https://arxiv.org/abs/1812.06127, section 3.2.
 Shapes: B batch, C channels, H height, W width, K classes.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -145,7 +145,8 @@ def local_sgd(
     weight_decay: float = 0.0,
     proximal: float = 0.0,
     precision: str = "float32",
-    gradients: Callable[[int, Tensor, Tensor], tuple[list[Tensor], Tensor] | None] | None = None,
+    gradients: Callable[[int, Tensor, Tensor], tuple[Sequence[Tensor | None], Tensor] | None]
+    | None = None,
 ) -> Trained:
     """Train `model` in place.
 
@@ -161,8 +162,8 @@ def local_sgd(
         proximal: mu of FedProx; the centre is the model as it comes in.
         precision: "float32" or "bfloat16" (autocast of the forward pass).
         gradients: Asked at every step with its number, images and labels: a caller that has the
-            real gradient already (gradient matching) returns it with the loss, in the order of
-            `model.parameters()`; None leaves the step to this function.
+            real gradient already (gradient matching), or another one (under noise), returns it with
+            the loss, in the order of `model.parameters()`; None leaves the step to this function.
 
     Returns:
         Steps, images and mean loss.

@@ -3,8 +3,13 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from client.errors import BadSetting
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from client.errors import BadSetting, EffaceError
 from client.learning import ascent
+from client.learning.models import Classifier
+from client.learning.private import private_sgd
 from client.learning.synthetic import random_subset
 from client.learning.training import steps_in
 from client.messages import CLASS_3, WORK, Common, Declaration
@@ -17,7 +22,12 @@ class Ascend(Common):
     """Stochastic gradient ascent on the node's forget data."""
 
     message: ClassVar = Declaration(
-        "train.ascend", example={"lr": 0.02, **CLASS_3}, arrays="model", metrics=WORK
+        "train.ascend",
+        example={"lr": 0.02, **CLASS_3},
+        arrays="model",
+        metrics=WORK,
+        sums="mean",
+        noised=True,
     )
 
     data: str = setting(one_of("synthetic", "subset", "original"), "synthetic")
@@ -30,6 +40,17 @@ class Ascend(Common):
     )
     freeze_head: bool = setting(ANY, False)  # ascend in all layers but the last
     freeze_stem: bool = setting(ANY, False)  # and, or, in all but the first
+
+    def why_not_noised(self) -> str | None:
+        """Return why this message cannot be answered under noise, None if it can."""
+        if self.data == "synthetic":
+            return "data must not be synthetic under noise: such images are made without"
+        if self.target_losses:
+            return (
+                f"target-losses must be none under noise, got {len(self.target_losses)}: when a "
+                "loss is reached tells of it"
+            )
+        return super().why_not_noised()
 
 
 @answers(Ascend)
@@ -49,9 +70,14 @@ def ascend(node: Node, settings: Ascend) -> Answer:
             f"target-losses must hold {settings.model_classes} numbers or none, got "
             f"{len(settings.target_losses)}"
         )
+    if settings.secure is not None and not len(labels):
+        return worked(0), None  # of a sum nobody knows who holds what goes: all are asked
     least = node.policy.answers.min_batch
-    node.allow(steps_in(settings.epochs, len(labels), settings.batch_size, least=least))
+    num_steps = steps_in(settings.epochs, len(labels), settings.batch_size, least=least)
+    node.allow(num_steps)
     model = node.model()
+    if node.noise_multiplier:
+        return _under_noise(node, settings, model, (images, labels), num_steps)
     done = ascent.ascend(
         model,
         images,
@@ -64,5 +90,30 @@ def ascend(node: Node, settings: Ascend) -> Answer:
         freeze_head=settings.freeze_head,
         freeze_stem=settings.freeze_stem,
         least=least,
+    )
+    return worked(len(labels), done), model
+
+
+def _under_noise(
+    node: Node, settings: Ascend, model: Classifier, data: tuple[Tensor, Tensor], num_steps: int
+) -> Answer:
+    """Ascend by noised gradients, for all the epochs."""
+    images, labels = data
+    if not len(labels):
+        raise EffaceError("forget data must hold at least one example, got none on this node")
+    if settings.freeze_head:
+        model.classifier.requires_grad_(False)
+    if settings.freeze_stem:
+        model.freeze_stem()
+    noise = node.noise(len(labels), batch_size=settings.batch_size, num_steps=num_steps)
+    if noise is None:
+        raise ValueError("ascent under noise must have noise, got none")
+    done = private_sgd(
+        model,
+        lambda batch: (images[batch], labels[batch]),
+        noise,
+        num_steps,
+        lr=settings.lr,
+        loss=lambda features, logits, label: -cross_entropy(logits, label),
     )
     return worked(len(labels), done), model

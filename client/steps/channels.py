@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Final
 
 import torch
+from torch import Tensor
 
 from client.channels.ablation import ablation as effects_of
 from client.channels.activations import class_activations
@@ -13,6 +14,7 @@ from client.channels.slices import from_row, scatter, take, to_row
 from client.data.sampling import at_most, at_random
 from client.learning.models import build, loaded
 from client.learning.perturbation import wrong_labels
+from client.learning.private import private_sgd
 from client.learning.training import local_sgd, steps_in
 from client.messages import CLASS_3, WORK, Common, Declaration
 from client.node import Answer, Node, ReplyArrays, answers, worked
@@ -40,6 +42,7 @@ class Representation(Common):
         arrays="class-sums",
         # The second: examples behind a class's sums.
         metrics={"samples": "scalar", "count-per-class": "per-class"},
+        sums="sum",
     )
 
     samples_per_class: int = setting(all_or_some(), 0)
@@ -91,6 +94,7 @@ class Ablation(Common):
         example={"max_examples": 4, **CLASS_3},
         arrays="effects",
         metrics={"samples": "scalar"},
+        sums="mean",
     )
 
     max_examples: int = setting(at_least(1), 256)  # examples looked at, at most
@@ -134,6 +138,8 @@ class FitChannels(Common):
         },
         arrays="slices",
         metrics=WORK,
+        sums="mean",
+        noised=True,
     )
 
     channels: list[str] = setting(list_of(str, "texts"))
@@ -180,13 +186,23 @@ def fit_channels(node: Node, settings: FitChannels) -> Answer:
         num_steps = settings.steps or steps_in(
             settings.epochs, len(part), settings.batch_size, least=least
         )
-        trained = local_sgd(
-            model,
-            lambda batch: (pick(batch)[0], relabelled[batch.to(node.device)]),
-            node.batches(part, settings.batch_size, num_steps),
-            lr=settings.lr,
-            momentum=settings.momentum,
-            precision=settings.precision,
-        )
+
+        def chosen(batch: Tensor) -> tuple[Tensor, Tensor]:
+            return pick(batch)[0], relabelled[batch.to(node.device)]
+
+        noise = node.noise(part, batch_size=settings.batch_size, num_steps=num_steps)
+        if noise is not None:
+            trained = private_sgd(
+                model, chosen, noise, num_steps, lr=settings.lr, momentum=settings.momentum
+            )
+        else:
+            trained = local_sgd(
+                model,
+                chosen,
+                node.batches(part, settings.batch_size, num_steps),
+                lr=settings.lr,
+                momentum=settings.momentum,
+                precision=settings.precision,
+            )
     row = to_row(take(model.state_dict(), layers, channels))
     return worked(len(part), trained), ReplyArrays({SLICES: row}, expected)

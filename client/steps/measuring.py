@@ -5,11 +5,13 @@ from typing import ClassVar
 
 import torch
 
+from client.budget import Mechanism
 from client.data import class_names
 from client.data.sampling import at_random
 from client.data.site import erased_mask, forget_mask
 from client.learning.curvature import fisher_diagonal
-from client.learning.evaluation import evaluate
+from client.learning.evaluation import Scores, evaluate
+from client.learning.private import noised_counts
 from client.messages import CLASS_3, Common, Declaration
 from client.node import Answer, Metrics, Node, ReplyArrays, answers
 from client.settings import MIN_EXAMPLES, at_least, one_of, setting
@@ -32,6 +34,8 @@ class Heldout(Common):
             "forget-count-per-class": "per-class",
             "forget-loss-per-class": "per-class",
         },
+        sums="sum",
+        noised=True,
     )
 
 
@@ -45,11 +49,21 @@ def heldout(node: Node, settings: Heldout) -> Answer:
     forget = forget_mask(part.labels, settings.forget, settings.client)
     retain = ~forget & ~erased_mask(part.labels, node.erased, settings.client)
     model = node.model()
+    draws = None
+    if node.noise_multiplier:
+        # An example is on one side and of one class: it changes one count of those right, by 1.
+        # Its loss has no bound, and stays here.
+        node.charge(Mechanism(node.policy.privacy.counts_noise, 1.0, 1))
+        draws = node.noise_draws()
     metrics: Metrics = {"num-examples": len(part), "samples": int((forget | retain).sum())}
     for side, mask in (("forget", forget), ("retain", retain)):
         chosen = part.where(mask)
         pick = node.pick(chosen)
         scores = evaluate(model, pick, len(chosen), settings.model_classes)
+        if draws is not None:
+            noise = node.policy.privacy.counts_noise
+            correct = noised_counts(scores.correct, scores.count, noise, draws)
+            scores = Scores(correct, scores.count, torch.zeros_like(scores.loss))
         metrics[f"{side}-correct-per-class"] = [float(n) for n in scores.correct]
         metrics[f"{side}-count-per-class"] = [float(n) for n in scores.count]
         shown = shown_loss(scores.loss, scores.count, node.least)
@@ -73,12 +87,19 @@ class Describe(Common):
             "num-heldout": "scalar",
             "count-train-per-class": "per-class",
         },
+        alone=(),
+        noised=True,  # counts: not covered by the noise's promise (client/budget.py)
     )
 
 
 @answers(Describe)
 def describe(node: Node, settings: Describe) -> Answer:
     """Answer with the classes' names and counts: of the data, and of what the request touches."""
+    return _counts(node), _class_names(node)
+
+
+def _counts(node: Node) -> Metrics:
+    settings = node.settings
     labels = node.site.train.labels
     forget, retain = node.masks(labels)
     found = node.store.load(settings.lineage, model=node.model_name)
@@ -93,7 +114,26 @@ def describe(node: Node, settings: Describe) -> Answer:
         "num-retain-synthetic": int(own_retain.sum()),
         "num-heldout": len(node.site.heldout),
         "count-train-per-class": [float(n) for n in counts],
-    }, _class_names(node)
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Totals(Common):
+    """What all nodes together hold, for where only sums go up: `describe` without names."""
+
+    message: ClassVar = Declaration(
+        "query.totals",
+        example=CLASS_3,
+        metrics=dict(Describe.message.metrics),
+        sums="sum",
+        noised=True,  # as of `describe`
+    )
+
+
+@answers(Totals)
+def totals(node: Node, settings: Totals) -> Answer:
+    """Answer with the counts of `describe`."""
+    return _counts(node), None
 
 
 def _class_names(node: Node) -> ReplyArrays:
@@ -111,6 +151,7 @@ class Fisher(Common):
         example={"max_examples": 4, **CLASS_3},
         arrays="parameters",
         metrics={"samples": "scalar"},
+        sums="mean",
     )
 
     side: str = setting(one_of("retain", "forget"), "retain")

@@ -6,9 +6,12 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from client.data.sampling import as_many
 from client.learning import recovery
+from client.learning.models import Classifier
+from client.learning.private import private_sgd
 from client.learning.synthetic import random_subset, synthetic_for
 from client.learning.training import steps_in
 from client.messages import CLASS_3, WORK, Common, Declaration
@@ -26,6 +29,8 @@ class Descend(Common):
         example={"lr": 0.02, "hold": 1.0, "hold_features": 1.0, **CLASS_3},
         arrays="model",
         metrics=WORK,
+        sums="mean",
+        noised=True,
     )
 
     # A subset is as large as the synthetic set, of random real images instead.
@@ -42,6 +47,15 @@ class Descend(Common):
     hold: float = setting(between(0.0, 1e3), 0.0)  # weight of the bounded hold-down term
     hold_features: float = setting(between(0.0, 1e3), 0.0)
     freeze_stem: bool = setting(ANY, False)  # descend in all layers but the first
+
+    def why_not_noised(self) -> str | None:
+        """Return why this message cannot be answered under noise, None if it can."""
+        if self.data not in ("subset", "original"):
+            return (
+                f"data must be subset or original under noise, got {self.data}: synthetic images "
+                "are made without, and one example may be in a subset and among the originals"
+            )
+        return super().why_not_noised()
 
 
 @answers(Descend)
@@ -82,7 +96,11 @@ def descend(node: Node, settings: Descend) -> Answer:
         batch_size = math.ceil(len(all_labels) / settings.batches)
     least = node.policy.answers.min_batch
     batch_size = max(batch_size, least)
-    node.allow(steps_in(settings.epochs, len(all_labels), batch_size, least=least))
+    num_steps = steps_in(settings.epochs, len(all_labels), batch_size, least=least)
+    node.allow(num_steps)
+    if node.noise_multiplier:
+        kept = (all_images, all_labels)
+        return _under_noise(node, settings, model, kept, held, batch_size, num_steps)
     done = recovery.descend(
         model,
         all_images,
@@ -100,3 +118,50 @@ def descend(node: Node, settings: Descend) -> Answer:
     )
     # An original may be in the subset, too, or behind a synthetic image.
     return worked(len(all_labels), done, num_distinct=max(map(len, labels))), model
+
+
+def _under_noise(
+    node: Node,
+    settings: Descend,
+    model: Classifier,
+    kept: tuple[Tensor, Tensor],
+    held: tuple[Tensor, Tensor] | None,
+    batch_size: int,
+    num_steps: int,
+) -> Answer:
+    """Descend by noised gradients.
+
+    What is held down is drawn with the rest, each example once; each weighs as many times more as
+    there are fewer of it, so that the two means count as they do without noise.
+    """
+    images, labels = kept
+    weights = (settings.hold, settings.hold_features)
+    share = 1.0
+    if held is not None and len(held[1]) and any(weights):
+        images = torch.cat([images, held[0]])
+        share = len(labels) / len(held[1])
+        labels = torch.cat([labels, -1 - held[1]])  # marked, and still a class
+    if settings.freeze_stem:
+        model.freeze_stem()
+    size = math.ceil(batch_size * len(labels) / len(kept[1]))
+    noise = node.noise(len(labels), batch_size=size, num_steps=num_steps)
+    # The sum is divided by a batch of both, each mean is over its own.
+    both = len(labels) / len(kept[1])
+    if noise is None:
+        raise ValueError("descent under noise must have noise, got none")
+
+    def loss(features: Tensor, logits: Tensor, label: Tensor) -> Tensor:
+        own = torch.where(label < 0, -1 - label, label)
+        down = recovery.known(features, logits, own, outputs=weights[0], on_features=weights[1])
+        return both * torch.where(label[0] < 0, share * down, cross_entropy(logits, own))
+
+    done = private_sgd(
+        model,
+        lambda batch: (images[batch], labels[batch]),
+        noise,
+        num_steps,
+        lr=settings.lr,
+        momentum=settings.momentum,
+        loss=loss,
+    )
+    return worked(len(kept[1]), done), model

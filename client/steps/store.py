@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+from client.errors import NoSyntheticSet
 from client.law import check_order
 from client.learning.distillation import condense as condensed
 from client.learning.models import build
@@ -20,6 +21,7 @@ class Condense(Common):
         "query.condense",
         example={"outer_steps": 1, "inner_steps": 1, "batch_size": 16},
         metrics={"applied": "scalar"},  # 1 if the request had been applied already
+        alone=("applied",),
     )
 
     outer_steps: int = setting(at_least(1))  # F
@@ -34,7 +36,12 @@ def condense(node: Node, settings: Condense) -> Answer:
     """Improve the synthetic set over random initialisations."""
     state = node.store.state()
     done = f"condense {settings.request}"
-    synthetic = node.synthetic()
+    try:
+        synthetic = node.synthetic()
+    except NoSyntheticSet:
+        if not settings.sums_only:  # where nobody asks who has one, all are told
+            raise
+        return {"num-examples": 0, "applied": 0.0}, None
     if done not in state.applied:
         _, keep = node.masks(node.site.train.labels)
         better = condensed(
@@ -64,6 +71,8 @@ class Settle(Common):
         example={"action": "forget", "destroy": True, **CLASS_3},
         # 1 if the request had been applied already; synthetic images destroyed.
         metrics={"applied": "scalar", "destroyed": "scalar"},
+        alone=("applied",),
+        noised=True,
     )
 
     action: str = setting(one_of("forget", "relearn"))

@@ -7,6 +7,7 @@ from typing import ClassVar
 from client.errors import BadSetting
 from client.learning.curvature import local_quasi_newton
 from client.learning.in_situ import InSitu
+from client.learning.private import private_sgd
 from client.learning.training import local_sgd, steps_in
 from client.messages import WORK, Common, Declaration
 from client.node import Answer, Node, answers, worked
@@ -23,6 +24,8 @@ class Fit(Common):
         arrays="model",
         # Of the seconds, those spent on matching gradients.
         metrics={**WORK, "seconds-distill": "scalar"},
+        sums="mean",
+        noised=True,
     )
 
     side: str = setting(one_of("retain", "forget", "all"), "retain")  # all: with what is relearned
@@ -45,6 +48,17 @@ class Fit(Common):
     image_momentum: float = setting(between(0.0, 0.999), 0.5)
     distill_every: int = setting(at_least(1), 1)
     distill_fraction: float = setting(between(0.0, 1.0), 1.0)
+
+    def why_not_noised(self) -> str | None:
+        """Return why this message cannot be answered under noise, None if it can."""
+        if self.scale:
+            return (
+                f"scale must be 0 under noise, got {self.scale}: synthetic images are made from "
+                "gradients without noise"
+            )
+        if self.optimiser != "sgd":
+            return f"optimiser must be sgd under noise, got {self.optimiser}"
+        return super().why_not_noised()
 
 
 @answers(Fit)
@@ -79,6 +93,19 @@ def fit(node: Node, settings: Fit) -> Answer:
             fraction=settings.distill_fraction,
         )
     pick = node.pick(part)
+    noise = node.noise(part, batch_size=settings.batch_size, num_steps=num_steps)
+    if noise is not None:
+        trained = private_sgd(
+            model,
+            pick,
+            noise,
+            num_steps,
+            lr=settings.lr,
+            momentum=settings.momentum,
+            weight_decay=settings.weight_decay,
+            proximal=settings.proximal,
+        )
+        return {**worked(len(part), trained), "seconds-distill": 0.0}, model
     batches = node.batches(part, settings.batch_size, num_steps)
     if settings.optimiser == "quasi-newton":
         trained = local_quasi_newton(

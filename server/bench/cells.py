@@ -283,7 +283,9 @@ class Bench:
                 steps.append({"state": "failed", "reason": "the request before it failed"})
                 continue
             steps.append(_tried(functools.partial(self._forget, asked, report)))
-        _pass_on(copy / "cache", home / "cache")  # the next method is compared with the same
+            # The next method is compared with the same; the home itself keeps none that knows
+            # what a later request erases.
+            _pass_on(copy / "cache", home / "cache")
         shutil.rmtree(copy)
         return steps
 

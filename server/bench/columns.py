@@ -46,6 +46,7 @@ COLUMNS: Final[Mapping[str, Column]] = {
     "relearned_forget_accuracy": Column("F % relearned"),
     "relearned_retain_accuracy": Column("R % relearned"),
     "relearn_seconds": Column("relearn s", 2),
+    "epsilon": Column("epsilon", 2),
     "rounds": Column("rounds", 0),
     "retrained_rounds": Column("Retrained's rounds to that R", 0),
     "samples": Column("samples", 0),
@@ -191,7 +192,7 @@ def _original(result: Mapping[str, Any]) -> Row:
     record = result["record"]
     _scores(row, record["original"], record["retrained"])
     _attack(row, result, "original")
-    row["train_seconds"] = result["train_seconds"]
+    row |= {"train_seconds": result["train_seconds"], "epsilon": result.get("train_epsilon")}
     return row
 
 
@@ -239,6 +240,7 @@ def _method(result: Mapping[str, Any]) -> Row:
     if result["state"] != "done":
         return row
     record = result["record"]
+    row["epsilon"] = highest_epsilon(record)
     _scores(row, record["recovered"], record["retrained"])
     _attack(row, result, "recovered")
     _costs(row, record, OF_THE_REQUEST)
@@ -287,6 +289,11 @@ def _costs(row: Row, record: Mapping[str, Any], phases: Sequence[str]) -> None:
         row["up_percent"] = (
             100 * up / max(1, rounds) / record["num_clients"] / record["model_bytes"]
         )
+
+
+def highest_epsilon(record: Mapping[str, Any]) -> float | None:
+    """Return the epsilon of the client that told most by then; None where nothing was noised."""
+    return max((spent["epsilon"] for spent in record.get("privacy", {}).values()), default=None)
 
 
 def curve_mean(scores: Mapping[str, Any]) -> float | None:

@@ -1,4 +1,7 @@
-"""Carries out a recipe: cells side by side, one progress display, then tables and plots."""
+"""Carries out a recipe: cells side by side, one progress display, then tables and plots.
+
+It is long because what a stop, a failed cell and a second run mean must be read together.
+"""
 
 import contextlib
 import csv
@@ -22,7 +25,7 @@ from client.errors import BadSetting, EffaceError
 from client.files import write_atomic
 from server.bench import plots, table
 from server.bench.cells import Bench, Task, tasks
-from server.bench.columns import Row, rows
+from server.bench.columns import Row, highest_epsilon, rows
 from server.bench.recipe import Cell
 from server.evidence.costs import overhead
 from server.nodes.grid import Interrupted
@@ -307,6 +310,7 @@ def _price(task: Task, training: Mapping[str, Any]) -> dict[str, Any]:
     keeping = record["storage"]["updates_seconds"]
     price = {
         "train_seconds": seconds,
+        "train_epsilon": highest_epsilon(record),
         "plain_seconds": seconds - distilling - keeping,
         "overhead_seconds": 0.0,
         "storage_bytes": 0,

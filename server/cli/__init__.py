@@ -11,6 +11,7 @@ from server.cli import (
     reading,
     running,
     site,
+    site_budget,
     site_policy,
     site_run,
     trust,
@@ -44,6 +45,7 @@ def _application() -> typer.Typer:
     )
     site_policy.add_to(at_site)
     site_run.add_to(at_site)
+    site_budget.add_to(at_site)
     made.add_typer(at_site, name="site", rich_help_panel=site.GROUP)
     return made
 

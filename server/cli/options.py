@@ -89,6 +89,14 @@ OPTIONS: Final = (
     Option("weight-decay", 0.0, TRAINING, "Weight decay of the clients' SGD, 0 to 1."),
     Option("proximal", 0.0, TRAINING, "Weight of FedProx's term; 0 for plain averaging."),
     Option(
+        "noise-multiplier",
+        0.0,
+        TRAINING,
+        "Noise on the clients' gradients, in units of --clip-norm (DP-SGD), with --scale 0; 0 for "
+        "none. `efface show` says what it comes to.",
+    ),
+    Option("clip-norm", 1.0, TRAINING, "Longest gradient of an example, where there is noise."),
+    Option(
         "fraction",
         1.0,
         TRAINING,
@@ -96,6 +104,19 @@ OPTIONS: Final = (
     ),
     Option(
         "min-share", 0.5, TRAINING, "Share of the drawn clients that must answer, above 0 to 1."
+    ),
+    Option(
+        "aggregate",
+        "mean",
+        TRAINING,
+        "How training rounds make one model of the clients': mean, weighted by their examples; "
+        "median or trimmed-mean, which a single client cannot pull away.",
+    ),
+    Option(
+        "clip-updates",
+        0.0,
+        TRAINING,
+        "Shorten a client's update to this length (L2 norm) before it counts; 0 for none.",
     ),
     Option(
         "keep-updates",
@@ -182,6 +203,13 @@ OPTIONS: Final = (
     Option("precision", "float32", RUNNING, "float32 or bfloat16."),
     Option(
         "evaluate-every", 1, RUNNING, "Evaluate after so many rounds; 0 for a phase's end only."
+    ),
+    Option(
+        "secure-aggregation",
+        False,
+        RUNNING,
+        "Show the coordinator sums of all clients' answers and none alone; a version that was "
+        "trained so stays so.",
     ),
     Option("round-timeout", 600.0, RUNNING, "Seconds to wait for the clients of a round."),
     Option("join-timeout", 60.0, RUNNING, "Seconds to wait for the clients at the start."),

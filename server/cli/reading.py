@@ -354,7 +354,7 @@ def methods(
             ", ".join(one["levels"]),
             ", ".join(text for key, text in _NEEDS if one[key]) or display.NOTHING,
             "yes" if one["target_online"] else "no",
-            "yes" if one["secure_aggregation"] else "no",
+            "yes" if one["sums"] == one["levels"] else ", ".join(one["sums"]) or "no",
             "yes" if one["relearning"] else "no",
         ]
         for one in found
@@ -414,7 +414,8 @@ def _method(name: str) -> dict[str, Any]:
         "server_data": needs.server_data,
         "target_online": needs.target_online,
         "individual_updates": needs.individual_updates,
-        "secure_aggregation": not needs.individual_updates,
+        "secure_aggregation": bool(needs.sums),
+        "sums": sorted(needs.sums),
         "relearning": needs.relearning,
         "shown_to_forget": sorted(
             level for level, names in KNOWN_TO_FORGET.items() if name in names

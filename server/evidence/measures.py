@@ -3,8 +3,10 @@
 import functools
 import operator
 import os
+import statistics
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import torch
@@ -17,9 +19,9 @@ from client.learning.evaluation import Scores, evaluate, relearning_curve
 from client.learning.models import ModelSpec, loaded
 from client.seeds import generator
 from client.wire import ForgetSpec, tensors
-from server.evidence.scores import ModelScores
+from server.evidence.scores import Heldout, ModelScores, SiteScores
 from server.evidence.serial import read
-from server.nodes.federation import GridFederation
+from server.nodes.federation import GridFederation, Sides
 
 RELEARN_STEPS: Final = (5, 10, 15, 20, 25, 30)
 RELEARN_FORGET: Final = 50  # images of the forgotten classes in the relearning set, at most
@@ -93,15 +95,13 @@ class Judge:
         Where the coordinator has no data, everything is held-out data.
         """
         sides = federation.heldout(arrays, self.spec)
-        heldout = {
-            "forget_accuracy": sides.forget.accuracy(),
-            "retain_accuracy": sides.retain.accuracy(),
-        }
         scores = self.test(arrays)
+        decides = scores is None or self.forget.level == "client"
+        heldout = heldout_scores(sides, decides=decides)
         numbers = self._numbers(scores if scores is not None else sides.forget + sides.retain)
         if self.forget.level == "client":
-            numbers["forget_accuracy"] = heldout["forget_accuracy"]
-        return read(ModelScores, {**numbers, "heldout": heldout}, "scores")
+            numbers["forget_accuracy"] = heldout.forget_accuracy
+        return replace(read(ModelScores, numbers, "scores"), heldout=heldout)
 
     def relearning(self, arrays: ArrayRecord) -> dict[str, Any] | None:
         """Return the relearning curve, or None where it is not defined.
@@ -150,6 +150,36 @@ class Judge:
             "loss": scores.mean_loss(),
             "per_class_accuracy": [scores.accuracy([c]) for c in range(self.spec.num_classes)],
         }
+
+
+def heldout_scores(sides: Sides, *, decides: bool) -> Heldout:
+    """Return the clients' scores together, by client, and their medians."""
+    sites = tuple(
+        SiteScores(
+            name,
+            forget.accuracy(),
+            retain.accuracy(),
+            int(forget.count.sum()),
+            int(retain.count.sum()),
+        )
+        for name, (forget, retain) in sides.sites.items()
+    )
+    both = [forget + retain for forget, retain in sides.sites.values()]
+    classes = range(len(sides.forget.count))
+    return Heldout(
+        sides.forget.accuracy(),
+        sides.retain.accuracy(),
+        _median([site.forget_accuracy for site in sites]),
+        _median([site.retain_accuracy for site in sites]),
+        tuple(_median([scores.accuracy([c]) for scores in both]) for c in classes),
+        sites,
+        decides,
+    )
+
+
+def _median(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.median(known) if known else None
 
 
 def _shuffled(mask: Tensor, draws: torch.Generator) -> Tensor:

@@ -13,6 +13,7 @@ from typing import Any, Final
 from client.errors import BadSetting
 from server.evidence import wording
 from server.evidence.costs import SpeedUp
+from server.evidence.participation import Absence, Participation, remarks
 from server.evidence.scores import ModelScores, RoundScores
 from server.evidence.serial import plain, read
 from server.evidence.verdict import Limits, State, Verdict, decide
@@ -51,6 +52,17 @@ class Distillation:
 
     client_seconds_share: float | None = None
     seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class PrivacySpent:
+    """What a client's answers have told of any one of its examples (`client.budget`).
+
+    From the first training of the version's lineage to the end of the request.
+    """
+
+    epsilon: float
+    delta: float
 
 
 @dataclass(frozen=True)
@@ -119,8 +131,11 @@ class Record(Costs):
     trained: ModelScores | None = None
     distillation: Distillation | None = None
     storage: Storage | None = None
+    privacy: Mapping[str, PrivacySpent] = field(default_factory=dict)
     speed_up: SpeedUp | None = None
     timeline: tuple[RoundScores, ...] = ()
+    participation: tuple[Participation, ...] = ()
+    absences: tuple[Absence, ...] = ()
     hardware: str | None = None
     commit: str | None = None
     report: str | None = None
@@ -145,6 +160,7 @@ def to_json(record: Record) -> dict[str, Any]:
         document["verdict"] |= _worded(
             record.verdict, record.forget or Target(), record.class_names
         )
+    document["remarks"] = remarks(record.participation, record.absences)
     return document
 
 

@@ -13,11 +13,37 @@ class Curve:
 
 
 @dataclass(frozen=True)
+class SiteScores:
+    """Accuracies in percent on what one client holds out, and of how many examples."""
+
+    client: str | None = None
+    forget_accuracy: float | None = None
+    retain_accuracy: float | None = None
+    forget_count: int | None = None
+    retain_count: int | None = None
+
+
+@dataclass(frozen=True)
 class Heldout:
-    """Accuracies in percent on data that the clients hold out and never train on."""
+    """Accuracies in percent on data that the clients hold out and never train on.
+
+    Attributes:
+        forget_accuracy: Of all clients together.
+        retain_accuracy: Likewise.
+        forget_median: Median of the clients that hold any of it.
+        retain_median: Likewise.
+        per_class_median: Likewise, by class.
+        sites: By client; empty where no client's own are known.
+        decides: Whether a verdict's accuracies are these, not those of the coordinator's test data.
+    """
 
     forget_accuracy: float | None = None
     retain_accuracy: float | None = None
+    forget_median: float | None = None
+    retain_median: float | None = None
+    per_class_median: tuple[float | None, ...] | None = None
+    sites: tuple[SiteScores, ...] = ()
+    decides: bool = False
 
 
 @dataclass(frozen=True)

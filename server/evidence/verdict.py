@@ -2,11 +2,13 @@
 
 A pure function from what was measured and the limits that were asked for to a frozen `Verdict`,
 which the request's record keeps. `server.evidence.wording` puts it into words.
+
+It is long because a verdict's types and the one function that decides it stand together.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Final, Literal
+from dataclasses import dataclass, replace
+from typing import Any, Final, Literal
 
 from server.evidence.scores import ModelScores
 
@@ -18,6 +20,8 @@ Code = Literal[
     "erased-earlier",
     "nothing-to-show",
     "crept-back",
+    "sites-disagree",
+    "few-sites",
 ]
 FindingState = Literal["held", "exceeded", "cannot-tell", "remark", "open"]
 Reason = Literal["no-yardstick", "no-test-images", "no-held-out-data"]
@@ -25,6 +29,9 @@ Reason = Literal["no-yardstick", "no-test-images", "no-held-out-data"]
 # Points below Retrained that accuracy on the retain set may have. Beyond it is a remark, no
 # failure: the request was to forget, and an erasure must not be refused for what it cost.
 RETAIN_TOLERANCE: Final = 2.0
+# Sites from which on one of them cannot turn a verdict that rests on what they say: below it a
+# median is no more than the mean of two.
+ENOUGH_SITES: Final = 3
 YARDSTICK: Final = "retraining"  # the method whose result is what others are compared with
 COMPARE: Final = "--compare retrain"
 
@@ -56,6 +63,8 @@ class Finding:
         retrained: What Retrained has.
         original: What the model before the request has.
         label: The class, where it is about one.
+        median: Median of the sites, where the value is theirs together.
+        sites: How many of them measured it.
     """
 
     code: Code
@@ -65,6 +74,8 @@ class Finding:
     retrained: float | None = None
     original: float | None = None
     label: int | None = None
+    median: float | None = None
+    sites: int | None = None
 
 
 @dataclass(frozen=True)
@@ -145,22 +156,38 @@ def decide(
     itself = method == YARDSTICK
     if retrained is None and itself:
         retrained, yardstick = result, "itself"
+    accuracy = _accuracy(level, result, original, retrained, limits, itself=itself)
+    by_sites = _by_sites(level, accuracy, result, original, retrained, limits, itself=itself)
+    if isinstance(accuracy, Finding) and any(f.code == "sites-disagree" for f in by_sites):
+        accuracy = replace(accuracy, state="cannot-tell")
     parts = [
-        _accuracy(level, result, original, retrained, limits, itself=itself),
+        accuracy,
         *([_relearning(result, original, retrained, limits)] if level == "class" else []),
     ]
-    findings = [part for part in parts if isinstance(part, Finding)]
+    findings = [part for part in parts if isinstance(part, Finding)] + by_sites
     missing = [part for part in parts if isinstance(part, Missing)]
     decisive = list(findings)
     if crept_back is not None:
+        found = _site_median(result, "forget_median")
+        lone = found is not None and found <= crept_back.threshold
         decisive.append(
-            Finding("crept-back", "exceeded", crept_back.accuracy, crept_back.threshold)
+            Finding(
+                "crept-back",
+                "cannot-tell" if lone else "exceeded",
+                crept_back.accuracy,
+                crept_back.threshold,
+                median=found,
+            )
         )
         findings.append(decisive[-1])
     earlier = _earlier(result, limits, erased_before)
     findings += [*earlier, *_retained(result, original, retrained)]
     states = {finding.state for finding in decisive}
-    nothing = any(finding.code == "nothing-to-show" for finding in findings)
+    nothing = any(
+        finding.code in ("nothing-to-show", "sites-disagree")
+        or (finding.code in ("erased-earlier", "crept-back") and finding.state == "cannot-tell")
+        for finding in findings
+    )
     shown = ("held" in states and not missing) or (level == "client" and itself)
     state: State = "not-shown"
     if "exceeded" in states or any(finding.state == "exceeded" for finding in earlier):
@@ -233,18 +260,77 @@ def _relearning(
 
 def _earlier(result: ModelScores, limits: Limits, erased: Sequence[int]) -> list[Finding]:
     each = result.per_class_accuracy or ()
+    medians = _site_median(result, "per_class_median") or ()
     known = [(c, each[c]) for c in erased if c < len(each)]
+    found = []
+    for label, value in known:
+        if value is None:
+            continue
+        median = medians[label] if label < len(medians) else None
+        sides = {
+            number > limits.forget_accuracy for number in (value, median) if number is not None
+        }
+        state: FindingState = "exceeded" if True in sides else "held"
+        if len(sides) > 1:
+            state = "cannot-tell"
+        limit = limits.forget_accuracy
+        found.append(Finding("erased-earlier", state, value, limit, label=label, median=median))
+    return found
+
+
+def _site_median(result: ModelScores, name: str) -> Any:
+    """Return a median of the sites; None where accuracies are not theirs, or they are too few."""
+    heldout = result.heldout
+    if heldout is None or not heldout.decides or len(heldout.sites) < ENOUGH_SITES:
+        return None
+    return getattr(heldout, name)
+
+
+def _by_sites(
+    level: str,
+    found: Finding | Missing,
+    result: ModelScores,
+    original: ModelScores | None,
+    retrained: ModelScores | None,
+    limits: Limits,
+    *,
+    itself: bool,
+) -> list[Finding]:
+    """Return what is to be said of an accuracy that the sites measured."""
+    heldout = result.heldout
+    if isinstance(found, Missing) or heldout is None or not heldout.decides or not heldout.sites:
+        return []
+    sites = sum(site.forget_accuracy is not None for site in heldout.sites)
+    if sites < ENOUGH_SITES:
+        return [Finding("few-sites", "remark", found.value, sites=sites)] if sites else []
+    again = _accuracy(
+        level,
+        _of_medians(result),
+        original and _of_medians(original),
+        retrained and _of_medians(retrained),
+        limits,
+        itself=itself,
+    )
+    if isinstance(again, Finding) and again.state == found.state:
+        return []
     return [
         Finding(
-            "erased-earlier",
-            "held" if value <= limits.forget_accuracy else "exceeded",
-            value,
-            limits.forget_accuracy,
-            label=label,
+            "sites-disagree",
+            "cannot-tell",
+            found.value,
+            found.limit,
+            median=heldout.forget_median,
+            sites=sites,
         )
-        for label, value in known
-        if value is not None
     ]
+
+
+def _of_medians(scores: ModelScores) -> ModelScores:
+    """Return scores with the sites' median in place of their numbers together."""
+    heldout = scores.heldout
+    if heldout is None or not heldout.decides or heldout.forget_median is None:
+        return scores
+    return replace(scores, forget_accuracy=heldout.forget_median)
 
 
 def _retained(

@@ -29,6 +29,8 @@ def reason(
     """Return one finding in words; empty where it held and nothing hangs on it."""
     f = finding
     held = f.state != "exceeded"
+    if f.code == "forget-accuracy" and f.value is not None and f.limit is not None:
+        held = f.value <= f.limit
     if f.code == "forget-accuracy" and level == "class":
         return (
             f"forget accuracy {_of(f.value)} %, {'at most' if held else 'above'} {_of(f.limit)} %"
@@ -54,6 +56,18 @@ def reason(
             + ("" if held else ": the class is hidden, not forgotten")
             + ("; Original's lies there too: it cannot tell" if f.state == "cannot-tell" else "")
         )
+    if f.code == "erased-earlier" and f.state == "cannot-tell":
+        which = class_text(int(f.label or 0), names)
+        return f"{which}, erased earlier: {_disagreement(f)}"
+    if f.code == "sites-disagree":
+        return _disagreement(f)
+    if f.code == "few-sites":
+        one = f.sites == 1
+        return (
+            f"remark: that accuracy is what {'one site says' if one else f'{f.sites} sites say'} "
+            f"of {'its' if one else 'their'} held-out data: "
+            f"{'it alone' if one else 'each of them'} could turn it"
+        )
     if f.code == "erased-earlier" and not held:
         which = class_text(int(f.label or 0), names)
         return f"{which}, erased earlier, is back at {_of(f.value)} %"
@@ -67,8 +81,17 @@ def reason(
         return (
             f"recovery brought the forget set back to {_of(f.value)} % on the clients' held-out "
             f"data, above {f.limit:g} %, whatever was tried"
+            + (f"; {_disagreement(f)}" if f.state == "cannot-tell" else "")
         )
     return ""
+
+
+def _disagreement(finding: Finding) -> str:
+    f = finding
+    return (
+        f"the sites disagree: together they have {_of(f.value)} %, their median is "
+        f"{_of(f.median)} %, on the other side of what decides; one of them may have turned it"
+    )
 
 
 def not_measured(missing: Missing, level: str) -> str:

@@ -1,15 +1,16 @@
 """Whether all sites mean the same classes by the same numbers: asked before anything starts."""
 
-import time
 from collections.abc import Mapping, Sequence
 
-from flwr.app import ArrayRecord, Message, RecordDict
+from flwr.app import ArrayRecord
 
 from client.data import class_names
 from client.errors import DataError
 from client.steps.measuring import Describe
 from server.nodes.federation import Cost, GridFederation
-from strategies.rounds.base import ClientLost, checked
+from server.nodes.questions import ask
+from strategies.rounds.base import ClientLost
+from strategies.rounds.failures import listed
 
 Names = Sequence[str]
 
@@ -38,7 +39,9 @@ def agreed_names(federation: GridFederation, expected: Names | None, owner: str)
     """
     num_classes = federation.spec.num_classes
     found = site_names(federation, num_classes)
-    if expected is None:
+    if expected is None and not found:
+        expected = ()
+    elif expected is None:
         expected = _most_common(found)
         owner = next(site for site in sorted(found) if found[site] == expected)
     if differing := differences(expected, found):
@@ -58,40 +61,26 @@ def site_names(federation: GridFederation, num_classes: int) -> dict[str, tuple[
         ClassesDiffer: If a site's names cannot be read, or are more than the model's classes.
         ClientLost: If no site answers, or one runs other code.
     """
-    grid, settings = federation.grid, federation.settings(Describe, phase="describe")
-    grid.take_traffic()
-    started = time.perf_counter()
-    nodes = {node.node_id: node.name for node in grid.get_nodes()}
-    messages = [
-        Message(
-            RecordDict(
-                {
-                    "arrays": ArrayRecord(),
-                    "config": Describe(**{**vars(settings), "client": name}).config(),
-                }
-            ),
-            dst_node_id=number,
-            message_type=Describe.message.name,
-        )
-        for number, name in sorted(nodes.items())
-    ]
-    found, seconds, errors = {}, 0.0, []
-    for reply in grid.send_and_receive(messages):
-        site = nodes.get(reply.metadata.src_node_id)
-        if reply.has_error() or site is None:
-            errors.append(f"{site or 'a node'}: {reply.error.reason if reply.has_error() else '?'}")
-            continue
-        seconds += float(checked(reply.content, site)["seconds"])
-        found[site] = _read(next(iter(reply.content.array_records.values())), site, num_classes)
-    if not found:  # one that does not answer fails in its rounds, where it is known who must
+    told = federation.settings(Describe, phase="describe")
+    answers = ask(federation.grid, told, ArrayRecord())
+    if not answers.metrics:  # one that is silent fails in its rounds, where it is known who must
+        count = len(answers.failures)
         raise ClientLost(
-            f"clients must answer describe, got no answer of {len(nodes)} "
-            f"({'; '.join(errors) or 'none before the deadline'})"
+            f"clients must answer describe, got no answer of {count} "
+            f"({listed(answers.failures) or 'none is online'})",
+            failures=answers.failures,
         )
-    traffic = grid.take_traffic()
-    cost = Cost(time.perf_counter() - started, seconds, up=traffic.up, down=traffic.down)
+    for failure in answers.failures:
+        federation.tell(f"describe: {failure.client} is passed over: {failure.reason}")
+    federation.described |= answers.metrics
+    for failure in answers.failures:
+        federation.tell(f"describe: {failure.client} is left out: {failure.reason}")
+    seconds = sum(float(m["seconds"]) for m in answers.metrics.values())
+    cost = Cost(answers.seconds, seconds, up=answers.up, down=answers.down)
     federation.costs["describe"] = federation.costs.get("describe", Cost()) + cost
-    return found
+    # A site that has too few examples to say anything has no names to compare either.
+    named = {site: arrays for site, arrays in answers.arrays.items() if arrays}
+    return {site: _read(arrays, site, num_classes) for site, arrays in named.items()}
 
 
 def differences(expected: Names, found: Mapping[str, Names]) -> list[str]:

@@ -3,27 +3,35 @@
 It is long because rounds and questions share the traffic, the costs and the journal they count in.
 """
 
+import functools
+import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord
+from flwr.serverapp import Grid
 
 from client import wire
 from client.errors import BadSetting
 from client.learning.evaluation import Scores
 from client.learning.models import ModelSpec, compact
-from client.steps.measuring import Describe, Heldout
+from client.messages import OF_NOISE
+from client.steps.measuring import Describe, Heldout, Totals
 from client.steps.store import Condense, Settle
 from client.wire import Common
 from server.nodes.grid import NamedGrid
+from server.nodes.questions import ask
 from server.storage.journal import Journal
 from strategies.federation import Accuracies, Plan, RequestValues, Samples, StoredRound
-from strategies.rounds.base import ClientLost, Failure, NothingTouched, Rounds, checked
+from strategies.parts.averaging import PLAIN, Aggregation
+from strategies.rounds.base import ClientLost, Failure, NothingTouched, Rounds
+from strategies.rounds.failures import listed
 from strategies.rounds.replay import ReplayedRound, difference
+from strategies.rounds.secure import SecureGrid
 
 S = TypeVar("S", bound=Common)
 
@@ -67,14 +75,52 @@ class Round:
     loss: float
     num_clients: int
     failures: list[Failure] = field(default_factory=list)
+    norms: dict[str, float] = field(default_factory=dict)  # lengths of the updates, by client
+    privacy: dict[str, dict[str, float]] = field(default_factory=dict)  # as in `Part`
+
+
+@dataclass(frozen=True)
+class Part:
+    """Who took part in a round, or in a question, and what is known of it.
+
+    Attributes:
+        phase: "train", "unlearn", ...; of questions "guard" and "evaluate".
+        round: Counted as in `Round`.
+        answered: Examples used, by client; none is an answer, too.
+        failures: Of those that did not do their part.
+        norms: Lengths of the updates, by client.
+        idle: Holders that say that there was nothing left to do.
+        privacy: What a client's answers have told of any one example: "epsilon" and "delta", by
+            client; of those that answered under noise.
+    """
+
+    phase: str
+    round: int
+    answered: dict[str, float] = field(default_factory=dict)
+    failures: list[Failure] = field(default_factory=list)
+    norms: dict[str, float] = field(default_factory=dict)
+    idle: list[str] = field(default_factory=list)
+    privacy: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, kept: dict[str, Any]) -> "Part":
+        """Return a part as the journal kept it."""
+        return cls(**{**kept, "failures": [Failure(**one) for one in kept["failures"]]})
 
 
 @dataclass(frozen=True)
 class Sides:
-    """Scores on what a request names, and on what is retained."""
+    """Scores on what a request names, and on what is retained.
+
+    Attributes:
+        forget: Of all clients together.
+        retain: Likewise.
+        sites: Both, by client; empty where no client's own are known.
+    """
 
     forget: Scores
     retain: Scores
+    sites: dict[str, tuple[Scores, Scores]] = field(default_factory=dict)
 
 
 def nothing_kept() -> Iterator[StoredRound]:
@@ -107,9 +153,14 @@ class GridFederation(RequestValues):
         plan: How the version was trained.
         first_weights: Returns those that training began with.
         history: Yields what was kept of it.
+        aggregation: How ordinary rounds of training make one model of the nodes'.
+        tell: Told in a sentence what is worth a line.
+        described: What the nodes have said that they hold, by name: none can weigh more.
+        parts: Who took part in what, in order.
         keep: Keeps what clients sent in a round of training, or what stands for it after a replay.
         keep_every: Interval in rounds at which those of training are kept, from the first on.
         findings: What the method explained of itself.
+        clip: Where only sums go up: longest update that a node sends, as L2 norm; 0 for any.
         costs: Cost by phase, read from the journal for rounds done earlier.
         notes: What `on_round` returned, in order, resumed rounds included.
     """
@@ -125,12 +176,34 @@ class GridFederation(RequestValues):
     history: Callable[[], Iterator[StoredRound]] = nothing_kept
     keep: Callable[[StoredRound], None] | None = None
     keep_every: int = 1
+    clip: float = 0.0
+    aggregation: Aggregation = PLAIN
+    tell: Callable[[str], None] = lambda text: None
+    described: dict[str, dict[str, Any]] = field(default_factory=dict)
+    parts: list[Part] = field(default_factory=list)
     findings: dict[str, Any] = field(default_factory=dict)
     costs: dict[str, Cost] = field(default_factory=dict)
     notes: list[dict[str, Any]] = field(default_factory=list)
     _stretches: int = 0
     _asked: int = 0
     _rounds_of: dict[str, int] = field(default_factory=dict)
+    _members: set[str] = field(default_factory=set)  # nodes that were ever online
+    _surveyed: set[str] = field(default_factory=set)
+
+    @property
+    def sums(self) -> bool:
+        """Whether rounds get the mean of all answers in place of each."""
+        return self.sums_only or bool(getattr(self.grid, "sums", False))
+
+    @property
+    def sums_only(self) -> bool:
+        """Whether nodes' answers are seen in sums alone."""
+        return bool(self.common.get("sums_only", False))
+
+    @functools.cached_property
+    def answering(self) -> Grid:
+        """The grid whose nodes answer: each for itself, or in sums."""
+        return SecureGrid(self.grid, clip=self.clip) if self.sums_only else self.grid
 
     def compact(self, model: ArrayRecord) -> ArrayRecord:
         """Return `model` without its pruned channels, which are gone in all that follows."""
@@ -177,7 +250,8 @@ class GridFederation(RequestValues):
             for number in range(done + 1, num_rounds + 1):
                 model, finished = self._round(rounds, model, first + number, first + num_rounds)
                 note = self.on_round(finished, model) if rounds.changes_model else None
-                history.append({"cost": vars(finished.cost), "note": note})
+                part = asdict(self._part(rounds, finished))
+                history.append({"cost": vars(finished.cost), "note": note, "part": part})
                 if number < num_rounds:
                     self.journal.save_round(key, number, to_numpy(model), history)
             return to_numpy(model), history
@@ -194,6 +268,8 @@ class GridFederation(RequestValues):
             self._add(phase, Cost(**entry["cost"]))
             if entry["note"] is not None:
                 self.notes.append(entry["note"])
+            if entry.get("part") is not None:
+                self.parts.append(Part.of(entry["part"]))
         return from_numpy(arrays)
 
     def locally(
@@ -222,16 +298,19 @@ class GridFederation(RequestValues):
     def _round(
         self, rounds: Rounds, model: ArrayRecord, number: int, planned: int
     ) -> tuple[ArrayRecord, Round]:
+        self._survey(rounds)
         self.grid.take_traffic()
         started = time.perf_counter()
-        asked = list(rounds.configure_train(number, model, ConfigRecord(), self.grid))
-        replies = self.grid.send_and_receive(asked) if asked else []
+        asked = list(rounds.configure_train(number, model, ConfigRecord(), self.answering))
+        replies = list(self.answering.send_and_receive(asked)) if asked else []
         averaged, metrics = rounds.aggregate_train(number, replies)
         if averaged is None or metrics is None:
             raise NothingTouched(f"{rounds.settings.phase} must change the model, got no answer")
         traffic = self.grid.take_traffic()
         answered = time.perf_counter()
-        self._keep(rounds, number, model, replies)
+        self._keep(rounds, number, model)
+        privacy = _privacy({name: used.metrics for name, used in rounds.used.items()})
+        rounds.used = {}
         ended = time.perf_counter()
         cost = Cost(
             seconds=ended - started,
@@ -251,12 +330,52 @@ class GridFederation(RequestValues):
             _number(metrics["loss"]),
             int(_number(metrics["num-clients"])),
             rounds.failures,
+            rounds.norms,
+            privacy,
         )
         return averaged, finished
 
-    def _keep(
-        self, rounds: Rounds, number: int, model: ArrayRecord, replies: Sequence[Message]
-    ) -> None:
+    def _survey(self, rounds: Rounds) -> None:
+        """Tell rounds what is known of the nodes; ask those that have not said what they hold."""
+        if not rounds.asks:
+            return
+        online = {node.name for node in self.grid.get_nodes() if node.name}
+        self._members |= online
+        wanted = online if rounds.participants is None else online & set(rounds.participants)
+        new = sorted(wanted - set(self.described) - self._surveyed)
+        if new and not self.sums_only:
+            self._surveyed |= set(new)
+            told = self.settings(Describe, phase="describe")
+            found = ask(self.grid, told, ArrayRecord(), names=new)
+            self.described |= found.metrics
+            spent = sum(float(m["seconds"]) for m in found.metrics.values())
+            self._add("describe", Cost(found.seconds, spent, up=found.up, down=found.down))
+        rounds.described, rounds.members, rounds.sums = self.described, self._members, self.sums
+        if rounds.ordinary:
+            if self.sums and not self.aggregation.plain:
+                raise BadSetting(
+                    f"aggregate must be mean without clip-updates where the coordinator sees sums "
+                    f"alone, got {self.aggregation.kind} and {self.aggregation.clip:g}"
+                )
+            rounds.aggregation = self.aggregation
+
+    def _part(self, rounds: Rounds, done: Round) -> Part:
+        for name in rounds.idle:
+            self.tell(
+                f"{done.phase} {done.number}: {name} changed nothing; it says that nothing was "
+                "left to do"
+            )
+        return Part(
+            done.phase,
+            done.number,
+            rounds.answered,
+            done.failures,
+            rounds.norms,
+            rounds.idle,
+            done.privacy,
+        )
+
+    def _keep(self, rounds: Rounds, number: int, model: ArrayRecord) -> None:
         """Keep a round's updates before the journal has the round: a stop loses neither alone."""
         if self.keep is None:
             return
@@ -266,28 +385,20 @@ class GridFederation(RequestValues):
             return
         if rounds.settings.phase != "train" or (number - 1) % self.keep_every:
             return
-        names = {node.node_id: node.name for node in self.grid.get_nodes()}
-        updates, weights = {}, {}
-        for reply in replies:
-            name = names.get(reply.metadata.src_node_id)
-            if name is None or reply.has_error():
-                continue
-            examples = float(checked(reply.content, name)["num-examples"])
-            if examples > 0:
-                arrays = next(iter(reply.content.array_records.values()))
-                updates[name], weights[name] = difference(arrays, model), examples
+        updates = {name: difference(used.arrays, model) for name, used in rounds.used.items()}
+        weights = {name: used.examples for name, used in rounds.used.items()}
         self.keep(StoredRound(number, updates, weights))
 
     # -- questions -------------------------------------------------------------------------------
 
     def holders(self, *, synthetic: bool) -> list[str]:
-        """Return the names of the nodes that hold data to forget.
+        """Return the names of the nodes that hold data to forget; where only sums go up, of all.
 
         Raises:
             NothingTouched: If there is none.
             ClientLost: If a node does not answer: it might hold some.
         """
-        counts = self.describe()
+        counts = self.totals() if self.sums_only else self.describe()
         key = "num-forget-synthetic" if synthetic else "num-forget"
         names = sorted(name for name, metrics in counts.items() if metrics[key] > 0)
         if not names:
@@ -304,7 +415,7 @@ class GridFederation(RequestValues):
         return names
 
     def keepers(self, *, synthetic: bool = False, back: bool = False) -> list[str]:
-        """Return the names of the nodes with data left (see the protocol).
+        """Return the names of the nodes with data left; where only sums go up, of all.
 
         Raises:
             NothingTouched: If there is none.
@@ -312,7 +423,7 @@ class GridFederation(RequestValues):
         """
         kind = "-synthetic" if synthetic else ""
         keys = [f"num-retain{kind}", *([f"num-forget{kind}"] if back else [])]
-        counts = self.describe()
+        counts = self.totals() if self.sums_only else self.describe()
         names = sorted(name for name, m in counts.items() if sum(m[key] for key in keys) > 0)
         if not names:
             raise NothingTouched(
@@ -324,16 +435,31 @@ class GridFederation(RequestValues):
     def describe(self) -> dict[str, dict[str, Any]]:
         """Return every node's counts by its name (see `Describe`)."""
         settings = self.settings(Describe, phase="describe")
-        return self._ask(settings, ArrayRecord(), phase="describe", name="describe")
+        found = self._ask(settings, ArrayRecord(), phase="describe", name="describe")
+        self.described |= found
+        return found
+
+    def totals(self) -> dict[str, dict[str, Any]]:
+        """Return for every node an equal part of what all together hold (see `Totals`)."""
+        settings = self.settings(Totals, phase="describe")
+        return self._ask(settings, ArrayRecord(), phase="describe", name="totals")
 
     def class_counts(self) -> dict[str, list[float]]:
-        """Return every node's number of training examples by class, whatever is forgotten."""
+        """Return every node's number of training examples by class, whatever is forgotten.
+
+        Where only sums go up there is no such number, but that of all nodes together.
+        """
+        if self.sums_only:
+            each = [answer["count-train-per-class"] for answer in self.totals().values()]
+            return {"all": [float(round(sum(of_class))) for of_class in zip(*each, strict=True)]}
         return {name: m["count-train-per-class"] for name, m in self.describe().items()}
 
     def condense(self, settings: Condense) -> None:
         """Have every node that holds synthetic data fine-tune it."""
         told = replace(settings, phase="condense")
-        names = [n for n, m in self.describe().items() if m["num-retain-synthetic"] > 0]
+        names: list[str] | None = None  # where only sums go up, those without answer so
+        if not self.sums_only:
+            names = [n for n, m in self.describe().items() if m["num-retain-synthetic"] > 0]
         self._ask(told, ArrayRecord(), phase="recover", name="condense", names=names)
 
     def settle(
@@ -404,8 +530,13 @@ class GridFederation(RequestValues):
         return self._heldout(told, model, phase="evaluate")
 
     def _heldout(self, settings: Heldout, model: ArrayRecord, *, phase: str) -> Sides:
-        answers = self._ask(settings, model, phase=phase, name=f"heldout-{phase}")
-        return Sides(*(_total(answers, side) for side in ("forget", "retain")))
+        answers = self._ask(settings, model, phase=phase, name=f"heldout-{phase}", some=True)
+        each = {
+            name: (_total({name: m}, "forget"), _total({name: m}, "retain"))
+            for name, m in answers.items()
+        }
+        forget, retain = (_total(answers, side) for side in ("forget", "retain"))
+        return Sides(forget, retain, {} if self.sums else each)
 
     def _ask(
         self,
@@ -415,61 +546,74 @@ class GridFederation(RequestValues):
         phase: str,
         name: str,
         names: Sequence[str] | None = None,
+        some: bool = False,
     ) -> dict[str, dict[str, Any]]:
-        """Ask nodes one question; all must answer. Answers are remembered in the journal.
+        """Ask nodes one question; answers are remembered in the journal.
+
+        Args:
+            settings: What they are told.
+            arrays: What goes down with it.
+            phase: What the cost is counted under.
+            name: Of the question.
+            names: Who is asked; None for all.
+            some: Whether the share of them that a round of training needs is enough.
 
         Raises:
-            ClientLost: If a node fails or does not answer.
+            ClientLost: If a node, or too many of them, fail or do not answer.
         """
         self._asked += 1
         key = f"{name}-{self._asked}"
 
-        def ask() -> dict[str, Any]:
-            self.grid.take_traffic()
-            started = time.perf_counter()
-            online = {node.name: node.node_id for node in self.grid.get_nodes()}
-            wanted = sorted(online if names is None else names)
-            if absent := [n for n in wanted if n not in online]:
-                raise ClientLost(f"clients must be online for {name}: {', '.join(absent)}")
-            by_id = {online[n]: n for n in wanted}
-            messages = [
-                Message(
-                    RecordDict({"arrays": arrays, "config": replace(settings, client=n).config()}),
-                    dst_node_id=online[n],
-                    message_type=settings.message.name,
-                )
-                for n in wanted
-            ]
-            answers: dict[str, dict[str, Any]] = {}
-            errors: list[str] = []
-            for reply in self.grid.send_and_receive(messages):
-                who = by_id.get(reply.metadata.src_node_id, "?")
-                if reply.has_error():
-                    errors.append(f"{who}: {reply.error.reason}")
-                else:
-                    answers[who] = checked(reply.content, who)
-            if silent := [n for n in wanted if n not in answers]:
-                raise ClientLost(
-                    f"clients must answer {name}: {', '.join(silent)} did not "
-                    f"({'; '.join(errors) or 'no answer before the deadline'})"
-                )
-            traffic = self.grid.take_traffic()
-            cost = Cost(
-                seconds=time.perf_counter() - started,
-                client_seconds=sum(float(m["seconds"]) for m in answers.values()),
-                samples=sum(float(m.get("samples", 0.0)) for m in answers.values()),
-                up=traffic.up,
-                down=traffic.down,
+        def once() -> dict[str, Any]:
+            found = ask(
+                self.grid,
+                settings,
+                arrays,
+                names=names,
+                described=self.described,
+                sums=self.sums,
+                sender=self.answering,
+                together=not some,
             )
-            return {"answers": answers, "cost": vars(cost)}
+            count = len(found.metrics) + len(found.failures)
+            needed = max(1, math.ceil(self.plan.min_share * count)) if some else count
+            if len(found.metrics) < needed:
+                silent = ", ".join(failure.client for failure in found.failures)
+                raise ClientLost(
+                    f"clients must answer {name}: {silent or 'none is online'} did not "
+                    f"({listed(found.failures)})",
+                    failures=found.failures,
+                )
+            for failure in found.failures:
+                self.tell(f"{phase}: {failure.client} is left out: {failure.reason}")
+            cost = Cost(
+                seconds=found.seconds,
+                client_seconds=sum(float(m["seconds"]) for m in found.metrics.values()),
+                samples=sum(float(m.get("samples", 0.0)) for m in found.metrics.values()),
+                up=found.up,
+                down=found.down,
+            )
+            took = {who: float(m["num-examples"]) for who, m in found.metrics.items()}
+            part = Part(phase, self._asked, took, found.failures, privacy=_privacy(found.metrics))
+            return {"answers": found.metrics, "cost": vars(cost), "part": asdict(part)}
 
-        remembered = self.journal.value(key, ask)
+        remembered = self.journal.value(key, once)
         self._add(phase, Cost(**remembered["cost"]))
+        self.parts.append(Part.of(remembered["part"]))
         answers: dict[str, dict[str, Any]] = remembered["answers"]
         return answers
 
     def _add(self, phase: str, cost: Cost) -> None:
         self.costs[phase] = self.costs.get(phase, Cost()) + cost
+
+
+def _privacy(metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """Return what the answers under noise say of it, by client."""
+    return {
+        name: {key: float(told[key]) for key in sorted(OF_NOISE)}
+        for name, told in metrics.items()
+        if set(told) >= OF_NOISE
+    }
 
 
 def _total(answers: dict[str, dict[str, Any]], side: str) -> Scores:
@@ -478,7 +622,8 @@ def _total(answers: dict[str, dict[str, Any]], side: str) -> Scores:
         torch.tensor([m[f"{side}-{what}-per-class"] for m in answers.values()]).double().sum(dim=0)
         for what in ("correct", "count", "loss")
     ]
-    return Scores(sums[0].long(), sums[1].long(), sums[2])
+    # Counts may be parts of a sum, which make whole numbers only together.
+    return Scores(sums[0].round().long(), sums[1].round().long(), sums[2])
 
 
 def _number(value: Any) -> float:

@@ -2,16 +2,18 @@
 
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import ConfigRecord, Error, Message, RecordDict
+from flwr.common.constant import ErrorCode
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
 from client.errors import EffaceError
+from strategies.rounds.failures import cleaned
 
 REMOTE_POLL_SECONDS: Final = 0.1
 LOCAL_POLL_SECONDS: Final = 0.005
@@ -54,6 +56,7 @@ class NamedGrid(Grid):
     stop: threading.Event = field(default_factory=threading.Event)
     only: frozenset[str] = frozenset()  # names of those that take part; the others get no message
     _open: frozenset[int] = frozenset()  # their ids, as last seen
+    one_by_one: bool = False  # whether a reply came that could not be read with the others
 
     def wait_for(self, num_clients: int, seconds: float, without: Sequence[str] = ()) -> None:
         """Wait until `num_clients` nodes are online, or all of them but those `without`.
@@ -106,12 +109,18 @@ class NamedGrid(Grid):
         self.check_names()
 
     def check_names(self) -> None:
-        """Refuse two nodes of one name: Flower lets them register, and requests go by name.
+        """Refuse names that steer a terminal, and two nodes of one name: requests go by name.
+
+        Flower lets both register.
 
         Raises:
             ClientsMissing: Naming them.
         """
         names = [node.name for node in self.get_nodes() if node.name]
+        if odd := sorted({n for n in names if n.split() != cleaned(n).split()}):
+            raise ClientsMissing(
+                f"client names must hold no control characters, got {odd[0]!a}; unregister it"
+            )
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ClientsMissing(
@@ -155,13 +164,36 @@ class NamedGrid(Grid):
         deadline = time.monotonic() + seconds
         while pending and time.monotonic() < deadline:
             self._check_stop()
-            for reply in self.inner.pull_messages(pending):
+            for reply in self._pulled(pending, sent, place):
                 pending.discard(reply.metadata.reply_to_message_id)
                 self.traffic.up += size(reply)
                 replies.append(reply)
             if pending:
                 time.sleep(self.poll_seconds)
         return sorted(replies, key=lambda m: place[m.metadata.reply_to_message_id])
+
+    def _pulled(
+        self, pending: set[str], sent: Sequence[Message], place: Mapping[str, int]
+    ) -> Iterator[Message]:
+        """Yield the replies that are there; one that cannot even be read is its node's error.
+
+        Flower builds all replies of a pull at once, and one that a node has broken takes the
+        others with it. From then on they are pulled one by one.
+        """
+        batches = [[one] for one in sorted(pending)] if self.one_by_one else [sorted(pending)]
+        for batch in batches:
+            try:
+                found = list(self.inner.pull_messages(batch))
+            except Exception as error:
+                if isinstance(error, OSError | EffaceError) or _of_transport(error):
+                    raise  # the SuperLink's, not a node's
+                if len(batch) > 1:
+                    self.one_by_one = True
+                    continue
+                reason = f"reply must be readable, got {type(error).__name__}"
+                question = sent[place[batch[0]]]
+                found = [Message(Error(ErrorCode.UNKNOWN, reason), reply_to=question)]
+            yield from (reply for reply in found if _meant(reply, sent, place))
 
     def _check_stop(self) -> None:
         if self.stop.is_set():
@@ -209,6 +241,21 @@ class NamedGrid(Grid):
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         return self.inner.pull_messages(message_ids)
+
+
+def _of_transport(error: Exception) -> bool:
+    """Return whether an error is one of the link to the SuperLink."""
+    return type(error).__module__.partition(".")[0] in ("httpx", "httpcore", "grpc")
+
+
+def _meant(reply: Message, sent: Sequence[Message], place: Mapping[str, int]) -> bool:
+    """Return whether a reply answers one of ours, and comes from whom that was sent to."""
+    position = place.get(reply.metadata.reply_to_message_id)
+    if position is None:
+        return False
+    node = sent[position].metadata.dst_node_id
+    # The SuperLink answers for a node that it has lost.
+    return reply.has_error() or reply.metadata.src_node_id == node
 
 
 def size(message: Message) -> int:

@@ -1,4 +1,7 @@
-"""What a person sees in a terminal: progress while a request runs, and its result in tables."""
+"""What a person sees in a terminal: progress while a request runs, and its result in tables.
+
+It is long because every table that more than one command shows is here, with how it narrows.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,6 +20,7 @@ from rich.progress import (
 from rich.table import Table
 
 from server.evidence import wording
+from server.evidence.participation import remarks
 from server.evidence.phases import PHASES
 from server.evidence.record import Record, Target
 from server.format import target_text
@@ -129,10 +133,24 @@ def result(record: Record) -> list[RenderableType]:
     speed = speed_up_line(record)
     if speed:
         shown.append(speed)
+    shown += privacy_lines(record)
     shown += verdict_lines(record)
+    shown += remarks(record.participation, record.absences)
     if record.report:
         shown.append(f"Report: {record.report}")
     return shown
+
+
+def privacy_lines(record: Record) -> list[str]:
+    """Return what the clients' answers have told of any one example, where these were noised."""
+    if not record.privacy:
+        return []
+    name, most = max(record.privacy.items(), key=lambda entry: entry[1].epsilon)
+    least = min(spent.epsilon for spent in record.privacy.values())
+    return [
+        f"Privacy: epsilon {least:.2f} to {most.epsilon:.2f} ({name}) at delta {most.delta:g} for "
+        f"each example of {len(record.privacy)} clients"
+    ]
 
 
 def verdict_lines(record: Record) -> list[str]:

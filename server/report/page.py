@@ -167,6 +167,25 @@ footer { margin-top: 3rem; padding-top: .8rem; border-top: 1px solid var(--rule)
 </section>
 {% endif %}
 
+{% if sites or participation %}
+<section id="clients">
+<h2>Clients</h2>
+{% if remarks %}
+<ul>
+{% for remark in remarks %}
+<li>{{ remark }}</li>
+{% endfor %}
+</ul>
+{% endif %}
+{% if sites %}
+<div class="narrow">{{ show(sites, "Client", "The result on what each client holds out, as the client says; of many clients those that differ most from the median") }}</div>
+{% endif %}
+{% if participation %}
+{{ show(participation, "Client and phase", "Rounds in which a client’s answer counted, the most examples that it used in one, and how long its updates were: the distance from the model that it was sent") }}
+{% endif %}
+</section>
+{% endif %}
+
 {% if phases_plot or classes %}
 <section id="classes">
 <h2>Accuracy over the phases</h2>

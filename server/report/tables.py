@@ -1,8 +1,13 @@
-"""The tables of the report: accuracies, costs, where a result comes from."""
+"""The tables of the report: accuracies, costs, where a result comes from.
+
+It is long because every table of the page is made here, each from the record alone.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Final, TypeVar
 
+from server.evidence.participation import Participation
 from server.evidence.phases import PHASES
 from server.evidence.record import Record
 from server.evidence.scores import ModelScores
@@ -13,6 +18,7 @@ from server.report.words import (
     MODELS,
     as_count,
     as_gap,
+    as_length,
     as_loss,
     as_number,
     as_seconds,
@@ -28,6 +34,8 @@ from server.report.words import (
 
 _NOT_OF_THE_REQUEST = {"train", "retrain", "relearn"}
 _MOST_CLASSES_IN_TABLE = 20
+_MOST_CLIENTS_IN_TABLE = 30
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -114,6 +122,66 @@ def heldout_table(record: Record) -> Table | None:
             for name, heldout, key in measured
         ],
     )
+
+
+def site_table(record: Record) -> Table | None:
+    """Return the result's accuracies on each client's held-out data, their median last."""
+    result = record.result
+    heldout = None if result is None else result.heldout
+    if heldout is None or not heldout.sites:
+        return None
+    centre = heldout.forget_median or 0.0
+    rows: list[tuple[str, Sequence[str], str]] = [
+        (
+            str(site.client),
+            [
+                *(as_number(site.forget_accuracy), as_count(site.forget_count)),
+                *(as_number(site.retain_accuracy), as_count(site.retain_count)),
+            ],
+            "",
+        )
+        for site in _cut(heldout.sites, lambda site: -abs((site.forget_accuracy or 0.0) - centre))
+    ]
+    middle = [as_number(heldout.forget_median), "", as_number(heldout.retain_median), ""]
+    together = [as_number(heldout.forget_accuracy), "", as_number(heldout.retain_accuracy), ""]
+    rows += [("median", middle, "total"), ("all together", together, "total")]
+    groups = [("Forget accuracy", 2), ("Retain accuracy", 2)]
+    return Table(groups, ["%", "examples", "%", "examples"], rows)
+
+
+def participation_table(record: Record) -> Table | None:
+    """Return what every client did in every phase; None where that was not kept."""
+    rows: list[tuple[str, Sequence[str], str]] = [
+        (
+            f"{one.client}, {one.phase}",
+            [
+                f"{one.answered} of {one.rounds}",
+                as_count(one.examples),
+                as_length(one.update_norm),
+                as_length(one.largest_update_norm),
+                "" if one.largest_in_round is None else str(one.largest_in_round),
+            ],
+            "",
+        )
+        for one in _cut(record.participation, _worth_a_look)
+    ]
+    if not rows:
+        return None
+    headings = ["rounds taken part", "examples", "length of updates", "longest", "in round"]
+    return Table([], headings, rows)
+
+
+def _worth_a_look(one: Participation) -> tuple[float, float]:
+    """Return a key by which who missed most comes first, then the longest updates."""
+    return (one.answered or 0) - (one.rounds or 0), -(one.largest_update_norm or 0.0)
+
+
+def _cut(rows: Sequence[R], key: Callable[[R], Any]) -> Sequence[R]:
+    """Return rows as they are, or of many the first by `key`, in the order in which they were."""
+    if len(rows) <= _MOST_CLIENTS_IN_TABLE:
+        return rows
+    kept = sorted(range(len(rows)), key=lambda i: key(rows[i]))[:_MOST_CLIENTS_IN_TABLE]
+    return [rows[i] for i in sorted(kept)]
 
 
 def class_table(record: Record) -> Table | None:
@@ -265,6 +333,9 @@ def _has_forgotten(record: Record) -> str | None:
     return target_text(vars(record.has_forgotten), record.class_names) or None
 
 
+_SUMS_ONLY: Final = "in sums alone: the coordinator saw no client's own (secure aggregation)"
+
+
 def provenance_rows(record: Record) -> list[tuple[str, str]]:
     """Return who asked for what, and what ran where, as names and values."""
     lineage = " \N{RIGHTWARDS ARROW} ".join(
@@ -298,6 +369,7 @@ def provenance_rows(record: Record) -> list[tuple[str, str]]:
         ("Model", record.model),
         ("Engine", record.engine),
         ("Seed", record.seed),
+        ("Answers", _SUMS_ONLY if record.settings.get("secure-aggregation") else None),
         (stored_updates(record), as_size(stored) if stored else None),
         ("Hardware", record.hardware),
         ("Commit", record.commit),
@@ -305,7 +377,7 @@ def provenance_rows(record: Record) -> list[tuple[str, str]]:
     ]
     optional = {
         *("Started", "Finished", "Asked by", "Why", "Chosen by Efface", stored_updates(record)),
-        *("Has forgotten", "Warnings"),
+        *("Has forgotten", "Warnings", "Answers"),
     }
     return [
         (name, "not recorded" if value in (None, "") else str(value))

@@ -29,6 +29,8 @@ _TITLES: Final = {
     "retain-accuracy": "Retain accuracy",
     "erased-earlier": "Erased earlier",
     "crept-back": "During recovery",
+    "sites-disagree": "Between the sites",
+    "few-sites": "Measured by",
 }
 _LABELS: Final = {
     "held": ("pass", "within the limit"),
@@ -109,7 +111,8 @@ def _rest(record: Record, verdict: Verdict) -> str:
     accuracy = verdict.finding("forget-accuracy")
     nothing = verdict.finding("nothing-to-show")
     if accuracy is not None:
-        side = "above" if accuracy.state == "exceeded" else "within"
+        beyond = (accuracy.value or 0.0) > (accuracy.limit or 0.0)
+        side = "above" if beyond else "within"
         clause = f"{its} accuracy of {as_percent(accuracy.value)} is {side} the limit of "
         clause += as_percent(accuracy.limit)
         if accuracy.retrained is not None:
@@ -140,7 +143,8 @@ def _rest(record: Record, verdict: Verdict) -> str:
     if crept is not None:
         parts.append(wording.reason(crept, forget.level or ""))
     for finding in verdict.findings:
-        if finding.code == "erased-earlier" and finding.state == "exceeded":
+        earlier = finding.code == "erased-earlier" and finding.state != "held"
+        if earlier or finding.code == "sites-disagree":
             parts.append(wording.reason(finding, forget.level or ""))
     parts += [
         f"not measured: {wording.not_measured(missing, forget.level or '')}"
@@ -156,10 +160,12 @@ def _line(finding: Finding, record: Record) -> Line:
     f = finding
     text = f"Result {as_percent(f.value)}"
     if f.code == "erased-earlier":
-        back = f.state == "exceeded"
-        label = "back again" if back else "still away"
+        if f.state != "cannot-tell":
+            label = "back again" if f.state == "exceeded" else "still away"
         which = capitalised(class_text(int(f.label or 0), record.class_names))
         text = f"{which} {as_percent(f.value)} (limit {as_percent(f.limit)})."
+        if f.state == "cannot-tell":
+            text = capitalised(wording.reason(f, "", (), record.class_names)) + "."
     elif f.code == "relearning-curve":
         text = (
             f"Mean {as_number(f.value)}, retrained from scratch {as_number(f.retrained)}: "
@@ -177,13 +183,16 @@ def _line(finding: Finding, record: Record) -> Line:
         else:
             text += f", retrained from scratch {as_percent(f.retrained)}"
             text += f" (expected at least {as_percent(f.limit)}; it does not decide the verdict)."
-    elif f.code == "crept-back":
+    elif f.code == "few-sites":
+        label = "few sites"
+        text = capitalised(wording.reason(f, "").removeprefix("remark: ")) + "."
+    elif f.code in ("crept-back", "sites-disagree"):
         text = capitalised(wording.reason(f, "")) + "."
     else:
         if f.retrained is not None:
             text += f", retrained from scratch {as_percent(f.retrained)}"
         text += f" (limit {as_percent(f.limit)})."
-        if f.state == "cannot-tell":
+        if f.code == "nothing-to-show":
             clients = () if record.forget is None else record.forget.clients
             told = wording.reason(f, "client", clients) if clients else "there was nothing to show"
             text += f" Original has {as_percent(f.original)}: {told}."

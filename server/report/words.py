@@ -166,6 +166,11 @@ def as_loss(value: float | None) -> str:
     return as_number(value, 2 if value is not None and abs(value) >= 10 else 3)
 
 
+def as_length(value: float | None) -> str:
+    """Return the length of an update, in three digits."""
+    return _NONE if value is None else f"{value:.3g}"
+
+
 def as_seconds(value: float | None) -> str:
     """Return a duration."""
     if value is None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from jinja2 import Environment, StrictUndefined
 
 from client.files import write_atomic
+from server.evidence.participation import remarks
 from server.evidence.record import Record
 from server.report.channels import channel_section
 from server.report.page import PAGE
@@ -19,9 +20,11 @@ from server.report.tables import (
     cost_table,
     heldout_table,
     overhead_line,
+    participation_table,
     provenance_rows,
     relearning_table,
     round_sizes,
+    site_table,
     speed_up_rows,
 )
 from server.report.verdict import worded
@@ -69,6 +72,9 @@ def render(record: Record, *, linked: bool = False) -> str:
         record=record,
         accuracy=accuracy_table(record),
         heldout=heldout_table(record),
+        sites=site_table(record),
+        participation=participation_table(record),
+        remarks=remarks(record.participation, record.absences),
         classes=class_table(record),
         phases_plot=phases_plot(record),
         relearning_plot=relearning_plot(record),

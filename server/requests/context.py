@@ -15,6 +15,7 @@ from client.learning.models import ModelSpec, build
 from client.seeds import generator
 from client.wire import ForgetSpec
 from server.evidence.measures import Judge
+from server.evidence.participation import gathered
 from server.evidence.record import Forgotten, Record, Storage, Target
 from server.evidence.serial import plain
 from server.nodes.federation import Cost, GridFederation, Round, to_numpy
@@ -31,6 +32,7 @@ from server.storage.journal import Journal
 from server.storage.ledger import Outcome, RequestRow
 from strategies.federation import Plan
 from strategies.methods.retraining import train
+from strategies.parts.averaging import PLAIN, Aggregation
 from strategies.table import METHODS
 
 
@@ -109,10 +111,14 @@ class Work:
             common,
             keep,
             on_round,
+            clip=s.clip_updates,
             training=messages.ordinary(s),
             own_samples=self.request.samples,
             plan=Plan(s.rounds, s.fraction, s.min_share),
             first_weights=functools.partial(initial_weights, self.request.spec, s.seed),
+            tell=self.listener.note,
+            # In sums nobody but the nodes can clip.
+            aggregation=PLAIN if s.secure_aggregation else Aggregation(s.aggregate, s.clip_updates),
         )
         return found
 
@@ -155,6 +161,7 @@ class Work:
             spent["retrain"] = yardstick.cost
         training = spent.get("train", training)
         rounds = costs.timeline(federation.notes)
+        participation, absences = gathered(federation.parts)
         needs = METHODS[method].needs if method in METHODS else None
         return Record(
             **vars(costs.measured(spent)),
@@ -185,6 +192,9 @@ class Work:
             retrain_cached=None if yardstick is None else yardstick.cached,
             unlearned=costs.after_unlearning(rounds) if row.kind == "forget" else None,
             timeline=rounds,
+            participation=participation,
+            privacy=costs.privacy(federation.parts),
+            absences=absences,
             distillation=costs.distillation(training),
             storage=Storage(
                 updates=0 if kept is None else kept.num_bytes,

@@ -5,10 +5,10 @@ from typing import Any
 
 from server.evidence.costs import SpeedUp, overhead, speed_up
 from server.evidence.phases import OF_THE_REQUEST, PHASES
-from server.evidence.record import Costs, Distillation, Traffic
+from server.evidence.record import Costs, Distillation, PrivacySpent, Traffic
 from server.evidence.scores import ModelScores, RoundScores
 from server.evidence.serial import read
-from server.nodes.federation import Cost
+from server.nodes.federation import Cost, Part
 from strategies.method import Needs
 
 
@@ -73,3 +73,13 @@ def against_retraining(
         share = training.distill_seconds / training.client_seconds
         extra = overhead(needs, distilling=training.seconds * share, keeping=training.keep_seconds)
     return speed_up(costs["retrain"].seconds, request, extra)
+
+
+def privacy(parts: Sequence[Part]) -> dict[str, PrivacySpent]:
+    """Return what every client's answers have told by the end, of those that noised them."""
+    found: dict[str, PrivacySpent] = {}
+    for part in parts:
+        for name, spent in part.privacy.items():
+            if name not in found or spent["epsilon"] >= found[name].epsilon:
+                found[name] = PrivacySpent(spent["epsilon"], spent["delta"])
+    return dict(sorted(found.items()))

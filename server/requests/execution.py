@@ -345,6 +345,7 @@ def _retrained(work: Work, federation: GridFederation) -> Yardstick:
                 "clients": federation.common["erased_clients"],
             },
         )
+        own.described |= federation.described  # the same examples, without their synthetic sets
         return work.fedavg(own, "retrain", scale=0), own
 
     inputs = inputs_of(

@@ -40,6 +40,7 @@ from server.requests.resolved import ResolvedRequest, resolve
 from server.requests.workspace import Workspace
 from server.settings import RunSettings, essence, federation_name, parse
 from server.storage.ledger import Erased, RequestRow, VersionRow
+from strategies.rounds.base import ClientLost
 from strategies.table import METHODS, method
 
 
@@ -173,6 +174,7 @@ class Service(Workspace):
     def _checked(self, settings: RunSettings) -> _Checked:
         base = self.registry.resolve(settings.version or None)
         settings = inherited(_with_participants(settings, base), base)
+        settings.check_sums()
         data = version_data(settings, base)
         check_as_trained(base.id, base.card, data)
         classes = base.card["model"]["num_classes"]
@@ -342,11 +344,13 @@ class Service(Workspace):
             VerificationFailed: If the result did not forget.
             NotShown: If it is not shown to have forgotten and the request does not accept that.
             Unpublished: If all was done but the report.
-            EffaceError: If the request cannot be carried out; it is then `failed`.
+            EffaceError: If the request cannot be carried out; it is then `failed`, or where clients
+                are away or their fault may pass `interrupted`.
             KeyboardInterrupt, Interrupted, Unsettled: If it was stopped; it is then `interrupted`.
         """
         request_id = request.id
         self.ledger.start(request_id)
+        self.home.working_on(request_id)
         try:
             for text in self.warnings(request.row):
                 listener.note(text)
@@ -359,7 +363,9 @@ class Service(Workspace):
                 if isinstance(error, EffaceError):
                     raise
                 raise _unpublished(now, error) from error
-            goes_on = isinstance(error, Interrupted | Unsettled | DiskFull)
+            goes_on = isinstance(error, Interrupted | Unsettled | DiskFull) or (
+                isinstance(error, ClientLost) and error.passing
+            )
             if isinstance(error, EffaceError) and not goes_on:
                 self.ledger.fail(request_id, str(error), code=error.code)
             else:
@@ -387,6 +393,9 @@ def inherited(settings: RunSettings, base: VersionRow) -> RunSettings:
     # A version may have named no clients, and a request those that they are.
     named = {"clients": base.card["settings"].get("clients") or settings.clients}
     merged = parse({**own, **base.card["settings"], **named})
+    if settings.secure_aggregation and not merged.secure_aggregation:
+        # Of what was trained without, a request can show less, never more.
+        merged = replace(merged, secure_aggregation=True, keep_updates=0)
     # Data files may have moved since; where they were is only the default.
     data_dir = settings.data_dir or base.card["data_dir"]
     return moved(replace(merged, version=base.id, data_dir=data_dir))

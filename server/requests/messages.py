@@ -35,6 +35,7 @@ def common(
         "method": settings.method if settings.mode == "forget" and forget.level != "none" else "",
         **settings.common(spec),
         "scale": settings.scale,
+        "sums_only": settings.secure_aggregation,
         "model_pruned": list(spec.pruned),
         "model_compact": spec.compact,
         "forget_level": forget.level,

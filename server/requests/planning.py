@@ -158,10 +158,16 @@ class Situation:
 
     def reason(self, name: str) -> str | None:
         """Return why a method cannot serve the request here, or None if nothing speaks against."""
-        needs, level = METHODS[name].needs, self.settings.forget.level
+        s, needs, level = self.settings, METHODS[name].needs, self.settings.forget.level
         if level not in needs.levels:
             served = " or ".join(sorted(needs.levels))
             return f"level must be {served} for method {name}, got {level}"
+        if self.settings.secure_aggregation and level not in needs.sums:
+            what = "each client's own update" if needs.individual_updates else "counts by client"
+            return (
+                f"method must be one that can work in sums (--secure-aggregation), got {name}, "
+                f"which needs {what} to forget at level {level}; choose another method"
+            )
         lacking = f"for method {name}, got {self.base.id} without"
         if needs.synthetic_data and not self.settings.scale:
             return (
@@ -177,6 +183,12 @@ class Situation:
             return (
                 f"version must have stored updates {lacking}: {why}; train again with "
                 "--keep-updates 2"
+            )
+        if needs.plain_mean and (s.aggregate != "mean" or s.clip_updates):
+            return (
+                f"training must aggregate by the mean, without clipping, {lacking}: it was trained "
+                f"with --aggregate {s.aggregate} and --clip-updates {s.clip_updates:g}, and the "
+                "method weighs updates in a way of its own"
             )
         try:
             if needs.server_data:
@@ -277,15 +289,17 @@ class Situation:
         at_most = planned.rounds + planned.more
         messages = planned.rounds * planned.clients
         down, up = (0.0, 0.0) if speed is None else (speed.down, speed.up)
+        down, up = planned.messages * down, planned.messages * up
         return {
             "phase": phase or planned.phase,
             "rounds": planned.rounds,
             "rounds_at_most": at_most,
             "ends_early": planned.early,
             "clients": planned.clients,
+            "messages": messages * planned.messages,
             "samples": round(planned.rounds * planned.samples),
             "bytes": {
-                "up": round(messages * (planned.up + up)),
+                "up": round(messages * (planned.up + up) - planned.rounds * planned.silent * up),
                 "down": round(messages * (planned.down + down)),
             },
             "seconds": None if speed is None else speed.seconds(planned, planned.rounds),

@@ -5,11 +5,13 @@ from dataclasses import dataclass
 from typing import Final
 
 from client.learning.models import ModelSpec
+from client.steps.training import Fit
 from server.nodes.federation import Cost
 from server.settings import RunSettings
 from strategies.parts.effort import Network
 from strategies.rehearsal import PlannedRounds
 from strategies.rounds.base import num_drawn
+from strategies.rounds.sums import STEPS, in_sums
 
 EVERYBODY: Final = 10**9  # nodes that may work at the same time where each has its own machine
 
@@ -54,10 +56,14 @@ def speed_of(cost: Cost, settings: RunSettings, spec: ModelSpec, trained_on: str
     at_once = EVERYBODY if trained_on == "superlink" else simulated
     working = cost.client_seconds / min(at_once, drawn)
     messages, arrays = cost.rounds * drawn, Network(spec.base).nbytes
+    steps, down, up = 1, float(arrays), float(arrays)
+    if settings.secure_aggregation:
+        down, up = in_sums(Fit.message, drawn, down, up)
+        steps += STEPS
     return Speed(
         image=(cost.client_seconds - cost.distill_seconds) / cost.samples,
         beyond=max(0.0, (cost.seconds - cost.keep_seconds - working) / cost.rounds),
         at_once=at_once,
-        down=max(0.0, cost.down / messages - arrays),
-        up=max(0.0, cost.up / messages - arrays),
+        down=max(0.0, (cost.down / messages - down) / steps),
+        up=max(0.0, (cost.up / messages - up) / steps),
     )

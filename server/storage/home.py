@@ -17,7 +17,7 @@ import fcntl
 import json
 import math
 import os
-import shlex
+import re
 import sys
 import threading
 import time
@@ -30,7 +30,6 @@ from typing import Any
 
 from client.errors import BadSetting, DiskFull, EffaceError
 from client.files import FULL, room_for, write_atomic
-from server.format import masked
 
 FOLDERS = ("versions", "runs", "reports", "cache", "clients", "updates", "keys")
 POLL_SECONDS = 0.1
@@ -94,6 +93,7 @@ class Holder:
     pid: int
     command: str
     since: str  # ISO 8601, UTC
+    request: str = ""  # that it is carrying out
 
     def __str__(self) -> str:
         return f"process {self.pid} ({self.command}) since {self.since}"
@@ -120,10 +120,17 @@ class Home:
         """
         named = path or os.environ.get("EFFACE_HOME")
         self.path = Path(named or "~/.efface").expanduser().absolute()
-        folders = (self.path / name for name in FOLDERS)
-        self.versions, self.runs, self.reports, self.cache, self.clients, *folders_ = folders
-        self.updates, self.keys = folders_
+        (
+            self.versions,
+            self.runs,
+            self.reports,
+            self.cache,
+            self.clients,
+            self.updates,
+            self.keys,
+        ) = (self.path / name for name in FOLDERS)
         self._owner: tuple[int, int] | None = None  # (process, thread) that holds the lock
+        self._written: tuple[int, dict[str, Any]] | None = None  # its descriptor, and what it says
         if reading:
             if named and not self.path.is_dir():
                 raise NoSuchHome(
@@ -167,17 +174,25 @@ class Home:
         descriptor = self._acquire(wait or 0.0)
         try:
             self._owner = me
-            record = {"pid": me[0], "command": shlex.join(_shown(sys.argv)), "since": _now()}
-            os.ftruncate(descriptor, 0)
-            with suppress(OSError):  # for people; on a full disk the lock holds all the same
-                os.pwrite(descriptor, json.dumps(record).encode(), 0)
+            record = {"pid": me[0], "command": _shown(sys.argv), "since": _now()}
+            self._written = descriptor, record
+            self.working_on("")
             yield
         finally:
-            self._owner = None
+            self._owner = self._written = None
             os.ftruncate(descriptor, 0)
             # Explicit, for a forked child shares the descriptor and would keep the lock alive.
             fcntl.flock(descriptor, fcntl.LOCK_UN)
             os.close(descriptor)
+
+    def working_on(self, request: str) -> None:
+        """Write down which request the holder carries out, for whoever has to wait for it."""
+        if self._written is None:
+            return
+        descriptor, record = self._written
+        os.ftruncate(descriptor, 0)
+        with suppress(OSError):  # for people; on a full disk the lock holds all the same
+            os.pwrite(descriptor, json.dumps({**record, "request": request}).encode(), 0)
 
     def held(self) -> bool:
         """Return whether a process holds the home now; also if that cannot be told."""
@@ -206,8 +221,13 @@ class Home:
         """Return who wrote itself down as holder, or None if nobody did."""
         try:
             record = json.loads((self.path / "lock").read_text())
-            return Holder(int(record["pid"]), str(record["command"]), str(record["since"]))
-        except (OSError, ValueError, KeyError, TypeError):
+            return Holder(
+                int(record["pid"]),
+                str(record["command"]),
+                str(record["since"]),
+                str(record.get("request", "")),
+            )
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
 
     def _acquire(self, wait: float) -> int:
@@ -246,20 +266,29 @@ class Home:
 
     def _busy(self, wait: float) -> str:
         waited = f" (waited {wait:g} s)" if wait else ""
+        holder = self.holder()
+        remedy = "Wait for it to end, stop it"
+        if holder is not None and holder.request:
+            remedy = (
+                f"{holder.request} is running; wait, or abort it: stop process {holder.pid} "
+                "(Ctrl-C where it was started), then efface requests --abort "
+                f"{holder.request}"
+            )
         return (
             f"home must be held by one process at a time, got {self.path} held by "
-            f"{self.holder() or 'a process that has not said its name'}{waited}. "
-            "Wait for it to end, stop it, or set EFFACE_HOME to another folder"
+            f"{holder or 'a process that has not said its name'}{waited}. "
+            f"{remedy}, or set EFFACE_HOME to another folder"
         )
 
 
-def _shown(words: list[str]) -> list[str]:
-    """Return a command line without the secrets in it: a lock's holder is shown to others."""
-    after = ["", *words[:-1]]
-    return [
-        "***" if masked(f"{before} x") != f"{before} x" else masked(word)
-        for before, word in zip(after, words, strict=True)
-    ]
+def _shown(words: list[str]) -> str:
+    """Return what a process may be called before others: its program and command, and no value.
+
+    What follows may hold a secret, as the token of a Flower process does.
+    """
+    program = Path(words[0] if words else "").name or "python"
+    command = words[1] if len(words) > 1 and re.fullmatch(r"[a-z]+", words[1]) else ""
+    return f"{program} {command}".strip()
 
 
 def _now() -> str:

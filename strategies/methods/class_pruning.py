@@ -67,7 +67,9 @@ class ClassPruning(Hyperparameters):
         "1 to remove the channels before fine-tuning, 0 to keep them at zero",
     )
 
-    needs: ClassVar[Needs] = Needs(levels=frozenset({"class"}), relearning=False)
+    needs: ClassVar[Needs] = Needs(
+        levels=frozenset({"class"}), relearning=False, sums=frozenset({"class"})
+    )
 
     def forget(self, federation: Federation, model: ArrayRecord) -> ArrayRecord:
         """Return `model` without the channels of the classes that the request names."""

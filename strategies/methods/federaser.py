@@ -53,6 +53,7 @@ class FedEraser(OrdinaryRelearning, Hyperparameters):
         levels=frozenset({"class", "client"}),
         target_online=False,
         individual_updates=True,
+        plain_mean=True,
         history=True,
     )
 

@@ -48,7 +48,9 @@ class OrthogonalSteepestDescent(OrdinaryRelearning, Hyperparameters):
         0.0, PERCENT, "percent points of retain accuracy that post-training may leave missing"
     )
 
-    needs: ClassVar[Needs] = Needs(levels=frozenset({"class", "client"}), individual_updates=True)
+    needs: ClassVar[Needs] = Needs(
+        levels=frozenset({"class", "client"}), individual_updates=True, plain_mean=True
+    )
 
     def forget(self, federation: Federation, model: ArrayRecord) -> ArrayRecord:
         """Return `model` without what the request names.

@@ -63,7 +63,11 @@ class FisherForgetting(OrdinaryRelearning, Hyperparameters):
         64, at_least(2), "examples of each node that F is measured on, at most"
     )
 
-    needs: ClassVar[Needs] = Needs(levels=frozenset({"class", "client"}), target_online=False)
+    needs: ClassVar[Needs] = Needs(
+        levels=frozenset({"class", "client"}),
+        target_online=False,
+        sums=frozenset({"class", "client"}),
+    )
 
     def forget(self, federation: Federation, model: ArrayRecord) -> ArrayRecord:
         """Return `model` under noise that hides what the request names."""

@@ -38,7 +38,11 @@ class WeightNegation(OrdinaryRelearning, Hyperparameters):
     )
 
     # Clients with nothing left to train on take no part.
-    needs: ClassVar[Needs] = Needs(levels=frozenset({"class", "client"}), target_online=False)
+    needs: ClassVar[Needs] = Needs(
+        levels=frozenset({"class", "client"}),
+        target_online=False,
+        sums=frozenset({"class", "client"}),
+    )
 
     def forget(self, federation: Federation, model: ArrayRecord) -> ArrayRecord:
         """Return `model` without what the request names."""

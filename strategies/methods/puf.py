@@ -49,7 +49,11 @@ class NegatedPseudoGradients(OrdinaryRelearning, Hyperparameters):
 
     # The server reads no update alone, but the mean of the targets'; of a lone target that is its
     # own, as in every ascent.
-    needs: ClassVar[Needs] = Needs(levels=frozenset({"class", "client"}))
+    needs: ClassVar[Needs] = Needs(
+        levels=frozenset({"class", "client"}),
+        plain_mean=True,
+        sums=frozenset({"class", "client"}),
+    )
 
     def forget(self, federation: Federation, model: ArrayRecord) -> ArrayRecord:
         """Return `model` without what the request names."""

@@ -12,7 +12,7 @@ Departs from the paper:
    alone the other classes are lost, and ends with rounds of all nodes.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from flwr.app import ArrayRecord
@@ -68,7 +68,11 @@ class QuickDrop(Hyperparameters):
         3.0, PERCENT, "percent points of retain accuracy that recovery may leave missing"
     )
 
-    needs: ClassVar[Needs] = Needs(levels=frozenset({"class", "client"}), synthetic_data=True)
+    needs: ClassVar[Needs] = Needs(
+        levels=frozenset({"class", "client"}),
+        synthetic_data=True,
+        sums=frozenset({"class", "client"}),
+    )
     source: ClassVar[str] = "synthetic"  # what S and S_f are made of
 
     def message(self, federation: Federation, kind: type[S], **values: Any) -> S:
@@ -137,7 +141,10 @@ class QuickDrop(Hyperparameters):
             batch_size=self.batch_size,
         )
         # 1. The holders alone bring it back: among all nodes' updates theirs would be diluted.
-        alone = RecoveryRounds(told, participants=federation.holders(synthetic=False))
+        alone = RecoveryRounds(
+            replace(told, holders_alone=told.sums_only),
+            participants=federation.holders(synthetic=False),
+        )
         model = federation.run("relearn", alone, model, num_rounds=self.relearn_holder_rounds)
         # 2. All nodes settle.
         together = RecoveryRounds(told, **as_in_training(federation, back=True))

@@ -107,7 +107,12 @@ class CalibratedQuickDrop(Hyperparameters):
         3.0, PERCENT, "percent points of retain accuracy that recovery may leave missing"
     )
 
-    needs: ClassVar[Needs] = Needs(levels=frozenset({"class", "client"}), synthetic_data=True)
+    needs: ClassVar[Needs] = Needs(
+        levels=frozenset({"class", "client"}),
+        synthetic_data=True,
+        # A client's share of every class is a count by name.
+        sums=frozenset({"class"}),
+    )
     source: ClassVar[str] = "synthetic"  # what S and S_f are made of
 
     def message(self, federation: Federation, kind: type[S], **values: Any) -> S:
@@ -173,7 +178,10 @@ class CalibratedQuickDrop(Hyperparameters):
         """Return `model` with what the request names put back."""
         # 1. The holders alone bring it back: among all nodes' updates theirs would be diluted.
         told = self._ordinary(federation)
-        alone = FederatedAveraging(told, participants=federation.holders(synthetic=False))
+        alone = FederatedAveraging(
+            replace(told, holders_alone=told.sums_only),
+            participants=federation.holders(synthetic=False),
+        )
         model = federation.run("relearn", alone, model, num_rounds=self.relearn_holder_rounds)
         # 2. All nodes settle.
         together = FederatedAveraging(told, **as_in_training(federation, back=True))

@@ -19,7 +19,7 @@ from strategies.methods.quickdrop import QuickDrop
 from strategies.methods.quickdrop_calibrated import CalibratedQuickDrop
 
 USUAL_SCALE = 10  # where training made no synthetic sets
-_NEEDS = Needs(levels=frozenset({"class", "client"}))
+_LEVELS = frozenset({"class", "client"})
 
 
 class OnRealSubset:
@@ -49,7 +49,7 @@ class RealSubset(OnRealSubset, QuickDrop):
         "images of a class and node for each one drawn, s; 0 for training's, or 10 if it had none",
     )
 
-    needs: ClassVar[Needs] = _NEEDS
+    needs: ClassVar[Needs] = Needs(levels=_LEVELS, sums=_LEVELS)
     source: ClassVar[str] = "subset"
 
 
@@ -63,5 +63,6 @@ class CalibratedRealSubset(OnRealSubset, CalibratedQuickDrop):
         "images of a class and node for each one drawn, s; 0 for training's, or 10 if it had none",
     )
 
-    needs: ClassVar[Needs] = _NEEDS
+    # A client's share of every class is a count by name.
+    needs: ClassVar[Needs] = Needs(levels=_LEVELS, sums=frozenset({"class"}))
     source: ClassVar[str] = "subset"

@@ -60,7 +60,11 @@ class RapidRetraining(OrdinaryRelearning, Hyperparameters):
         0.0, PERCENT, "percent points of retain accuracy that retraining may leave missing"
     )
 
-    needs: ClassVar[Needs] = Needs(levels=frozenset({"class", "client"}), target_online=False)
+    needs: ClassVar[Needs] = Needs(
+        levels=frozenset({"class", "client"}),
+        target_online=False,
+        sums=frozenset({"class", "client"}),
+    )
 
     def forget(self, federation: Federation, model: ArrayRecord) -> ArrayRecord:
         """Return a model that never saw what the request names, as good as `model` on the rest."""

@@ -20,7 +20,11 @@ from strategies.rounds.base import FederatedAveraging
 class Retraining(OrdinaryRelearning, Hyperparameters):
     """The oracle as a method: slow, and forgets by construction."""
 
-    needs: ClassVar[Needs] = Needs(levels=frozenset({"class", "client"}), target_online=False)
+    needs: ClassVar[Needs] = Needs(
+        levels=frozenset({"class", "client"}),
+        target_online=False,
+        sums=frozenset({"class", "client"}),
+    )
 
     def forget(self, federation: Federation, model: ArrayRecord) -> ArrayRecord:
         """Return a model that never saw what the request names; `model` is not used."""

@@ -38,7 +38,9 @@ class ScaleToUnlearn(OrdinaryRelearning, Hyperparameters):
         5, COUNT, "rounds with scaled updates, in which the leavers still take part"
     )
 
-    needs: ClassVar[Needs] = Needs(levels=frozenset({"client"}), individual_updates=True)
+    needs: ClassVar[Needs] = Needs(
+        levels=frozenset({"client"}), individual_updates=True, plain_mean=True
+    )
 
     def forget(self, federation: Federation, model: ArrayRecord) -> ArrayRecord:
         """Return `model` without the clients that the request names."""

@@ -56,7 +56,9 @@ class GradientAscent(OrdinaryRelearning, Hyperparameters):
         0.0, PERCENT, "percent points of retain accuracy that recovery may leave missing"
     )
 
-    needs: ClassVar[Needs] = Needs(levels=frozenset({"class", "client"}))
+    needs: ClassVar[Needs] = Needs(
+        levels=frozenset({"class", "client"}), sums=frozenset({"class", "client"})
+    )
 
     def forget(self, federation: Federation, model: ArrayRecord) -> ArrayRecord:
         """Return `model` without what the request names."""

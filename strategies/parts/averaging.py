@@ -1,9 +1,14 @@
-"""The weighted mean of models, as federated averaging needs it."""
+"""What becomes of the nodes' models in a round: their weighted mean, or something sturdier."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 from flwr.app import Array, ArrayRecord
+from flwr.serverapp.strategy.fedtrimmedavg import trim_mean
+
+TRIMMED: Final = 0.2  # share of the nodes cut off at either end
 
 
 def weighted_average(models: Sequence[ArrayRecord], weights: Sequence[float]) -> ArrayRecord:
@@ -40,3 +45,79 @@ def weighted_average(models: Sequence[ArrayRecord], weights: Sequence[float]) ->
             np.rint(mean, out=mean)  # in place: of a 0-d array it would return a scalar
         average[name] = Array(mean.astype(arrays[0].dtype))
     return average
+
+
+@dataclass(frozen=True)
+class Aggregation:
+    """How one model is made of the nodes' in an ordinary round of training.
+
+    Attributes:
+        kind: "mean", weighted by examples; "median" and "trimmed-mean" count every node alike,
+            whatever it says of its examples, number by number (Yin et al. 2018,
+            https://arxiv.org/abs/1803.01498).
+        clip: Longest update: a longer one is shortened to it before it counts; 0 for none.
+    """
+
+    kind: str = "mean"
+    clip: float = 0.0
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is federated averaging as it is by default."""
+        return self == PLAIN
+
+    def of(
+        self,
+        start: ArrayRecord,
+        models: Sequence[ArrayRecord],
+        weights: Sequence[float],
+        norms: Sequence[float],
+    ) -> ArrayRecord:
+        """Return the new model.
+
+        Args:
+            start: The model that the nodes were sent.
+            models: Theirs, of its form; at least one.
+            weights: Their examples.
+            norms: The lengths of their updates.
+        """
+        if self.clip:
+            models = [
+                shortened(start, model, self.clip / norm) if norm > self.clip else model
+                for model, norm in zip(models, norms, strict=True)
+            ]
+        if self.kind == "mean":
+            return weighted_average(models, weights)
+        return ArrayRecord({name: self._middle([m[name] for m in models]) for name in start})
+
+    def _middle(self, arrays: Sequence[Array]) -> Array:
+        stacked = np.stack([array.numpy() for array in arrays]).astype(np.float64)
+        # A fifth of three or four nodes is none: one at either end is cut off there.
+        share = 1 / len(arrays) if len(arrays) in (3, 4) else TRIMMED
+        found = np.median(stacked, axis=0) if self.kind == "median" else trim_mean(stacked, share)
+        dtype = arrays[0].numpy().dtype
+        if np.issubdtype(dtype, np.integer):
+            found = np.rint(found)
+        return Array(np.asarray(found).astype(dtype))
+
+
+PLAIN: Final = Aggregation()
+
+
+def shortened(start: ArrayRecord, end: ArrayRecord, share: float) -> ArrayRecord:
+    """Return `start + share * (end - start)` where arrays hold floats, else `end`'s.
+
+    Args:
+        start: Where the update begins.
+        end: Where it leads; of the same form.
+        share: In [0, 1].
+    """
+
+    def one(name: str) -> Array:
+        before, after = start[name].numpy(), end[name].numpy()
+        if before.dtype.kind != "f":
+            return end[name]
+        moved = before + share * np.subtract(after, before, dtype=np.float64)
+        return Array(np.asarray(moved).astype(before.dtype))
+
+    return ArrayRecord({name: one(name) for name in start})

@@ -21,7 +21,7 @@ from client.learning.models import Classifier, ModelSpec, build
 from client.learning.training import images_in, steps_in
 from client.steps.ascent import Ascend
 from client.steps.channels import Ablation, FitChannels, Representation
-from client.steps.measuring import Fisher, Heldout
+from client.steps.measuring import Fisher, Heldout, Totals
 from client.steps.recovery import Descend
 from client.steps.store import Condense
 from client.steps.training import Fit
@@ -61,7 +61,7 @@ class Effort:
     """What one message takes.
 
     Attributes:
-        images: That the node passes through the model.
+        images: That the node uses, or passes through the model; with none it sends no arrays.
         down: Bytes of arrays to it.
         up: Bytes of arrays from it.
         work: Time of an image, in that of one in training.
@@ -214,3 +214,8 @@ def _(told: Fisher, holding: Holding, network: Network) -> Effort:
     images = examples * network.spec.num_classes if examples >= MIN_EXAMPLES else 0.0
     up = sum(parameter.nbytes for parameter in network.module.parameters())
     return Effort(images, network.nbytes, up)
+
+
+@effort.register
+def _(told: Totals, holding: Holding, network: Network) -> Effort:
+    return Effort(0.0)

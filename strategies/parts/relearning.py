@@ -1,5 +1,7 @@
 """Relearning by ordinary rounds: the class or client is there again, with its real data."""
 
+from dataclasses import replace
+
 from flwr.app import ArrayRecord
 
 from strategies.federation import Federation
@@ -28,7 +30,10 @@ def ordinary_relearning(
         rounds: Rounds as in training after them.
     """
     told = federation.ordinary(side="all")
-    alone = FederatedAveraging(told, participants=federation.holders(synthetic=False))
+    alone = FederatedAveraging(
+        replace(told, holders_alone=told.sums_only),  # where nobody knows who they are
+        participants=federation.holders(synthetic=False),
+    )
     model = federation.run("relearn", alone, model, num_rounds=holder_rounds)
     together = FederatedAveraging(told, **as_in_training(federation, back=True))
     return federation.run("relearn", together, model, num_rounds=rounds)

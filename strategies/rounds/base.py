@@ -3,6 +3,8 @@
 They work in any Flower app whose nodes run `client.app`, also where Flower gives nodes no names:
 `AscentRounds(settings, participants=["hospital-a"]).start(grid, arrays, num_rounds=1)`.
 Other ClientApps may answer as well (`same_code=False`), with `num-examples` beside their model.
+
+It is long because who is asked, whose answer counts and who must answer are one account of a round.
 """
 
 import math
@@ -12,46 +14,91 @@ from typing import Any, Final
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
-from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
-from client import wire
-from client.errors import EffaceError, split_mark
+from client.errors import EffaceError
 from client.messages import Common
 from client.seeds import generator
-from strategies.parts.averaging import weighted_average
-
-# Codes of failures for which a node names no error of its own.
-RAISED: Final = "raised"
-TIMEOUT: Final = "timeout"
-UNAVAILABLE: Final = "unavailable"
-_LOST: Final = (
-    ErrorCode.NODE_UNAVAILABLE,
-    ErrorCode.MESSAGE_UNAVAILABLE,
-    ErrorCode.REPLY_MESSAGE_UNAVAILABLE,
+from client.wire import CodeMismatch, Form
+from strategies.parts.averaging import PLAIN, Aggregation, weighted_average
+from strategies.rounds.failures import (
+    RAISED,
+    TIMEOUT,
+    UNAVAILABLE,
+    UNCHANGED,
+    Failure,
+    failure_in,
+    listed,
 )
+from strategies.rounds.replies import (
+    BadReply,
+    Expected,
+    check,
+    expected_arrays,
+    most_examples,
+    same,
+    update_norm,
+)
+
+__all__ = [
+    "RAISED",
+    "TIMEOUT",
+    "UNAVAILABLE",
+    "AscentRounds",
+    "ClientLost",
+    "Failure",
+    "FederatedAveraging",
+    "NothingTouched",
+    "RecoveryRounds",
+    "Rounds",
+    "Used",
+    "examples_of",
+    "num_drawn",
+    "summed",
+]
+
+OFFLINE: Final = "offline: it was not there to be asked"
+NO_ANSWER: Final = "no answer before the deadline"
+SAME_BACK: Final = (
+    "must change the model where it was asked to unlearn, got the same weights back; raise the "
+    "learning rate if the node is honest"
+)
+# Times the length of the middle one of the round's updates: a longer one is no training.
+OUT_OF_PROPORTION: Final = 1000
 
 
 class ClientLost(EffaceError):
-    """A node that had to take part failed or did not answer."""
+    """A node that had to take part failed or did not answer.
+
+    Attributes:
+        failures: Of the nodes that it is about, as far as they are known.
+    """
 
     code = "client-lost"
+
+    def __init__(
+        self, message: str = "", *, see: str = "", failures: Collection[Failure] = ()
+    ) -> None:
+        super().__init__(message, see=see)
+        self.failures = tuple(failures)
+
+    @property
+    def passing(self) -> bool:
+        """Whether the same request may go on later: none of the nodes is at fault for good."""
+        return bool(self.failures) and all(failure.passing for failure in self.failures)
+
+
+class Unchanged(EffaceError):
+    """A node that was asked to unlearn sent back what it had been sent."""
+
+    code = UNCHANGED
 
 
 class NothingTouched(EffaceError):
     """No example was used: an erasure that touched no data must not look like a success."""
 
     code = "nothing-touched"
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A node that did not do its part, and why: in words, and as a code for programs."""
-
-    client: str
-    reason: str
-    code: str = RAISED
 
 
 @dataclass(frozen=True)
@@ -88,13 +135,27 @@ class Rounds(FedAvg):
     """Rounds of one message type, averaged by the number of examples that each node used.
 
     What FedAvg leaves open is fixed here: nodes are drawn by a seeded generator, replies are
-    averaged in the order of the nodes' names, buffers keep their dtype, and a missing reply is
-    counted against `min_share`.
+    checked and averaged in the order of the nodes' names, buffers keep their dtype, and a missing
+    reply is counted against `min_share`. So is a bad one: whatever a node sends is its own failure.
+
+    Attributes:
+        described: What the nodes have said that they hold, by name (`client.steps.measuring`); an
+            answer on more examples than that is refused.
+        members: Nodes that belong to the federation, online or not; one that is not is a failure.
+        sums: Whether every answer is the mean of all, as secure aggregation gives it: then nothing
+            can be said of one node.
+        aggregation: How ordinary rounds of training make one model of the nodes'.
+        failures: Of the latest round: who did not do its part, and why.
+        norms: Of the latest round: the length of every node's update.
+        answered: Of the latest round: who gave a good answer, and on how many examples.
+        used: Of the latest round: the answers that count, by the node's name.
+        idle: Of the latest round: holders that say that there was nothing left to do.
     """
 
     asks: bool = True  # whether nodes are asked at all
     takes_all: bool = False  # whether every node addressed must answer
     changes_model: bool = True  # or the arrays that come back are scores
+    ordinary: bool = False  # training, which another aggregation than the mean may serve
 
     def __init__(
         self,
@@ -125,14 +186,28 @@ class Rounds(FedAvg):
         self.min_share = min_share
         self.required = required
         self.same_code = same_code
+        self.described: Mapping[str, Mapping[str, Any]] = {}
+        self.members: Collection[str] = ()
+        self.sums = False
+        self.aggregation: Aggregation = PLAIN
         self.failures: list[Failure] = []
+        self.norms: dict[str, float] = {}
+        self.answered: dict[str, float] = {}
+        self.idle: list[str] = []
+        self.used: Mapping[str, Used] = {}
         self.sent = ArrayRecord()  # the model of the round under way
         self._asked: dict[int, str] = {}
+        self._absent: list[str] = []
 
     @property
     def message_type(self) -> str:
         """What nodes are asked: the message that the settings belong to."""
         return self.settings.message.name
+
+    @property
+    def asked(self) -> list[str]:
+        """Names of the nodes asked in the round under way."""
+        return sorted(self._asked.values())
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -143,7 +218,12 @@ class Rounds(FedAvg):
         wanted = sorted(online if self.participants is None else self.participants)
         needed = wanted if self.takes_all else sorted(self.required)
         if missing := [name for name in needed if name not in online]:
-            raise ClientLost(f"clients must be online for {self.settings.phase}: {missing}")
+            raise ClientLost(
+                f"clients must be online for {self.settings.phase}: {missing}",
+                failures=[Failure(name, OFFLINE, UNAVAILABLE) for name in missing],
+            )
+        expected = {*wanted, *(self.members if self.participants is None else ())}
+        self._absent = sorted(expected - set(online))
         names = self._drawn([name for name in wanted if name in online], server_round)
         self._asked = {online[name]: name for name in names}
         return [
@@ -171,9 +251,11 @@ class Rounds(FedAvg):
             ClientLost: If fewer nodes answered than must.
             NothingTouched: If they used no example.
         """
+        self.norms, self.answered, self.idle = {}, {}, []
         used, metrics = (
             self._used(server_round, list(replies)) if self.asks else ({}, summed([], 0))
         )
+        self.used = used
         return self.combine(used), metrics
 
     def combine(self, used: Mapping[str, Used]) -> ArrayRecord:
@@ -183,6 +265,10 @@ class Rounds(FedAvg):
             used: The answers of the nodes that used any example, in the order of their names.
         """
         return weighted_average([u.arrays for u in used.values()], examples_of(used))
+
+    def expected_arrays(self) -> Mapping[str, Form] | None:
+        """Return the forms of the arrays that a node sends; None for classes' names."""
+        return expected_arrays(self.settings, self.sent)
 
     def _used(
         self, server_round: int, replies: list[Message]
@@ -194,19 +280,15 @@ class Rounds(FedAvg):
             NothingTouched: If they used no example.
         """
         answers = self._by_name(server_round, replies)
-        used = {
-            name: Used(
-                next(iter(content.array_records.values())), float(metrics["num-examples"]), metrics
-            )
-            for name, (content, metrics) in answers.items()
-            if float(metrics["num-examples"]) > 0
-        }
+        used = {name: answer for name, answer in answers.items() if answer.examples > 0}
         if not used:
             raise NothingTouched(
                 f"{self.settings.phase} must use at least one example, got none on "
-                f"{len(answers)} clients"
+                f"{len(answers)} clients" + (f" ({listed(self.failures)})" if self.failures else "")
             )
-        return used, summed([metrics for _, metrics in answers.values()], len(self.failures))
+        self.answered = {name: answer.examples for name, answer in answers.items()}
+        totals = summed([answer.metrics for answer in answers.values()], len(self.failures))
+        return used, totals
 
     def _told(self, name: str, server_round: int) -> ConfigRecord:
         return replace(self.settings, client=name, server_round=server_round).config()
@@ -219,80 +301,134 @@ class Rounds(FedAvg):
         chosen = torch.randperm(len(names), generator=draws)[:count].sort().values
         return [names[i] for i in chosen.tolist()]
 
-    def _by_name(
-        self, server_round: int, replies: list[Message]
-    ) -> dict[str, tuple[RecordDict, dict[str, Any]]]:
-        """Return content and metrics of those that answered, in the order of their names."""
-        self.failures = []
-        by_name: dict[str, tuple[RecordDict, dict[str, Any]]] = {}
-        unnamed: list[str] = []
+    # ---- replies -------------------------------------------------------------------------------
+
+    def _by_name(self, server_round: int, replies: list[Message]) -> dict[str, Used]:
+        """Return the good answers, in the order of the nodes' names, and note all failures."""
+        failed: dict[str, Failure] = {}
+        good: dict[str, Used] = {}
+        unnamed: list[Failure] = []
+        like = self.expected_arrays()
         # In the order of names: which reply comes first must not decide whose fault is told.
         for message in sorted(replies, key=lambda m: self._asked.get(m.metadata.src_node_id, "")):
             name = self._asked.get(message.metadata.src_node_id)
+            if name in good or name in failed:
+                continue  # a node has one answer
             if message.has_error():
-                code, reason = split_mark(message.error.reason or "no reason given")
-                if code is None:
-                    code = UNAVAILABLE if message.error.code in _LOST else RAISED
+                failure = failure_in(message.error, name or "")
                 if name is None:  # the SuperLink answers for a node that it has lost
-                    unnamed.append(reason)
+                    unnamed.append(failure)
                 else:
-                    self.failures.append(Failure(name, reason, code))
+                    failed[name] = failure
             elif name is not None:
-                by_name[name] = (
-                    message.content,
-                    checked(message.content, name, same_code=self.same_code),
-                )
-        told = {failure.client for failure in self.failures}
-        silence = "; ".join(unnamed) or "no answer before the deadline"
+                try:
+                    good[name] = self._answer(message.content, name, like)
+                except (BadReply, CodeMismatch, Unchanged) as error:
+                    failed[name] = Failure(name, str(error), error.code)
+        silence = "; ".join(dict.fromkeys(f.reason for f in unnamed)) or NO_ANSWER
         why = UNAVAILABLE if unnamed else TIMEOUT
-        self.failures += [
-            Failure(name, silence, why)
-            for name in self._asked.values()
-            if name not in by_name and name not in told
+        for name in self._asked.values():
+            if name not in good and name not in failed:
+                failed[name] = Failure(name, silence, why)
+        answers = {name: good[name] for name in sorted(good)}
+        self._measure(answers, failed)
+        self.failures = [
+            *(failed[name] for name in self._asked.values() if name in failed),
+            *(Failure(name, OFFLINE, UNAVAILABLE) for name in self._absent),
         ]
-        needed = (
-            len(self._asked) if self.takes_all else math.ceil(self.min_share * len(self._asked))
+        self._check_enough(server_round, answers)
+        return answers
+
+    def _answer(self, content: RecordDict, name: str, like: Mapping[str, Form] | None) -> Used:
+        told = self.settings
+        arrays, metrics = check(
+            content,
+            Expected(
+                told.message, like, told.model_classes, self._most(name), same_code=self.same_code
+            ),
         )
-        reasons = "; ".join(f"{f.client}: {f.reason}" for f in self.failures) or "none online"
-        if len(by_name) < max(1, needed):
+        return Used(arrays, float(metrics["num-examples"]), metrics)
+
+    def _most(self, name: str) -> float:
+        """Return how many examples a node can have used."""
+        each = {n: most_examples(self.settings, d) for n, d in self.described.items()}
+        if not self.sums and name in each:
+            return each[name]
+        # Of a node that has not said what it holds no more is believed than of the largest.
+        return max(each.values(), default=most_examples(self.settings, None))
+
+    def _measure(self, answers: dict[str, Used], failed: dict[str, Failure]) -> None:
+        """Measure every update; one that is none, or out of all proportion, is no answer."""
+        changed = self.settings.message.arrays in ("model", "slices")
+        if not (changed and self.changes_model) or self.sums:
+            return
+        start = self.sent_to_change()
+        for name, answer in list(answers.items()):
+            if not answer.examples:
+                self._note_idle(name)
+                continue
+            self.norms[name] = update_norm(answer.arrays, start)
+            if not self._unlearns() or self.norms[name] or not same(answer.arrays, start):
+                continue
+            if getattr(self.settings, "target_losses", None) and not answer.metrics["num-steps"]:
+                self.idle.append(name)  # says that its classes are as deep as they have to be
+                continue
+            failed[name] = Failure(name, str(Unchanged(SAME_BACK)), UNCHANGED)
+            del answers[name], self.norms[name]
+        if self.ordinary and len(self.norms) > 2:
+            usual = sorted(self.norms.values())[(len(self.norms) - 1) // 2]
+            for name, norm in list(self.norms.items()):
+                if usual and norm > OUT_OF_PROPORTION * usual:
+                    failed[name] = Failure(
+                        name,
+                        f"update must be at most {OUT_OF_PROPORTION} times as long as the others' "
+                        f"({usual:.3g}), got {norm:.3g}",
+                        BadReply.code,
+                    )
+                    del answers[name], self.norms[name]
+
+    def sent_to_change(self) -> ArrayRecord:
+        """Return what the nodes' arrays were before they changed them."""
+        return self.sent
+
+    def _unlearns(self) -> bool:
+        """Return whether nodes are asked to work on what is to be forgotten."""
+        ascends = self.message_type == "train.ascend"
+        return ascends or getattr(self.settings, "side", "") == "forget"
+
+    def _note_idle(self, name: str) -> None:
+        """Note a holder that has used nothing of what it has described."""
+        known = self.described.get(name, {})
+        synthetic = getattr(self.settings, "data", "original") == "synthetic"
+        held = known.get("num-forget-synthetic" if synthetic else "num-forget", 0)
+        if self._unlearns() and held:
+            self.idle.append(name)
+
+    def _check_enough(self, server_round: int, answers: Mapping[str, Used]) -> None:
+        """Refuse a round that too few have answered.
+
+        Raises:
+            ClientLost: Naming those that did not, and why.
+        """
+        asked = len(self._asked)
+        needed = max(1, asked if self.takes_all else math.ceil(self.min_share * asked))
+        reasons = listed(self.failures) or "none online"
+        if len(answers) < needed:
             raise ClientLost(
-                f"round {server_round} of {self.settings.phase} must have {max(1, needed)} answers "
-                f"of {len(self._asked)} clients, got {len(by_name)} ({reasons})"
+                f"round {server_round} of {self.settings.phase} must have {needed} answers "
+                f"of {asked} clients, got {len(answers)} ({reasons})",
+                failures=self.failures,
             )
-        if lost := sorted(set(self.required) - set(by_name)):
+        if lost := sorted(set(self.required) - set(answers)):
             raise ClientLost(
                 f"round {server_round} of {self.settings.phase} must have the answers of the "
                 f"clients that hold what is to be forgotten, got none of {', '.join(lost)} "
-                f"({reasons})"
+                f"({reasons})",
+                failures=[f for f in self.failures if f.client in lost],
             )
-        return {name: by_name[name] for name in sorted(by_name)}
 
 
-def checked(content: RecordDict, name: str, *, same_code: bool = True) -> dict[str, Any]:
-    """Return a reply's metrics if it has the agreed form and comes from the expected code.
-
-    Args:
-        content: Of the reply.
-        name: The node's.
-        same_code: Whether it must come from the client code that runs here.
-
-    Raises:
-        ClientLost: If not; the reply must never be averaged.
-    """
-    if len(content.array_records) != 1 or len(content.metric_records) != 1 or len(content) != 2:
-        raise ClientLost(f"reply of {name} must hold one ArrayRecord and one MetricRecord")
-    metrics = dict(next(iter(content.metric_records.values())))
-    if "num-examples" not in metrics:
-        raise ClientLost(f"reply of {name} must say num-examples, got {sorted(metrics)}")
-    if same_code and metrics.get("code") != wire.code_number(wire.fingerprint()):
-        raise ClientLost(
-            f"client {name} must run the coordinator's client code {wire.fingerprint()[:12]}, got "
-            f"{metrics.get('code')}; install the same release and restart it"
-        )
-    return metrics
-
-
-def summed(metrics: list[dict[str, Any]], num_failures: int) -> MetricRecord:
+def summed(metrics: list[Mapping[str, Any]], num_failures: int) -> MetricRecord:
     """Return a round's totals: examples, images, client seconds; the loss as a weighted mean."""
     examples = sum(float(m["num-examples"]) for m in metrics)
     loss = sum(float(m.get("loss", 0.0)) * float(m["num-examples"]) for m in metrics)
@@ -310,7 +446,20 @@ def summed(metrics: list[dict[str, Any]], num_failures: int) -> MetricRecord:
 
 
 class FederatedAveraging(Rounds):
-    """FedAvg (McMahan et al. 2017): a seeded share of the nodes trains, weighted by |D_i|."""
+    """FedAvg (McMahan et al. 2017): a seeded share of the nodes trains, weighted by |D_i|.
+
+    Where the federation asks for another aggregation, that is taken in place of the mean.
+    """
+
+    ordinary = True
+
+    def combine(self, used: Mapping[str, Used]) -> ArrayRecord:
+        """Return the new model, as the aggregation makes it."""
+        models = [answer.arrays for answer in used.values()]
+        if self.aggregation.plain:
+            return weighted_average(models, examples_of(used))
+        norms = [self.norms[name] for name in used]
+        return self.aggregation.of(self.sent, models, examples_of(used), norms)
 
 
 class AscentRounds(Rounds):

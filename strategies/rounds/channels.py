@@ -16,7 +16,7 @@ from client.channels.layout import Layer, from_text
 from client.channels.slices import from_row, scatter, take, to_row
 from client.settings import MIN_EXAMPLES
 from client.steps.channels import SLICES, FitChannels
-from client.wire import tensors
+from client.wire import Form, forms, tensors
 from strategies.rounds.base import NothingTouched, Rounds, Used
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
@@ -99,11 +99,16 @@ class PartialChannelFedAvg(Rounds):
         """Send slices to the nodes that have the rest of the model, the whole to the others."""
         slices = to_row(take(tensors(arrays), self.layers, self.channels))
         messages = []
-        for message in super().configure_train(server_round, arrays, config, grid):
+        asked = list(super().configure_train(server_round, arrays, config, grid))
+        informed = self._informed
+        if getattr(grid, "sums", False):  # all must be asked the same
+            nodes = {message.metadata.dst_node_id for message in asked}
+            informed = informed if nodes <= informed else set()
+        for message in asked:
             node = message.metadata.dst_node_id
             told = message.content.config_records["config"]
-            told["whole"] = node not in self._informed
-            if node in self._informed:
+            told["whole"] = node not in informed
+            if node in informed:
                 row = arrays_of({SLICES: slices})
                 message.content = RecordDict({"arrays": row, "config": told})
             messages.append(message)
@@ -115,8 +120,22 @@ class PartialChannelFedAvg(Rounds):
         """Average what came back, and remember who has the whole model now."""
         replies = list(replies)
         result = super().aggregate_train(server_round, replies)
-        self._informed |= {m.metadata.src_node_id for m in replies if not m.has_error()}
+        failed = {failure.client for failure in self.failures}
+        self._informed |= {
+            m.metadata.src_node_id
+            for m in replies
+            if not m.has_error() and self._asked.get(m.metadata.src_node_id) not in failed
+        }
         return result
+
+    def expected_arrays(self) -> dict[str, Form]:
+        """Return the form of the chosen channels' numbers, in one row."""
+        return forms(self.sent_to_change())
+
+    def sent_to_change(self) -> ArrayRecord:
+        """Return the chosen channels' numbers as they were."""
+        slices = to_row(take(tensors(self.sent), self.layers, self.channels))
+        return arrays_of({SLICES: slices})
 
     def combine(self, used: Mapping[str, Used]) -> ArrayRecord:
         """Return the model with the averaged slices in their places, and nothing else changed."""

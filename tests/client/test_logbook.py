@@ -159,7 +159,7 @@ def test_a_node_writes_what_was_asked_answered_refused_and_failed(site: Hospital
     assert (odd["outcome"], odd["code"]) == ("refused", "bad-setting")
     assert named["outcome"] == "refused"
     assert "\x1b" not in (site.store / FOLDER / "000000000001.jsonl").read_text()
-    assert (failed["outcome"], failed["code"]) == ("failed", "data-error")
+    assert (failed["outcome"], failed["code"]) == ("failed", "data-missing")
     assert "data.npz" in failed["why"]  # the operator's own log may name its own paths
 
 

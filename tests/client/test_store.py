@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from safetensors.torch import save as save_tensors
 
 from client.errors import StoreError
+from client.files import make_private
 from client.site_report import write_site_report
-from client.store import REPORT, Store, SyntheticSet, without
+from client.store import REPORT, Store, SyntheticSet, _checksum, without
 from client.wire import ForgetSpec
 
 MODEL = "a model"
@@ -45,6 +45,22 @@ def load(store: Store, before: int | None = None) -> SyntheticSet:
 
 def files(store: Store) -> list[Path]:
     return sorted(path for path in store.folder.rglob("*") if path.is_file())
+
+
+def sets(store: Store) -> list[Path]:
+    return sorted(store.folder.glob("*/*.safetensors"))
+
+
+def save_as_before(
+    store: Store, generation: int, synthetic: SyntheticSet, *, model: str = MODEL, **known: str
+) -> Path:
+    """Write a set as an older Efface did, without encryption; return its file."""
+    path = store.folder / "r0001" / f"{generation:06d}.safetensors"
+    make_private(path.parent)
+    tensors = {"images": synthetic.images, "labels": synthetic.labels}
+    path.write_bytes(save_tensors(tensors, {"format": "1", "model": model, **known}))
+    path.chmod(0o600)
+    return path
 
 
 def numbers(store: Store) -> list[int]:
@@ -81,7 +97,7 @@ def test_only_the_owner_can_read(store: Store, tmp_path: Path) -> None:
         store.settle("r0002", "forget", CLASS_3)
     finally:
         os.umask(former)
-    assert [mode(path) for path in files(store)] == [0o600, 0o600, 0o600]
+    assert [mode(path) for path in files(store)] == [0o600] * 4
     assert mode(store.folder) == mode(store.folder / "r0001") == 0o700
     assert store.verify() == []
     (store.folder / "state.json").chmod(0o644)
@@ -131,7 +147,7 @@ def test_a_set_of_another_model_is_refused_and_kept(store: Store) -> None:
 @pytest.mark.parametrize("length", [0, 4, 60, -1])
 def test_a_damaged_file_is_named(store: Store, length: int) -> None:
     save(store, 1, images_of(0, 1))
-    (path,) = files(store)
+    (path,) = sets(store)
     path.write_bytes(path.read_bytes()[:length])
     with pytest.raises(StoreError, match=f"{path.name} must be a whole safetensors file"):
         load(store)
@@ -201,7 +217,7 @@ def test_what_a_kill_left_behind_is_told_and_destroyed(store: Store) -> None:
     # A power cut cannot clean up: the temporary file holds images.
     save(store, 1, images_of(0, 1))
     left = store.folder / "r0001" / ".000002.safetensors.abc"
-    left.write_bytes(files(store)[0].read_bytes())
+    left.write_bytes(sets(store)[0].read_bytes())
     left.chmod(0o600)
     assert any("left over from an interrupted write" in line for line in store.verify())
     store.destroy()
@@ -289,7 +305,10 @@ def test_a_destroyed_class_is_gone_from_every_generation_and_the_others_stay(sto
     save(store, 1, images_of(0, 3, 3, value=100.0))
     save(store, 2, images_of(0, 3, 3, 5, value=100.0))
     needle = torch.full((4,), 103.0).numpy().tobytes()
-    assert all(needle in path.read_bytes() for path in files(store))
+    assert needle in save_as_before(store, 0, images_of(3, value=100.0)).read_bytes()
+    assert store.destroy(classes=(9,)) == 0
+    (store.folder / "r0001" / "000000.safetensors").unlink()
+    copies = {path: path.read_bytes() for path in sets(store)}
 
     assert store.destroy(classes=(3,)) == 2  # of the newest generation
 
@@ -299,6 +318,10 @@ def test_a_destroyed_class_is_gone_from_every_generation_and_the_others_stay(sto
     assert not any(needle in path.read_bytes() for path in files(store))
     assert store.verify() == []
     assert store.destroy(classes=(3,)) == 0
+    # Copies that somebody kept give the other classes back, and not this one.
+    for path, content in copies.items():
+        path.write_bytes(content)
+    assert load(store).labels.tolist() == [0, 5]
 
 
 def test_destroying_all_leaves_no_set_and_keeps_the_tombstones(store: Store) -> None:
@@ -321,7 +344,7 @@ def test_one_lineage_is_destroyed_and_the_other_stays(store: Store) -> None:
 
 def test_a_damaged_file_is_destroyed_too(store: Store) -> None:
     save(store, 1, images_of(0, 3))
-    (path,) = files(store)
+    (path,) = sets(store)
     path.write_bytes(path.read_bytes()[:-1])
     store.destroy()
     assert files(store) == []
@@ -330,7 +353,7 @@ def test_a_damaged_file_is_destroyed_too(store: Store) -> None:
 def test_blocks_are_overwritten_before_a_file_goes(store: Store, tmp_path: Path) -> None:
     save(store, 1, images_of(3, value=100.0))
     twin = tmp_path / "twin"  # a second name of the same blocks outlives the first
-    twin.hardlink_to(files(store)[0])
+    twin.hardlink_to(sets(store)[0])
     store.destroy(classes=(3,))
     assert set(twin.read_bytes()) == {0}
 
@@ -394,12 +417,13 @@ def test_the_listing_counts_images_by_class(store: Store) -> None:
 # ---- what verify finds --------------------------------------------------------------------------
 
 
-def test_a_flipped_byte_of_labels_or_images_is_found_and_never_used(store: Store) -> None:
-    save(store, 1, images_of(0, 3))
-    (path,) = files(store)
+def test_a_flipped_byte_of_an_older_set_is_found_and_never_used(store: Store) -> None:
+    held = images_of(0, 3)
+    path = save_as_before(store, 1, held, sha256=_checksum(held.images, held.labels, MODEL))
     labels = torch.tensor([0, 3]).numpy().tobytes()
     image = torch.full((4,), 4.0).numpy().tobytes()
     whole = path.read_bytes()
+    assert load(store).labels.tolist() == [0, 3]
     path.write_bytes(whole.replace(labels, torch.tensor([0, 4]).numpy().tobytes()))
     for _ in range(2):
         assert [line for line in store.verify() if "checksum" in line and str(path) in line]
@@ -417,11 +441,15 @@ def test_a_flipped_byte_of_labels_or_images_is_found_and_never_used(store: Store
     (-1, MODEL, 10_000),
     (10, "ModelSpec(name='convnet', num_classes=10, channels=1)", 10),
 ])  # fmt: skip
+@pytest.mark.parametrize("encrypted", [True, False])
 def test_a_strange_label_is_found_whoever_wrote_it(
-    store: Store, label: int, model: str, bound: int
+    store: Store, label: int, model: str, bound: int, encrypted: bool
 ) -> None:
-    store.save("r0001", 1, images_of(0, label), model=model)
-    (path,) = files(store)
+    if encrypted:
+        store.save("r0001", 1, images_of(0, label), model=model)
+    else:
+        save_as_before(store, 1, images_of(0, label), model=model)
+    (path,) = sets(store)
     said = f"{path} must hold labels in [0, {bound}), got {label}"
     assert any(line.startswith(said) for line in store.verify())
     with pytest.raises(StoreError, match="must hold labels in"):
@@ -429,14 +457,25 @@ def test_a_strange_label_is_found_whoever_wrote_it(
 
 
 def test_a_set_of_an_older_store_is_read_and_noted(store: Store) -> None:
-    save(store, 1, images_of(0, 3))
-    (path,) = files(store)
-    tensors = load_file(path)
-    path.write_bytes(save_tensors(tensors, {"format": "1", "model": MODEL}))
-    path.chmod(0o600)
+    path = save_as_before(store, 1, images_of(0, 3))
     assert load(store).labels.tolist() == [0, 3]
     assert store.verify() == []
-    assert store.unchecked() == [f"{path} has no checksum, an older Efface wrote it: not checked"]
+    (note,) = store.unchecked()
+    assert note.startswith(f"{path} is not encrypted and has no checksum: not checked; an older")
+
+
+def test_an_older_set_is_encrypted_at_the_next_write(store: Store, tmp_path: Path) -> None:
+    dropped, kept = (save_as_before(store, n, images_of(3, value=100.0)) for n in (1, 2))
+    twins = [tmp_path / "dropped", tmp_path / "kept"]  # second names of the same blocks
+    for twin, path in zip(twins, (dropped, kept), strict=True):
+        twin.hardlink_to(path)
+    save(store, 3, images_of(3))
+
+    assert numbers(store) == [2, 3]
+    assert float(load(store, before=3).images.mean()) == 103.0
+    needle = torch.full((4,), 103.0).numpy().tobytes()
+    assert not any(needle in path.read_bytes() for path in [*files(store), *twins])
+    assert store.unchecked() == []
 
 
 def test_a_deleted_state_is_an_error_never_an_empty_one(store: Store) -> None:

@@ -310,7 +310,10 @@ def scores_of(found: Any) -> None:
     assert len(known) == 11
     assert all(0 <= accuracy <= 100 for accuracy in known)
     assert np.isfinite(found["loss"])
-    assert all(0 <= accuracy <= 100 for accuracy in found["heldout"].values())
+    heldout = [found["heldout"], *found["heldout"]["sites"]]
+    accuracies = [v for one in heldout for key, v in one.items() if key.endswith("accuracy")]
+    assert all(0 <= accuracy <= 100 for accuracy in accuracies if accuracy is not None)
+    assert len(found["heldout"]["sites"]) > 1
 
 
 @pytest.mark.parametrize(("name", "level"), SERVED)

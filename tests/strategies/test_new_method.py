@@ -72,7 +72,7 @@ class Fading(OrdinaryRelearning, Hyperparameters):
 
 @effort.register
 def _(told: Fade, holding, network):
-    return Effort(0.0, network.nbytes, network.nbytes)
+    return Effort(sum(holding.forget), network.nbytes, network.nbytes)
 '''
 SCRIPT = """
 import json, sys

@@ -80,7 +80,7 @@ def test_a_damaged_list_lets_nothing_in(bundles: Bundles) -> None:
         bundles.check(FIRST)
 
 
-@pytest.mark.parametrize("name", ["", "12ab", "G" * 64, FIRST.hash[:-1], FIRST.hash.upper()])
+@pytest.mark.parametrize("name", ["", "12ab", "G" * 64, "a" * 63, "A" * 64])
 def test_a_hash_is_given_in_full(bundles: Bundles, name: str) -> None:
     with pytest.raises(BadSetting, match="hash must be"):
         bundles.allow(name, "")

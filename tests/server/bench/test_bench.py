@@ -843,7 +843,7 @@ def test_price_is_what_the_method_needs_of_training(tmp_path: Path) -> None:
         for one in recipe.contenders
     }
 
-    both = {"train_seconds": 100.0, "plain_seconds": 76.0}
+    both = {"train_seconds": 100.0, "plain_seconds": 76.0, "train_epsilon": None}
     assert found["federaser"] == both | {"overhead_seconds": 4.0, "storage_bytes": 5000}
     assert found["quickdrop"] == both | {"overhead_seconds": 20.0, "storage_bytes": 300}
     assert found["sga"] == both | {"overhead_seconds": 0.0, "storage_bytes": 0}

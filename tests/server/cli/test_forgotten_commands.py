@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from client.data import datasets
@@ -17,6 +18,7 @@ from server.cli import app
 from server.cli.command import FAILED, NOT_VERIFIED, USAGE
 from server.storage.home import Home
 from server.storage.ledger import Ledger, database_url
+from tests.seals import as_if_unsealed
 
 TINY = [
     *("--num-clients", "3", "--partition", "iid", "--rounds", "2", "--local-steps", "8"),
@@ -88,6 +90,7 @@ def test_the_list_the_versions_and_one_of_them_agree(efface: Efface) -> None:
 
 
 def test_what_waits_is_shown_wherever_the_request_is(efface: Efface) -> None:
+    as_if_unsealed(efface.home)
     with Ledger.open(database_url(Home(efface.home))) as ledger:
         ledger.note_pending("r0003", ["client-1"])
     (pending,) = efface.json("forgotten")["pending"]
@@ -196,10 +199,8 @@ def test_a_store_whose_state_was_deleted_is_not_well(efface: Efface) -> None:
 def test_altered_labels_are_found_and_never_listed(efface: Efface) -> None:
     folder = store_of(efface)
     path = sorted(folder.rglob("[0-9]*.safetensors"))[-1]
-    labels = load_file(path)["labels"].numpy().tobytes()
     content = path.read_bytes()
-    assert content.count(labels) == 1
-    path.write_bytes(content.replace(labels, b"\0xx" + labels[3:]))
+    path.write_bytes(content[:-9] + b"\0xx" + content[-6:])
     code, document = verified(folder)
     assert code == NOT_VERIFIED
     assert any(str(path) in line for line in document["problems"])
@@ -212,7 +213,8 @@ def test_altered_labels_are_found_and_never_listed(efface: Efface) -> None:
 def test_what_an_older_version_wrote_is_well_with_a_note(efface: Efface) -> None:
     folder = store_of(efface)
     path = sorted(folder.rglob("[0-9]*.safetensors"))[-1]
-    save_file(load_file(path), path, {"format": "1", "model": "a model"})
+    tensors = {"images": torch.zeros(2, 1, 8, 8), "labels": torch.tensor([0, 1])}
+    save_file(tensors, path, {"format": "1", "model": "a model"})
     code, document = verified(folder)
     assert (code, document["problems"]) == (0, [])
     assert [str(path) in note for note in document["notes"]] == [True]

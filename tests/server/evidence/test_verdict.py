@@ -3,13 +3,15 @@
 import io
 import json
 import re
+import statistics
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from rich.console import Console
 
 from server.evidence.record import Record, Target, from_json, to_json
-from server.evidence.scores import Curve, ModelScores
+from server.evidence.scores import Curve, Heldout, ModelScores, SiteScores
 from server.evidence.verdict import CreptBack, Limits, Missing, Verdict, decide
 from server.evidence.wording import not_measured, reasons
 from server.report.display import result
@@ -41,6 +43,72 @@ def of_client(original: float, retrained: float | None, result: float, **more: A
         limits=LIMITS,
         **more,
     )
+
+
+# ---- what sites say ---------------------------------------------------------------------------
+
+
+def by_sites(*accuracies: float, pooled: float, mean: float | None = None) -> ModelScores:
+    """Return a class's scores as sites say them, who hold as many examples each."""
+    sites = tuple(
+        SiteScores(f"site-{n}", accuracy, 70.0, 100, 900) for n, accuracy in enumerate(accuracies)
+    )
+    middle = statistics.median(accuracies)
+    heldout = Heldout(pooled, 70.0, middle, 70.0, (middle, 70.0, 70.0), sites, True)
+    return replace(scores(pooled, mean), heldout=heldout)
+
+
+@pytest.mark.parametrize(
+    ("result", "state"),
+    [
+        # Three say that the class is known; one that it is not, of a million images.
+        (by_sites(0.0, 95.0, 95.0, 95.0, pooled=0.03, mean=50.0), "not-shown"),
+        # And the other way round.
+        (by_sites(100.0, 0.0, 0.0, 0.0, pooled=99.9, mean=50.0), "not-shown"),
+        (by_sites(1.0, 2.0, 3.0, pooled=2.0, mean=50.0), "passed"),
+        (by_sites(90.0, 95.0, 3.0, pooled=62.0, mean=50.0), "failed"),
+    ],
+)
+def test_one_of_three_sites_cannot_turn_a_verdict(result: ModelScores, state: str) -> None:
+    found = of_class(result)
+    assert found.state == state
+    disagree = found.finding("sites-disagree")
+    assert (disagree is not None) == (state == "not-shown")
+    if disagree is not None:
+        said = reasons(found, "class")
+        assert any("the sites disagree: together they have" in text for text in said)
+        assert found.finding("few-sites") is None
+
+
+def test_what_the_coordinator_has_measured_itself_no_site_can_turn() -> None:
+    told = by_sites(95.0, 95.0, 95.0, pooled=95.0, mean=50.0)
+    assert told.heldout is not None
+    own = replace(told, forget_accuracy=1.0, heldout=replace(told.heldout, decides=False))
+    assert of_class(own).state == "passed"
+
+
+def test_of_fewer_than_three_sites_it_is_said() -> None:
+    found = of_class(by_sites(1.0, 2.0, pooled=1.5, mean=50.0))
+    assert found.state == "passed"
+    finding = found.finding("few-sites")
+    assert finding is not None
+    assert (finding.state, finding.sites) == ("remark", 2)
+    assert any("what 2 sites say" in text for text in reasons(found, "class"))
+
+
+def test_one_site_cannot_bring_a_class_back_that_was_erased_earlier() -> None:
+    told = by_sites(1.0, 2.0, 3.0, pooled=2.0, mean=50.0)
+    back = replace(told, per_class_accuracy=(99.0, 70.0, 70.0))
+    assert back.heldout is not None
+    lone = replace(back, heldout=replace(back.heldout, per_class_median=(0.0, 70.0, 70.0)))
+    all_say = replace(back, heldout=replace(back.heldout, per_class_median=(98.0, 70.0, 70.0)))
+    assert of_class(lone, erased_before=(0,)).state == "not-shown"
+    assert of_class(all_say, erased_before=(0,)).state == "failed"
+
+
+def test_one_site_cannot_make_a_recovery_fail() -> None:
+    told = by_sites(1.0, 2.0, 3.0, pooled=2.0, mean=50.0)
+    assert of_class(told, crept_back=CreptBack(50.0, 5.0)).state == "not-shown"
 
 
 # ---- classes ------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.small_job import CLASS, CLIENT, TRIAL, forget, train, weights
+from tests.small_job import CLASS, CLIENT, FORGET, TRIAL, forget, train, weights
 
 
 def test_inline_twice_gives_the_same_weights_bit_for_bit(
@@ -53,3 +53,16 @@ def test_a_method_forgets_the_same_on_ray_bit_for_bit(
     (here, scores), (there, scores_there) = found
     assert all(np.array_equal(here[name], there[name]) for name in here)
     assert scores == scores_there
+
+
+@pytest.mark.processes
+def test_sums_on_ray_are_those_of_the_inline_engine_bit_for_bit(tmp_path: Path) -> None:
+    found = []
+    for engine in ("inline", "ray"):
+        home = tmp_path / engine
+        train(home, engine, num_clients=4, secure_aggregation=True, keep_updates=0)
+        record = forget(home, engine, **{**FORGET, "num_clients": 4})
+        assert record["settings"]["secure-aggregation"]
+        found.append([weights(home, version) for version in ("v0001", "v0002")])
+    for here, there in zip(*found, strict=True):
+        assert all(np.array_equal(here[name], there[name]) for name in here)

@@ -5,16 +5,16 @@ import json
 import pkgutil
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from flwr.app import Context, Message
-from safetensors.numpy import load_file
 
 from client.app import app
-from client.errors import BadSetting, EffaceError
+from client.errors import BadSetting, DataMissing, EffaceError, marked
 from client.steps.ascent import Ascend
 from client.steps.measuring import Describe, Heldout
 from client.steps.recovery import Descend
@@ -215,14 +215,18 @@ def tombstones(home: Path) -> list[dict[str, ForgetSpec]]:
 def digests(home: Path) -> dict[str, str]:
     """Return a checksum of every node's sets, by place in the home.
 
-    Of the tensors: the library writes a file's two metadata in any order.
+    Of the tensors: they are encrypted, with other keys in every home.
     """
-    return {
-        str(path.relative_to(home)).replace(path.parent.name, "lineage"): hashlib.sha256(
-            b"".join(tensor.tobytes() for _, tensor in sorted(load_file(path).items()))
-        ).hexdigest()
-        for path in (home / "clients").rglob("*.safetensors")
-    }
+    found = {}
+    for folder in (home / "clients").glob("*/*"):
+        store = Store(folder)
+        for kept in store.generations():
+            held = store.load(kept.lineage, model=kept.model, before=kept.number + 1)
+            assert held is not None
+            content = held.images.numpy().tobytes() + held.labels.numpy().tobytes()
+            place = str(kept.path.relative_to(home)).replace(kept.lineage, "lineage")
+            found[place] = hashlib.sha256(content).hexdigest()
+    return found
 
 
 def assert_equal(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> None:
@@ -390,7 +394,9 @@ def evidence(home: Path, request: str) -> dict[str, Any]:
     """Return a request's record, and check that its page is there and nothing to resume."""
     folder = home / "runs" / request
     assert (home / "reports" / f"{request}.html").is_file()
-    assert {path.name for path in folder.iterdir()} == {"record.json", "events.jsonl"}
+    # What a request may have beside them: the order to its nodes, the events of its rounds.
+    kept = {path.name for path in folder.iterdir()} - {"order.json", "events.jsonl"}
+    assert kept == {"record.json", "record.signature.json"}
     found: dict[str, Any] = json.loads((folder / "record.json").read_text())
     return found
 
@@ -487,7 +493,6 @@ def test_too_many_failures_fail_the_training_without_a_version(
     [
         (Describe.message.name, "clients must answer describe: client-1 did not"),
         (Ascend.message.name, "round 1 of unlearn must have 3 answers of 3 clients, got 2"),
-        (Heldout.message.name, "clients must answer heldout-evaluate: client-1 did not"),
     ],
 )
 def test_a_holder_that_fails_fails_the_request_and_the_version_stays(
@@ -509,6 +514,74 @@ def test_a_holder_that_fails_fails_the_request_and_the_version_stays(
     forget(trained)
     assert versions(trained) == [("v0001", "superseded"), ("v0002", "in-service")]
     assert all(ForgetSpec("class", (3,)) in found.values() for found in tombstones(trained))
+
+
+def test_a_client_that_cannot_measure_is_left_out_and_named(
+    trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = settings(
+        trained, "forget", forget_classes="3", method_options=SHORT, max_forget_accuracy=30.0
+    )
+    ask_with(trained, failing(Heldout.message.name, ["client-1"]), told, monkeypatch)
+    record = json.loads((trained / "runs" / "r0002" / "record.json").read_text())
+    sites = [site["client"] for site in record["recovered"]["heldout"]["sites"]]
+    assert sites == ["client-0", "client-2"]
+    assert {absence["client"] for absence in record["absences"]} == {"client-1"}
+    assert any("client-1 was left out of" in remark for remark in record["remarks"])
+
+
+def test_a_fault_that_may_pass_leaves_a_request_that_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, away = tmp_path / "home", {"now": False}
+
+    def client(message: Message, context: Context) -> Message:
+        if message.metadata.message_type == Fit.message.name and away["now"]:
+            raise DataMissing("npz file must exist, got /private/scans.npz")
+        return app(message, context)
+
+    def lost(done: Round) -> None:
+        away["now"] = True
+
+    watching = Watching()
+    monkeypatch.setattr(watching, "round", lambda done, scores: lost(done))
+    with pytest.raises(ClientLost, match="must have 2 answers of 3 clients, got 0"):
+        ask_with(home, marked_errors(client), settings(home, "train"), monkeypatch, watching)
+    assert requests(home) == [("r0001", "interrupted")]
+    away["now"] = False
+    again = Watching()
+    ask_with(home, client, settings(home, "train"), monkeypatch, again)
+    assert requests(home) == [("r0001", "done")]
+    assert [done.number for done in again.rounds] == [2]  # from where it was
+
+
+def marked_errors(client: Callable[[Message, Context], Message]) -> Callable[..., Message]:
+    """Return a client whose errors tell their code, as a node's handler does."""
+
+    def told(message: Message, context: Context) -> Message:
+        try:
+            return client(message, context)
+        except EffaceError as error:
+            raise RuntimeError(marked(error, type(error).__name__)) from error
+
+    return told
+
+
+def test_a_client_that_says_it_settled_before_it_was_asked_is_not_believed(
+    trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def client(message: Message, context: Context) -> Message:
+        reply: Message = app(message, context)
+        ours = context.node_config["partition-id"] == 2
+        if message.metadata.message_type == Settle.message.name and ours:
+            reply.content.metric_records["metrics"]["applied"] = 1.0
+        return reply
+
+    told = settings(trained, "forget", forget_classes="3", method_options=SHORT)
+    told = replace(told, max_forget_accuracy=100.0)
+    with pytest.raises(Unsettled, match="request must be new to client-2"):
+        ask_with(trained, client, told, monkeypatch)
+    assert requests(trained)[1] == ("r0002", "interrupted")
 
 
 def test_a_client_that_does_not_settle_leaves_a_request_that_goes_on(

@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.supercore.task_identity import TaskIdentity
 
-from client import wire
 from client.app import app
 from client.errors import BadSetting
 from client.steps.training import Fit
@@ -33,7 +32,7 @@ from strategies.methods.federaser import CalibratedRound, FedEraser, calibrated
 from strategies.methods.retraining import train
 from strategies.rounds.base import NothingTouched
 from strategies.rounds.replay import ReplayedRound, after, difference
-from tests.messages import told, values, weights
+from tests.messages import reply, told, values, weights
 from tests.recording import Recording
 
 CLIENT_2 = ForgetSpec("client", (), ("client-2",))
@@ -95,9 +94,7 @@ class Online:
 
 
 def answer(question: Message, arrays: ArrayRecord, examples: float) -> Message:
-    code = wire.code_number(wire.fingerprint())
-    metrics = MetricRecord({"num-examples": examples, "seconds": 0.5, "code": code})
-    return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=question)
+    return reply(question, arrays, examples)
 
 
 def test_a_round_adds_the_weighted_mean_of_the_calibrated_updates() -> None:

@@ -46,7 +46,7 @@ from strategies.rounds.base import (
     num_drawn,
 )
 from strategies.rounds.scaling import ScaledAveraging, scaled_average
-from tests.messages import network, told, weights
+from tests.messages import network, reply, told, weights
 from tests.supervisor import supervised
 
 ROOT = Path(__file__).parents[3]
@@ -93,10 +93,7 @@ def names_of(messages: list[Message]) -> list[str]:
 
 
 def answer(question: Message, value: float, examples: float, **metrics: float) -> Message:
-    code = wire.code_number(wire.fingerprint())
-    numbers = {"num-examples": examples, "seconds": 0.5, "code": code, **metrics}
-    content = RecordDict({"arrays": model(value), "metrics": MetricRecord(numbers)})
-    return Message(content, reply_to=question)
+    return reply(question, model(value), examples, **metrics)
 
 
 def failure(question: Message) -> Message:
@@ -349,14 +346,17 @@ def test_a_share_of_the_nodes_is_drawn_and_at_least_one(
     assert num_drawn(fraction, count) == expected
 
 
-def test_a_reply_of_other_code_is_refused() -> None:
+def test_a_reply_of_other_code_is_that_nodes_failure() -> None:
     rounds = averaging()
     one, two = asked(rounds, ["a", "b"])
+    assert averaged(rounds, [answer(one, 3.0, 10), answer(two, 9.0, 10, code=7)]) == 3.0
+    (failure,) = rounds.failures
+    assert (failure.client, failure.code) == ("b", "code-mismatch")
     with pytest.raises(
         ClientLost,
-        match=f"client b must run the coordinator's client code {wire.fingerprint()[:12]}, got 7",
+        match=f"b: client must run the coordinator's client code {wire.fingerprint()[:12]}, got 7",
     ):
-        rounds.aggregate_train(1, [answer(one, 1.0, 10), answer(two, 1.0, 10, code=7)])
+        rounds.aggregate_train(1, [answer(q, 1.0, 10, code=7) for q in (one, two)])
 
 
 @pytest.mark.parametrize(
@@ -371,8 +371,16 @@ def test_a_reply_of_other_code_is_refused() -> None:
 def test_a_reply_of_another_form_is_refused(content: RecordDict) -> None:
     rounds = averaging()
     (one,) = asked(rounds, ["a"])
-    with pytest.raises(ClientLost, match="reply of a must hold one ArrayRecord and one MetricR"):
+    with pytest.raises(ClientLost, match="a: reply must hold one ArrayRecord and one MetricR"):
         rounds.aggregate_train(1, [Message(content, reply_to=one)])
+
+
+def test_a_node_that_is_away_is_a_failure_of_every_round_it_misses() -> None:
+    rounds = averaging()
+    rounds.members = ["a", "b", "c"]
+    one, two = asked(rounds, ["a", "b"])
+    assert averaged(rounds, [answer(one, 1.0, 10), answer(two, 3.0, 10)]) == 2.0
+    assert [(f.client, f.code, f.passing) for f in rounds.failures] == [("c", "unavailable", True)]
 
 
 # ---- as Flower's own Strategy -------------------------------------------------------------------
@@ -421,7 +429,10 @@ STRANGER = ClientApp()
 @STRANGER.train("ascend")
 def somebodys_own(message: Message, context: Context) -> Message:
     """Answer as another app may that knows nothing of ours: a model, and how much it weighs."""
-    arrays = message.content.array_records["arrays"]
+    sent = message.content.array_records["arrays"]
+    arrays = ArrayRecord(
+        {name: Array(array.numpy() + np.float32(1)) for name, array in sent.items()}
+    )
     return Message(
         RecordDict({"theirs": arrays, "numbers": MetricRecord({"num-examples": 5})}),
         reply_to=message,
@@ -442,7 +453,7 @@ def test_a_strangers_app_beside_ours_counts_if_it_may() -> None:
     with Unnamed(beside_ours, 3) as grid:
         rounds = AscentRounds(told(Ascend, **RETAINS), same_code=False)
         result = rounds.start(grid, weights(), num_rounds=1)
-        with pytest.raises(ClientLost, match="client node-2 must run the coordinator's client c"):
+        with pytest.raises(ClientLost, match="node-2: client must run the coordinator's client c"):
             AscentRounds(told(Ascend, **RETAINS)).start(grid, weights(), num_rounds=1)
     totals = result.train_metrics_clientapp[1]
     assert (totals["num-clients"], totals["num-failures"]) == (3, 0)
@@ -456,7 +467,7 @@ def test_a_reply_that_does_not_say_how_much_it_weighs_is_refused() -> None:
     rounds = averaging(same_code=False)
     (one,) = asked(rounds, ["a"])
     content = RecordDict({"arrays": model(1.0), "metrics": MetricRecord({"loss": 1.0})})
-    with pytest.raises(ClientLost, match=r"reply of a must say num-examples, got \['loss'\]"):
+    with pytest.raises(ClientLost, match=r"a: reply must say num-examples, got \['loss'\]"):
         rounds.aggregate_train(1, [Message(content, reply_to=one)])
 
 

@@ -1,0 +1,331 @@
+"""What a node sends back, checked before anything is made of it: a node may send anything.
+
+`check` returns a reply's arrays and numbers, or says what is wrong with it. Nothing else of this
+project reads what comes from a node, but `strategies.rounds.failures` what it says of an error.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, RecordDict
+from flwr.common.constant import SType
+
+from client import wire
+from client.channels.layout import layout
+from client.data import class_names
+from client.errors import EffaceError
+from client.learning.models import build
+from client.messages import OF_NOISE, Common, Declaration, Metric
+from client.wire import CodeMismatch, Form, forms
+from strategies.rounds.failures import cleaned
+
+MOST: Final = 2.0**53  # of any number: counts are exact up to it, and sums of them stay finite
+ROUNDING: Final = 1e-9
+LARGEST: Final = 1e18  # magnitude of a number in an array: what is made of them stays finite
+MAGIC: Final = b"\x93NUMPY\x01\x00"
+# Numbers that may be below zero, and their least value. All others count something.
+_LEAST: Final[Mapping[str, float]] = {"loss": -MOST, "partition": -1.0}
+_NEVER_NEGATIVE: Final = ("running_var", "num_batches_tracked")  # or every node's model is NaN
+
+
+class BadReply(EffaceError):
+    """A node's reply is not what was asked for, or claims what cannot be."""
+
+    code = "bad-reply"
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a reply may hold.
+
+    Attributes:
+        declared: The message's own declaration.
+        arrays: Names and forms of the arrays; None for the names of classes, of any length.
+        num_classes: Of the model.
+        most: Examples that the node can have used.
+        same_code: Whether it must come from the client code that runs here, and hold all that is
+            declared and nothing else.
+    """
+
+    declared: Declaration
+    arrays: Mapping[str, Form] | None
+    num_classes: int
+    most: float = MOST
+    same_code: bool = True
+
+
+def expected_arrays(told: Common, sent: ArrayRecord) -> dict[str, Form] | None:
+    """Return the forms of the arrays that answer a message; None for classes' names.
+
+    Args:
+        told: The message's settings.
+        sent: The model that went down with it.
+    """
+    kind = told.message.arrays
+    if kind == "class-names":
+        return None
+    if kind == "model":
+        return forms(sent)
+    if kind not in ("parameters", "class-sums", "effects"):
+        return {}
+    network = build(told.model_spec, torch.Generator())
+    if kind == "parameters":
+        return forms(dict(network.named_parameters()))
+    layers = layout(network)
+    if kind == "class-sums":
+        return {
+            layer.name: Form((told.model_classes, layer.num_channels), "float64")
+            for layer in layers
+            if layer.convolution
+        }
+    return {
+        f"{measure}/{layer.name}": Form((layer.num_channels,), "float64")
+        for layer in layers[:-1]
+        for measure in ("accuracy", "loss")
+    }
+
+
+def most_examples(told: Common, described: Mapping[str, Any] | None) -> float:
+    """Return how many examples a node can have used, by what it was asked and has described.
+
+    Args:
+        told: The message's settings.
+        described: Its answer to `client.steps.measuring.Describe`; None where it gave none.
+    """
+    asked = float(getattr(told, "max_examples", MOST))
+    if described is None or told.message.name in ("query.describe", "query.condense"):
+        return asked
+    if told.message.name == "evaluate.heldout":
+        return float(described["num-heldout"])
+    number = float(described["num-examples"])
+    if getattr(told, "data", "original") != "original":  # synthetic stand-ins, or as many others
+        number += float(described["num-forget-synthetic"] + described["num-retain-synthetic"])
+    return min(asked, number)
+
+
+def check(content: RecordDict, expected: Expected) -> tuple[ArrayRecord, dict[str, Any]]:
+    """Return a reply's arrays, in the agreed order, and all the numbers that are declared.
+
+    A node that used no example may leave out what it has nothing to say of; its numbers are 0.
+
+    Raises:
+        CodeMismatch: If it comes from other client code than runs here.
+        BadReply: If it is anything else than what was asked for, whatever that is.
+    """
+    try:
+        return _checked(content, expected)
+    except (BadReply, CodeMismatch):
+        raise
+    except Exception as error:  # whatever a node sends is that node's failure
+        raise BadReply(f"reply must be readable, got {type(error).__name__}") from error
+
+
+def _checked(content: RecordDict, expected: Expected) -> tuple[ArrayRecord, dict[str, Any]]:
+    if len(content.array_records) != 1 or len(content.metric_records) != 1 or len(content) != 2:
+        raise BadReply(
+            "reply must hold one ArrayRecord and one MetricRecord, got "
+            f"{len(content.array_records)} and {len(content.metric_records)} in {len(content)} "
+            "records"
+        )
+    told = dict(next(iter(content.metric_records.values())))
+    if expected.same_code:
+        check_code(told.get("code"))
+    metrics = _metrics(told, expected)
+    arrays = next(iter(content.array_records.values()))
+    if not arrays and not metrics["num-examples"]:
+        return ArrayRecord(), metrics
+    return _arrays(arrays, expected), metrics
+
+
+def check_code(code: Any) -> None:
+    """Refuse a reply of other client code than runs here.
+
+    Raises:
+        CodeMismatch: If it does not say that it comes from this code.
+    """
+    own = wire.fingerprint()
+    if isinstance(code, list) or code != wire.code_number(own):
+        raise CodeMismatch(
+            f"client must run the coordinator's client code {own[:12]}, got {_shown(code)}; "
+            "install the same release and restart it"
+        )
+
+
+# ---- numbers ------------------------------------------------------------------------------------
+
+
+def _metrics(told: Mapping[str, Any], expected: Expected) -> dict[str, Any]:
+    declared = expected.declared.up
+    if "num-examples" not in told:
+        raise BadReply(f"reply must say num-examples, got {sorted(told)}")
+    if expected.same_code and (more := sorted(set(told) - set(declared))):
+        raise BadReply(f"reply must hold declared numbers alone, got {more}")
+    found: dict[str, Any] = {}
+    for name, kind in declared.items():
+        if name in told:
+            found[name] = _value(name, kind, told[name], expected.num_classes)
+        elif name in OF_NOISE:
+            continue
+        elif expected.same_code and told["num-examples"]:
+            raise BadReply(f"reply must say {name}, got {sorted(told)}")
+        else:
+            found[name] = 0.0 if kind == "scalar" else [0.0] * expected.num_classes
+    examples = found["num-examples"]
+    if examples > expected.most:
+        raise BadReply(
+            f"num-examples must be at most {expected.most:.10g}, which the node was asked for and "
+            f"has described, got {_shown(examples)}"
+        )
+    _check_counts(found)
+    return found
+
+
+def _value(name: str, kind: Metric, value: Any, num_classes: int) -> Any:
+    if isinstance(value, list) != (kind == "per-class"):
+        raise BadReply(f"{name} must be {kind}, got {_shown(value)}")
+    if isinstance(value, list) and len(value) != num_classes:
+        raise BadReply(f"{name} must hold {num_classes} numbers, got {len(value)}")
+    least = _LEAST.get(name, 0.0)
+    for number in value if isinstance(value, list) else [value]:
+        if isinstance(number, bool) or not isinstance(number, int | float):
+            raise BadReply(f"{name} must be a number, got {_shown(number)}")
+        if not least <= number <= MOST:  # NaN and infinity are neither
+            raise BadReply(
+                f"{name} must be a finite number from {least:.3g} to {MOST:.3g}, got "
+                f"{_shown(number)}"
+            )
+    return value
+
+
+def _check_counts(found: Mapping[str, Any]) -> None:
+    """Check that counts by class are parts of the whole, and right answers parts of all."""
+    whole = found["num-examples"]
+    counts = {name: n for name, n in found.items() if "count" in name and isinstance(n, list)}
+    # Parts of a sum are no whole numbers, and rounded.
+    if (total := sum(map(sum, counts.values()))) > whole * (1 + ROUNDING):
+        raise BadReply(
+            f"{' and '.join(counts)} must add up to at most num-examples, {_shown(whole)}, got "
+            f"{_shown(total)}"
+        )
+    for name, count in counts.items():
+        right = found.get(name.replace("count", "correct"), count)
+        if any(r > c for r, c in zip(right, count, strict=True)):
+            raise BadReply(f"{name.replace('count', 'correct')} must be at most {name} everywhere")
+    for name in ("num-forget", "num-retain"):
+        if found.get(name, 0) > whole:
+            raise BadReply(
+                f"{name} must be at most num-examples, {_shown(whole)}, got {_shown(found[name])}"
+            )
+
+
+def _shown(value: Any) -> str:
+    """Return a node's value in a few characters, whatever it is."""
+    if isinstance(value, int) and abs(value) > MOST:
+        return "a whole number beyond 2^53"
+    if isinstance(value, list):
+        return f"a list of {len(value)}"
+    return cleaned(f"{value:.10g}" if isinstance(value, float) else repr(value), longest=80)
+
+
+# ---- arrays -------------------------------------------------------------------------------------
+
+
+def _arrays(arrays: ArrayRecord, expected: Expected) -> ArrayRecord:
+    like = _class_names(arrays) if expected.arrays is None else expected.arrays
+    if odd := sorted(set(arrays) ^ set(like)):
+        raise BadReply(f"reply must hold the arrays asked for alone, got or missed {odd[:5]}")
+    for name, form in like.items():
+        read(arrays[name], form, name)
+    return ArrayRecord({name: arrays[name] for name in like})
+
+
+def _class_names(arrays: ArrayRecord) -> dict[str, Form]:
+    """Return the form of an array of classes' names: as long as it says, within bounds."""
+    array = arrays.get(class_names.ARRAY)
+    shape = () if array is None else tuple(array.shape)
+    size = shape[0] if len(shape) == 1 and type(shape[0]) is int else -1
+    if not 0 <= size <= class_names.MAX_BYTES:
+        raise BadReply(
+            f"reply must hold class names in one array of at most {class_names.MAX_BYTES} bytes, "
+            f"got {sorted(arrays)[:5]} of shape {shape}"
+        )
+    return {class_names.ARRAY: Form((size,), "uint8")}
+
+
+def read(array: Array, form: Form, name: str) -> "np.ndarray[Any, Any]":
+    """Return an array's numbers, which must have the agreed form and be finite; read-only.
+
+    Neither a header is evaluated nor memory taken for what it claims: the bytes must be those of
+    an array of this form.
+
+    Raises:
+        BadReply: Naming the array.
+    """
+    if array.stype != SType.NUMPY:
+        raise BadReply(f"array {name} must be kept as {SType.NUMPY}, got {array.stype!r}")
+    if (tuple(array.shape), array.dtype) != (form.shape, form.dtype):
+        raise BadReply(
+            f"array {name} must be {form.dtype} of shape {form.shape}, got {array.dtype!r} of "
+            f"shape {tuple(array.shape)}"
+        )
+    data, dtype = array.data, np.dtype(form.dtype)
+    start = len(MAGIC) + 2 + int.from_bytes(data[len(MAGIC) : len(MAGIC) + 2], "little")
+    header = data[len(MAGIC) + 2 : start].rstrip(b" \n")
+    orders = {_header(form, dtype, order): order for order in ("C", "F")}
+    if not data.startswith(MAGIC) or header not in orders:
+        raise BadReply(
+            f"array {name} must be kept as {form.dtype} of shape {form.shape}, got the header "
+            f"{header[:100]!r}"
+        )
+    count = math.prod(form.shape)
+    if len(data) - start != count * dtype.itemsize:
+        raise BadReply(
+            f"array {name} must hold {count * dtype.itemsize} bytes, got {len(data) - start}"
+        )
+    order: Any = orders[header]
+    values = np.frombuffer(data, dtype, count, start).reshape(form.shape, order=order)
+    counts = name.rpartition(".")[2] in _NEVER_NEGATIVE
+    if values.size and values.dtype.kind in "fi":
+        low, high = float(values.min()), float(values.max())  # NaN wins in both
+        least = 0.0 if counts else -LARGEST
+        if not (least <= low and high <= LARGEST):
+            raise BadReply(
+                f"array {name} must hold finite numbers from {least:g} to {LARGEST:g}, got "
+                f"{low:.6g} to {high:.6g}"
+            )
+    return values
+
+
+def _header(form: Form, dtype: "np.dtype[Any]", order: str) -> bytes:
+    """Return what numpy writes before an array, padding left out."""
+    parts = f"'descr': {dtype.str!r}, 'fortran_order': {order == 'F'}, 'shape': {form.shape!r}, "
+    return f"{{{parts}}}".encode()
+
+
+# ---- updates ------------------------------------------------------------------------------------
+
+
+def same(one: Mapping[str, Array], other: Mapping[str, Array]) -> bool:
+    """Return whether two models are equal, number by number."""
+    return all(
+        one[name].data == other[name].data or np.array_equal(one[name].numpy(), other[name].numpy())
+        for name in one
+    )
+
+
+def update_norm(end: Mapping[str, Array], start: Mapping[str, Array]) -> float:
+    """Return the length of an update, `||end - start||_2`, over all arrays of floats.
+
+    A norm layer's running statistics count as well: a node can lie in them, too.
+    """
+    total = 0.0
+    for name in end:
+        array = end[name].numpy()
+        if array.dtype.kind == "f":
+            part = np.subtract(array, start[name].numpy(), dtype=np.float64).ravel()
+            total += float(part @ part)
+    return math.sqrt(total)
