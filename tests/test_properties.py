@@ -122,6 +122,7 @@ BY_TYPE: dict[Any, st.SearchStrategy[Any]] = {
     list[float]: st.lists(st.floats(0, 1), max_size=4),
     list[int]: st.lists(st.integers(0, 1000), max_size=4),
     list[str]: st.lists(TEXTS, max_size=4),
+    list[bytes]: st.lists(st.binary(max_size=30), max_size=4),
 }
 
 

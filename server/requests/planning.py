@@ -5,7 +5,7 @@ The method itself says it, run on a federation that only writes down what is ask
 that takes here (`server.requests.speed`). `efface forget --dry-run` prints the plan,
 `--method auto` chooses by it.
 
-It is long because who can serve a request and what it takes are told from the same situation.
+It is long because what is planned, what is refused and what is not known rest on the same facts.
 """
 
 import functools

@@ -63,7 +63,7 @@ def test_no_image_comes_back_from_the_smallest_batch(site: Hospital) -> None:
         anywhere.append(site.nearest(site.images[chosen].mean(0)))
     got = [near for seed in range(3) for near in rebuilt(site, batch_size=5, seed=seed)]
     assert np.mean(got) <= np.mean(anywhere) + 0.02
-    assert max(got) <= 0.97
+    assert max(got) <= max(anywhere) + 0.02
 
 
 def test_by_default_nothing_of_one_site_goes_up(tmp_path: Path) -> None:

@@ -84,8 +84,9 @@ def test_the_coordinators_own_work_says_its_images_and_their_time() -> None:
 
 
 def test_every_message_of_a_round_has_its_effort() -> None:
-    apart = (Describe, Settle, Step)  # a step of a sum is counted with what is summed
-    kinds = [kind for kind in Common.__subclasses__() if kind not in apart]
+    # A sum's own messages are counted with the message whose answers are summed.
+    no_work = (Describe, Settle, Step)
+    kinds = [kind for kind in Common.__subclasses__() if kind not in no_work]
     assert Fit in kinds
     unknown = effort.dispatch(Common)
     assert [kind.__name__ for kind in kinds if effort.dispatch(kind) is unknown] == []
