@@ -72,9 +72,8 @@ def site_names(federation: GridFederation, num_classes: int) -> dict[str, tuple[
         )
     for failure in answers.failures:
         federation.tell(f"describe: {failure.client} is passed over: {failure.reason}")
-    federation.described |= answers.metrics
-    for failure in answers.failures:
-        federation.tell(f"describe: {failure.client} is left out: {failure.reason}")
+    if not federation.sums_only:  # there a site says of itself only whether it has enough
+        federation.described |= answers.metrics
     seconds = sum(float(m["seconds"]) for m in answers.metrics.values())
     cost = Cost(answers.seconds, seconds, up=answers.up, down=answers.down)
     federation.costs["describe"] = federation.costs.get("describe", Cost()) + cost

@@ -259,6 +259,25 @@ def _class_names(arrays: ArrayRecord) -> dict[str, Form]:
 def read(array: Array, form: Form, name: str) -> "np.ndarray[Any, Any]":
     """Return an array's numbers, which must have the agreed form and be finite; read-only.
 
+    Raises:
+        BadReply: Naming the array.
+    """
+    values = plain(array, form, name)
+    counts = name.rpartition(".")[2] in _NEVER_NEGATIVE
+    if values.size and values.dtype.kind in "fi":
+        low, high = float(values.min()), float(values.max())  # NaN wins in both
+        least = 0.0 if counts else -LARGEST
+        if not (least <= low and high <= LARGEST):
+            raise BadReply(
+                f"array {name} must hold finite numbers from {least:g} to {LARGEST:g}, got "
+                f"{low:.6g} to {high:.6g}"
+            )
+    return values
+
+
+def plain(array: Array, form: Form, name: str) -> "np.ndarray[Any, Any]":
+    """Return an array's numbers, whatever they are, if it has the agreed form; read-only.
+
     Neither a header is evaluated nor memory taken for what it claims: the bytes must be those of
     an array of this form.
 
@@ -287,17 +306,7 @@ def read(array: Array, form: Form, name: str) -> "np.ndarray[Any, Any]":
             f"array {name} must hold {count * dtype.itemsize} bytes, got {len(data) - start}"
         )
     order: Any = orders[header]
-    values = np.frombuffer(data, dtype, count, start).reshape(form.shape, order=order)
-    counts = name.rpartition(".")[2] in _NEVER_NEGATIVE
-    if values.size and values.dtype.kind in "fi":
-        low, high = float(values.min()), float(values.max())  # NaN wins in both
-        least = 0.0 if counts else -LARGEST
-        if not (least <= low and high <= LARGEST):
-            raise BadReply(
-                f"array {name} must hold finite numbers from {least:g} to {LARGEST:g}, got "
-                f"{low:.6g} to {high:.6g}"
-            )
-    return values
+    return np.frombuffer(data, dtype, count, start).reshape(form.shape, order=order)
 
 
 def _header(form: Form, dtype: "np.dtype[Any]", order: str) -> bytes:

@@ -16,7 +16,7 @@ from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
-from client.errors import AggregationRefused, BadSetting, EffaceError, split_mark
+from client.errors import AggregationRefused, BadSetting, EffaceError
 from client.messages import Common, Declaration
 from client.secure.context import (
     MIN_NODES,
@@ -40,6 +40,7 @@ from client.steps.secure import (
 )
 from client.steps.training import Fit
 from strategies.rounds.base import ClientLost
+from strategies.rounds.failures import failure_in
 from strategies.rounds.sums import (
     SumOutOfRange,
     added,
@@ -76,11 +77,10 @@ class _Batch:
     def lost(self, step: str, left: int) -> ClientLost:
         """Return the error that too few nodes are left."""
         names = {m.metadata.dst_node_id: name for name, m in self.messages.items()}
-        reasons = "; ".join(
-            f"{names.get(m.metadata.src_node_id, 'a node')}: "
-            f"{split_mark(m.error.reason or 'no reason given')[1]}"
-            for m in self.errors
-        )
+        found = [
+            failure_in(m.error, names.get(m.metadata.src_node_id, "a node")) for m in self.errors
+        ]
+        reasons = "; ".join(f"{one.client}: {one.reason}" for one in found)
         return ClientLost(
             f"secure aggregation of {self.context.phase} must have at least "
             f"{self.context.threshold} of {len(self.messages)} clients until its end, got {left} "
@@ -283,7 +283,7 @@ class SecureGrid(Grid):
             name = names.get(reply.metadata.src_node_id)
             if reply.has_error() or name is None:
                 batch.errors.append(reply)
-            elif len(reply.content.array_records) == 1:
+            elif len(reply.content.array_records) == len(reply.content.metric_records) == 1:
                 replies[name] = reply
         return replies
 

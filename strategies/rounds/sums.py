@@ -17,7 +17,9 @@ from client.secure.shares import SHARE_BYTES
 from client.secure.vector import APART, MEANS, Shape, Total, forms_from_bytes
 from client.secure.work import FORMS, VECTOR
 from client.steps.secure import SEALED, SHARES
+from client.wire import Form
 from strategies.rounds.base import ClientLost
+from strategies.rounds.replies import BadReply, plain
 
 SEALED_BYTES: Final = 2 * SHARE_BYTES + 16  # AES-GCM's tag
 NUMBER_BYTES: Final = 8  # of a number of a masked vector
@@ -37,9 +39,19 @@ def _rows(arrays: ArrayRecord, key: str, size: int) -> list[bytes]:
     if array is None or array.dtype != "uint8" or len(array.shape) != 2 or array.shape[1] != size:
         return []
     try:
-        return [row.tobytes() for row in array.numpy()]
-    except (ValueError, OSError, EOFError):
+        return [row.tobytes() for row in plain(array, Form(tuple(array.shape), "uint8"), key)]
+    except BadReply:
         return []
+
+
+def _numbers(array: Array | None, dtype: str) -> "np.ndarray[Any, Any] | None":
+    """Return a row of numbers as its node sent it; None if it is something else."""
+    if array is None or array.dtype != dtype or len(array.shape) != 1:
+        return None
+    try:
+        return plain(array, Form(tuple(array.shape), dtype), "masked")
+    except BadReply:
+        return None
 
 
 def one_row(answers: Mapping[str, ArrayRecord], key: str, size: int) -> dict[str, bytes]:
@@ -87,14 +99,13 @@ def added(message: str, replies: Sequence[Message]) -> tuple[UInt64s, dict[str, 
     layout: bytes | None = None
     for reply in replies:
         arrays = next(iter(reply.content.array_records.values()))
-        vector, forms = arrays.get(VECTOR), arrays.get(FORMS)
-        own = b"" if forms is None else forms.numpy().tobytes()
-        fits = vector is not None and vector.dtype == "int64" and len(vector.shape) == 1
+        vector, forms = _numbers(arrays.get(VECTOR), "int64"), _numbers(arrays.get(FORMS), "uint8")
+        own = b"" if forms is None else forms.tobytes()
         if layout is None:
             layout = own
-        if not fits or vector is None or own != layout:
+        if vector is None or own != layout:
             raise SumOutOfRange(f"masked answers to {message} must have one form, got others")
-        numbers = vector.numpy().view(np.uint64)
+        numbers = vector.view(np.uint64)
         if total is None:
             total = numbers.copy()
         elif numbers.shape != total.shape:
