@@ -18,11 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from flwr.cli.build import build_fab_from_disk
 from sklearn.datasets import load_digits
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from client.operator.folder import POLICY
+from client.operator.bundles import Bundle
+from client.operator.folder import POLICY, bundles_of
 from server.nodes.engines import superlink
 from tests.superlink_harness import (
     PROGRAMS,
@@ -57,16 +59,6 @@ def main(folder: Path) -> None:
         print(f"Online: {', '.join(sorted(running.online()))}.", flush=True)
         there = ["--home", str(home), "--connection", running.connection]
 
-        print("A coordinator that asks each site alone:", flush=True)
-        refused = efface(running, *TRAIN, *DEPLOYED, *there, fails=True)["message"]
-        print(f"  {refused}", flush=True)
-        expect("this site answers in sums only" in refused, "sites must refuse it")
-        print("A coordinator with code of its own:", flush=True)
-        refused = foreign_bundle(running, folder)
-        print(f"  {refused}", flush=True)
-        expect("[foreign-bundle]" in refused, "sites must refuse its bundle")
-        before = {name: len(log(running, name)) for name in NAMES}
-
         version = efface(running, *TRAIN, *DEPLOYED, *there, SUMS)["model_version"]
         print(f"Trained: {version}.", flush=True)
         record = efface(running, *FORGET, *DEPLOYED, *there, SUMS)
@@ -75,8 +67,20 @@ def main(folder: Path) -> None:
             f"Forgot class 3: {record['model_version']}, {record['verdict']['state']}.", flush=True
         )
         for name in NAMES:
-            check_site(running, name, before[name])
-        print("Every site's log is whole, has the order, and no update that went up alone.")
+            check_site(running, name)
+        print(
+            "Every site's log is whole, has the order, and no update that went up alone.",
+            flush=True,
+        )
+
+        print("A coordinator that asks each site alone:", flush=True)
+        refused = efface(running, *TRAIN, *DEPLOYED, *there, fails=True)["message"]
+        print(f"  {refused}", flush=True)
+        expect("this site answers in sums only" in refused, "sites must refuse it")
+        print("A coordinator with code of its own:", flush=True)
+        refused = foreign_bundle(running, folder)
+        print(f"  {refused}", flush=True)
+        expect("that this site's operator allowed" in refused, "sites must refuse its bundle")
 
 
 def make_sites(running: RunningFederation, key: str) -> None:
@@ -126,10 +130,12 @@ def foreign_bundle(running: RunningFederation, folder: Path) -> str:
     with suppress(superlink.RunFailedError):
         superlink.wait(run, running.connection, deadline=600, flwr_home=running.home)
     expect(not any("somebody" in running.log(name) for name in NAMES), "nothing of it may run")
-    reasons = [
-        line for name in NAMES for line in running.log(name).splitlines() if "foreign" in line
-    ]
-    return reasons[-1] if reasons else "no site said why"
+    bundle = Bundle(build_fab_from_disk(app)).hash
+    for name in NAMES:
+        waiting = bundles_of(running.folder / "sites" / name).waiting()
+        expect(waiting == [bundle], f"{name} must keep the bundle for its operator, unused")
+    lines = running.log(NAMES[0]).splitlines()
+    return next((line for line in lines if bundle in line), "no site said why")
 
 
 def log(running: RunningFederation, name: str) -> list[dict[str, Any]]:
@@ -141,8 +147,8 @@ def log(running: RunningFederation, name: str) -> list[dict[str, Any]]:
     return entries
 
 
-def check_site(running: RunningFederation, name: str, before: int) -> None:
-    lines = log(running, name)[before:]
+def check_site(running: RunningFederation, name: str) -> None:
+    lines = log(running, name)
     for line in lines:
         alone = line["message"] not in ALONE and not line.get("in_sum_of")
         expect(not alone, f"{name} must answer {line['message']} in a sum")
