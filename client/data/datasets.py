@@ -201,7 +201,7 @@ def _load_digits() -> DataSet:
     for label in range(10):
         test[np.flatnonzero(labels == label)[4::5]] = True
     train = make_split(images[~test], labels[~test], None, where="digits, train")
-    mean, std = pixel_statistics(train.images)
+    mean, std = pixel_statistics(train.in_memory)
     return DataSet(
         name="digits",
         train=train,

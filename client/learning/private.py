@@ -33,7 +33,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from client.errors import BadSetting
 from client.learning.curvature import NUMBERS_AT_ONCE
-from client.learning.networks import Classifier
 from client.learning.training import Pick, Trained, local_sgd
 
 ExampleLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -119,7 +118,7 @@ def check_private(model: nn.Module) -> None:
 
 
 def clipped_sum(
-    model: Classifier, images: Tensor, labels: Tensor, *, loss: ExampleLoss, clip_norm: float
+    model: nn.Module, images: Tensor, labels: Tensor, *, loss: ExampleLoss, clip_norm: float
 ) -> dict[str, Tensor]:
     """Return the sum over examples of their gradients, each of norm `clip_norm` at most.
 
@@ -219,7 +218,7 @@ class Noise:
         return found
 
     def gradients(
-        self, model: Classifier, loss: ExampleLoss = of_classes
+        self, model: nn.Module, loss: ExampleLoss = of_classes
     ) -> Callable[[int, Tensor, Tensor], tuple[list[Tensor | None], Tensor]]:
         """Return what `client.learning.training.local_sgd` asks before every step of `model`."""
 
@@ -235,7 +234,7 @@ class Noise:
 
 
 def private_sgd(
-    model: Classifier,
+    model: nn.Module,
     pick: Pick,
     noise: Noise,
     num_steps: int,
@@ -244,12 +243,13 @@ def private_sgd(
     momentum: float = 0.0,
     weight_decay: float = 0.0,
     proximal: float = 0.0,
+    head: str = "classifier",
     loss: ExampleLoss = of_classes,
 ) -> Trained:
     """Train `model` in place, as `local_sgd`, under noise.
 
     Args:
-        model: Classifier without BatchNorm.
+        model: nn.Module without BatchNorm.
         pick: The data, of `noise.num_examples`; each example stands there once.
         noise: Paid for `num_steps` steps.
         num_steps: T.

@@ -206,7 +206,7 @@ def _data(site: SiteFolder, policy: Policy) -> Iterator[str | Finding]:
         raise _Mend("node.toml must name data, got none")
     directory = site.node_config.get("data-dir")
     data = datasets.load(str(name), Path(str(directory)) if directory else None)
-    shape = "x".join(str(int(n)) for n in data.train.images.shape[1:])
+    shape = "x".join(map(str, data.train.input_shape))
     yield f"{len(data.train)} images of {shape} in {data.num_classes} classes"
     for note in data.notes:
         yield _note("data", note)
@@ -230,6 +230,7 @@ def _trial(site: SiteFolder, policy: Policy) -> Iterator[str | Finding]:
     from client import wire
     from client.app import handlers
     from client.data import datasets
+    from client.learning.spec import image_model
     from client.steps.measuring import Describe
 
     name, directory = site.node_config.get("data"), site.node_config.get("data-dir")
@@ -237,7 +238,8 @@ def _trial(site: SiteFolder, policy: Policy) -> Iterator[str | Finding]:
         data = datasets.load(str(name), Path(str(directory)) if directory else None)
     except EffaceError as error:
         raise _Mend("not tried: the data cannot be read") from error
-    channels, size = (int(n) for n in data.train.images.shape[1:3])
+    channels, size = data.train.input_shape[:2]
+    spec = image_model("convnet", data.num_classes, channels, size, width=8, depth=1)
     told = Describe(
         client=policy.name,
         fingerprint=wire.fingerprint(),
@@ -246,12 +248,7 @@ def _trial(site: SiteFolder, policy: Policy) -> Iterator[str | Finding]:
         phase="describe",
         seed=0,
         holdout=policy.data.holdout,
-        model="convnet",
-        model_classes=data.num_classes,
-        model_channels=channels,
-        model_image_size=size,
-        model_width=8,
-        model_depth=1,
+        **Describe.of_model(spec),
     )
     with tempfile.TemporaryDirectory() as folder:
         config: dict[str, Any] = {**site.node_config, "store": str(Path(folder) / "store")}

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from client.channels.layout import from_text
 from client.channels.masks import zero_
-from client.learning.models import loaded
+from client.learning.models import loaded, state_of
 from client.seeds import generator
 from client.steps.measuring import Fisher
 from client.wire import at_least, between, tensors
@@ -88,7 +88,7 @@ class FisherForgetting(OrdinaryRelearning, Hyperparameters):
             network = loaded(federation.spec, self.noisy(start, information, draws))
             if federation.spec.pruned and not federation.spec.compact:
                 zero_(network, from_text(federation.spec.pruned))  # they stay without effect
-            return arrays_of(network.state_dict())
+            return arrays_of(state_of(federation.spec, network))
 
         return federation.locally("unlearn", scrub)
 

@@ -108,6 +108,8 @@ class CalibratedQuickDrop(Hyperparameters):
     )
 
     needs: ClassVar[Needs] = Needs(
+        float_inputs=True,
+        head=True,
         levels=frozenset({"class", "client"}),
         synthetic_data=True,
         # A client's share of every class is a count by name.

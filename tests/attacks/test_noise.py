@@ -18,7 +18,8 @@ from sklearn.datasets import load_digits
 from client.app import handlers
 from client.budget import Budget, Mechanism, epsilon
 from client.errors import EffaceError
-from client.learning.models import ModelSpec, build
+from client.learning.models import build
+from client.learning.spec import image_model
 from client.messages import Common
 from client.steps.training import Fit
 from tests.attacks.site import hospital
@@ -27,7 +28,7 @@ from tests.messages import message, told
 
 Numbers = np.ndarray[Any, Any]
 EPSILON: Final = 8.0
-SPEC = ModelSpec("convnet", num_classes=10, channels=1, image_size=8, width=16, depth=1)
+SPEC = image_model("convnet", num_classes=10, channels=1, image_size=8, width=16, depth=1)
 # A norm's bias. Without noise it lets all of a map pass ReLU. Under noise less of the clipped
 # gradient is to be spent on it: of 0.3 to 3 this is the best, and so is the ridge.
 LOUD, QUIET = 3.0, 0.3

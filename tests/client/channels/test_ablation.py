@@ -14,7 +14,9 @@ from client.channels.convolution import Winograd
 from client.channels.layout import layout, to_text
 from client.channels.masks import zero_
 from client.errors import EffaceError
-from client.learning.models import Classifier, ModelSpec, build, compact, loaded
+from client.learning.models import ModelSpec, build, compact, loaded
+from client.learning.networks import Classifier
+from client.learning.spec import image_model
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -121,13 +123,13 @@ class Case:
         return (says + wrong) % self.spec.num_classes
 
 
-SMALL = ModelSpec("convnet", num_classes=5, channels=1, image_size=8, width=6, depth=2)
+SMALL = image_model("convnet", num_classes=5, channels=1, image_size=8, width=6, depth=2)
 CASES = {
     "convnet": Case(SMALL, 12, 1),
     "lenet": Case(replace(SMALL, name="lenet"), 12, 1),
-    "resnet20": Case(ModelSpec("resnet20", num_classes=5, image_size=8), 6, 5),
-    "vgg11": Case(ModelSpec("vgg11", num_classes=5, image_size=8), 3, 60),
-    "resnet18": Case(ModelSpec("resnet18", num_classes=5, image_size=9), 3, 100),
+    "resnet20": Case(image_model("resnet20", num_classes=5, image_size=8), 6, 5),
+    "vgg11": Case(image_model("vgg11", num_classes=5, image_size=8), 3, 60),
+    "resnet18": Case(image_model("resnet18", num_classes=5, image_size=9), 3, 100),
 }
 
 

@@ -13,9 +13,11 @@ from client.channels.layout import Layer, checked, from_text, layout, prunable, 
 from client.channels.masks import freeze, train_only, zero_
 from client.channels.slices import from_row, scatter, take, to_row
 from client.errors import BadSetting
-from client.learning.models import NAMES, Classifier, ModelSpec, build, compact, loaded
+from client.learning.models import NAMES, ModelSpec, build, compact, loaded
+from client.learning.networks import Classifier
+from client.learning.spec import image_model
 
-CONVNET = ModelSpec("convnet", num_classes=5, channels=1, image_size=8, width=8, depth=2)
+CONVNET = image_model("convnet", num_classes=5, channels=1, image_size=8, width=8, depth=2)
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -580,7 +582,7 @@ def trained(model, images, labels, *, by_grad: bool) -> None:
 @pytest.mark.parametrize("by_grad", [True, False])
 @pytest.mark.parametrize("name", ["convnet", "lenet", "resnet20", "vgg11"])
 def test_frozen_channels_stay_zero_and_all_others_move(name, by_grad) -> None:
-    spec = ModelSpec(name, num_classes=3, channels=1, image_size=16, width=4, depth=2)
+    spec = image_model(name, num_classes=3, channels=1, image_size=16, width=4, depth=2)
     model = build(spec, torch.Generator().manual_seed(0))
     layers = layout(model)
     channels = {layer.name: (0, 2) for layer in layers[:-1]}
@@ -600,7 +602,7 @@ def test_frozen_channels_stay_zero_and_all_others_move(name, by_grad) -> None:
 @pytest.mark.parametrize("by_grad", [True, False])
 @pytest.mark.parametrize("name", ["convnet", "lenet", "resnet20", "vgg11"])
 def test_only_the_chosen_channels_are_trained(name, by_grad) -> None:
-    spec = ModelSpec(name, num_classes=3, channels=1, image_size=16, width=4, depth=2)
+    spec = image_model(name, num_classes=3, channels=1, image_size=16, width=4, depth=2)
     model = build(spec, torch.Generator().manual_seed(0))
     layers = layout(model)
     channels = {layers[0].name: (1, 3), "classifier": (2,)}

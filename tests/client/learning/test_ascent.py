@@ -8,7 +8,9 @@ from torch import Tensor, nn
 
 from client.errors import EffaceError
 from client.learning.ascent import ascend
-from client.learning.models import Classifier, ModelSpec, build
+from client.learning.models import build
+from client.learning.networks import Classifier
+from client.learning.spec import image_model
 from client.learning.training import Trained
 
 ONE = torch.tensor([[1.0, 0.0]]), torch.tensor([0])
@@ -149,7 +151,7 @@ def test_a_frozen_stem_stays_bit_for_bit(freeze_stem: bool) -> None:
 
 
 def test_a_frozen_stem_keeps_its_running_statistics() -> None:
-    spec = ModelSpec("resnet20", num_classes=2, channels=1, image_size=8)
+    spec = image_model("resnet20", num_classes=2, channels=1, image_size=8)
     model = build(spec, torch.Generator().manual_seed(0))
     before = {key: value.clone() for key, value in model.state_dict().items()}
 
@@ -173,5 +175,5 @@ def test_a_body_of_one_convolution_ascends_even_with_head_and_stem_frozen() -> N
 
 
 def convnet_of_two_classes(depth: int = 2) -> Classifier:
-    spec = ModelSpec("convnet", num_classes=2, channels=1, image_size=8, width=4, depth=depth)
+    spec = image_model("convnet", num_classes=2, channels=1, image_size=8, width=4, depth=depth)
     return build(spec, torch.Generator().manual_seed(0))

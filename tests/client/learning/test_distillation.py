@@ -18,7 +18,8 @@ from client.learning.distillation import (
     real_gradients,
     synthetic_gradients,
 )
-from client.learning.models import ModelSpec, build
+from client.learning.models import build
+from client.learning.spec import image_model
 from client.store import SyntheticSet
 
 NAMES = ["convnet", "lenet", "resnet20"]
@@ -26,7 +27,7 @@ NAMES = ["convnet", "lenet", "resnet20"]
 
 def make(name: str, size: int = 16) -> nn.Module:
     """Return a small model in float64, so that only a real difference is above 1e-9."""
-    spec = ModelSpec(name, num_classes=4, channels=3, image_size=size, width=6, depth=2)
+    spec = image_model(name, num_classes=4, channels=3, image_size=size, width=6, depth=2)
     return build(spec, torch.Generator().manual_seed(1)).double()
 
 
@@ -265,7 +266,7 @@ def test_examples_that_may_not_be_used_are_not() -> None:
 
 
 def condensed(site: Site, start: SyntheticSet, seed: int = 0) -> SyntheticSet:
-    spec = ModelSpec("convnet", num_classes=4, channels=1, image_size=8, width=4, depth=1)
+    spec = image_model("convnet", num_classes=4, channels=1, image_size=8, width=4, depth=1)
     return condense(
         site,
         EVERYTHING,

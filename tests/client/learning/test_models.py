@@ -6,6 +6,7 @@ from torch import nn
 
 from client.errors import BadSetting
 from client.learning.models import NAMES, ModelSpec, build, loaded
+from client.learning.spec import image_model
 from client.torchvision_shim import import_torchvision
 
 
@@ -14,7 +15,7 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 def spec_of(name: str, **sizes: int) -> ModelSpec:
-    return ModelSpec(
+    return image_model(
         name, **{"num_classes": 7, "width": 8, "channels": 1, "image_size": 8, **sizes}
     )
 
@@ -99,7 +100,7 @@ def test_the_norm_of_convnet_is_an_instance_norm():
 
 
 def test_the_papers_default_convnet():
-    model = build(ModelSpec("convnet", num_classes=10), seeded())
+    model = build(image_model("convnet", num_classes=10), seeded())
     # Convolutions 3*128*9 + 128, twice 128*128*9 + 128; norms 3 * 256; linear 2048*10 + 10.
     assert sum(p.numel() for p in model.parameters()) == 3584 + 2 * 147_584 + 768 + 20_490
 
@@ -114,12 +115,12 @@ def test_the_papers_default_convnet():
     ],
 )
 def test_cifar_resnets_have_the_papers_size(name, num_parameters):
-    model = build(ModelSpec(name, num_classes=10), seeded())
+    model = build(image_model(name, num_classes=10), seeded())
     assert sum(p.numel() for p in model.parameters()) == num_parameters
 
 
 def test_resnet18_is_torchvisions():
-    model = build(ModelSpec("resnet18", num_classes=1000), seeded())
+    model = build(image_model("resnet18", num_classes=1000), seeded())
     assert sum(p.numel() for p in model.parameters()) == 11_689_512
     theirs = import_torchvision("models").resnet18(weights=None)
     theirs.fc = nn.Identity()

@@ -10,7 +10,8 @@ from torch.nn.functional import cross_entropy
 from client.channels.layout import from_text
 from client.channels.masks import freeze
 from client.errors import BadSetting
-from client.learning.models import Classifier, ModelSpec, build
+from client.learning.models import build
+from client.learning.networks import Classifier
 from client.learning.private import (
     DerivedDraws,
     Draws,
@@ -22,11 +23,12 @@ from client.learning.private import (
     private_sgd,
 )
 from client.learning.recovery import known
+from client.learning.spec import image_model
 from client.seeds import generator
 
 
 def model_of(name: str = "convnet", size: int = 8) -> Classifier:
-    spec = ModelSpec(name, num_classes=10, channels=1, image_size=size, width=6, depth=2)
+    spec = image_model(name, num_classes=10, channels=1, image_size=size, width=6, depth=2)
     return build(spec, torch.Generator().manual_seed(0))
 
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from client.learning.models import ModelSpec, build
+from client.learning.models import build
 from client.learning.recovery import descend, known
+from client.learning.spec import image_model
 
 NOTHING = torch.zeros(1, 3)
 
@@ -146,7 +147,7 @@ def test_held_images_lose_their_class_and_the_others_keep_theirs() -> None:
 
 @pytest.mark.parametrize("freeze_stem", [True, False])
 def test_a_frozen_stem_stays_bit_for_bit(freeze_stem: bool) -> None:
-    spec = ModelSpec("convnet", num_classes=2, channels=1, image_size=8, width=4, depth=2)
+    spec = image_model("convnet", num_classes=2, channels=1, image_size=8, width=4, depth=2)
     model = build(spec, torch.Generator().manual_seed(0))
     before = {key: value.clone() for key, value in model.state_dict().items()}
     images = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(1))
@@ -175,7 +176,7 @@ def batches_of(*sizes: int) -> list[Tensor]:
 
 def recovered(name: str, *, num_held: int, **more: Any) -> dict[str, Tensor]:
     """Return a model's state after one step on four images, holding others down."""
-    spec = ModelSpec(name, num_classes=2, channels=1, image_size=8, width=4, depth=2)
+    spec = image_model(name, num_classes=2, channels=1, image_size=8, width=4, depth=2)
     model = build(spec, torch.Generator().manual_seed(0))
     images, held = batches_of(4, num_held)
     options = {"epochs": 1, "batch_size": 4, "lr": 0.1, "generator": torch.Generator(), **more}
@@ -218,7 +219,7 @@ def test_one_held_image_beside_batch_norm_is_enough() -> None:
 
 def test_a_model_without_batch_norm_makes_one_pass_for_both() -> None:
     seen: list[int] = []
-    spec = ModelSpec("convnet", num_classes=2, channels=1, image_size=8, width=4, depth=2)
+    spec = image_model("convnet", num_classes=2, channels=1, image_size=8, width=4, depth=2)
     model = build(spec, torch.Generator().manual_seed(0))
     model.body.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
     images, held = batches_of(4, 3)
@@ -230,7 +231,7 @@ def test_a_model_without_batch_norm_makes_one_pass_for_both() -> None:
 
 
 def test_a_body_of_one_convolution_recovers_as_a_whole() -> None:
-    spec = ModelSpec("convnet", num_classes=2, channels=1, image_size=8, width=4, depth=1)
+    spec = image_model("convnet", num_classes=2, channels=1, image_size=8, width=4, depth=1)
     model = build(spec, torch.Generator().manual_seed(0))
     before = {key: value.clone() for key, value in model.state_dict().items()}
     (images,) = batches_of(4)

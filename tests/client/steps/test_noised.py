@@ -181,9 +181,10 @@ def test_what_cannot_be_noised_is_refused_before_it_is_paid(
 
 
 def test_batchnorm_is_refused_under_noise(grid: InlineGrid) -> None:
-    from client.learning.models import ModelSpec, build
+    from client.learning.models import build
+    from client.learning.spec import image_model
 
-    spec = ModelSpec("resnet8", num_classes=10, channels=1, image_size=8, width=8, depth=2)
+    spec = image_model("resnet8", num_classes=10, channels=1, image_size=8, width=8, depth=2)
     from flwr.app import ArrayRecord
 
     from client.seeds import generator
