@@ -146,7 +146,9 @@ def _task_of(name: str, options: str, code: str) -> Task:
         raise BadSetting(f"task-options must be JSON, got {options[:100]!r}") from error
     if not isinstance(values, dict):
         raise BadSetting(f"task-options must be a JSON object, got {options[:100]!r}")
-    return kind(**values)
+    task = kind(**values)
+    task.check()
+    return task
 
 
 @functools.lru_cache(maxsize=64)

@@ -123,6 +123,13 @@ class Task:
         """Return how right each output is, `(B,)` in [0, 1]; else whether the class is right."""
         return (outputs.argmax(dim=1) == targets).float()
 
+    def check(self) -> None:
+        """Check what single options cannot say, before anything is built.
+
+        Raises:
+            BadSetting: If they do not go together.
+        """
+
     # ---- what Efface asks ------------------------------------------------------------------------
 
     @classmethod

@@ -117,6 +117,7 @@ def receive(message: Message, kind: type[C]) -> tuple[ArrayRecord, C]:
             f"fingerprint must be {fingerprint()[:12]} (the code of this node), got "
             f"{settings.fingerprint[:12]}; install the same release on server and nodes"
         )
+    settings.model_spec.task.check()  # before any work
     return records.array_records["arrays"], settings
 
 

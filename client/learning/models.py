@@ -77,7 +77,9 @@ def build(spec: ModelSpec, generator: torch.Generator) -> nn.Module:
 
 
 def loaded(spec: ModelSpec, state: Mapping[str, Tensor]) -> nn.Module:
-    """Return a model in training mode that holds the tensors of `state` themselves, not copies.
+    """Return a model in training mode with the values of `state`.
+
+    That of images holds the tensors themselves, not copies.
 
     Args:
         spec: What it is.
@@ -88,8 +90,7 @@ def loaded(spec: ModelSpec, state: Mapping[str, Tensor]) -> nn.Module:
         CodeMismatch: If what does not travel is not the same here.
     """
     check_frozen(spec)
-    model = _twin(_layout(spec))
-    known = model.state_dict()
+    known = _layout(spec).state_dict()
     travels = traced(spec).travels
     if set(state) != set(travels):
         odd = sorted(set(state) ^ set(travels))
@@ -97,8 +98,11 @@ def loaded(spec: ModelSpec, state: Mapping[str, Tensor]) -> nn.Module:
     for name in travels:
         if state[name].dtype != known[name].dtype:
             raise BadSetting(f"array {name} must be {known[name].dtype}, got {state[name].dtype}")
+    # Of another's network, tensors may have two names, which a copy keeps together.
+    own = spec.name != IMAGES
+    model = copy.deepcopy(_layout(spec)) if own else _twin(_layout(spec))
     try:
-        model.load_state_dict(state, assign=True, strict=False)
+        model.load_state_dict(state, assign=not own, strict=False)
     except RuntimeError as error:
         raise BadSetting(f"arrays must fit the model {spec}, got {error}") from error
     return model.train()
@@ -144,27 +148,13 @@ def identified(spec: ModelSpec) -> ModelSpec:
     Raises:
         BadSetting: If the network cannot be built or used.
     """
-    outputs = _num_outputs(spec)
-    if outputs != spec.num_classes and not spec.task.own_loss:
+    outputs, task = traced(spec).num_outputs, spec.task
+    if outputs != spec.num_classes and not task.own_loss:
         raise BadSetting(
-            f"network of task {spec.task.title} must have {spec.num_classes} outputs, one a class, "
-            f"got {outputs}"
+            f"network of task {task.title} must return (B, {spec.num_classes}), one number a "
+            f"class, got {'something else' if outputs is None else f'(B, {outputs})'}"
         )
     return replace(spec, frozen=_frozen(spec.base))
-
-
-def _num_outputs(spec: ModelSpec) -> int:
-    if spec.name == IMAGES:
-        return spec.num_classes
-    model, inputs = copy.deepcopy(_layout(spec)).eval(), spec.task.example(2)
-    with torch.no_grad():
-        outputs = model(inputs)
-    if not isinstance(outputs, Tensor) or len(outputs) != 2:
-        raise BadSetting(
-            f"network of task {spec.task.title} must return one tensor, a row an example, got "
-            f"{type(outputs).__name__}"
-        )
-    return outputs[0].numel()
 
 
 def check_frozen(spec: ModelSpec) -> None:

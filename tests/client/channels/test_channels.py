@@ -16,6 +16,7 @@ from client.errors import BadSetting
 from client.learning.models import NAMES, ModelSpec, build, compact, loaded
 from client.learning.networks import Classifier
 from client.learning.spec import image_model
+from tests.models import changed
 
 CONVNET = image_model("convnet", num_classes=5, channels=1, image_size=8, width=8, depth=2)
 
@@ -53,7 +54,7 @@ class Network:
 
 def network(name: str) -> Network:
     draws = seeded()
-    spec = replace(CONVNET, name=name)
+    spec = changed(CONVNET, net=name)
     model = build(spec, draws)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d | nn.GroupNorm):
@@ -98,7 +99,7 @@ def test_the_layout_of_a_convnet() -> None:
 
 
 def test_the_layout_has_the_running_statistics_but_not_the_number_of_batches() -> None:
-    layers = layout(build(replace(CONVNET, name="resnet18"), seeded()))
+    layers = layout(build(changed(CONVNET, net="resnet18"), seeded()))
     assert [layer.name.removeprefix("body.layer2.") for layer in layers[5:10]] == [
         "0.conv1",
         "0.conv2",
@@ -463,7 +464,7 @@ def test_a_compact_convnet_by_hand() -> None:
 
 
 def test_a_residual_stream_keeps_its_width() -> None:
-    spec = replace(CONVNET, name="resnet20", pruned=("body.3.conv1:0", "body.3.conv2:1,15"))
+    spec = replace(changed(CONVNET, net="resnet20"), pruned=("body.3.conv1:0", "body.3.conv2:1,15"))
     block = build(replace(spec, compact=True), seeded()).body[3]
     assert tuple(block.conv1.weight.shape) == (15, 16, 3, 3)
     assert tuple(block.conv2.weight.shape) == (14, 15, 3, 3)

@@ -225,9 +225,10 @@ def make_site() -> Site:
     images = (torch.arange(9, dtype=torch.uint8) * 20)[:, None, None, None].expand(9, 1, 8, 8)
     noise = torch.randint(0, 20, (9, 1, 8, 8), generator=torch.Generator().manual_seed(0))
     split = Split(images + noise.to(torch.uint8), labels, None)
-    data = DataSet("greys", split, split, None, 4, (0.5,), (0.25,))
+    data = DataSet(split, split, name="greys", num_classes=4, mean=(0.5,), std=(0.25,))
+    task = image_model("convnet", 4, channels=1, image_size=8).task
     nothing = torch.empty(0, dtype=torch.int64)
-    return Site("a", data, Part(split, torch.arange(9)), Part(split, nothing))
+    return Site("a", data, Part(split, torch.arange(9)), Part(split, nothing), task)
 
 
 def seeded(seed: int = 0) -> torch.Generator:

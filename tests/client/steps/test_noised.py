@@ -190,7 +190,7 @@ def test_batchnorm_is_refused_under_noise(grid: InlineGrid) -> None:
     from client.seeds import generator
 
     arrays = ArrayRecord(build(spec, generator(0)).state_dict())
-    config = told(Fit, **STEPS, **NOISE, model="resnet8").config()
+    config = told(Fit, **STEPS, **NOISE, **Fit.of_model(spec)).config()
     (reply,) = grid.send_and_receive([message("train.fit", config, arrays)])
     assert "model must have no BatchNorm under noise" in reply.error.reason
 

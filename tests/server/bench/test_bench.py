@@ -510,7 +510,7 @@ def test_the_attacks_see_confidence() -> None:
 
     # Mean 0.5: pixels below 127.5 are negative logits of the true class, sure and wrong.
     train, unseen = split([255, 200]), split([150, 0])
-    data = DataSet("pixels", train, unseen, None, 2, (0.5,), (0.1,))
+    data = DataSet(train, unseen, name="pixels", num_classes=2, mean=(0.5,), std=(0.1,))
 
     found = membership.attack(
         PixelIsLogit(), data, torch.arange(2), unseen, device=torch.device("cpu")

@@ -1,5 +1,6 @@
 """Fisher forgetting: whose information counts, and how much noise it lets through."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -141,7 +142,7 @@ def test_pruned_channels_stay_without_effect() -> None:
     model = network()
     zero_(model, pruned)
     federation = Informed()
-    federation.model_spec = image_model(**{**vars(SPEC), "pruned": tuple(to_text(pruned))})
+    federation.model_spec = replace(SPEC, pruned=tuple(to_text(pruned)))
     found = scrubbed(federation, ArrayRecord(model.state_dict()), noise=1.0)
     (layer,) = [each for each in layout(model) if each.name == "body.0"]
     for name in layer.tensors:

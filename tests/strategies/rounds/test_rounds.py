@@ -542,7 +542,7 @@ def test_batch_norms_buffers_are_averaged_in_their_dtype() -> None:
     spec = image_model("resnet20", num_classes=10, channels=1, image_size=8)
     start = ArrayRecord(build(spec, torch.Generator().manual_seed(0)).state_dict())
     settings = told(
-        Fit, steps=3, batch_size=8, lr=0.1, model="resnet20", num_clients=2, max_samples=40
+        Fit, steps=3, batch_size=8, lr=0.1, **Fit.of_model(spec), num_clients=2, max_samples=40
     )
     with InlineGrid(app, 2) as grid:
         result = FederatedAveraging(settings).start(grid, start, num_rounds=1)
