@@ -1,4 +1,7 @@
-"""A node opened for one message: its data, its store, its policy, and the examples it hands out."""
+"""A node opened for one message: its data, its store, its policy, and the examples it hands out.
+
+It is long because a handler asks for all that it needs in this one place.
+"""
 
 import math
 import os

@@ -460,7 +460,7 @@ def _check_not_forgotten(
         raise AlreadyDone(
             f"version {base.id} has forgotten {what} already ({by}); nothing was changed"
         )
-    if len({*forget.classes, *gone["classes"]}) >= num_classes - 1:
+    if forget.classes and len({*forget.classes, *gone["classes"]}) >= num_classes - 1:
         raise BadSetting("request must leave at least two classes, got one that does not")
 
 

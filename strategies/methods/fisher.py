@@ -33,7 +33,7 @@ from client.steps.measuring import Fisher
 from client.wire import at_least, between, tensors
 from strategies.federation import Federation
 from strategies.method import RATE, Hyperparameters, Needs, option
-from strategies.methods.quickdrop_calibrated import without_directions
+from strategies.methods.quickdrop_calibrated import head_of, without_directions
 from strategies.parts.relearning import OrdinaryRelearning
 from strategies.rounds.base import Rounds
 from strategies.rounds.channels import arrays_of
@@ -66,6 +66,7 @@ class FisherForgetting(OrdinaryRelearning, Hyperparameters):
     needs: ClassVar[Needs] = Needs(
         levels=frozenset({"class", "client"}),
         target_online=False,
+        head=True,
         sums=frozenset({"class", "client"}),
     )
 
@@ -83,7 +84,7 @@ class FisherForgetting(OrdinaryRelearning, Hyperparameters):
             if federation.forget.level == "class":
                 gone = np.zeros(federation.spec.num_classes)
                 gone[[*federation.forget.classes, *asked.erased_classes]] = 1.0
-                start = without_directions(model, gone)
+                start = without_directions(model, gone, head=head_of(federation.spec))
             draws = generator(asked.seed, "unlearn noise", 0)
             network = loaded(federation.spec, self.noisy(start, information, draws))
             if federation.spec.pruned and not federation.spec.compact:

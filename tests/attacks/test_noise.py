@@ -70,8 +70,8 @@ class Victim:
             EffaceError: If the site refuses.
         """
         TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
-        sizes = {"model_width": SPEC.width, "model_depth": SPEC.depth, "client": "site-a"}
-        config = told(kind, simulation=None, holdout=0.0, **sizes, **said).config()
+        own = {**kind.of_model(SPEC), "client": "site-a"}
+        config = told(kind, simulation=None, holdout=0.0, **own, **said).config()
         context = Context(1, 7, dict(self.config), RecordDict(), {})
         asked = message(kind.message.name, config, arrays, node=7)
         content = handlers()[kind.message.name](asked, context).content

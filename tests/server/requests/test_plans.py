@@ -79,7 +79,9 @@ def situation(job: str, level: str, name: str) -> Situation:
     ).check()
     simulated = settings.engine != "superlink"
     drawn = max(1, round(settings.fraction * settings.num_clients))
-    given = (settings.dataset, None, settings.partition, settings.num_clients, 0, 0)
+    given = (
+        settings.learned, settings.dataset, None, settings.partition, settings.num_clients, 0, 0
+    )  # fmt: skip
     nodes = shares(*given) if simulated else None
     images = float(drawn * settings.local_steps * settings.batch_size)
     if not images:  # an epoch of each
