@@ -130,7 +130,11 @@ def traced(spec: ModelSpec) -> Trace:
     Raises:
         BadSetting: If the network does not take the task's own examples.
     """
-    model, inputs = _layout(spec), spec.task.example(2)  # batch norm needs two
+    return _traced(_layout(spec), spec)
+
+
+def _traced(model: nn.Module, spec: ModelSpec) -> Trace:
+    inputs = spec.task.example(2)  # batch norm needs two
     if any(t.is_meta for t in model.state_dict().values()):
         inputs = inputs.to("meta")
     try:
@@ -221,7 +225,7 @@ def _layout(spec: ModelSpec) -> nn.Module:
     else:
         model = _made(spec.base, _FIRST)
         if not (spec.pruned or spec.compact):
-            _keep_frozen(model, trace(model, spec.task.example(2)))
+            _keep_frozen(model, _traced(model, spec))
     if spec.pruned:
         pruned = prunable(from_text(spec.pruned), layout(model))
         if spec.compact:
