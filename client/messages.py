@@ -15,6 +15,7 @@ from client.secure.context import PREFIX as SECURE
 from client.secure.context import Secured
 from client.settings import (
     ANY,
+    MIN_CLIP,
     Rule,
     Settings,
     any_seed,
@@ -25,7 +26,6 @@ from client.settings import (
     name,
     one_of,
     part,
-    positive,
     setting,
     short_or_empty,
     text,
@@ -170,7 +170,7 @@ class Common(Settings):
     precision: str = setting(one_of("float32", "bfloat16"), "float32")
 
     noise_multiplier: float = setting(between(0.0, 1e6), 0.0)  # z; 0 for no noise
-    clip_norm: float = setting(positive(), 1.0)  # C, of each example's gradient under noise
+    clip_norm: float = setting(at_least(MIN_CLIP), 1.0)  # C, of each example's gradient under noise
 
     scale: int = setting(at_least(0), 0)  # s: one synthetic image for so many; 0 for none
 

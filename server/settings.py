@@ -18,7 +18,7 @@ from client.learning.models import NAMES as MODEL_NAMES
 from client.learning.models import ModelSpec
 from client.learning.networks import WITHOUT_BATCHNORM
 from client.secure.context import MIN_NODES
-from client.settings import name
+from client.settings import MIN_CLIP, name
 from client.simulation import partition
 from client.simulation.settings import Simulation
 from client.wire import ForgetSpec, Rule, Settings, at_least, between, one_of, positive, setting
@@ -70,7 +70,7 @@ class RunSettings(Settings):
     weight_decay: float = setting(between(0.0, 1.0), 0.0)
     proximal: float = setting(between(0.0, 1e6), 0.0)  # mu of FedProx
     noise_multiplier: float = setting(between(0.0, 1e6), 0.0)  # z; 0 for no noise
-    clip_norm: float = setting(positive(), 1.0)  # C, of each example's gradient under noise
+    clip_norm: float = setting(at_least(MIN_CLIP), 1.0)  # C, of each example's gradient under noise
     fraction: float = setting(_share, 1.0)
     min_share: float = setting(_share, 0.5)
     aggregate: str = setting(one_of("mean", "median", "trimmed-mean"), "mean")
