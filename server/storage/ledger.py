@@ -1034,5 +1034,8 @@ def _rows(session: Session) -> Rows:
         {row.id: vars(_request_row(row)) for row in requests},
         {row.id: vars(_version_row(row)) for row in versions},
         [(p.request, p.client, p.settled is not None) for p in session.scalars(select(_Pending))],
-        [row.id for row in (*requests, *versions) if row.id[1:] != f"{row.number:04d}"],
+        [
+            *(row.id for row in requests if row.id != f"r{row.number:04d}"),
+            *(row.id for row in versions if row.id != f"v{row.number:04d}"),
+        ],
     )
