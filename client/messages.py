@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Final, Literal
 
 from client.learning.models import NAMES as MODEL_NAMES
 from client.learning.models import ModelSpec
+from client.learning.networks import WITHOUT_BATCHNORM
 from client.secure.context import PREFIX as SECURE
 from client.secure.context import Secured
 from client.settings import (
@@ -196,6 +197,12 @@ class Common(Settings):
         """
         if self.precision != "float32":
             return f"precision must be float32 under noise, got {self.precision}"
+        trained = self.message.arrays in ("model", "slices")
+        if trained and self.model not in WITHOUT_BATCHNORM:
+            return (
+                f"model must have no BatchNorm under noise, got {self.model}: it mixes the "
+                f"examples of a batch; {' and '.join(WITHOUT_BATCHNORM)} have none"
+            )
         if self.message.noised:
             return None
         return f"message must be one that can be answered under noise, got {self.message.name}"

@@ -7,14 +7,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import Message
+from flwr.app import ArrayRecord, Message
 
 from client.app import app
 from client.budget import Budget, Mechanism, epsilon
 from client.data.site import SIMULATED_STORES
 from client.errors import BadSetting
+from client.learning.models import ModelSpec, build
 from client.messages import CLASS_3, Common
 from client.policy import Policy, PolicyError
+from client.seeds import generator
 from client.steps.ascent import Ascend
 from client.steps.channels import FitChannels
 from client.steps.measuring import Describe, Heldout
@@ -183,18 +185,15 @@ def test_what_cannot_be_noised_is_refused_before_it_is_paid(
     assert not list(tmp_path.rglob("budget*.json"))
 
 
-def test_batchnorm_is_refused_under_noise(grid: InlineGrid) -> None:
-    from client.learning.models import ModelSpec, build
-
+def test_batchnorm_is_refused_under_noise_before_it_is_paid(
+    grid: InlineGrid, tmp_path: Path
+) -> None:
     spec = ModelSpec("resnet8", num_classes=10, channels=1, image_size=8, width=8, depth=2)
-    from flwr.app import ArrayRecord
-
-    from client.seeds import generator
-
     arrays = ArrayRecord(build(spec, generator(0)).state_dict())
     config = told(Fit, **STEPS, **NOISE, model="resnet8").config()
     (reply,) = grid.send_and_receive([message("train.fit", config, arrays)])
     assert "model must have no BatchNorm under noise" in reply.error.reason
+    assert not list(tmp_path.rglob("budget*.json"))
 
 
 # ---- a policy -----------------------------------------------------------------------------------
