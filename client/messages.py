@@ -10,11 +10,12 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, ClassVar, Final, Literal
 
-from client.learning.spec import ModelSpec
+from client.learning.models import ModelSpec, traced
 from client.secure.context import PREFIX as SECURE
 from client.secure.context import Secured
 from client.settings import (
     ANY,
+    MIN_CLIP,
     Rule,
     Settings,
     any_seed,
@@ -25,7 +26,6 @@ from client.settings import (
     name,
     one_of,
     part,
-    positive,
     setting,
     short_or_empty,
     text,
@@ -176,7 +176,7 @@ class Common(Settings):
     precision: str = setting(one_of("float32", "bfloat16"), "float32")
 
     noise_multiplier: float = setting(between(0.0, 1e6), 0.0)  # z; 0 for no noise
-    clip_norm: float = setting(positive(), 1.0)  # C, of each example's gradient under noise
+    clip_norm: float = setting(at_least(MIN_CLIP), 1.0)  # C, of each example's gradient under noise
 
     scale: int = setting(at_least(0), 0)  # s: one synthetic image for so many; 0 for none
 
@@ -202,6 +202,12 @@ class Common(Settings):
         """
         if self.precision != "float32":
             return f"precision must be float32 under noise, got {self.precision}"
+        trained = self.message.arrays in ("model", "slices")
+        if trained and traced(self.model_spec).mixes_examples:
+            return (
+                f"model must have no BatchNorm under noise, got {self.model_spec.task.title}: it "
+                "mixes the examples of a batch; GroupNorm and LayerNorm do not"
+            )
         if self.message.noised:
             return None
         return f"message must be one that can be answered under noise, got {self.message.name}"

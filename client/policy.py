@@ -22,6 +22,7 @@ from client.files import check_private, make_private, write_atomic
 from client.keys import KEY_TEXT, is_public_key, public_key, simulated_key
 from client.settings import (
     ANY,
+    MIN_CLIP,
     Rule,
     Settings,
     at_least,
@@ -120,7 +121,7 @@ class Privacy(Settings):
     required: bool = setting(ANY, False)
     epsilon: float = setting(positive(), 8.0)
     delta: float = setting(between(1e-15, 0.1), 1e-5)
-    clip_norm: float = setting(positive(), 1.0)
+    clip_norm: float = setting(at_least(MIN_CLIP), 1.0)
     noise_multiplier: float = setting(positive(), 1.0)  # of gradients, over their clip norm
     counts_noise: float = setting(positive(), 10.0)  # standard deviation, of held-out counts
 

@@ -9,7 +9,7 @@ A task of one's own is a class in one Python file:
     class Heart(Task):
         input_shape = (13,)
         class_names = ("healthy", "ill")
-        hidden: int = 32                      # an option: --task-set hidden=64
+        hidden: int = 32                      # an option: --task-options hidden=64
 
         def network(self) -> nn.Module:
             return nn.Sequential(nn.Linear(13, self.hidden), nn.ReLU(), nn.Linear(self.hidden, 2))
@@ -265,7 +265,7 @@ def option_values(known: Mapping[str, Value], texts: Sequence[str]) -> dict[str,
         name, equals, value = text.partition("=")
         name = name.strip().replace("-", "_")
         if not equals:
-            raise BadSetting(f"task-set must be NAME=VALUE, got {text!r}")
+            raise BadSetting(f"task-options must be NAME=VALUE, got {text!r}")
         if name not in known:
             raise BadSetting(
                 f"option of the task must be one of {', '.join(known) or 'none'}, got {name!r}"

@@ -412,6 +412,7 @@ class _Tail:
             event["loss"],
             event["clients"],
             failures,
+            event.get("norms", {}),
         )
         self.listener.round(done, event["scores"])
 

@@ -22,7 +22,7 @@ from client.learning.networks import WITHOUT_BATCHNORM
 from client.messages import Common
 from client.own_task import task_of
 from client.secure.context import MIN_NODES
-from client.settings import name
+from client.settings import MIN_CLIP, name
 from client.simulation import partition
 from client.simulation.settings import Simulation
 from client.task import Task, canonical, option_values
@@ -82,7 +82,7 @@ class RunSettings(Settings):
     weight_decay: float = setting(between(0.0, 1.0), 0.0)
     proximal: float = setting(between(0.0, 1e6), 0.0)  # mu of FedProx
     noise_multiplier: float = setting(between(0.0, 1e6), 0.0)  # z; 0 for no noise
-    clip_norm: float = setting(positive(), 1.0)  # C, of each example's gradient under noise
+    clip_norm: float = setting(at_least(MIN_CLIP), 1.0)  # C, of each example's gradient under noise
     fraction: float = setting(_share, 1.0)
     min_share: float = setting(_share, 0.5)
     aggregate: str = setting(one_of("mean", "median", "trimmed-mean"), "mean")
@@ -299,7 +299,8 @@ class RunSettings(Settings):
             if own and (value := getattr(self, spec.name)) != getattr(plain, spec.name):
                 raise BadSetting(
                     f"{spec.name.replace('_', '-')} must be left out with a task of one's own, got "
-                    f"{value}; its options are given by --task-set NAME=VALUE"
+                    f"{value}; its options are given by "
+                    "--task-options NAME=VALUE"
                 )
 
     def _check_noise(self) -> None:

@@ -124,8 +124,8 @@ def clipped_sum(
 
         sum_i g_i min(1, C / |g_i|)
 
-    The norm is over all parameters that are trained. An example whose gradient is not finite adds
-    nothing: an error would tell of it.
+    The norm is over all parameters that are trained. An example whose gradient is not finite, or
+    too long to be shortened in float32, adds nothing: an error would tell of it.
 
     Args:
         model: Left unchanged. Hooks on its parameters (`client.channels.masks`) hold here, too.
@@ -167,7 +167,9 @@ def clipped_sum(
             ]
         ).norm(dim=0)
         factors = (clip_norm / norms.clamp(min=1e-12)).clamp(max=1.0)
-        factors = torch.where(norms.isfinite(), factors, 0.0).to(images.dtype)
+        # Below the normal numbers of float32 a factor would be rounded, and its gradient too long.
+        exact = norms.isfinite() & (factors >= torch.finfo(images.dtype).tiny)
+        factors = torch.where(exact, factors, 0.0).to(images.dtype)
         for name, g in found.items():
             total[name] += torch.einsum("b...,b->...", g.nan_to_num(0.0, 0.0, 0.0), factors)
     return total

@@ -125,6 +125,23 @@ def test_an_example_without_a_finite_gradient_adds_nothing() -> None:
         assert torch.allclose(both[name], others[name], atol=1e-6)
 
 
+@pytest.mark.parametrize(("pixel", "clip_norm"), [(1.0, 1e-45), (3e38, 1.6e-6)])
+def test_a_gradient_beyond_what_float32_can_shorten_adds_nothing(
+    pixel: float, clip_norm: float
+) -> None:
+    # Its factor, C / |g|, is below the smallest normal number and would be rounded up.
+    model = Corner()
+    model.classifier.bias.requires_grad_(False)
+
+    def first(features: Tensor, logits: Tensor, label: Tensor) -> Tensor:
+        return logits[0, 0]
+
+    image = torch.full((1, 1, 1, 2), pixel)
+    found = clipped_sum(model, image, torch.zeros(1).long(), loss=first, clip_norm=clip_norm)
+    moved = math.hypot(*found["classifier.weight"].flatten().tolist())
+    assert moved <= clip_norm * (1 + 1e-6)
+
+
 def test_what_is_frozen_gets_neither_gradient_nor_noise() -> None:
     model = model_of()
     freeze(model, from_text(["body.0:1,4"]))
