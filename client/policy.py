@@ -372,10 +372,13 @@ def make_site(folder: Path, name: str) -> Policy:
     """Write a new site's policy and key into `folder`, for their owner alone.
 
     Raises:
-        BadSetting: If the name is none.
+        BadSetting: If the name is none, or the folder cannot be one.
         PolicyError: If one of the files is there already; nothing was changed.
     """
     policy = Policy.new(name)
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not there.is_dir():
+        raise BadSetting(f"folder must be one, got the file {there}")
     for file in (FILE, KEY):
         if (folder / file).exists():
             raise PolicyError(

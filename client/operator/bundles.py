@@ -24,6 +24,7 @@ from client.files import write_atomic
 
 HASH: Final = re.compile(r"[0-9a-f]{64}")
 CODE: Final = "client/"  # the folder of a bundle that touches a site's data
+APP: Final = "client/app.py"  # where a node finds the handlers
 KEPT: Final = 8  # bundles that came
 LARGEST: Final = 10 * 2**20  # bytes; flwr's own limit of a bundle
 UNPACKED: Final = 64 * 2**20  # bytes of all files together

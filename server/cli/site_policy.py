@@ -39,6 +39,7 @@ def init(
 ) -> Answer:
     """Make a site's policy, with safe defaults, and its key; print the public key."""
     from client.keys import public_text
+    from client.operator.folder import CONNECTION
     from client.policy import FILE, KEY, make_site
 
     where = folder.expanduser().absolute()
@@ -58,6 +59,8 @@ def init(
             f"Public key of {name}: {public}",
             "Give it to the other sites ([peers] of their policies), and put theirs into yours.",
             "Pin the coordinator's key, too ([keys] coordinators): it signs orders.",
+            f"Then write {where / CONNECTION}, which says how the node is connected "
+            "(deploy/DEPLOY.md shows one), and try: efface site check",
         ],
     )
 

@@ -32,6 +32,15 @@ def test_a_site_is_made_and_its_public_key_printed(tmp_path: Path) -> None:
     assert nameless.exit_code == 2
     shown = run("site", "init", tmp_path / "b", "--name", "site-b").stdout
     assert "Public key of site-b: " in shown
+    assert "node.toml" in shown
+
+
+def test_a_site_is_not_made_where_a_file_is(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path / "file" / "site"):
+        done = run("site", "init", folder, "--name", "site-a")
+        assert done.exit_code == 2
+        assert f"folder must be one, got the file {tmp_path / 'file'}" in done.stderr
 
 
 @pytest.fixture
@@ -54,6 +63,7 @@ def test_a_check_says_what_to_mend(site: Hospital) -> None:
     shown = run("site", "check", site.policy.parent)
     assert shown.exit_code == 1
     assert "2 to mend." in shown.stdout
+    assert "add it to [keys] coordinators" in " ".join(shown.stdout.split())
 
 
 def test_the_log_is_shown_and_verified(site: Hospital) -> None:
