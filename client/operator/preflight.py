@@ -131,22 +131,12 @@ def _user(site: SiteFolder) -> Iterator[str | Finding]:
 
 
 def _node_key(site: SiteFolder) -> Iterator[str | Finding]:
-    from cryptography.hazmat.primitives.asymmetric import ec
-    from cryptography.hazmat.primitives.serialization import load_ssh_private_key
-
-    if not site.key.exists():
-        raise _Mend(f"key must exist, got no {site.key}; make it: make_federation.py node-key NAME")
-    check_private(site.key)
-    if not os.access(site.key, os.R_OK):
-        yield "not readable by this user, as it should be for the executor's"
-        return
-    try:
-        key = load_ssh_private_key(site.key.read_bytes(), None)
-    except ValueError as error:
-        raise _Mend(f"{site.key} must be an OpenSSH private key, got {error}") from error
-    if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise _Mend(f"{site.key} must be on a NIST curve, got {type(key).__name__}")
-    yield f"{key.curve.name}"
+    if site.key.exists():
+        check_private(site.key)
+        if not os.access(site.key, os.R_OK):
+            yield "not readable by this user, as it should be for the executor's"
+            return
+    yield f"{site.node_key().curve.name}"
 
 
 def _store(site: SiteFolder) -> Iterator[str | Finding]:

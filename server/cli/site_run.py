@@ -62,8 +62,8 @@ def run(
         bool,
         typer.Option(
             "--strict",
-            help="End the executor, instead of warning, where it could reach the network, the key "
-            "or the list of bundles.",
+            help="End, instead of warning, where the executor could reach the network, the key or "
+            "the list of bundles.",
         ),
     ] = False,
 ) -> Answer:

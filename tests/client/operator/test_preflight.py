@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from client.operator import preflight as module
+from client.operator.folder import bundles_of
 from client.operator.preflight import MEND, NOTE, OK, preflight
 from client.policy import FILE, KEY
 from tests.attacks.site import hospital
@@ -64,6 +65,14 @@ def test_a_sound_site_has_nothing_to_mend(site: Path) -> None:
     assert checks["trial message"][1].startswith("answered in")
     assert "classes have no names" in checks["data"][1]
     assert not (site.parent / "store").exists()  # nothing was written there
+
+
+def test_a_site_where_no_bundle_may_run_is_told_so(site: Path) -> None:
+    state, text = found(site)["bundles"]
+    assert state == NOTE
+    assert "efface site allow" in text
+    bundles_of(site).allow("0" * 64, "")
+    assert found(site)["bundles"] == (OK, "1 bundle may run here")
 
 
 def no_folder(site: Path) -> None:
