@@ -57,12 +57,13 @@ def preflight(folder: Path, *, connect: bool = True) -> list[Finding]:
     try:
         policy = Policy.load(site.folder / POLICY)
     except (EffaceError, OSError) as error:
-        return [*found, Finding("policy", MEND, str(error))]
+        return [*found, Finding("policy", MEND, _said(error))]
     steps: dict[str, Callable[[], Iterator[str | Finding]]] = {
         "policy": lambda: _policy(policy),
         "site key": lambda: _site_key(policy),
         "user": lambda: _user(site),
         "node key": lambda: _node_key(site),
+        "bundles": lambda: _bundles(site),
         "store": lambda: _store(site),
         "disk": lambda: _disk(site, policy),
         "clock": lambda: _clock(site),
@@ -82,8 +83,14 @@ def _findings(check: str, step: Callable[[], Iterator[str | Finding]]) -> list[F
         for one in step():
             found.append(one if isinstance(one, Finding) else Finding(check, OK, one))
     except (_Mend, EffaceError, OSError) as error:
-        found.append(Finding(check, MEND, str(error)))
+        found.append(Finding(check, MEND, _said(error)))
     return found
+
+
+def _said(error: Exception) -> str:
+    if isinstance(error, PermissionError):
+        return f"{error.filename} must be open to this user, got: {error.strerror}; chown it"
+    return str(error)
 
 
 def _note(check: str, text: str) -> Finding:
@@ -94,6 +101,13 @@ def _note(check: str, text: str) -> Finding:
 
 
 def _policy(policy: Policy) -> Iterator[str | Finding]:
+    from client.app import handlers
+
+    if unknown := sorted(set(policy.answers.serve) - set(handlers())):
+        raise _Mend(
+            f"answers.serve must name messages that a node knows, got {', '.join(unknown)}; they "
+            f"are {', '.join(sorted(handlers()))}"
+        )
     alone = "in sums only" if policy.answers.updates == SUMS else "by itself, too"
     yield (
         f"{policy.name} answers {alone}, of at least {policy.answers.min_examples} examples; the "
@@ -127,7 +141,7 @@ def _user(site: SiteFolder) -> Iterator[str | Finding]:
     if os.geteuid() == 0 and owner != 0:
         yield _note("user", "checked as root: run it as the executor's user to see what it sees")
         return
-    yield "policy and key belong to this user"
+    yield "the policy belongs to this user"
 
 
 def _node_key(site: SiteFolder) -> Iterator[str | Finding]:
@@ -137,6 +151,18 @@ def _node_key(site: SiteFolder) -> Iterator[str | Finding]:
             yield "not readable by this user, as it should be for the executor's"
             return
     yield f"{site.node_key().curve.name}"
+
+
+def _bundles(site: SiteFolder) -> Iterator[str | Finding]:
+    allowed = len(site.bundles.allowed())
+    if not allowed:
+        yield _note(
+            "bundles",
+            "none may run here: whatever the coordinator sends is refused until one is allowed "
+            f"(efface site allow {site.folder} --installed)",
+        )
+        return
+    yield f"{allowed} bundle{'s' * (allowed > 1)} may run here"
 
 
 def _store(site: SiteFolder) -> Iterator[str | Finding]:

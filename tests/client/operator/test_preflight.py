@@ -103,6 +103,16 @@ def damaged_node_key(site: Path) -> None:
     (site.parent / "federation" / "keys" / "site-a").write_text("no key")
 
 
+def unknown_message(site: Path) -> None:
+    policy = site / FILE
+    policy.write_text(policy.read_text().replace("serve = []", 'serve = ["train.fitt"]'))
+
+
+def damaged_list(site: Path) -> None:
+    (site / "bundles").mkdir()
+    (site / "bundles" / "allowed").write_text("all of them")
+
+
 def no_data(site: Path) -> None:
     (site.parent / "data.npz").unlink()
 
@@ -141,6 +151,8 @@ FAULTS: list[tuple[Callable[[Path], None], str, str]] = [
     (no_folder, "folder", "holds no node.toml"),
     (no_policy, "policy", "efface site init"),
     (open_policy, "policy", "chmod 600"),
+    (unknown_message, "policy", "got train.fitt"),
+    (damaged_list, "bundles", "64 hexadecimal digits"),
     (no_site_key, "site key", "efface site init"),
     (open_node_key, "node key", "chmod 600"),
     (no_node_key, "node key", "make_federation.py node-key"),
