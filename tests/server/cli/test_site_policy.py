@@ -90,3 +90,25 @@ def test_the_log_is_shown_and_verified(site: Hospital) -> None:
     broken = run("site", "log", folder, "--verify", "--json")
     assert broken.exit_code == 3
     assert "line 2 must follow line 1" in json.loads(broken.stdout)["problems"][0]
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b'"number": 2', b'"number": null'),
+        (b'"num-examples": 7', b'"num-examples": "x"'),
+        (b'{"num-examples": 7}', b"7"),
+        (b'"time": "', b'"time": ["'),
+    ],
+)
+def test_a_log_of_which_a_line_was_altered_is_shown_and_does_not_verify(
+    site: Hospital, old: bytes, new: bytes
+) -> None:
+    book = Logbook(site.store)
+    for _ in range(3):
+        book.write({"message": "m", "outcome": "answered", "numbers": {"num-examples": 7}})
+    (path,) = book.files()
+    path.write_bytes(path.read_bytes().replace(old, new))
+    (path.parent / "notes.jsonl").touch()
+    assert run("site", "log", site.policy.parent).exit_code == 0
+    assert run("site", "log", site.policy.parent, "--verify").exit_code == 3
