@@ -89,9 +89,8 @@ class Handler(Generic[C]):
             log.exception("%s failed", message.metadata.message_type)
             try:
                 visit.turned_away(error)
-            except (
-                Exception
-            ):  # a full disk: the coordinator is told of the first fault all the same
+            except Exception:
+                # A full disk, say: the coordinator is told of the first fault all the same.
                 log.exception("the site's log could not be written")
             raise NodeError(_told(error)) from None
 

@@ -229,10 +229,12 @@ class Policy:
         for section, kind in _SECTIONS.items():
             found[section] = _section(section, kind, own.pop(section, {}))
         peers = own.pop("peers", {})
-        if not isinstance(peers, dict) or not all(is_public_key(key) for key in peers.values()):
-            raise BadSetting(f"[peers] must hold names with keys, each {KEY_TEXT}")
-        for peer in peers:
+        if not isinstance(peers, dict):
+            raise BadSetting(f"[peers] must be a table, got {peers!r}")
+        for peer, key in peers.items():
             _check_name(peer)
+            if not is_public_key(key):
+                raise BadSetting(f"peers.{peer} must be {KEY_TEXT}, got {key!r}")
         if own:
             raise BadSetting(f"policy must hold known entries, got {', '.join(sorted(own))}")
         if found["data"].split_seed == DataPolicy().split_seed:
@@ -373,10 +375,13 @@ def make_site(folder: Path, name: str) -> Policy:
     """Write a new site's policy and key into `folder`, for their owner alone.
 
     Raises:
-        BadSetting: If the name is none.
+        BadSetting: If the name is none, or the folder cannot be one.
         PolicyError: If one of the files is there already; nothing was changed.
     """
     policy = Policy.new(name)
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not there.is_dir():
+        raise BadSetting(f"folder must be one, got the file {there}")
     for file in (FILE, KEY):
         if (folder / file).exists():
             raise PolicyError(

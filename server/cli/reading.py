@@ -678,15 +678,15 @@ def _accuracy_text(row: "VersionRow", request: "RequestRow", ledger: "Ledger") -
 
 
 def _facts(facts: Sequence[tuple[str, str | None]]) -> Any:
-    from rich.markup import escape
     from rich.table import Table
+    from rich.text import Text
 
     made = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     made.add_column(style="bold", no_wrap=True)
     made.add_column(overflow="fold")
     for name, value in facts:
         if value:
-            made.add_row(name, escape(value))
+            made.add_row(name, Text(value))
     return made
 
 

@@ -18,6 +18,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 from server.evidence import wording
 from server.evidence.participation import remarks, standing_out
@@ -332,7 +333,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, text: int = 
         justify: Literal["left", "right"] = "left" if position < text else "right"
         made.add_column(name, justify=justify, overflow="fold", no_wrap=short)
     for row in rows:
-        made.add_row(*(_literal(cell) for cell in row))
+        made.add_row(*map(Text, row))  # as it is: brackets in a cell are no markup
     return made
 
 
@@ -362,9 +363,3 @@ def _uses(record: Record) -> tuple[bool, bool]:
 
     kind = METHODS.get(str(record.method))
     return (False, False) if kind is None else (kind.needs.synthetic_data, kind.needs.history)
-
-
-def _literal(cell: str) -> str:
-    from rich.markup import escape
-
-    return escape(cell)

@@ -262,6 +262,7 @@ def test_all_made_anew_with_another_key(efface: Efface) -> None:
 
 
 def test_a_key_that_is_none_is_refused(efface: Efface) -> None:
+    assert "head must be a SHA-256" in efface("audit", "--head", "abc").stderr
     done = efface("audit", "--key", "nonsense")
     assert done.exit_code == USAGE
     assert "public key must be base64 of a 32-byte Ed25519 public key" in done.stderr
