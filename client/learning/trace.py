@@ -191,10 +191,10 @@ def features_and_logits(model: nn.Module, head: str, inputs: Tensor) -> tuple[Te
     """
     seen: list[Tensor] = []
 
-    def keep(layer: nn.Module, given: tuple[Tensor, ...]) -> None:
-        seen.append(given[0])
+    def keep(layer: nn.Module, given: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
+        seen.append(given[0] if given else named["input"])
 
-    hook = model.get_submodule(head).register_forward_pre_hook(keep)
+    hook = model.get_submodule(head).register_forward_pre_hook(keep, with_kwargs=True)
     try:
         logits = cast(Tensor, model(inputs))
     finally:
