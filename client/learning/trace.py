@@ -189,19 +189,38 @@ def features_and_logits(model: nn.Module, head: str, inputs: Tensor) -> tuple[Te
     Raises:
         EffaceError: If the last layer was not called exactly once.
     """
+    with inputs_of(model, head) as seen:
+        logits = cast(Tensor, model(inputs))
+    return only(seen, head), logits
+
+
+@contextmanager
+def inputs_of(model: nn.Module, head: str | None) -> Iterator[list[Tensor]]:
+    """Collect what a layer gets meanwhile, an entry a call; None collects nothing."""
     seen: list[Tensor] = []
+    if head is None:
+        yield seen
+        return
 
     def keep(layer: nn.Module, given: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
         seen.append(given[0] if given else named["input"])
 
     hook = model.get_submodule(head).register_forward_pre_hook(keep, with_kwargs=True)
     try:
-        logits = cast(Tensor, model(inputs))
+        yield seen
     finally:
         hook.remove()
+
+
+def only(seen: list[Tensor], head: str) -> Tensor:
+    """Return the one entry of what `inputs_of` collected.
+
+    Raises:
+        EffaceError: If there is another number of them.
+    """
     if len(seen) != 1:
         raise EffaceError(f"last layer '{head}' must be called once in a pass, got {len(seen)}")
-    return seen[0], logits
+    return seen[0]
 
 
 def frozen_digest(model: nn.Module, names: Collection[str]) -> str:
