@@ -130,19 +130,23 @@ class Node:
         return network.to(self.device)
 
     @property
-    def head(self) -> str:
-        """Name of the model's last linear layer, whose output is the model's.
+    def head(self) -> str | None:
+        """Name of the model's last linear layer, whose output is the model's; None without one."""
+        return traced(self.settings.model_spec).head
+
+    @property
+    def needed_head(self) -> str:
+        """The name of that layer.
 
         Raises:
-            BadSetting: If it has none.
+            BadSetting: If there is none.
         """
-        found = traced(self.settings.model_spec).head
-        if found is None:
+        if self.head is None:
             raise BadSetting(
                 f"network of task {self.task.title} must end in one linear layer for this method, "
                 "got none"
             )
-        return found
+        return self.head
 
     def still(self, model: nn.Module, *, head: bool = False, stem: bool = False) -> list[nn.Module]:
         """Return the modules that a training leaves as they are: the last layer, the first, both.
@@ -150,7 +154,7 @@ class Node:
         A model of one convolution has no stem: it would be all of the model.
         """
         names = traced(self.settings.model_spec).stem if stem else ()
-        return [model.get_submodule(n) for n in (*names, *([self.head] if head else []))]
+        return [model.get_submodule(n) for n in (*names, *([self.needed_head] if head else []))]
 
     @property
     def task(self) -> Task:

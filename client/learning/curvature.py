@@ -8,19 +8,84 @@ Learning", AAAI 2021, https://arxiv.org/abs/2006.00719, Algorithm 1, with their 
 the empirical Fisher information in its place. Departs from the paper: the moments start at zero in
 every local phase, because nothing stays on a node between messages.
 
-Shapes: B batch, C channels, H height, W width, K classes.
+Networks may be of any kind. Of what is frozen nothing is measured.
+
+Shapes: B batch, b examples at once, K classes.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn.functional import cross_entropy, log_softmax
+from torch.nn.modules.conv import _ConvNd
 
+from client.learning.attention import ByFormula, differentiated_twice
+from client.learning.trace import train_mode
 from client.learning.training import Pick, Trained
 
 NUMBERS_AT_ONCE = 2**24  # per-example gradients in memory: 64 MiB of float32
+
+OfOne = Callable[[dict[str, Tensor], Tensor, Tensor], Tensor]
+"""From weights by name, an example `(...)` and its label `()` to a number."""
+
+
+def example_gradients(
+    of_one: OfOne,
+) -> Callable[[dict[str, Tensor], Tensor, Tensor], dict[str, Tensor]]:
+    """Return a function from weights and examples to each example's own gradients.
+
+    Of all examples in one pass (`torch.func.vmap`). Where a network has operations that cannot be
+    taken so, such as an LSTM or a branch on values, by one backward pass an example, from then on.
+
+    Args:
+        of_one: What is differentiated in its first argument.
+
+    Returns:
+        From weights, examples `(b, ...)`, b > 0, and labels `(b,)` to gradients by name, with a
+        first dimension of b.
+    """
+    # What is random in training, such as dropout, is each example's own.
+    in_one_pass = vmap(grad(of_one), in_dims=(None, 0, 0), randomness="different")
+    apart = False
+
+    def gradients(weights: dict[str, Tensor], inputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        nonlocal apart
+        if not apart:
+            try:
+                return in_one_pass(weights, inputs, labels)  # type: ignore[no-any-return]
+            except torch.OutOfMemoryError:
+                raise
+            except (RuntimeError, ValueError):  # another mistake shows again below
+                apart = True
+        each = [_of_example(of_one, weights, *one) for one in zip(inputs, labels, strict=True)]
+        return {name: torch.stack([own[name] for own in each]) for name in weights}
+
+    return gradients
+
+
+def _of_example(
+    of_one: OfOne, weights: dict[str, Tensor], example: Tensor, label: Tensor
+) -> dict[str, Tensor]:
+    """Return one example's gradients by a backward pass; zeros where a weight took no part."""
+    with torch.enable_grad():
+        leaves = {name: weight.detach().requires_grad_() for name, weight in weights.items()}
+        found = torch.autograd.grad(
+            of_one(leaves, example, label), list(leaves.values()), allow_unused=True
+        )
+    return {
+        name: torch.zeros_like(weight) if g is None else g.to_dense() if g.is_sparse else g
+        for (name, weight), g in zip(weights.items(), found, strict=True)
+    }
+
+
+def parts_of(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return a model's trainable parameters by name, detached, and its other tensors."""
+    trained = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    fixed = {name: p.detach() for name, p in model.named_parameters() if not p.requires_grad}
+    return trained, fixed | dict(model.named_buffers())
 
 
 def fisher_diagonal(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
@@ -32,28 +97,29 @@ def fisher_diagonal(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
     image. The model is evaluated, not trained: norms use, and keep, their running statistics.
 
     Args:
-        model: Classifier from images to logits `(B, K)`, left unchanged but for its mode.
-        images: Normalised images `(n, C, H, W)` float32, n > 0.
+        model: From inputs to logits `(B, K)`, left unchanged but for its mode.
+        images: Prepared inputs `(n, ...)`, n > 0.
 
     Returns:
-        By parameter name, in its shape and dtype; at least 0.
+        By name of the trainable parameters, in their shape and dtype; at least 0.
     """
     model.eval()
-    weights = {name: p.detach() for name, p in model.named_parameters()}
-    buffers = dict(model.named_buffers())
+    weights, fixed = parts_of(model)
+    if not weights:
+        return {}
 
-    def log_likelihood(weights: dict[str, Tensor], image: Tensor, label: int) -> Tensor:
-        logits = functional_call(model, (weights, buffers), (image[None],))
-        return log_softmax(logits, dim=1)[0, label]
+    def log_likelihood(weights: dict[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
+        logits = functional_call(model, (weights, fixed), (image[None],))
+        return log_softmax(logits, dim=1)[0].gather(0, label[None])[0]
 
-    gradients = vmap(grad(log_likelihood), in_dims=(None, 0, None))
+    gradients = example_gradients(log_likelihood)
     num_numbers = sum(w.numel() for w in weights.values())
     total = {name: torch.zeros_like(w, dtype=torch.float64) for name, w in weights.items()}
     for some in images.split(max(1, NUMBERS_AT_ONCE // num_numbers)):
         with torch.no_grad():
             likely = model(some).softmax(dim=1)
         for label in range(likely.shape[1]):
-            of_class = gradients(weights, some, label)
+            of_class = gradients(weights, some, torch.full((len(some),), label).to(some.device))
             for name, gradient in of_class.items():
                 total[name] += torch.einsum("b...,b->...", gradient.square(), likely[:, label])
     return {name: (total[name] / len(images)).to(w.dtype) for name, w in weights.items()}
@@ -72,10 +138,22 @@ def hessian_diagonal(
         generator: On the CPU; draws the signs.
 
     Returns:
-        Tensors in the weights' shapes.
+        Tensors in the weights' shapes; zeros where a gradient does not depend on any weight.
+
+    Raises:
+        BadSetting: If a part of the network cannot be differentiated twice.
     """
     signs = [(2.0 * torch.randint(0, 2, w.shape, generator=generator) - 1.0).to(w) for w in weights]
-    products = torch.autograd.grad(list(gradients), list(weights), grad_outputs=signs)
+    moving = [(g, z) for g, z in zip(gradients, signs, strict=True) if g.requires_grad]
+    if not moving:
+        return [torch.zeros_like(w) for w in weights]
+    with differentiated_twice():
+        products = torch.autograd.grad(
+            [g for g, _ in moving],
+            list(weights),
+            grad_outputs=[z for _, z in moving],
+            materialize_grads=True,
+        )
     return [(z * product).detach() for z, product in zip(signs, products, strict=True)]
 
 
@@ -83,12 +161,12 @@ def over_kernels(curvature: Tensor) -> Tensor:
     """Return a convolution's mean of |D| over each kernel's places, as Yao et al., section 3.2.
 
     Args:
-        curvature: D, in a weight's shape; of other layers it is returned as it is.
+        curvature: D, in the shape of a convolution's weight, of any number of dimensions.
 
     Returns:
         A tensor that broadcasts to the weight's shape.
     """
-    return curvature.abs().mean(dim=(2, 3), keepdim=True) if curvature.dim() == 4 else curvature
+    return curvature.abs().mean(dim=tuple(range(2, curvature.dim())), keepdim=True)
 
 
 def local_quasi_newton(
@@ -115,7 +193,7 @@ def local_quasi_newton(
     Hutchinson's estimate ("hessian"), with which a step costs about three of SGD's.
 
     Args:
-        model: Classifier from images `(B, C, H, W)` to logits `(B, K)`.
+        model: From inputs `(B, ...)` to logits `(B, K)`. What is frozen stays as it is.
         pick: The data.
         batches: Positions of each step's batch.
         lr: Learning rate, positive.
@@ -130,9 +208,14 @@ def local_quasi_newton(
 
     Returns:
         Steps, images and mean loss.
+
+    Raises:
+        BadSetting: If "hessian" was asked for and a part of the network cannot be differentiated
+            twice.
     """
-    model.train()
+    train_mode(model)
     hessian = curvature == "hessian"
+    kernels = {m.weight for m in model.modules() if isinstance(m, _ConvNd)}
     weights = [p for p in model.parameters() if p.requires_grad]
     centre = [w.detach().clone() for w in weights]
     means = [torch.zeros_like(w) for w in weights]
@@ -141,8 +224,9 @@ def local_quasi_newton(
     samples = 0
     for step, batch in enumerate(batches, start=1):
         images, labels = pick(batch)
-        loss = cross_entropy(model(images), labels)
-        gradients = torch.autograd.grad(loss, weights, create_graph=hessian)
+        with ByFormula() if hessian else nullcontext():
+            loss = cross_entropy(model(images), labels)
+        gradients = torch.autograd.grad(loss, weights, create_graph=hessian, materialize_grads=True)
         if hessian:
             diagonal = hessian_diagonal(gradients, weights, generator)
         else:
@@ -153,7 +237,8 @@ def local_quasi_newton(
             ]
             for w, m, v, g, d in zip(weights, means, squares, slopes, diagonal, strict=True):
                 m.lerp_(g, 1 - beta1)
-                v.lerp_(over_kernels(d).square().expand_as(v), 1 - beta2)
+                seen = over_kernels(d) if w in kernels else d
+                v.lerp_(seen.square().expand_as(v), 1 - beta2)
                 divisor = (v / (1 - beta2**step)).pow_(hessian_power / 2).add_(eps)
                 w.mul_(1 - lr * weight_decay).addcdiv_(m, divisor, value=-lr / (1 - beta1**step))
         losses.append(loss.detach())

@@ -8,9 +8,13 @@ Matching", ICLR 2021, https://arxiv.org/abs/2006.05929.
 Departs from the papers: the class-wise real gradients come out of the one backward pass that the
 model update needs anyway. Every layer's input and output gradient are kept; a class's gradient is
 then the weight gradient of its own rows, and their count-weighted mean is the batch gradient.
-Norm layers with running statistics are frozen while the synthetic images pass.
+That holds for ordinary Conv2d and Linear layers. A network with trained weights of another kind
+(attention, 1-d convolutions, adapters, layers that are called more than once) takes one backward
+pass a class. Norm layers with running statistics are frozen while the synthetic images pass.
 
-Shapes: B batch, n synthetic images, C channels, H height, W width, K classes, L weight tensors.
+Inputs may have any shape, but must be floating-point numbers: the gradient goes down to them.
+
+Shapes: B batch, n synthetic images, K classes, L weight tensors.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -20,11 +24,15 @@ from typing import Final, cast
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import Node
 from torch.nn.functional import cross_entropy
 from torch.nn.grad import conv2d_weight
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _NormBase
 
 from client.data.site import Site
+from client.errors import BadSetting
+from client.learning.attention import ByFormula, differentiated_twice
+from client.learning.trace import is_plain
 from client.learning.training import enough, minibatches
 from client.store import SyntheticSet
 
@@ -71,24 +79,85 @@ class Tape:
 
 @contextmanager
 def record(model: nn.Module) -> Iterator[Tape]:
-    """Record what each weighted layer saw and gave, in the order of the forward pass."""
+    """Record what each weighted layer saw and gave, in the order of the forward pass.
+
+    Only layers of the ordinary kind whose weight is trained.
+    """
     tape = Tape([], [], [])
 
-    def keep(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    def keep(
+        layer: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor], output: Tensor
+    ) -> None:
         tape.layers.append(cast(nn.Conv2d | nn.Linear, layer))
-        tape.inputs.append(inputs[0])
+        tape.inputs.append(inputs[0] if inputs else named["input"])
         tape.outputs.append(output)
 
     hooks = [
-        layer.register_forward_hook(keep)
+        layer.register_forward_hook(keep, with_kwargs=True)
         for layer in model.modules()
-        if isinstance(layer, nn.Conv2d | nn.Linear)
+        if is_plain(layer) and cast(nn.Linear, layer).weight.requires_grad
     ]
     try:
         yield tape
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _weights(model: nn.Module, tape: Tape) -> list[nn.Parameter]:
+    """Return the L trained tensors of 2 dimensions and more, in the order of the forward pass.
+
+    Those of other kinds of layers, which leave no mark there, follow in the model's order.
+    """
+    seen = [cast(nn.Parameter, layer.weight) for layer in tape.layers]
+    return list(
+        dict.fromkeys([*seen, *(p for p in model.parameters() if p.requires_grad and p.dim() > 1)])
+    )
+
+
+def _follows(model: nn.Module, tape: Tape, loss: Tensor, num_examples: int) -> bool:
+    """Return whether each class's gradients follow from the tape.
+
+    Each trained tensor of 2 dimensions or more must be the weight of a recorded layer, used once,
+    and the rows of what that layer saw and gave must be the examples.
+
+    Args:
+        model: That was run.
+        tape: Of the pass.
+        loss: With its graph.
+        num_examples: B.
+    """
+    if len(_weights(model, tape)) != len(tape.layers):
+        return False
+    for layer, inputs, output in zip(tape.layers, tape.inputs, tape.outputs, strict=True):
+        if not output.requires_grad or len(output) != num_examples:
+            return False
+        if isinstance(layer, nn.Conv2d):
+            if inputs.dim() != 4:  # a map without a batch
+                return False
+        # The examples may come second, (places, B, F): not if no other dimension has their number.
+        elif inputs.dim() < 2 or num_examples in inputs.shape[1:-1]:
+            return False
+    uses = _uses(loss)
+    return all(uses.get(layer.weight) == 1 for layer in tape.layers)
+
+
+def _uses(loss: Tensor) -> dict[Tensor, int]:
+    """Return how often each tensor that `loss` depends on is read by an operation."""
+    found: dict[Tensor, int] = {}
+    seen: set[Node] = set()
+    waiting = [cast(Node, loss.grad_fn)]
+    while waiting:
+        node = waiting.pop()
+        for reader, _ in node.next_functions:
+            if reader is None:
+                continue
+            if (leaf := getattr(reader, "variable", None)) is not None:
+                found[leaf] = found.get(leaf, 0) + 1
+            elif reader not in seen:
+                seen.add(reader)
+                waiting.append(reader)
+    return found
 
 
 def weight_gradient(layer: nn.Conv2d | nn.Linear, inputs: Tensor, outputs: Tensor) -> Tensor:
@@ -110,25 +179,41 @@ def weight_gradient(layer: nn.Conv2d | nn.Linear, inputs: Tensor, outputs: Tenso
 
 
 def real_gradients(
-    model: nn.Module, images: Tensor, labels: Tensor
+    model: nn.Module, inputs: Tensor, labels: Tensor
 ) -> tuple[list[Tensor], Tensor, dict[int, list[Tensor]]]:
     """Return the batch gradient and every class's own, for one forward and one backward pass.
 
+    Or one backward pass a class, where the network has other layers than Conv2d and Linear.
+
     Args:
         model: The classifier, left unchanged (but for running statistics).
-        images: Real images `(B, C, H, W)`.
+        inputs: Real examples `(B, ...)`, of a floating-point dtype.
         labels: `(B,)` int64.
 
     Returns:
-        The gradient of the mean loss in the order of `model.parameters()`; the loss; and by class
-        the gradients of its mean loss in the L weight tensors, in the order of the forward pass.
+        The gradient of the mean loss in the order of the trainable parameters; the loss; and by
+        class the gradients of its mean loss in the L weight tensors, in the order of the forward
+        pass. Where batch norm mixes the examples, a class's gradient is what its own outputs do to
+        the weights in the first case, and what its loss does in the second: they differ by what
+        passes through the batch's statistics.
+
+    Raises:
+        BadSetting: If the inputs are not floating-point numbers, or no tensor of 2 dimensions or
+            more is trained.
     """
+    check_inputs(inputs)
     with record(model) as tape:
-        loss = cross_entropy(model(images), labels)
+        loss = cross_entropy(logits := model(inputs), labels)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    if not _weights(model, tape):
+        raise BadSetting(
+            "network must train a tensor of at least 2 dimensions to be distilled, got none"
+        )
+    if not _follows(model, tape, loss, len(labels)):
+        return _real_by_class(parameters, _weights(model, tape), logits, labels)
     weights = {id(layer.weight) for layer in tape.layers}
-    parameters = list(model.parameters())
     others = [p for p in parameters if id(p) not in weights]
-    found = torch.autograd.grad(loss, [*tape.outputs, *others])
+    found = torch.autograd.grad(loss, [*tape.outputs, *others], materialize_grads=True)
     flows, rest = found[: len(tape.outputs)], found[len(tape.outputs) :]
 
     by_class: dict[int, list[Tensor]] = {}
@@ -136,8 +221,8 @@ def real_gradients(
     for label in labels.unique().tolist():
         rows = (labels == label).nonzero().flatten()
         own = [
-            weight_gradient(layer, inputs.detach()[rows], flow[rows])
-            for layer, inputs, flow in zip(tape.layers, tape.inputs, flows, strict=True)
+            weight_gradient(layer, seen.detach()[rows], flow[rows])
+            for layer, seen, flow in zip(tape.layers, tape.inputs, flows, strict=True)
         ]
         batch = own if not batch else [total + part for total, part in zip(batch, own, strict=True)]
         # The loss is a mean over B rows; a class's own mean is over its n_c rows.
@@ -147,32 +232,93 @@ def real_gradients(
     return [ready[id(p)] for p in parameters], loss, by_class
 
 
+def _real_by_class(
+    parameters: Sequence[nn.Parameter],
+    weights: Sequence[nn.Parameter],
+    logits: Tensor,
+    labels: Tensor,
+) -> tuple[list[Tensor], Tensor, dict[int, list[Tensor]]]:
+    """Return what `real_gradients` returns, by one backward pass a class.
+
+    Args:
+        parameters: All that are trained.
+        weights: Those of 2 dimensions and more.
+        logits: `(B, K)`, with their graph.
+        labels: `(B,)`.
+    """
+    losses = cross_entropy(logits, labels, reduction="none")
+    by_class: dict[int, list[Tensor]] = {}
+    batch = [torch.zeros_like(p) for p in parameters]
+    position = {id(p): place for place, p in enumerate(parameters)}
+    for label in labels.unique().tolist():
+        rows = (labels == label).nonzero().flatten()
+        own = torch.autograd.grad(
+            losses[rows].mean(), parameters, retain_graph=True, materialize_grads=True
+        )
+        for total, gradient in zip(batch, own, strict=True):
+            total.add_(gradient, alpha=len(rows) / len(labels))
+        by_class[label] = [own[position[id(weight)]] for weight in weights]
+    return batch, losses.mean(), by_class
+
+
 def synthetic_gradients(
-    model: nn.Module, images: Tensor, labels: Tensor
+    model: nn.Module, inputs: Tensor, labels: Tensor
 ) -> dict[int, list[Tensor]]:
-    """Return each class's gradient on synthetic images, differentiable in the images.
+    """Return each class's gradient on synthetic examples, differentiable in these.
 
     All classes share one forward and one backward pass: the loss is the sum of the classes' means.
+    Where the network has other layers than Conv2d and Linear, each class has a backward pass.
+
+    Args:
+        model: The classifier, left unchanged.
+        inputs: `(n, ...)`, of a floating-point dtype, with `requires_grad`.
+        labels: `(n,)` int64.
+
+    Raises:
+        BadSetting: If the inputs are not floating-point numbers.
     """
+    check_inputs(inputs)
     counts = torch.bincount(labels)
-    with record(model) as tape, frozen_statistics(model):
-        losses = cross_entropy(model(images), labels, reduction="none")
+    with record(model) as tape, frozen_statistics(model), ByFormula():
+        losses = cross_entropy(model(inputs), labels, reduction="none")
         loss = (losses / counts[labels]).sum()
-    flows = torch.autograd.grad(loss, tape.outputs, create_graph=True)
+    follows = _follows(model, tape, loss, len(labels))
+    flows = torch.autograd.grad(loss, tape.outputs, create_graph=True) if follows else ()
+    weights = _weights(model, tape)
     by_class: dict[int, list[Tensor]] = {}
     for label in labels.unique().tolist():
         rows = (labels == label).nonzero().flatten()
-        by_class[label] = [
-            weight_gradient(layer, inputs[rows], flow[rows])
-            for layer, inputs, flow in zip(tape.layers, tape.inputs, flows, strict=True)
-        ]
+        if follows:
+            by_class[label] = [
+                weight_gradient(layer, seen[rows], flow[rows])
+                for layer, seen, flow in zip(tape.layers, tape.inputs, flows, strict=True)
+            ]
+        else:
+            by_class[label] = list(
+                torch.autograd.grad(
+                    losses[rows].mean(), weights, create_graph=True, materialize_grads=True
+                )
+            )
     return by_class
+
+
+def check_inputs(inputs: Tensor) -> None:
+    """Refuse inputs that no gradient can flow to.
+
+    Raises:
+        BadSetting: If they are not floating-point numbers.
+    """
+    if not inputs.is_floating_point():
+        raise BadSetting(
+            f"inputs must be floating-point numbers to be distilled, got {inputs.dtype}; "
+            "choose a method without synthetic data"
+        )
 
 
 @contextmanager
 def frozen_statistics(model: nn.Module) -> Iterator[None]:
-    """Use, and do not change, the running statistics of batch norm layers."""
-    layers = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.training]
+    """Use, and do not change, the running statistics of norm layers that keep any."""
+    layers = [m for m in model.modules() if isinstance(m, _NormBase) and m.training]
     for layer in layers:
         layer.eval()
     try:
@@ -215,7 +361,11 @@ class Matcher:
             lr: eta_S.
             momentum: Of the images' SGD; the velocity starts at zero in every round.
             num_steps: varsigma_S, image steps for one real gradient.
+
+        Raises:
+            BadSetting: If the inputs are not floating-point numbers.
         """
+        check_inputs(synthetic.images)
         self.synthetic = synthetic
         self.lr, self.momentum, self.num_steps = lr, momentum, num_steps
         self.velocity = torch.zeros_like(synthetic.images)
@@ -226,7 +376,11 @@ class Matcher:
         return MATCHING_COST * self.num_steps * float(present.sum())
 
     def match(self, model: nn.Module, real: dict[int, list[Tensor]]) -> float:
-        """Move the images of the classes in `real` towards its gradients; return the distance."""
+        """Move the images of the classes in `real` towards its gradients; return the distance.
+
+        Raises:
+            BadSetting: If a part of the network cannot be differentiated twice.
+        """
         classes = torch.tensor(sorted(real), device=self.synthetic.labels.device)
         rows = torch.isin(self.synthetic.labels, classes).nonzero().flatten()
         if not len(rows):
@@ -237,7 +391,8 @@ class Matcher:
             images = self.synthetic.images[rows].requires_grad_()
             own = synthetic_gradients(model, images, labels)
             total = torch.stack([distance(own[label], real[label]) for label in own]).sum()
-            (gradient,) = torch.autograd.grad(total, images)
+            with differentiated_twice():
+                (gradient,) = torch.autograd.grad(total, images)
             self.velocity[rows] = self.momentum * self.velocity[rows] + gradient
             self.synthetic.images[rows] -= self.lr * self.velocity[rows]
             value = float(total.detach())

@@ -11,32 +11,35 @@ by the batch size that is expected, because the one that was drawn would tell.
 
 What depends on the data and is no such sum must not go up: no loss, no number of images seen.
 BatchNorm mixes the examples of a batch, so that no example's gradient is its own: models with it
-are refused.
+are refused, unless it is frozen with its running statistics.
 
-Shapes: b examples, C channels, H height, W width, K classes, F features.
+Shapes: b examples, K classes, F features.
 """
 
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, cast
 
 import numpy as np
 import torch
 from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
+from torch.func import functional_call
 from torch.nn.functional import cross_entropy
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from client.errors import BadSetting
-from client.learning.curvature import NUMBERS_AT_ONCE
+from client.learning.curvature import NUMBERS_AT_ONCE, example_gradients, parts_of
+from client.learning.trace import frozen_norms_still, inputs_of, mixes_examples, only
 from client.learning.training import Pick, Trained, local_sgd
 
 ExampleLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""From an example's features (1, F), its logits (1, K) and its label (1,) to its loss."""
+"""From an example's features (1, F), its logits (1, K) and its label (1,) to its loss.
+
+Features are the input of the network's last linear layer.
+"""
 
 
 # ---- randomness ---------------------------------------------------------------------------------
@@ -108,9 +111,9 @@ def check_private(model: nn.Module) -> None:
     """Refuse a model whose examples have no gradients of their own.
 
     Raises:
-        BadSetting: If it has BatchNorm.
+        BadSetting: If it has BatchNorm that is not frozen.
     """
-    if any(isinstance(module, _BatchNorm) for module in model.modules()):
+    if mixes_examples(model):
         raise BadSetting(
             "model must have no BatchNorm under noise, got one: it mixes the examples of a batch; "
             "convnet and lenet have none"
@@ -118,7 +121,13 @@ def check_private(model: nn.Module) -> None:
 
 
 def clipped_sum(
-    model: nn.Module, images: Tensor, labels: Tensor, *, loss: ExampleLoss, clip_norm: float
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    loss: ExampleLoss,
+    clip_norm: float,
+    head: str | None = "classifier",
 ) -> dict[str, Tensor]:
     """Return the sum over examples of their gradients, each of norm `clip_norm` at most.
 
@@ -128,29 +137,34 @@ def clipped_sum(
     too long to be shortened in float32, adds nothing: an error would tell of it.
 
     Args:
-        model: Left unchanged. Hooks on its parameters (`client.channels.masks`) hold here, too.
-        images: `(b, C, H, W)`; none gives zeros.
+        model: From inputs to logits `(B, K)`, without BatchNorm that is trained. Left unchanged.
+            Hooks on its parameters (`client.channels.masks`) hold here, too.
+        images: Inputs `(b, ...)`; none gives zeros.
         labels: `(b,)`, given to `loss` as they are.
         loss: Of one example.
         clip_norm: C.
+        head: Name of the last linear layer, whose input the loss gets as features; None if there
+            is none, for a loss that asks for no features.
 
     Returns:
         By name of the parameters that are trained.
+
+    Raises:
+        EffaceError: If the last layer was not called exactly once.
     """
     parameters = dict(model.named_parameters())
-    trained = {name: p.detach() for name, p in parameters.items() if p.requires_grad}
-    fixed = {name: p.detach() for name, p in parameters.items() if not p.requires_grad}
-    fixed |= dict(model.named_buffers())
+    trained, fixed = parts_of(model)
     # What a hook makes of ones is what it lets through.
     masks = {n: torch.autograd.grad(parameters[n].sum(), parameters[n])[0] for n in trained}
 
     def of_one(weights: dict[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
-        state = {**fixed, **weights}
-        features = functional_call(model.body, _below("body.", state), (image[None],))
-        logits = functional_call(model.classifier, _below("classifier.", state), (features,))
+        with inputs_of(model, head) as seen:
+            logits = functional_call(model, {**fixed, **weights}, (image[None],))
+        # Without a last layer None, so that a loss which reads them after all fails at once.
+        features = cast(Tensor, None) if head is None else only(seen, head)
         return loss(features, logits, label[None])
 
-    gradients = vmap(grad(of_one), in_dims=(None, 0, 0))
+    gradients = example_gradients(of_one)
     total = {name: torch.zeros_like(w) for name, w in trained.items()}
     if not trained:
         return total
@@ -158,25 +172,26 @@ def clipped_sum(
     for some, own in zip(images.split(at_once), labels.split(at_once), strict=True):
         if not len(own):
             continue
-        found = {name: g * masks[name] for name, g in gradients(trained, some, own).items()}
+        with frozen_norms_still(model):
+            each = gradients(trained, some, own)
+        found = {name: g * masks[name] for name, g in each.items()}
         # In float64: the square of a large float32 is infinite.
         norms = torch.stack(
             [
-                torch.linalg.vector_norm(g.flatten(1), dim=1, dtype=torch.float64)
+                torch.linalg.vector_norm(g.reshape(len(g), -1), dim=1, dtype=torch.float64)
                 for g in found.values()
             ]
         ).norm(dim=0)
         factors = (clip_norm / norms.clamp(min=1e-12)).clamp(max=1.0)
         # Below the normal numbers of float32 a factor would be rounded, and its gradient too long.
-        exact = norms.isfinite() & (factors >= torch.finfo(images.dtype).tiny)
-        factors = torch.where(exact, factors, 0.0).to(images.dtype)
+        exact = norms.isfinite() & (factors >= torch.finfo(torch.float32).tiny)
+        factors = torch.where(exact, factors, 0.0)
         for name, g in found.items():
-            total[name] += torch.einsum("b...,b->...", g.nan_to_num(0.0, 0.0, 0.0), factors)
+            # In the gradients' type: inputs may be whole numbers.
+            total[name] += torch.einsum(
+                "b...,b->...", g.nan_to_num(0.0, 0.0, 0.0), factors.to(g.dtype)
+            )
     return total
-
-
-def _below(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
 
 
 @dataclass(frozen=True)
@@ -220,14 +235,20 @@ class Noise:
         return found
 
     def gradients(
-        self, model: nn.Module, loss: ExampleLoss = of_classes
+        self,
+        model: nn.Module,
+        loss: ExampleLoss = of_classes,
+        *,
+        head: str | None = "classifier",
     ) -> Callable[[int, Tensor, Tensor], tuple[list[Tensor | None], Tensor]]:
         """Return what `client.learning.training.local_sgd` asks before every step of `model`."""
 
         def of_batch(
             step: int, images: Tensor, labels: Tensor
         ) -> tuple[list[Tensor | None], Tensor]:
-            sums = clipped_sum(model, images, labels, loss=loss, clip_norm=self.clip_norm)
+            sums = clipped_sum(
+                model, images, labels, loss=loss, clip_norm=self.clip_norm, head=head
+            )
             noisy = self.noised(sums, model)
             names = [name for name, _ in model.named_parameters()]
             return [noisy.get(name) for name in names], torch.zeros(())
@@ -245,13 +266,13 @@ def private_sgd(
     momentum: float = 0.0,
     weight_decay: float = 0.0,
     proximal: float = 0.0,
-    head: str = "classifier",
     loss: ExampleLoss = of_classes,
+    head: str | None = "classifier",
 ) -> Trained:
     """Train `model` in place, as `local_sgd`, under noise.
 
     Args:
-        model: nn.Module without BatchNorm.
+        model: From inputs to logits `(B, K)`, without BatchNorm that is trained.
         pick: The data, of `noise.num_examples`; each example stands there once.
         noise: Paid for `num_steps` steps.
         num_steps: T.
@@ -260,12 +281,13 @@ def private_sgd(
         weight_decay: L2 penalty.
         proximal: mu of FedProx.
         loss: Of one example; what is added to its gradient is no more than a sum over examples.
+        head: As `clipped_sum`.
 
     Returns:
         Steps, the images that were expected, and no loss.
 
     Raises:
-        BadSetting: If the model has BatchNorm.
+        BadSetting: If the model has BatchNorm that is not frozen.
     """
     check_private(model)
     local_sgd(
@@ -276,7 +298,7 @@ def private_sgd(
         momentum=momentum,
         weight_decay=weight_decay,
         proximal=proximal,
-        gradients=noise.gradients(model, loss),
+        gradients=noise.gradients(model, loss, head=head),
     )
     return Trained(num_steps, round(noise.expected * num_steps), 0.0)
 

@@ -7,7 +7,7 @@ Shapes: B examples, F features, K outputs.
 """
 
 import hashlib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, cast
@@ -159,6 +159,22 @@ def frozen_norms_still(model: nn.Module) -> Iterator[None]:
             norm.train()
 
 
+def tie(model: nn.Module, aliases: Iterable[tuple[str, str]]) -> None:
+    """Give each second name its first name's tensor again, in place.
+
+    To assign tensors to the first names alone, as what travels comes, leaves the others behind.
+
+    Args:
+        model: The network.
+        aliases: As `Trace` has them.
+    """
+    for second, first in aliases:
+        owner, _, own = first.rpartition(".")
+        tensor = getattr(model.get_submodule(owner), own)
+        owner, _, own = second.rpartition(".")
+        setattr(model.get_submodule(owner), own, tensor)
+
+
 def features_and_logits(model: nn.Module, head: str, inputs: Tensor) -> tuple[Tensor, Tensor]:
     """Return the input of the last layer and the network's output, from one pass, with gradients.
 
@@ -173,19 +189,38 @@ def features_and_logits(model: nn.Module, head: str, inputs: Tensor) -> tuple[Te
     Raises:
         EffaceError: If the last layer was not called exactly once.
     """
-    seen: list[Tensor] = []
-
-    def keep(layer: nn.Module, given: tuple[Tensor, ...]) -> None:
-        seen.append(given[0])
-
-    hook = model.get_submodule(head).register_forward_pre_hook(keep)
-    try:
+    with inputs_of(model, head) as seen:
         logits = cast(Tensor, model(inputs))
+    return only(seen, head), logits
+
+
+@contextmanager
+def inputs_of(model: nn.Module, head: str | None) -> Iterator[list[Tensor]]:
+    """Collect what a layer gets meanwhile, an entry a call; None collects nothing."""
+    seen: list[Tensor] = []
+    if head is None:
+        yield seen
+        return
+
+    def keep(layer: nn.Module, given: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
+        seen.append(given[0] if given else named["input"])
+
+    hook = model.get_submodule(head).register_forward_pre_hook(keep, with_kwargs=True)
+    try:
+        yield seen
     finally:
         hook.remove()
+
+
+def only(seen: list[Tensor], head: str) -> Tensor:
+    """Return the one entry of what `inputs_of` collected.
+
+    Raises:
+        EffaceError: If there is another number of them.
+    """
     if len(seen) != 1:
         raise EffaceError(f"last layer '{head}' must be called once in a pass, got {len(seen)}")
-    return seen[0], logits
+    return seen[0]
 
 
 def frozen_digest(model: nn.Module, names: Collection[str]) -> str:

@@ -114,7 +114,7 @@ def descend(node: Node, settings: Descend) -> Answer:
         hold=settings.hold,
         hold_features=settings.hold_features,
         freeze=node.still(model, stem=settings.freeze_stem),
-        head=node.head if holds else "",
+        head=node.needed_head if holds else "",
         least=least,
     )
     # An original may be in the subset, too, or behind a synthetic image.

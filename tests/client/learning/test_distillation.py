@@ -9,6 +9,8 @@ from torch.nn.functional import cross_entropy
 
 from client.data.datasets import DataSet, Split
 from client.data.site import Part, Site
+from client.errors import BadSetting
+from client.learning.attention import ByFormula
 from client.learning.distillation import (
     Matcher,
     condense,
@@ -17,10 +19,12 @@ from client.learning.distillation import (
     initialise,
     real_gradients,
     synthetic_gradients,
+    weight_gradient,
 )
 from client.learning.models import build
 from client.learning.spec import image_model
 from client.store import SyntheticSet
+from tests.own_networks import batch, network
 
 NAMES = ["convnet", "lenet", "resnet20"]
 
@@ -99,6 +103,44 @@ def test_the_batch_gradient_equals_an_ordinary_backward_pass(name: str) -> None:
     torch.testing.assert_close(loss, expected_loss)
     for mine, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-12)
+
+
+def test_built_in_networks_get_the_same_bits_as_from_their_layers_alone() -> None:
+    # The rule as it stood before other networks were distilled, written down again.
+    model, again = (make("resnet8", 16).float() for _ in range(2))
+    images, labels = (t.float() if t.is_floating_point() else t for t in make_batch())
+    layers: list[nn.Conv2d | nn.Linear] = []
+    seen: list[tuple[Tensor, Tensor]] = []
+    for module in again.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            module.register_forward_hook(
+                lambda m, i, o: (layers.append(m), seen.append((i[0], o)))[0]  # type: ignore[func-returns-value]
+            )
+    expected_loss = cross_entropy(again(images), labels)
+    rest = [p for p in again.parameters() if all(p is not x.weight for x in layers)]
+    flows = torch.autograd.grad(expected_loss, [*(o for _, o in seen), *rest])
+    expected: dict[int, list[Tensor]] = {}
+    whole: list[Tensor] = []
+    for label in (0, 2, 3):
+        rows = (labels == label).nonzero().flatten()
+        own = [
+            weight_gradient(layer, i.detach()[rows], flow[rows])
+            for layer, (i, _), flow in zip(layers, seen, flows[: len(seen)], strict=True)
+        ]
+        whole = [a + b for a, b in zip(whole, own, strict=True)] if whole else own
+        expected[label] = [g * (len(labels) / len(rows)) for g in own]
+
+    batch_gradient, loss, by_class = real_gradients(model, images, labels)
+
+    assert torch.equal(loss, expected_loss)
+    found = {id(p): g for p, g in zip(model.parameters(), batch_gradient, strict=True)}
+    twins = {id(b): a for a, b in zip(model.parameters(), again.parameters(), strict=True)}
+    for layer, gradient in zip(layers, whole, strict=True):
+        assert torch.equal(found[id(twins[id(layer.weight)])], gradient)
+    for parameter, gradient in zip(rest, flows[len(seen) :], strict=True):
+        assert torch.equal(found[id(twins[id(parameter)])], gradient)
+    for label, gradients in expected.items():
+        assert all(torch.equal(*pair) for pair in zip(by_class[label], gradients, strict=True))
 
 
 def test_a_batch_of_one_image_has_its_own_gradient() -> None:
@@ -214,6 +256,181 @@ def test_matching_stops_at_its_share_of_the_work() -> None:
             matched.append(step)
     assert matched == [0, 1]
     assert not due(0, 1, 0.0, 0.0, planned=100.0, cost=10.0)
+
+
+# ---- networks of users --------------------------------------------------------------------------
+
+# Which follow from what their layers saw and gave; the others take one backward pass a class.
+LAYERS_ALONE = {
+    "mlp": True,
+    "patches": False,  # attention's own weights, and a place for the answer
+    "attention": True,
+    "series": False,  # Conv1d
+    "dense": True,
+    "adapted": False,  # the adapters' matrices
+    "twice": False,
+    "besides": False,
+    "recurrent": False,
+    "places-first": False,
+    "normed": False,
+}
+
+
+def slowly(
+    model: nn.Module, inputs: Tensor, labels: Tensor, *, create_graph: bool = False
+) -> dict[int, dict[str, Tensor]]:
+    """Return each class's gradient by name, by passes of its own for it and for no other."""
+    weights = {n: p for n, p in model.named_parameters() if p.requires_grad and p.dim() > 1}
+    found = {}
+    for label in labels.unique().tolist():
+        rows = labels == label
+        loss = cross_entropy(model(inputs[rows]), labels[rows])
+        own = torch.autograd.grad(loss, list(weights.values()), create_graph=create_graph)
+        found[label] = dict(zip(weights, own, strict=True))
+    return found
+
+
+def assert_equal_sets(found: list[Tensor], expected: dict[str, Tensor]) -> None:
+    """The order is the network's own: tensors are told apart by their shape and values."""
+    assert len(found) == len(expected)
+    left = list(expected.values())
+    for mine in found:
+        fits = [x for x in left if x.shape == mine.shape and torch.allclose(x, mine, atol=1e-9)]
+        assert fits
+        left = [x for x in left if x is not fits[0]]
+
+
+@pytest.mark.parametrize("name", LAYERS_ALONE)
+def test_gradients_of_any_network_equal_one_pass_a_class(name: str) -> None:
+    model, (inputs, labels) = network(name).eval(), batch(name)
+    expected = slowly(model, inputs, labels)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    whole = torch.autograd.grad(cross_entropy(model(inputs), labels), trained)
+
+    found, loss, by_class = real_gradients(model, inputs, labels)
+
+    torch.testing.assert_close(loss, cross_entropy(model(inputs), labels))
+    for mine, theirs in zip(found, whole, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-12)
+    assert list(by_class) == list(expected) == [0, 1, 2]
+    for label in by_class:
+        assert_equal_sets(by_class[label], expected[label])
+
+
+@pytest.mark.parametrize("name", LAYERS_ALONE)
+def test_the_way_to_the_inputs_of_any_network_equals_the_oracles(name: str) -> None:
+    model, (inputs, labels) = network(name).train(), batch(name)
+    real = real_gradients(model.eval(), batch(name, seed=5)[0], labels)[2]
+    by_name = slowly(model, batch(name, seed=5)[0], labels)
+
+    mine = inputs.clone().requires_grad_()
+    found = synthetic_gradients(model.train(), mine, labels)
+    total = torch.stack([distance(found[label], real[label]) for label in found]).sum()
+    (gradient,) = torch.autograd.grad(total, mine)
+
+    theirs = inputs.clone().requires_grad_()
+    with ByFormula():
+        expected = slowly(model.eval(), theirs, labels, create_graph=True)
+    pairs = [distance([*expected[c].values()], [*by_name[c].values()]) for c in expected]
+    expected_total = torch.stack(pairs).sum()
+    (expected_gradient,) = torch.autograd.grad(expected_total, theirs)
+
+    torch.testing.assert_close(total, expected_total, rtol=1e-9, atol=1e-9)
+    assert float(expected_gradient.abs().max()) > 0
+    torch.testing.assert_close(gradient, expected_gradient, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize(("name", "alone"), LAYERS_ALONE.items())
+def test_the_way_is_chosen_by_the_network(
+    name: str, alone: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes = []
+    plain = torch.autograd.grad
+    monkeypatch.setattr(torch.autograd, "grad", lambda *a, **k: passes.append(1) or plain(*a, **k))
+    real_gradients(network(name), *batch(name))
+    assert len(passes) == (1 if alone else 3)
+
+
+@pytest.mark.parametrize("name", ["mlp", "attention", "dense"])
+def test_both_ways_give_the_same_where_both_apply(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, (inputs, labels) = network(name).eval(), batch(name)
+    synthetic = batch(name, seed=5)[0].requires_grad_()
+    fast = real_gradients(model, inputs, labels), synthetic_gradients(model, synthetic, labels)
+    monkeypatch.setattr("client.learning.distillation._follows", lambda *_: False)
+    slow = real_gradients(model, inputs, labels), synthetic_gradients(model, synthetic, labels)
+    assert_same(fast[0][2], slow[0][2])  # in the same order, too
+    assert_same(fast[1], slow[1])
+    for mine, theirs in zip(fast[0][0], slow[0][0], strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("count", [6, 7])
+def test_as_many_places_as_examples_do_not_pass_for_them(count: int) -> None:
+    # 6 places of a series: with 6 examples, rows of (places, examples, features) look like theirs.
+    for name in ("places-first", "attention"):
+        model, (inputs, labels) = network(name), batch(name, count)
+        expected = slowly(model, inputs, labels)
+        by_class = real_gradients(model, inputs, labels)[2]
+        for label in by_class:
+            assert_equal_sets(by_class[label], expected[label])
+
+
+def test_frozen_layers_take_no_part() -> None:
+    model, (rows, labels) = network("mlp"), batch("mlp")
+    model[0].requires_grad_(False)
+    found, _, by_class = real_gradients(model, rows, labels)
+    assert [g.shape for g in found] == [p.shape for p in model.parameters() if p.requires_grad]
+    assert [g.shape for g in by_class[0]] == [(6, 8), (3, 6)]
+    own = synthetic_gradients(model, rows.clone().requires_grad_(), labels)
+    assert [g.shape for g in own[0]] == [(6, 8), (3, 6)]
+    assert_same(own, by_class)
+
+
+def test_rows_of_a_table_are_matched() -> None:
+    model, (rows, labels) = network("adapted"), batch("adapted")
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    real = real_gradients(model.eval(), batch("adapted", seed=5)[0], labels)[2]
+    matcher = Matcher(SyntheticSet(rows.clone(), labels), lr=0.05, momentum=0.0, num_steps=1)
+    distances = [matcher.match(model.train(), real) for _ in range(10)]
+    assert distances[-1] < distances[0]
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_token_ids_cannot_be_distilled() -> None:
+    model, (tokens, labels) = network("reports"), batch("reports")
+    told = r"inputs must be floating-point numbers to be distilled, got torch.int64"
+    with pytest.raises(BadSetting, match=told):
+        real_gradients(model, tokens, labels)
+    with pytest.raises(BadSetting, match=told):
+        synthetic_gradients(model, tokens, labels)
+    with pytest.raises(BadSetting, match=told):
+        Matcher(SyntheticSet(tokens, labels), lr=0.1, momentum=0.5, num_steps=1)
+
+
+def test_a_network_that_trains_biases_alone_cannot_be_distilled() -> None:
+    model, (rows, labels) = network("mlp"), batch("mlp")
+    for layer in (model[0], model[2], model[4]):
+        layer.weight.requires_grad_(False)
+    with pytest.raises(BadSetting, match="must train a tensor of at least 2 dimensions"):
+        real_gradients(model, rows, labels)
+
+
+def test_what_has_no_second_derivative_is_refused() -> None:
+    class Fused(nn.Linear):
+        def forward(self, rows: Tensor) -> Tensor:
+            found = super().forward(rows)[:, None, None]
+            return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*[found] * 3)[0][
+                :, 0, 0
+            ]
+
+    model, labels = Fused(2, 3), torch.tensor([0, 1, 2])
+    rows = torch.randn(3, 2, generator=seeded())
+    real = real_gradients(model, rows, labels)[2]
+    matcher = Matcher(SyntheticSet(rows, labels), lr=0.1, momentum=0.0, num_steps=1)
+    with pytest.raises(BadSetting, match="operations with second derivatives, got one without"):
+        matcher.match(model, real)
 
 
 # ---- sets ---------------------------------------------------------------------------------------
