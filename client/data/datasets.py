@@ -135,6 +135,12 @@ def load(name: str, data_dir: Path | None = None, *, download: bool = False) -> 
     return _load_standard(name, data_dir)
 
 
+def is_known(source: str) -> bool:
+    """Return whether a text names a data set of the built-in task; others a user's task may read."""
+    kind, colon, _ = source.partition(":")
+    return source in NAMES or (bool(colon) and kind in ("npz", "folder"))
+
+
 def unpack(source: Path, destination: Path) -> list[Path]:
     """Unpack every .gz and .xz file under `source` to the same place under `destination`.
 

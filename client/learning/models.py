@@ -138,7 +138,7 @@ def _traced(model: nn.Module, spec: ModelSpec) -> Trace:
     if any(t.is_meta for t in model.state_dict().values()):
         inputs = inputs.to("meta")
     try:
-        return trace(model, inputs)
+        return trace(_twin(model), inputs)  # hooks on it are not those of another thread
     except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise BadSetting(
             f"network of task {spec.task.title} must take examples {tuple(inputs.shape)} of "

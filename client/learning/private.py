@@ -250,7 +250,7 @@ class Noise:
                 model, images, labels, loss=loss, clip_norm=self.clip_norm, head=head
             )
             noisy = self.noised(sums, model)
-            names = [name for name, _ in model.named_parameters()]
+            names = [name for name, p in model.named_parameters() if p.requires_grad]
             return [noisy.get(name) for name in names], torch.zeros(())
 
         return of_batch

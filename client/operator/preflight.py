@@ -220,6 +220,9 @@ def _data(site: SiteFolder, policy: Policy) -> Iterator[str | Finding]:
     name = site.node_config.get("data")
     if not name:
         raise _Mend("node.toml must name data, got none")
+    if not datasets.is_known(str(name)):
+        yield _note("data", f"{name} is for a task of the coordinator's, which alone can read it")
+        return
     directory = site.node_config.get("data-dir")
     data = datasets.load(str(name), Path(str(directory)) if directory else None)
     shape = "x".join(map(str, data.train.input_shape))
@@ -250,6 +253,9 @@ def _trial(site: SiteFolder, policy: Policy) -> Iterator[str | Finding]:
     from client.steps.measuring import Describe
 
     name, directory = site.node_config.get("data"), site.node_config.get("data-dir")
+    if name and not datasets.is_known(str(name)):
+        yield _note("trial", "not tried: the data are for a task of the coordinator's")
+        return
     try:
         data = datasets.load(str(name), Path(str(directory)) if directory else None)
     except EffaceError as error:

@@ -5,6 +5,7 @@ import pwd
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -157,9 +158,10 @@ def test_a_list_that_can_be_put_aside_is_one_that_can_be_written(
     nobody = pwd.getpwnam("nobody")
     os.chown(site / owned, nobody.pw_uid, nobody.pw_gid)
     (site / owned).chmod(0o555)  # its owner can give it another mode
-    for folder in (tmp_path, *tmp_path.parents[:2]):
-        if folder != Path("/tmp"):
-            folder.chmod(0o755)
+    for folder in (tmp_path, *tmp_path.parents):
+        if folder == Path(tempfile.gettempdir()):
+            break
+        folder.chmod(0o755)
     code = """
 from pathlib import Path
 folder = Path(sys.argv[1])
@@ -177,9 +179,10 @@ def test_an_executor_that_gave_everything_up_has_no_weakness(tmp_path: Path) -> 
     key = tmp_path / "node.key"
     key.write_text("secret")
     key.chmod(0o600)
-    for folder in (tmp_path, *tmp_path.parents[:2]):
-        if folder != Path("/tmp"):
-            folder.chmod(0o755)
+    for folder in (tmp_path, *tmp_path.parents):
+        if folder == Path(tempfile.gettempdir()):
+            break
+        folder.chmod(0o755)
     code = """
 from pathlib import Path
 folder = Path(sys.argv[1])
