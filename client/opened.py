@@ -357,15 +357,18 @@ def opened(policy: Policy, settings: Common, arrays: ArrayRecord, context: Conte
     ]
     # What the request names is its own business: relearning must reach below a tombstone.
     erased = [rest for t in tombstones if (rest := without(t, settings.forget)) is not None]
-    lifted = _lifted(policy, settings)
-    own = store.state().tombstones.values()
+    state = store.state()
+    lifted = _lifted(policy, settings, carried_out=settings.request in state.applied)
+    own = state.tombstones.values()
     erased += [rest for t in own if (rest := without(t, lifted)) is not None]
     data = partial(open_site, settings, context.node_config, policy)
     return Node(data, store, torch.device(wanted), settings, arrays, erased, policy)
 
 
-def _lifted(policy: Policy, settings: Common) -> ForgetSpec:
+def _lifted(policy: Policy, settings: Common, *, carried_out: bool) -> ForgetSpec:
     """Return which of the node's own tombstones do not bind this message.
+
+    An order that was carried out lifts nothing again: whoever saw it could send it at any time.
 
     Raises:
         PolicyRefused: If a message of a real site brings an order that is not signed.
@@ -375,7 +378,7 @@ def _lifted(policy: Policy, settings: Common) -> ForgetSpec:
     if not settings.order_signature or settings.message.name == SETTLE:
         return ForgetSpec()
     check_order(policy, settings, action="relearn", destroy=False, target=settings.forget)
-    return settings.forget
+    return ForgetSpec() if carried_out else settings.forget
 
 
 def store_folder(settings: Common, node: NodeConfig) -> Path:

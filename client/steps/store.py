@@ -1,6 +1,6 @@
 """What changes a node's store: its synthetic set is improved, or a request is made to last."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from client.errors import NoSyntheticSet
@@ -11,6 +11,7 @@ from client.learning.synthetic import next_generation, redrawn
 from client.messages import CLASS_3, Common, Declaration
 from client.node import Answer, Node, answers
 from client.settings import ANY, at_least, one_of, positive, setting
+from client.store import without
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,17 +89,22 @@ def settle(node: Node, settings: Settle) -> Answer:
     )
     new = node.store.settle(settings.request, settings.action, spec)
     node.store.drop_bases()
+    own = node.store.state().tombstones
     destroyed = 0
-    if settings.destroy and settings.action == "forget":
-        if spec.level == "client" and settings.client in spec.clients:
+    # What came back since is not this order's business any more, should it be sent again.
+    gone = own.get(settings.request)
+    if settings.destroy and settings.action == "forget" and gone is not None:
+        if gone.level == "client" and settings.client in gone.clients:
             destroyed = node.store.destroy()
-        elif spec.level == "class":
-            destroyed = node.store.destroy(classes=spec.classes)
+        elif gone.level == "class":
+            destroyed = node.store.destroy(classes=gone.classes)
     if settings.action == "relearn" and settings.scale:
-        # The next request to forget it must find its synthetic stand-ins again.
-        forget, _ = node.masks(node.site.train.labels)
-        if bool(forget.any()):
-            redrawn(node, forget)
+        # The next request to forget it must find its synthetic stand-ins again. What was erased
+        # when the message came is not any more, unless another order says so.
+        erased = [rest for t in node.erased if (rest := without(t, spec)) is not None]
+        back, _ = replace(node, erased=[*erased, *own.values()]).masks(node.site.train.labels)
+        if bool(back.any()):
+            redrawn(node, back)
     return {
         "num-examples": node.count(node.site.train),
         "applied": float(not new),

@@ -1,4 +1,6 @@
-"""The strongest attack that is known here: weights that let one example through, of all there are.
+"""Weights that let one example through, of all there are; by an attacker that has no images.
+
+Whoever has some of the kind needs one message, or one sum: see test_one_answer.py.
 
 The last layer's row of a class that the coordinator calls erased has no label's term. Its logit is
 a steep threshold on a projection of the image, so that the row's gradient is the sum over the
@@ -6,8 +8,7 @@ examples above the threshold, and its bias their number. A few messages find a t
 example above it. Every answer is made from all of the site's examples: no count of distinct ones,
 no batch size and no difference of sets can see it.
 
-It is what `updates = "sums"` is for (then it tells of one example, of nobody knows which site), and
-noise (then it tells of none).
+It is what noise is for (then it tells of none); `updates = "sums"` hides of which site it is.
 """
 
 from pathlib import Path

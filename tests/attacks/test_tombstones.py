@@ -116,6 +116,39 @@ def test_what_was_forgotten_is_not_trained_on_whatever_a_message_names(tmp_path:
     assert site.ask(Fit, **step, side="forget", **NINE).metrics["num-examples"] == before
 
 
+def test_a_site_that_was_forgotten_trains_no_more_whatever_a_message_names(tmp_path: Path) -> None:
+    site = hospital(tmp_path, coordinators=f'["{public_text(COORDINATOR)}"]')
+    step = {"steps": 1, "batch_size": 64, "lr": 0.1, "scale": 0}
+    assert site.ask(Fit, **step, side="all", **ITSELF).metrics["num-examples"] > 1000
+    site.ask(Settle, **settled("forget", "r3", ITSELF))
+    for said in ({}, {"side": "all", **ITSELF}, {"side": "forget", **ITSELF}, {"side": "all"}):
+        assert not site.tried(Fit, **step, **said)
+    assert not site.tried(Ascend, data="original", lr=0.1, **ITSELF)
+    assert not site.tried(Descend, data="original", side="all", lr=0.1, **ITSELF)
+
+
+def test_an_order_that_was_carried_out_lifts_and_destroys_nothing_again(tmp_path: Path) -> None:
+    site = hospital(tmp_path, coordinators=f'["{public_text(COORDINATOR)}"]')
+    step = {"steps": 1, "batch_size": 64, "lr": 0.1, "scale": 0}
+    site.ask(Fit, steps=2, batch_size=64, lr=0.1, scale=10)
+    destroy = settled("forget", "r2", NINE, destroy=True)
+    site.ask(Settle, **destroy)
+    assert site.ask(Settle, **destroy).metrics["destroyed"] == 0
+    back = signed(COORDINATOR, "relearn", "r4", NINE)
+    site.ask(Settle, action="relearn", destroy=False, scale=10, **back)
+    assert site.ask(Describe, **NINE).metrics["num-forget-synthetic"] > 10
+
+    # Whoever saw the former order sends it again: what came back is not its business.
+    site.ask(Settle, **destroy)
+    assert site.ask(Describe, **NINE).metrics["num-forget-synthetic"] > 10
+
+    site.ask(Settle, **settled("forget", "r5", NINE))
+    assert site.ask(Fit, **step, side="forget", **back).metrics["num-examples"] == 0
+    assert site.ask(Settle, action="relearn", destroy=False, scale=10, **back).metrics["applied"]
+    assert tombstones(site) == ["r5"]
+    assert site.ask(Fit, **step, side="forget", **back).metrics["num-examples"] == 0
+
+
 def test_an_id_that_was_used_before_swallows_no_order(site: Hospital) -> None:
     site.ask(Settle, **settled("forget", "r9", NINE))
     again = site.ask(Settle, **settled("forget", "r9", NINE)).metrics

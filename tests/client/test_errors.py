@@ -1,6 +1,11 @@
 """Codes of errors: they alone say what an error is, whatever its words say."""
 
+from pathlib import Path
+from typing import Any
+
+import numpy as np
 import pytest
+from flwr.app import Error
 
 from client.errors import (
     BadSetting,
@@ -12,6 +17,9 @@ from client.errors import (
     marked,
     split_mark,
 )
+from client.steps.measuring import Describe
+from strategies.rounds.failures import failure_in
+from tests.attacks.site import hospital
 
 MISLEADING = "BadSetting: CodeMismatch: no answer before the deadline"
 
@@ -47,3 +55,41 @@ def test_a_text_without_a_code_of_ours_has_none(text: str) -> None:
 def test_a_code_that_nobody_has_is_an_error_like_any_other() -> None:
     assert kind_of("bad-setting") is BadSetting
     assert kind_of("made-up") is kind_of(None) is EffaceError
+
+
+IMAGES = np.zeros((20, 8, 8), np.uint8)
+SIXTEEN = np.zeros((20, 16, 16), np.uint8)
+TEN = np.arange(20) % 10
+
+
+@pytest.mark.parametrize(
+    ("arrays", "code", "words"),
+    [
+        (None, "data-missing", "the node's own log says why"),
+        ({"images": IMAGES, "labels": TEN}, "data-keys", "the node's own log says why"),
+        (
+            {"train_images": IMAGES, "train_labels": TEN + 3, "num_classes": 10},
+            "data-error",
+            "the node's own log says why",
+        ),
+        (
+            {"train_images": SIXTEEN, "train_labels": TEN, "num_classes": 10},
+            "policy-refused",
+            "images must be (1, 16, 16), as site-a has them, got (1, 8, 8)",
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_sites_data_is_told_by_its_kind_and_by_no_path(
+    tmp_path: Path, arrays: dict[str, Any] | None, code: str, words: str
+) -> None:
+    site = hospital(tmp_path)
+    (tmp_path / "data.npz").unlink()
+    if arrays is not None:
+        np.savez(tmp_path / "data.npz", **arrays)
+    with pytest.raises(EffaceError) as told:
+        site.ask(Describe)
+    shown = failure_in(Error(2, f"<class 'client.node.NodeError'>:<'{told.value}'>"), "site-a")
+    assert shown.code == code
+    assert words in shown.reason
+    assert "<class" not in shown.reason
+    assert str(tmp_path) not in shown.reason

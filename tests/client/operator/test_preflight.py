@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from client.operator import preflight as module
@@ -117,6 +118,19 @@ def no_data(site: Path) -> None:
     (site.parent / "data.npz").unlink()
 
 
+def other_data(site: Path, **arrays: Any) -> None:
+    np.savez(site.parent / "data.npz", **arrays)
+
+
+def other_keys(site: Path) -> None:
+    other_data(site, images=np.zeros((9, 8, 8), np.uint8), labels=np.arange(9))
+
+
+def too_many_labels(site: Path) -> None:
+    images = np.zeros((9, 8, 8), np.uint8)
+    other_data(site, train_images=images, train_labels=np.arange(9), num_classes=5)
+
+
 def open_store(site: Path) -> None:
     (site.parent / "store").mkdir(mode=0o755)
 
@@ -159,6 +173,8 @@ FAULTS: list[tuple[Callable[[Path], None], str, str]] = [
     (damaged_node_key, "node key", "must be an OpenSSH private key"),
     (no_data, "data", "npz file must exist"),
     (no_data, "trial message", "the data cannot be read"),
+    (other_keys, "data", "train_images"),
+    (too_many_labels, "data", "labels must be in [0, 5)"),
     (open_store, "store", "chmod 700"),
     (damaged_store, "store", "must be valid JSON of this store"),
     (broken_log, "store", "must follow line 1"),
