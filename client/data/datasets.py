@@ -136,7 +136,7 @@ def load(name: str, data_dir: Path | None = None, *, download: bool = False) -> 
 
 
 def is_known(source: str) -> bool:
-    """Return whether a text names a data set of the built-in task; others a user's task may read."""
+    """Return whether a text names a data set of the built-in task, not one for a user's."""
     kind, colon, _ = source.partition(":")
     return source in NAMES or (bool(colon) and kind in ("npz", "folder"))
 

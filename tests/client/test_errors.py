@@ -75,7 +75,7 @@ TEN = np.arange(20) % 10
         (
             {"train_images": SIXTEEN, "train_labels": TEN, "num_classes": 10},
             "policy-refused",
-            "images must be (1, 16, 16), as site-a has them, got (1, 8, 8)",
+            "examples must be (1, 16, 16), as site-a has them, got (1, 8, 8)",
         ),
     ],
 )
