@@ -13,6 +13,7 @@ from client.errors import AggregationRefused
 from client.secure import member
 from client.secure.context import threshold
 from client.secure.identity import Identity
+from client.secure.keys import PublicKeys
 from client.secure.member import Part, bound_to
 from client.secure.shares import shared
 from strategies.rounds.unmasking import Course, combined, inverse, times, unmask
@@ -207,6 +208,40 @@ def test_a_swapped_key_an_unpinned_peer_and_too_few_are_refused() -> None:
     twice = {**played.published, "node-2": played.published["node-3"]}
     with pytest.raises(AggregationRefused, match="must be different ones, got one twice"):
         member.share(part, twice, me)
+
+
+def test_a_key_that_is_no_point_and_one_of_two_nodes_are_named() -> None:
+    played = Played(context_of(FOUR))
+    played.keys(FOUR)
+    me, digest = identity_of("node-0"), played.context.digest
+
+    def signed(name: str, **more: bytes) -> dict[str, PublicKeys]:
+        bare = replace(played.published[name], **more)
+        signature = identity_of(name).key.sign(bare.signed(digest, name))
+        return {**played.published, name: replace(bare, signature=signature)}
+
+    for key in ("masking", "sharing"):  # both of small order: whatever they agree on is zero
+        with pytest.raises(AggregationRefused, match="keys of node-2 must be ones of X25519"):
+            member.share(played.parts["node-0"], signed("node-2", **{key: bytes(32)}), me)
+    taken = signed("node-2", masking=played.published["node-1"].sharing)
+    with pytest.raises(AggregationRefused, match="got one twice: of node-1 and node-2"):
+        member.share(played.parts["node-0"], taken, me)
+
+
+def test_sealed_shares_are_for_one_receiver_from_one_sender() -> None:
+    played = Played(context_of(FOUR))
+    played.keys(FOUR)
+    played.shares(FOUR)
+    part = played.parts["node-0"]
+    right = {name: own["node-0"] for name, own in played.sealed.items() if name != "node-0"}
+    for wrong in (
+        {**right, "node-1": right["node-2"], "node-2": right["node-1"]},  # senders swapped
+        {**right, "node-1": played.sealed["node-1"]["node-2"]},  # for another receiver
+        {**right, "node-1": played.sealed["node-0"]["node-1"]},  # the node's own, sent back
+    ):
+        with pytest.raises(AggregationRefused, match="shares of node-1 must be those it sealed"):
+            member.receive(part, wrong)
+    assert member.receive(part, right).stage == "masked"
 
 
 def test_survivors_must_be_t_with_this_node_among_them_and_all_masked() -> None:
