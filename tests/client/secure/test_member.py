@@ -13,7 +13,7 @@ from client.errors import AggregationRefused
 from client.secure import member
 from client.secure.context import threshold
 from client.secure.identity import Identity
-from client.secure.keys import PublicKeys
+from client.secure.keys import PublicKeys, survivors_text
 from client.secure.member import Part, bound_to
 from client.secure.shares import shared
 from strategies.rounds.unmasking import Course, combined, inverse, times, unmask
@@ -186,6 +186,7 @@ def test_nodes_that_were_shown_different_keys_make_no_common_sum() -> None:
     one = {"a": member.PublicKeys(b"1" * 32, b"2" * 32, b"")}
     two = {"a": member.PublicKeys(b"1" * 32, b"3" * 32, b"")}
     assert bound_to(context_of(FOUR), one) != bound_to(context_of(FOUR), two)
+    assert bound_to(context_of(FOUR), one) != bound_to(context_of(FOUR, number=2), one)
 
 
 def test_a_swapped_key_an_unpinned_peer_and_too_few_are_refused() -> None:
@@ -274,6 +275,19 @@ def test_a_node_goes_on_only_with_t_signatures_of_what_it_signed_itself() -> Non
     strangers = {**played.signatures, "node-9": played.signatures["node-0"]}
     with pytest.raises(AggregationRefused, match="got 4"):
         member.reveal(part, strangers, me)
+
+
+def test_a_node_that_dropped_out_has_no_say_in_who_survived() -> None:
+    # Its key signs what the survivors sign, for the coordinator; a pinned stranger's, likewise.
+    played = play(random_vectors(SEVEN, size=3), {"node-6": "work"})
+    part, me = played.parts["node-0"], identity_of("node-0")
+    text = survivors_text(bound_to(part.context, part.roster), part.survivors)
+    four = {name: played.signatures[name] for name in SEVEN[:4]}
+    for other in ("node-6", "node-9"):
+        more = {**four, other: identity_of(other).key.sign(text)}
+        with pytest.raises(AggregationRefused, match="at least 5 nodes, got 4"):
+            member.reveal(part, more, me)
+    assert member.reveal(part, {**four, "node-4": played.signatures["node-4"]}, me)
 
 
 def test_no_two_sets_of_t_nodes_can_differ_without_a_node_that_signs_both() -> None:
