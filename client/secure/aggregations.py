@@ -49,6 +49,7 @@ class Aggregations:
         with self._locked():
             known = self.folder / "begun"
             content = known.read_bytes() if known.exists() else b""
+            content = content[: len(content) // _DIGEST * _DIGEST]  # a power cut may cut the last
             places = range(0, len(content), _DIGEST)
             if any(content[at : at + _DIGEST] == digest for at in places):
                 raise AggregationRefused(
@@ -56,7 +57,7 @@ class Aggregations:
                     "once; a new attempt draws new ones"
                 )
             self.destroy()
-            self._append(known, digest)
+            self._append(known, digest, len(content))
             self.keep(part)
 
     def part(self, context: Context) -> Part:
@@ -77,6 +78,26 @@ class Aggregations:
                 "settings, model, cohort and attempt stay the same from the first step to the last"
             )
         return found
+
+    def advance(self, before: Part, after: Part) -> None:
+        """Keep a part as it is after a step, if no other message has taken that step meanwhile.
+
+        Of two messages that have read the same part, the second would share other secrets, or mask
+        another vector, with the same keys.
+
+        Raises:
+            AggregationRefused: If one has.
+        """
+        with self._locked():
+            self._check_same(before)
+            self.keep(after)
+
+    def _check_same(self, before: Part) -> None:
+        if self.part(before.context) != before:
+            raise AggregationRefused(
+                f"step must follow the one before it ({before.stage}), got another message that "
+                "took it meanwhile: each is taken once"
+            )
 
     def keep(self, part: Part) -> None:
         """Keep a part as it is after a step, and overwrite the file before it: it has keys, too."""
@@ -115,25 +136,35 @@ class Aggregations:
         """Note whose sum is revealed, and destroy the part.
 
         Raises:
-            AggregationRefused: As `check_cohort`.
+            AggregationRefused: As `check_cohort`, or if it is not as it is on disk.
         """
         with self._locked():
+            self._check_same(part)
             self.check_cohort(part.context, part.survivors)
             entry = [part.context.weights, list(part.survivors)]
-            if entry not in [[weights, nodes] for weights, nodes in self._revealed()]:
-                self._append(self.folder / "revealed.jsonl", json.dumps(entry).encode() + b"\n")
+            whole = self._whole_lines()
+            if entry not in [json.loads(line) for line in whole.splitlines()]:
+                line = json.dumps(entry).encode() + b"\n"
+                self._append(self.folder / "revealed.jsonl", line, len(whole))
             self.destroy()
 
     def _revealed(self) -> Iterator[tuple[str, list[str]]]:
-        path = self.folder / "revealed.jsonl"
-        if path.exists():
-            for line in path.read_text().splitlines():
-                weights, nodes = json.loads(line)
-                yield weights, nodes
+        for line in self._whole_lines().splitlines():
+            weights, nodes = json.loads(line)
+            yield weights, nodes
 
-    def _append(self, path: Path, content: bytes) -> None:
+    def _whole_lines(self) -> bytes:
+        """Return what is known of sums; a line that a power cut has cut was of none: its shares
+        go up after it."""
+        path = self.folder / "revealed.jsonl"
+        content = path.read_bytes() if path.exists() else b""
+        return content[: content.rfind(b"\n") + 1]
+
+    def _append(self, path: Path, content: bytes, size: int) -> None:
+        """Write behind the first `size` bytes of a file."""
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         try:
+            os.ftruncate(descriptor, size)
             os.write(descriptor, content)
             os.fsync(descriptor)
         finally:

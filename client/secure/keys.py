@@ -51,6 +51,18 @@ def public_key(private: bytes) -> bytes:
     return X25519PrivateKey.from_private_bytes(private).public_key().public_bytes_raw()
 
 
+def is_public(raw: bytes) -> bool:
+    """Return whether a key can be agreed on with it: not of another length, nor of small order.
+
+    With a point of small order every private key agrees on the same, which everybody knows.
+    """
+    try:
+        X25519PrivateKey.generate().exchange(X25519PublicKey.from_public_bytes(raw))
+    except ValueError:
+        return False
+    return True
+
+
 def agreed(
     private: bytes, public: bytes, context: bytes, purpose: str, names: Sequence[str]
 ) -> bytes:

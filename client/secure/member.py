@@ -131,9 +131,15 @@ def share(
     halves = (keys.public_key(part.masking), keys.public_key(part.sharing))
     if own is None or (own.masking, own.sharing) != halves:
         raise AggregationRefused("keys published must be this node's own under its name")
-    drawn = [key for one in roster.values() for key in (one.masking, one.sharing)]
-    if len(set(drawn)) != len(drawn):
-        raise AggregationRefused("keys published must be different ones, got one twice")
+    drawn: dict[bytes, str] = {}
+    for name, one in roster.items():
+        for key in (one.masking, one.sharing):
+            if key in drawn:
+                raise AggregationRefused(
+                    "keys published must be different ones, got one twice: of "
+                    f"{' and '.join(sorted({drawn[key], name}))}"
+                )
+            drawn[key] = name
     for name, one in roster.items():
         pinned = identity.peer(name)
         if pinned is None:
@@ -146,6 +152,8 @@ def share(
                 f"keys of {name} must be signed by the key that this node pinned for it, and for "
                 "this sum, got others"
             )
+        if not (keys.is_public(one.masking) and keys.is_public(one.sharing)):
+            raise AggregationRefused(f"keys of {name} must be ones of X25519, got others")
     part = replace(part, stage="shared", seed=os.urandom(keys.KEY_BYTES), roster=roster)
     bound = bound_to(part.context, roster)
     least = part.context.threshold
@@ -247,10 +255,11 @@ def reveal(part: Part, signatures: Mapping[str, bytes], identity: Identity) -> d
         and keys.is_signed(pinned, signature, text)
     ]
     if len(signed) < part.context.threshold:
+        others = [name for name in part.survivors if name in signatures and name not in signed]
         raise AggregationRefused(
             f"survivors must be signed alike by at least {part.context.threshold} nodes, got "
             f"{len(signed)} that signed what this one did: the coordinator told others something "
-            "else, or they were lost"
+            "else, or they were lost" + (f"; {', '.join(others[:8])} did not" if others else "")
         )
     return {
         name: pair.seed if name in part.survivors else pair.masking

@@ -72,9 +72,9 @@ def masked(
         num_classes=num_classes,
         num_nodes=len(context.cohort),
     )
-    part = member.receive(part, dict(zip(told.senders, told.sealed, strict=True)))
-    sums.keep(part)
-    member.mask(part, vector)
+    hiding = member.receive(part, dict(zip(told.senders, told.sealed, strict=True)))
+    sums.advance(part, hiding)
+    member.mask(hiding, vector)
     layout = np.frombuffer(forms_to_bytes(forms), dtype=np.uint8).copy()
     return {VECTOR: torch.from_numpy(vector.view(np.int64)), FORMS: torch.from_numpy(layout)}
 

@@ -88,10 +88,9 @@ def share_secrets(node: Node, settings: ShareSecrets) -> Answer:
         name: PublicKeys(raw[:KEY_BYTES], raw[KEY_BYTES : 2 * KEY_BYTES], raw[2 * KEY_BYTES :])
         for name, raw in _paired(settings.names, settings.keys).items()
     }
-    part, sealed, commitment = member.share(
-        node.sums.part(_context(node)), published, node.identity
-    )
-    node.sums.keep(part)
+    begun = node.sums.part(_context(node))
+    part, sealed, commitment = member.share(begun, published, node.identity)
+    node.sums.advance(begun, part)
     return _told({SEALED: [sealed[name] for name in sorted(sealed)], COMMITMENT: commitment})
 
 
@@ -114,10 +113,10 @@ class Confirm(Step):
 def confirm(node: Node, settings: Confirm) -> Answer:
     """Sign the survivors."""
     context = _context(node)
-    part = node.sums.part(context)
+    masked = node.sums.part(context)
     node.sums.check_cohort(context, settings.survivors)
-    part, signature = member.confirm(part, settings.survivors, node.identity)
-    node.sums.keep(part)
+    part, signature = member.confirm(masked, settings.survivors, node.identity)
+    node.sums.advance(masked, part)
     return _told({SIGNATURE: signature})
 
 

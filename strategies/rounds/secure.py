@@ -6,17 +6,18 @@ whose answers are no sums pass through.
 """
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Error, Message, RecordDict
+from flwr.common.constant import ErrorCode
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
-from client.errors import AggregationRefused, BadSetting, EffaceError
+from client.errors import AggregationRefused, BadSetting, EffaceError, marked
 from client.messages import Common, Declaration
 from client.secure.context import (
     MIN_NODES,
@@ -25,33 +26,31 @@ from client.secure.context import (
     digest_of_arrays,
     digest_of_settings,
 )
-from client.secure.keys import KEY_BYTES, SIGNATURE_BYTES
+from client.secure.fixed_point import UInt64s
 from client.secure.member import differs_by_few
-from client.secure.vector import decoded
-from client.steps.secure import (
-    COMMITMENT,
-    KEYS,
-    SIGNATURE,
-    Confirm,
-    MakeKeys,
-    ShareSecrets,
-    Step,
-    Unmask,
-)
+from client.secure.vector import Shape, decoded
+from client.steps.secure import Confirm, MakeKeys, ShareSecrets, Step, Unmask
 from client.steps.training import Fit
-from strategies.rounds.base import ClientLost
-from strategies.rounds.failures import failure_in
+from strategies.rounds.base import NO_ANSWER, TIMEOUT, UNAVAILABLE, ClientLost, Failure
+from strategies.rounds.failures import cleaned, failure_in, listed
+from strategies.rounds.replies import BadReply
 from strategies.rounds.sums import (
     SumOutOfRange,
     added,
-    one_row,
+    arrays_of,
+    in_one_form,
+    masked,
     public_keys,
+    published,
     revealed_shares,
     sealed_shares,
     shared_out,
+    signature,
     with_content,
 )
 from strategies.rounds.unmasking import Course, unmask
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -74,18 +73,34 @@ class _Batch:
     messages: Mapping[str, Message]
     errors: list[Message] = field(default_factory=list)
 
-    def lost(self, step: str, left: int) -> ClientLost:
-        """Return the error that too few nodes are left."""
+    def fail(self, question: Message, why: BadReply) -> None:
+        """Note that a node answered a question in another way than it must."""
+        reason = marked(why, cleaned(str(why)))
+        self.errors.append(Message(Error(ErrorCode.UNKNOWN, reason), reply_to=question))
+
+    def lost(self, step: str, left: Collection[str]) -> ClientLost:
+        """Return the error that too few nodes are left, with what is known of the others."""
         names = {m.metadata.dst_node_id: name for name, m in self.messages.items()}
-        found = [
-            failure_in(m.error, names.get(m.metadata.src_node_id, "a node")) for m in self.errors
-        ]
-        reasons = "; ".join(f"{one.client}: {one.reason}" for one in found)
+        failed: dict[str, Failure] = {}
+        unnamed: list[Failure] = []  # the SuperLink answers for a node that it has lost
+        for message in self.errors:
+            name = names.get(message.metadata.src_node_id)
+            failure = failure_in(message.error, name or "")
+            if name is None:
+                unnamed.append(failure)
+            else:
+                failed.setdefault(name, failure)
+        silence = "; ".join(dict.fromkeys(f.reason for f in unnamed)) or NO_ANSWER
+        for name in self.messages:
+            if name not in failed and name not in left:
+                failed[name] = Failure(name, silence, UNAVAILABLE if unnamed else TIMEOUT)
+        failures = [failed[name] for name in sorted(failed)]
         return ClientLost(
             f"secure aggregation of {self.context.phase} must have at least "
-            f"{self.context.threshold} of {len(self.messages)} clients until its end, got {left} "
-            f"that answered {step} ({reasons or 'no answer before the deadline'}); nothing of the "
-            "round is known, and the next one draws new keys"
+            f"{self.context.threshold} of {len(self.messages)} clients until its end, got "
+            f"{len(left)} that answered {step} ({listed(failures)}); nothing of the round is "
+            "known, and the next one draws new keys",
+            failures=failures,
         )
 
 
@@ -123,34 +138,48 @@ class SecureGrid(Grid):
         if not asked or not is_summed(asked[0].metadata.message_type):
             return list(self.inner.send_and_receive(asked, timeout=timeout))
         batch = self._batch(asked)
+        everybody = list(batch.messages)
         # Steps 1 to 3: all publish keys, signed for this very sum.
-        published = self._step(batch, list(batch.messages), MakeKeys, "keys", timeout, lambda _: {})
-        roster = one_row(published, KEYS, 2 * KEY_BYTES + SIGNATURE_BYTES)
+        roster = self._step(
+            batch, everybody, MakeKeys, {}, timeout, lambda _, arrays: published(arrays)
+        )
         names = self._enough(batch, roster, "query.keys")
         # Step 4: all share their two secrets.
         told = {"names": names, "keys": [roster[name] for name in names]}
-        answers = self._step(batch, names, ShareSecrets, "shares", timeout, lambda _: told)
-        sealed = sealed_shares(answers, names)
-        commitments = one_row(answers, COMMITMENT, KEY_BYTES)
-        names = self._enough(batch, {n: sealed[n] for n in sealed if n in commitments}, "shares")
+        sealed = self._step(
+            batch,
+            names,
+            ShareSecrets,
+            told,
+            timeout,
+            lambda name, arrays: sealed_shares(arrays, [n for n in names if n != name]),
+        )
+        sharers = self._enough(batch, sealed, "query.shares")
         # Steps 5 to 7: the work.
-        replies = self._work(batch, names, sealed, timeout)
-        survivors = self._enough(batch, replies, batch.declared.name)
-        total, forms = added(batch.declared.name, [replies[name] for name in survivors])
+        replies, total, forms = self._work(batch, sharers, sealed, timeout)
+        survivors = list(replies)
         # Steps 8 to 10: t of them agree on who survived, and reveal what takes the masks off.
         told = {"survivors": survivors}
-        answers = self._step(batch, survivors, Confirm, "confirm", timeout, lambda _: told)
-        signatures = one_row(answers, SIGNATURE, SIGNATURE_BYTES)
+        signatures = self._step(
+            batch, survivors, Confirm, told, timeout, lambda _, arrays: signature(arrays)
+        )
         signers = self._enough(batch, signatures, "query.confirm")
         told = {"names": signers, "signatures": [signatures[name] for name in signers]}
-        answers = self._step(batch, signers, Unmask, "unmask", timeout, lambda _: told)
-        self._enough(batch, answers, "query.unmask")
+        shares = self._step(
+            batch,
+            signers,
+            Unmask,
+            told,
+            timeout,
+            lambda _, arrays: revealed_shares(arrays, sharers),
+        )
+        self._enough(batch, shares, "query.unmask")
         course = Course(
             batch.context,
             {name: public_keys(roster[name]) for name in sorted(roster)},
-            {name: commitments[name] for name in names},
+            {name: sealed[name][1] for name in sharers},
             survivors,
-            revealed_shares(answers, names),
+            shares,
         )
         # Step 11.
         self._summed[batch.context.weights] = tuple(survivors)
@@ -224,20 +253,26 @@ class SecureGrid(Grid):
         batch: _Batch,
         names: Sequence[str],
         kind: type[Step],
-        what: str,
+        told: Mapping[str, Any],
         timeout: float | None,
-        values: Any,
-    ) -> dict[str, ArrayRecord]:
-        """Send one step of the protocol to these nodes; return the arrays of those that answer."""
+        read: Callable[[str, ArrayRecord], T],
+    ) -> dict[str, T]:
+        """Send one step of the protocol to these nodes; return what those say that answer it.
+
+        Args:
+            batch: Of the sum.
+            names: Of the nodes.
+            kind: Of the step.
+            told: Its own settings.
+            timeout: In seconds.
+            read: Makes something of a node's name and arrays; raises `BadReply` if it cannot.
+        """
         shared = {spec.name: getattr(batch.settings, spec.name) for spec in fields(Common)}
-        shared |= {"secure": batch.told}
+        shared |= {"secure": batch.told, **told}
         messages = {
             name: Message(
                 RecordDict(
-                    {
-                        "arrays": ArrayRecord(),
-                        "config": kind(**{**shared, **values(name), "client": name}).config(),
-                    }
+                    {"arrays": ArrayRecord(), "config": kind(**{**shared, "client": name}).config()}
                 ),
                 dst_node_id=batch.messages[name].metadata.dst_node_id,
                 message_type=kind.message.name,
@@ -245,56 +280,74 @@ class SecureGrid(Grid):
             )
             for name in names
         }
-        replies = self._exchanged(batch, messages, timeout)
-        return {
-            name: next(iter(reply.content.array_records.values()))
-            for name, reply in replies.items()
-        }
+        answers = self._exchanged(batch, messages, timeout, read)
+        return {name: found for name, (_, found) in answers.items()}
 
     def _work(
         self,
         batch: _Batch,
         names: Sequence[str],
-        sealed: Mapping[str, Mapping[str, bytes]],
+        sealed: Mapping[str, tuple[Mapping[str, bytes], bytes]],
         timeout: float | None,
-    ) -> dict[str, Message]:
-        """Send the messages themselves; return the replies by the nodes' names."""
+    ) -> tuple[dict[str, Message], UInt64s, dict[str, Shape]]:
+        """Send the messages themselves; return the replies that are in the sum, by names in order.
+
+        Beside them their sum, and what its numbers are.
+        """
         messages = {}
         for name in names:
             message = batch.messages[name]
             senders = [other for other in names if other != name]
             told = replace(
-                batch.told, senders=senders, sealed=[sealed[other][name] for other in senders]
+                batch.told, senders=senders, sealed=[sealed[other][0][name] for other in senders]
             )
             config = ConfigRecord(dict(message.content.config_records["config"]))
             config.update(told.config(prefix="secure-"))
             arrays = message.content.array_records["arrays"]
             message.content = RecordDict({"arrays": arrays, "config": config})
             messages[name] = message
-        return self._exchanged(batch, messages, timeout)
+        answers = self._exchanged(batch, messages, timeout, lambda _, arrays: masked(arrays))
+        vectors = {name: one for name, (_, one) in answers.items()}
+        forms, alike = in_one_form(batch.declared, vectors, batch.settings.model_classes)
+        for name in sorted(set(vectors) - set(alike)):
+            why = BadReply(f"masked answer to {batch.declared.name} must have the others' form")
+            batch.fail(messages[name], why)
+        survivors = self._enough(batch, alike, batch.declared.name)
+        total = added(alike[name] for name in survivors)
+        return {name: answers[name][0] for name in survivors}, total, forms
 
     def _exchanged(
-        self, batch: _Batch, messages: Mapping[str, Message], timeout: float | None
-    ) -> dict[str, Message]:
-        """Send messages; return the replies of well-formed answers, and note errors."""
+        self,
+        batch: _Batch,
+        messages: Mapping[str, Message],
+        timeout: float | None,
+        read: Callable[[str, ArrayRecord], T],
+    ) -> dict[str, tuple[Message, T]]:
+        """Send messages; return the answers that can be read, and note what came of the others."""
         names = {message.metadata.dst_node_id: name for name, message in messages.items()}
-        replies = {}
+        found: dict[str, tuple[Message, T]] = {}
         for reply in self.inner.send_and_receive(list(messages.values()), timeout=timeout):
             name = names.get(reply.metadata.src_node_id)
             if reply.has_error() or name is None:
                 batch.errors.append(reply)
-            elif len(reply.content.array_records) == len(reply.content.metric_records) == 1:
-                replies[name] = reply
-        return replies
+                continue
+            try:
+                found[name] = reply, read(name, arrays_of(reply.content))
+            except BadReply as error:
+                batch.fail(messages[name], error)
+            except Exception as error:  # whatever a node sends is that node's failure
+                why = BadReply(f"reply must be readable, got {type(error).__name__}")
+                batch.fail(messages[name], why)
+        return found
 
-    def _enough(self, batch: _Batch, left: Mapping[str, Any], step: str) -> list[str]:
+    def _enough(self, batch: _Batch, left: Collection[str], step: str) -> list[str]:
         """Return the names of the nodes that are left, in order.
 
         Raises:
             ClientLost: If they are fewer than t.
         """
         if len(left) < batch.context.threshold:
-            raise batch.lost(step, len(left))
+            raise batch.lost(step, left)
         return sorted(left)
 
     # -- the rest is the inner grid's ------------------------------------------------------------

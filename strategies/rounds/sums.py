@@ -1,9 +1,11 @@
 """What comes back of the steps of secure aggregation: read as bytes, added up, shared out.
 
-A node that answers in another form than it must counts as one that did not answer.
+An answer in another form than it must have is its node's failure: what reads it raises `BadReply`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -14,9 +16,9 @@ from client.messages import Declaration
 from client.secure.fixed_point import UInt64s
 from client.secure.keys import KEY_BYTES, SIGNATURE_BYTES, PublicKeys
 from client.secure.shares import SHARE_BYTES
-from client.secure.vector import APART, MEANS, Shape, Total, forms_from_bytes
+from client.secure.vector import APART, MEANS, Shape, Total, forms_from_bytes, length
 from client.secure.work import FORMS, VECTOR
-from client.steps.secure import SEALED, SHARES
+from client.steps.secure import COMMITMENT, KEYS, SEALED, SHARES, SIGNATURE
 from client.wire import Form
 from strategies.rounds.base import ClientLost
 from strategies.rounds.replies import BadReply, plain
@@ -33,91 +35,121 @@ class SumOutOfRange(ClientLost):
     code = "sum-out-of-range"
 
 
-def _rows(arrays: ArrayRecord, key: str, size: int) -> list[bytes]:
-    """Return the rows of a matrix of bytes; none if it is something else."""
+def arrays_of(content: RecordDict) -> ArrayRecord:
+    """Return the arrays of a reply.
+
+    Raises:
+        BadReply: If it holds other records than one of arrays and one of numbers.
+    """
+    if len(content.array_records) != 1 or len(content.metric_records) != 1 or len(content) != 2:
+        raise BadReply(
+            "reply must hold one ArrayRecord and one MetricRecord, got "
+            f"{len(content.array_records)} and {len(content.metric_records)} in {len(content)} "
+            "records"
+        )
+    return next(iter(content.array_records.values()))
+
+
+def _matrix(arrays: ArrayRecord, key: str, rows: int, size: int) -> list[bytes]:
+    """Return the rows of a matrix of bytes.
+
+    Raises:
+        BadReply: If it is something else.
+    """
+    if key not in arrays:
+        raise BadReply(f"reply must hold {key}, got none")
+    return [row.tobytes() for row in plain(arrays[key], Form((rows, size), "uint8"), key)]
+
+
+def _line(arrays: ArrayRecord, key: str, dtype: str) -> "np.ndarray[Any, Any]":
+    """Return a row of numbers, of any length.
+
+    Raises:
+        BadReply: If it is something else.
+    """
     array = arrays.get(key)
-    if array is None or array.dtype != "uint8" or len(array.shape) != 2 or array.shape[1] != size:
-        return []
-    try:
-        return [row.tobytes() for row in plain(array, Form(tuple(array.shape), "uint8"), key)]
-    except BadReply:
-        return []
+    shape = () if array is None else tuple(array.shape)
+    if array is None or len(shape) != 1:
+        raise BadReply(f"reply must hold one row of numbers called {key}, got another form")
+    return plain(array, Form(shape, dtype), key)
 
 
-def _numbers(array: Array | None, dtype: str) -> "np.ndarray[Any, Any] | None":
-    """Return a row of numbers as its node sent it; None if it is something else."""
-    if array is None or array.dtype != dtype or len(array.shape) != 1:
-        return None
-    try:
-        return plain(array, Form(tuple(array.shape), dtype), "masked")
-    except BadReply:
-        return None
+def published(arrays: ArrayRecord) -> bytes:
+    """Return the keys that a node has published, with its signature."""
+    return _matrix(arrays, KEYS, 1, 2 * KEY_BYTES + SIGNATURE_BYTES)[0]
 
 
-def one_row(answers: Mapping[str, ArrayRecord], key: str, size: int) -> dict[str, bytes]:
-    """Return the one row that each node answers with; nodes that answer otherwise are left out."""
-    found = {name: _rows(arrays, key, size) for name, arrays in answers.items()}
-    return {name: rows[0] for name, rows in found.items() if len(rows) == 1}
+def sealed_shares(arrays: ArrayRecord, others: Sequence[str]) -> tuple[dict[str, bytes], bytes]:
+    """Return what a node has sealed for each of the others, and its commitment."""
+    rows = _matrix(arrays, SEALED, len(others), SEALED_BYTES)
+    return dict(zip(others, rows, strict=True)), _matrix(arrays, COMMITMENT, 1, KEY_BYTES)[0]
 
 
-def sealed_shares(
-    answers: Mapping[str, ArrayRecord], names: Sequence[str]
-) -> dict[str, dict[str, bytes]]:
-    """Return what each node has sealed for each of the others."""
-    found = {}
-    for name, arrays in answers.items():
-        others = [other for other in names if other != name]
-        rows = _rows(arrays, SEALED, SEALED_BYTES)
-        if len(rows) == len(others):
-            found[name] = dict(zip(others, rows, strict=True))
-    return found
+def signature(arrays: ArrayRecord) -> bytes:
+    """Return a node's signature of the survivors."""
+    return _matrix(arrays, SIGNATURE, 1, SIGNATURE_BYTES)[0]
 
 
-def revealed_shares(
-    answers: Mapping[str, ArrayRecord], names: Sequence[str]
-) -> dict[str, dict[str, bytes]]:
-    """Return the share of each node's secret that each survivor reveals."""
-    found = {name: _rows(arrays, SHARES, SHARE_BYTES) for name, arrays in answers.items()}
-    return {
-        name: dict(zip(names, rows, strict=True))
-        for name, rows in found.items()
-        if len(rows) == len(names)
-    }
+def revealed_shares(arrays: ArrayRecord, names: Sequence[str]) -> dict[str, bytes]:
+    """Return the share of each node's secret that one reveals."""
+    return dict(zip(names, _matrix(arrays, SHARES, len(names), SHARE_BYTES), strict=True))
 
 
 def public_keys(raw: bytes) -> PublicKeys:
     return PublicKeys(raw[:KEY_BYTES], raw[KEY_BYTES : 2 * KEY_BYTES], raw[2 * KEY_BYTES :])
 
 
-def added(message: str, replies: Sequence[Message]) -> tuple[UInt64s, dict[str, Shape]]:
-    """Return the sum of masked vectors, and what its numbers are.
+@dataclass(frozen=True)
+class Masked:
+    """A masked answer.
 
-    Raises:
-        SumOutOfRange: If one has another form than the others.
+    Attributes:
+        vector: Its numbers.
+        forms: What they are, as the node says it.
     """
-    total: UInt64s | None = None
-    layout: bytes | None = None
-    for reply in replies:
-        arrays = next(iter(reply.content.array_records.values()))
-        vector, forms = _numbers(arrays.get(VECTOR), "int64"), _numbers(arrays.get(FORMS), "uint8")
-        own = b"" if forms is None else forms.tobytes()
-        if layout is None:
-            layout = own
-        if vector is None or own != layout:
-            raise SumOutOfRange(f"masked answers to {message} must have one form, got others")
-        numbers = vector.view(np.uint64)
-        if total is None:
-            total = numbers.copy()
-        elif numbers.shape != total.shape:
-            raise SumOutOfRange(f"masked answers to {message} must have one length, got others")
-        else:
-            total += numbers
-    if total is None:
-        raise SumOutOfRange("sum must be of at least one answer, got none")
-    try:
-        return total, forms_from_bytes(layout or b"[]")
-    except AggregationRefused as error:
-        raise SumOutOfRange(str(error)) from error
+
+    vector: UInt64s
+    forms: bytes
+
+
+def masked(arrays: ArrayRecord) -> Masked:
+    """Return a node's masked answer, whatever its form."""
+    return Masked(
+        _line(arrays, VECTOR, "int64").view(np.uint64), _line(arrays, FORMS, "uint8").tobytes()
+    )
+
+
+def in_one_form(
+    declared: Declaration, answers: Mapping[str, Masked], num_classes: int
+) -> tuple[dict[str, Shape], dict[str, Masked]]:
+    """Return the form that most answers have, and the answers of that form.
+
+    More than two thirds of all nodes are needed, so that it is no other form than honest nodes'.
+
+    Args:
+        declared: Of the message.
+        answers: By the nodes' names.
+        num_classes: Of the model.
+    """
+    ways = Counter((one.forms, len(one.vector)) for _, one in sorted(answers.items()))
+    for way, _ in ways.most_common():
+        try:
+            forms = forms_from_bytes(way[0])
+        except AggregationRefused:
+            continue
+        if length(declared, num_classes, forms) == way[1]:
+            alike = {n: one for n, one in answers.items() if (one.forms, len(one.vector)) == way}
+            return forms, alike
+    return {}, {}
+
+
+def added(answers: Iterable[Masked]) -> UInt64s:
+    """Return the sum of masked vectors of one length."""
+    found = iter(answers)
+    total = next(found).vector.copy()
+    for one in found:
+        total += one.vector
+    return total
 
 
 def shared_out(

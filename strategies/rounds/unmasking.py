@@ -57,11 +57,15 @@ def unmask(total: UInt64s, course: Course) -> None:
     bound, dropped = course.bound, sorted(set(course.commitments) - set(course.survivors))
     subtract: list[bytes] = []
     add: list[bytes] = []
+    secrets = _secrets(
+        course,
+        {name: functools.partial(_committed, course, bound, name) for name in course.survivors}
+        | {name: functools.partial(_published, course, name) for name in dropped},
+    )
     for name in course.survivors:
-        seed = _secret(course, name, functools.partial(_committed, course, bound, name))
-        subtract.append(member.own_mask(seed, bound, name))
+        subtract.append(member.own_mask(secrets[name], bound, name))
     for name in dropped:
-        private = _secret(course, name, functools.partial(_published, course, name))
+        private = secrets[name]
         for other in course.survivors:
             # The survivor has added this stream if its name comes first.
             key = member.pair_mask(private, course.roster[other].masking, bound, name, other)
@@ -77,16 +81,42 @@ def _published(course: Course, name: str, found: bytes) -> bool:
     return keys.public_key(found) == course.roster[name].masking
 
 
-def _secret(course: Course, name: str, fits: Callable[[bytes], bool]) -> bytes:
+def _secrets(course: Course, wanted: Mapping[str, Callable[[bytes], bool]]) -> dict[str, bytes]:
+    """Return nodes' secrets, given what tells each of them.
+
+    Raises:
+        AggregationRefused: If one's shares do not fit together. Of a single one whoever dealt them
+            may have dealt wrong ones; of more it was one of those that reveal them.
+    """
+    found: dict[str, bytes] = {}
+    unfit: list[str] = []
+    for name, fits in wanted.items():
+        secret = _secret(course, name, fits)
+        if secret is None:
+            unfit.append(name)
+        else:
+            found[name] = secret
+        if len(unfit) == 2:
+            break  # it tells as much as all of them would, and each takes long
+    if not unfit:
+        return found
+    revealers = sorted(course.revealed)
+    listed = ", ".join(revealers[:8]) + (", ..." if len(revealers) > 8 else "")
+    own = f"{unfit[0]} dealt wrong ones, or " if len(unfit) == 1 else ""
+    raise AggregationRefused(
+        f"shares of {' and '.join(unfit)} must fit together, got some that do not: {own}one of "
+        f"those that revealed them is at fault ({listed})"
+    )
+
+
+def _secret(course: Course, name: str, fits: Callable[[bytes], bool]) -> bytes | None:
     """Return a node's secret; one node that reveals a wrong share is left out."""
     revealers = [who for who in sorted(course.revealed) if name in course.revealed[who]]
     for chosen in _choices(revealers, course.context.threshold):
         found = combined([course.revealed[who][name] for who in chosen])
         if found is not None and fits(found):
             return found
-    raise AggregationRefused(
-        f"shares of {name} must fit together, got some of {len(revealers)} nodes that do not"
-    )
+    return None
 
 
 def _choices(revealers: Sequence[str], least: int) -> Iterator[Sequence[str]]:

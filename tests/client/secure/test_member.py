@@ -13,6 +13,7 @@ from client.errors import AggregationRefused
 from client.secure import member
 from client.secure.context import threshold
 from client.secure.identity import Identity
+from client.secure.keys import PublicKeys, survivors_text
 from client.secure.member import Part, bound_to
 from client.secure.shares import shared
 from strategies.rounds.unmasking import Course, combined, inverse, times, unmask
@@ -185,6 +186,7 @@ def test_nodes_that_were_shown_different_keys_make_no_common_sum() -> None:
     one = {"a": member.PublicKeys(b"1" * 32, b"2" * 32, b"")}
     two = {"a": member.PublicKeys(b"1" * 32, b"3" * 32, b"")}
     assert bound_to(context_of(FOUR), one) != bound_to(context_of(FOUR), two)
+    assert bound_to(context_of(FOUR), one) != bound_to(context_of(FOUR, number=2), one)
 
 
 def test_a_swapped_key_an_unpinned_peer_and_too_few_are_refused() -> None:
@@ -207,6 +209,40 @@ def test_a_swapped_key_an_unpinned_peer_and_too_few_are_refused() -> None:
     twice = {**played.published, "node-2": played.published["node-3"]}
     with pytest.raises(AggregationRefused, match="must be different ones, got one twice"):
         member.share(part, twice, me)
+
+
+def test_a_key_that_is_no_point_and_one_of_two_nodes_are_named() -> None:
+    played = Played(context_of(FOUR))
+    played.keys(FOUR)
+    me, digest = identity_of("node-0"), played.context.digest
+
+    def signed(name: str, **more: bytes) -> dict[str, PublicKeys]:
+        bare = replace(played.published[name], **more)
+        signature = identity_of(name).key.sign(bare.signed(digest, name))
+        return {**played.published, name: replace(bare, signature=signature)}
+
+    for key in ("masking", "sharing"):  # both of small order: whatever they agree on is zero
+        with pytest.raises(AggregationRefused, match="keys of node-2 must be ones of X25519"):
+            member.share(played.parts["node-0"], signed("node-2", **{key: bytes(32)}), me)
+    taken = signed("node-2", masking=played.published["node-1"].sharing)
+    with pytest.raises(AggregationRefused, match="got one twice: of node-1 and node-2"):
+        member.share(played.parts["node-0"], taken, me)
+
+
+def test_sealed_shares_are_for_one_receiver_from_one_sender() -> None:
+    played = Played(context_of(FOUR))
+    played.keys(FOUR)
+    played.shares(FOUR)
+    part = played.parts["node-0"]
+    right = {name: own["node-0"] for name, own in played.sealed.items() if name != "node-0"}
+    for wrong in (
+        {**right, "node-1": right["node-2"], "node-2": right["node-1"]},  # senders swapped
+        {**right, "node-1": played.sealed["node-1"]["node-2"]},  # for another receiver
+        {**right, "node-1": played.sealed["node-0"]["node-1"]},  # the node's own, sent back
+    ):
+        with pytest.raises(AggregationRefused, match="shares of node-1 must be those it sealed"):
+            member.receive(part, wrong)
+    assert member.receive(part, right).stage == "masked"
 
 
 def test_survivors_must_be_t_with_this_node_among_them_and_all_masked() -> None:
@@ -239,6 +275,19 @@ def test_a_node_goes_on_only_with_t_signatures_of_what_it_signed_itself() -> Non
     strangers = {**played.signatures, "node-9": played.signatures["node-0"]}
     with pytest.raises(AggregationRefused, match="got 4"):
         member.reveal(part, strangers, me)
+
+
+def test_a_node_that_dropped_out_has_no_say_in_who_survived() -> None:
+    # Its key signs what the survivors sign, for the coordinator; a pinned stranger's, likewise.
+    played = play(random_vectors(SEVEN, size=3), {"node-6": "work"})
+    part, me = played.parts["node-0"], identity_of("node-0")
+    text = survivors_text(bound_to(part.context, part.roster), part.survivors)
+    four = {name: played.signatures[name] for name in SEVEN[:4]}
+    for other in ("node-6", "node-9"):
+        more = {**four, other: identity_of(other).key.sign(text)}
+        with pytest.raises(AggregationRefused, match="at least 5 nodes, got 4"):
+            member.reveal(part, more, me)
+    assert member.reveal(part, {**four, "node-4": played.signatures["node-4"]}, me)
 
 
 def test_no_two_sets_of_t_nodes_can_differ_without_a_node_that_signs_both() -> None:

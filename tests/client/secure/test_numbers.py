@@ -109,6 +109,29 @@ def test_the_mean_of_the_sum_is_the_weighted_mean() -> None:
     assert list(found.arrays) == list(FORMS)
 
 
+@pytest.mark.parametrize("num_nodes", [3, 10, 100])
+def test_the_mean_of_many_is_near_the_exact_one(num_nodes: int) -> None:
+    # Every node rounds by half a unit of 2^-24 at most; with an example or more each the mean of
+    # what they send is off by as much at most.
+    forms = {"w": Shape((2000,), "float64")}
+    draws = np.random.default_rng(0)
+    total = np.zeros(length(FIT, 10, forms), dtype=np.uint64)
+    exact, all_examples = np.zeros(2000, dtype=np.longdouble), 0
+    for i in range(num_nodes):
+        examples, w = (
+            (1 if i % 3 else 6000),
+            draws.normal(scale=[0.01, 1.0, 1000.0][i % 3], size=2000),
+        )
+        numbers = {"num-examples": examples, "loss": 1.0}
+        total += encoded(FIT, numbers, {"w": w}, forms, num_classes=10, num_nodes=num_nodes)
+        exact += examples * w.astype(np.longdouble)
+        all_examples += examples
+    found = decoded(FIT, total, forms, num_classes=10)
+    assert found.examples == all_examples
+    error = np.abs(found.arrays["w"] - (exact / all_examples).astype(np.float64))
+    assert error.max() <= 2.0**-25 * num_nodes / all_examples + 1e-12
+
+
 def test_sums_add_up_as_they_are() -> None:
     forms = {"layer": Shape((2,), "float64")}
     total = np.zeros(length(SUMS, 3, forms), dtype=np.uint64)
