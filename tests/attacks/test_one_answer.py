@@ -12,6 +12,7 @@ import pytest
 from flwr.app import ConfigRecord
 from sklearn.datasets import load_digits
 
+from client.messages import Common
 from client.steps.training import Fit
 from server.nodes.engines.inline import InlineGrid
 from server.nodes.grid import NamedGrid
@@ -56,7 +57,7 @@ def summed(three: Three, names: tuple[str, ...], examples: int, **said: Any) -> 
     found = []
     for seed in SEEDS:
         state = bins.cut(known(), examples, seed)
-        sizes = {"model_width": SPEC.width, "model_depth": SPEC.depth, "simulation": None}
+        sizes = {**Common.of_model(SPEC), "simulation": None}
         asked = told(Fit, **sizes, **{**bins.STEP, "phase": f"train {seed}", **said})
         rounds = FederatedAveraging(asked)
         with InlineGrid(three.answer, len(NAMES)) as inner:
