@@ -272,6 +272,7 @@ LAYERS_ALONE = {
     "recurrent": False,
     "places-first": False,
     "normed": False,
+    "in-place": False,  # what a layer gave is overwritten
 }
 
 

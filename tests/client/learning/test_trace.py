@@ -79,6 +79,7 @@ HEADS = {
     "recurrent": "answer",
     "places-first": "answer",
     "normed": "2",
+    "in-place": "6",
 }
 
 
@@ -107,6 +108,7 @@ class Behind(nn.Module):
         (nn.Dropout(), None),  # the same in eval mode alone
         (nn.Softmax(dim=1), None),
         (lambda logits: logits / 2.0, None),
+        (lambda logits: logits.div_(2.0), None),
         (lambda logits: (logits, logits), None),
         (lambda logits: logits[:, None], None),
         (Adapter(nn.Linear(3, 3), 1), None),
@@ -245,7 +247,7 @@ def test_layers_that_need_a_backward_pass_of_their_own_are_named() -> None:
     assert traced("recurrent").others == ("lstm",)
     assert traced("normed").others == ("0.parametrizations.weight",)
     assert traced("patches").others == ("", "encoder.self_attn", "encoder.self_attn.out_proj")
-    assert traced("attention").others == traced("dense").others == traced("mlp").others == ()
+    assert traced("attention").others == traced("dense").others == traced("in-place").others == ()
     assert "words" in traced("reports").others
 
 
