@@ -326,6 +326,25 @@ def check_inputs(inputs: Tensor) -> None:
         )
 
 
+def check_distillable(model: nn.Module, inputs: Tensor) -> None:
+    """Refuse, before any work, a network or inputs that cannot be distilled, by trying it once.
+
+    Args:
+        model: Left unchanged.
+        inputs: A few examples `(B, ...)` on the model's device; their values are of no account.
+
+    Raises:
+        BadSetting: If the inputs are not floating-point numbers, no tensor of 2 dimensions or more
+            is trained, or an operation has no second derivative.
+    """
+    labels = torch.zeros(len(inputs), dtype=torch.int64, device=inputs.device)
+    with frozen_statistics(model):
+        _, _, real = real_gradients(model, inputs, labels)
+    Matcher(SyntheticSet(inputs.clone(), labels), lr=0.0, momentum=0.0, num_steps=1).match(
+        model, real
+    )
+
+
 @contextmanager
 def frozen_statistics(model: nn.Module) -> Iterator[None]:
     """Use, and do not change, the running statistics of norm layers that keep any."""

@@ -13,6 +13,7 @@ from client.errors import BadSetting
 from client.learning.attention import ByFormula
 from client.learning.distillation import (
     Matcher,
+    check_distillable,
     condense,
     distance,
     due,
@@ -429,8 +430,24 @@ def test_what_has_no_second_derivative_is_refused() -> None:
     rows = torch.randn(3, 2, generator=seeded())
     real = real_gradients(model, rows, labels)[2]
     matcher = Matcher(SyntheticSet(rows, labels), lr=0.1, momentum=0.0, num_steps=1)
-    with pytest.raises(BadSetting, match="operations with second derivatives, got one without"):
+    told = "operations with second derivatives, got one without"
+    with pytest.raises(BadSetting, match=told):
         matcher.match(model, real)
+    with pytest.raises(BadSetting, match=told):
+        check_distillable(model, rows)
+
+
+@pytest.mark.parametrize("name", LAYERS_ALONE)
+def test_a_trial_before_any_work_changes_nothing(name: str) -> None:
+    model, (inputs, _) = network(name), batch(name, 2)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    kept = inputs.clone()
+    check_distillable(model, inputs)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert all(module.training for module in model.modules())
+    assert torch.equal(inputs, kept)
+    with pytest.raises(BadSetting, match="must be floating-point numbers"):
+        check_distillable(network("reports"), batch("reports")[0])
 
 
 # ---- sets ---------------------------------------------------------------------------------------
