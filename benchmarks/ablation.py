@@ -15,7 +15,9 @@ from torch.nn.functional import cross_entropy
 
 from client.channels.ablation import Effects, ablation
 from client.channels.layout import layout
-from client.learning.models import Classifier, ModelSpec, build
+from client.learning.models import build
+from client.learning.networks import Classifier
+from client.learning.spec import image_model
 from client.memory import keep_freed_memory
 
 
@@ -56,7 +58,7 @@ def main() -> None:
 
 def uneven(name: str, draws: torch.Generator) -> Classifier:
     """Return a model in evaluation whose norms are not as built, and in which no class wins all."""
-    model = build(ModelSpec(name, num_classes=10), draws)
+    model = build(image_model(name, num_classes=10), draws)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.weight.data.uniform_(0.5, 1.5, generator=draws)

@@ -139,3 +139,9 @@ def _kinds(kind: type[EffaceError]) -> Iterator[type[EffaceError]]:
     yield kind
     for below in kind.__subclasses__():
         yield from _kinds(below)
+
+
+class CodeMismatch(EffaceError):
+    """Server and node do not run the same client code, or not that of the same task."""
+
+    code = "code-mismatch"

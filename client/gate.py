@@ -56,8 +56,8 @@ def gated(
 
     Returns:
         Below the policy's `min_examples`, or `min_batch` of training: no arrays, and every number
-        0. From a site that answers
-        in sums alone, outside of one: whether there are enough examples, 1 or 0, for their number.
+        0. From a site that answers in sums alone, outside of one: whether there are enough
+        examples, 1 or 0, for their number.
     """
     names = arrays if kind.message.arrays in WITHOUT_EXAMPLES else None
     least = policy.answers.min_examples

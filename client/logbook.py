@@ -122,7 +122,10 @@ class Logbook:
 
     def files(self) -> list[Path]:
         """Return the log's files, oldest first; each is called by its first line's number."""
-        return sorted(self.folder.glob("*.jsonl"), key=lambda p: int(p.stem))
+        return sorted(
+            (path for path in self.folder.glob("*.jsonl") if path.stem.isdecimal()),
+            key=lambda path: int(path.stem),
+        )
 
     def head(self) -> Head:
         """Return what `head.json` says.
@@ -188,7 +191,9 @@ def _parsed(raw: bytes) -> dict[str, Any] | None:
         entry = json.loads(raw)
     except ValueError:
         return None
-    sound = isinstance(entry, dict) and {"number", "before"} <= entry.keys()
+    if not isinstance(entry, dict):
+        return None
+    sound = type(entry.get("number")) is int and isinstance(entry.get("before"), str)
     return entry if sound else None
 
 

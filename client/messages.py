@@ -4,17 +4,18 @@ A message is declared once, on the dataclass of its settings, beside its handler
 `message` says its name, what may go up in answer, and an example. Its fields are the settings.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, ClassVar, Final, Literal
 
-from client.learning.models import NAMES as MODEL_NAMES
-from client.learning.models import ModelSpec
+from client.learning.models import ModelSpec, traced
 from client.secure.context import PREFIX as SECURE
 from client.secure.context import Secured
 from client.settings import (
     ANY,
+    MIN_CLIP,
     Rule,
     Settings,
     any_seed,
@@ -25,7 +26,6 @@ from client.settings import (
     name,
     one_of,
     part,
-    positive,
     setting,
     short_or_empty,
     text,
@@ -133,6 +133,14 @@ class ForgetSpec:
 
 _classes: Final = list_of(int, "class numbers from 0 up", lambda c: c >= 0)
 _clients: Final = list_of(str, "client names")
+_task: Final = Rule(
+    lambda v: len(v) <= 200 and re.fullmatch(r"[A-Za-z_][\w.]*(:[A-Za-z_]\w*)?", v) is not None,
+    "name a task, as in module:Class",
+)
+_json: Final = Rule(lambda v: len(v) <= 10_000, "be at most 10000 characters of JSON")
+_hash: Final = Rule(
+    lambda v: re.fullmatch(r"([0-9a-f]{64})?", v) is not None, "be a SHA-256 in hexadecimal"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,12 +161,10 @@ class Common(Settings):
     simulation: Simulation | None = part(Simulation, PREFIX)  # of simulated nodes alone
     holdout: float = setting(between(0.0, 0.5), 0.1)
 
-    model: str = setting(one_of(*MODEL_NAMES))
-    model_classes: int = setting(between(2, 100_000))
-    model_channels: int = setting(Rule(lambda v: v in (1, 3), "be 1 or 3"))
-    model_image_size: int = setting(between(8, 2048))
-    model_width: int = setting(between(1, 4096), 128)
-    model_depth: int = setting(between(1, 8), 3)
+    task: str = setting(_task)  # what is learned: "images", or a task in the bundle
+    task_options: str = setting(_json)  # of the task, as a JSON object
+    task_code: str = setting(_hash, "")  # SHA-256 of the task's sources, if it is a user's own
+    task_frozen: str = setting(_hash, "")  # SHA-256 of the model's parameters that do not travel
     # Channels without effect (client.channels.layout); if compact, they are not there any more.
     model_pruned: list[str] = setting(list_of(str, "texts"), [])
     model_compact: bool = setting(ANY, False)
@@ -170,7 +176,7 @@ class Common(Settings):
     precision: str = setting(one_of("float32", "bfloat16"), "float32")
 
     noise_multiplier: float = setting(between(0.0, 1e6), 0.0)  # z; 0 for no noise
-    clip_norm: float = setting(positive(), 1.0)  # C, of each example's gradient under noise
+    clip_norm: float = setting(at_least(MIN_CLIP), 1.0)  # C, of each example's gradient under noise
 
     scale: int = setting(at_least(0), 0)  # s: one synthetic image for so many; 0 for none
 
@@ -196,6 +202,12 @@ class Common(Settings):
         """
         if self.precision != "float32":
             return f"precision must be float32 under noise, got {self.precision}"
+        trained = self.message.arrays in ("model", "slices")
+        if trained and traced(self.model_spec).mixes_examples:
+            return (
+                f"model must have no BatchNorm under noise, got {self.model_spec.task.title}: it "
+                "mixes the examples of a batch; GroupNorm and LayerNorm do not"
+            )
         if self.message.noised:
             return None
         return f"message must be one that can be answered under noise, got {self.message.name}"
@@ -206,13 +218,32 @@ class Common(Settings):
 
     @property
     def model_spec(self) -> ModelSpec:
+        """The model.
+
+        Its task is looked up when it is asked for, and may not be here.
+        """
         return ModelSpec(
-            name=self.model,
-            num_classes=self.model_classes,
-            channels=self.model_channels,
-            image_size=self.model_image_size,
-            width=self.model_width,
-            depth=self.model_depth,
+            name=self.task,
+            options=self.task_options,
+            code=self.task_code,
+            frozen=self.task_frozen,
             pruned=tuple(self.model_pruned),
             compact=self.model_compact,
         )
+
+    @staticmethod
+    def of_model(spec: ModelSpec) -> dict[str, Any]:
+        """Return what a message says of a model, as field names."""
+        return {
+            "task": spec.name,
+            "task_options": spec.options,
+            "task_code": spec.code,
+            "task_frozen": spec.frozen,
+            "model_pruned": list(spec.pruned),
+            "model_compact": spec.compact,
+        }
+
+    @property
+    def model_classes(self) -> int:
+        """K: classes of the model."""
+        return self.model_spec.num_classes

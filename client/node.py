@@ -26,6 +26,7 @@ from client.errors import (
 )
 from client.gate import Answer, Metrics, ReplyArrays, gated
 from client.law import check, check_noise, policy_of
+from client.learning.models import ModelSpec, drawing, state_of
 from client.learning.training import Trained
 from client.logbook import Visit, visit_of
 from client.messages import Common
@@ -48,10 +49,10 @@ log = logging.getLogger("efface.client")
 C = TypeVar("C", bound=Common)
 
 
-def _state(answer: nn.Module | ReplyArrays | None) -> Mapping[str, Tensor] | None:
+def _state(answer: nn.Module | ReplyArrays | None, spec: ModelSpec) -> Mapping[str, Tensor] | None:
     if answer is None:
         return None
-    return answer.state if isinstance(answer, ReplyArrays) else answer.state_dict()
+    return answer.state if isinstance(answer, ReplyArrays) else state_of(spec, answer)
 
 
 class NodeError(EffaceError):
@@ -88,9 +89,8 @@ class Handler(Generic[C]):
             log.exception("%s failed", message.metadata.message_type)
             try:
                 visit.turned_away(error)
-            except (
-                Exception
-            ):  # a full disk: the coordinator is told of the first fault all the same
+            except Exception:
+                # A full disk, say: the coordinator is told of the first fault all the same.
                 log.exception("the site's log could not be written")
             raise NodeError(_told(error)) from None
 
@@ -114,7 +114,7 @@ class Handler(Generic[C]):
         metrics |= node.spent()
         metrics["seconds"] = time.perf_counter() - started
         metrics["partition"] = int(context.node_config.get("partition-id", -1))
-        declared, state = self.kind.message, _state(made)
+        declared, state = self.kind.message, _state(made, settings.model_spec)
         if summed is not None:
             metrics, state, like = hidden(node, summed, declared, metrics, state, like)
             declared = replace(declared, arrays="masked")
@@ -131,7 +131,8 @@ class Handler(Generic[C]):
 
     def _worked(self, node: Node, settings: C) -> Answer:
         try:
-            return self.work(node, settings)
+            with drawing(settings.model_spec, node.draws(" network").initial_seed()):
+                return self.work(node, settings)
         except NoSyntheticSet:
             # In a sum a node without any weighs nothing, as one that nobody asks.
             if settings.secure is None or self.kind.message.arrays != "model":

@@ -1,4 +1,7 @@
-"""A node opened for one message: its data, its store, its policy, and the examples it hands out."""
+"""A node opened for one message: its data, its store, its policy, and the examples it hands out.
+
+It is long because a handler asks for all that it needs in this one place.
+"""
 
 import math
 import os
@@ -10,7 +13,7 @@ from typing import Any, Final
 
 import torch
 from flwr.app import ArrayRecord, Context
-from torch import Tensor
+from torch import Tensor, nn
 
 from client import wire
 from client.budget import Budget, Mechanism
@@ -26,11 +29,11 @@ from client.data.site import (
     forget_mask,
     open_site,
 )
-from client.errors import NoSyntheticSet, StoreError
+from client.errors import BadSetting, NoSyntheticSet, StoreError
 from client.law import check_order, noise_multiplier
-from client.learning.models import Classifier, loaded
+from client.learning.models import loaded, traced
 from client.learning.private import DerivedDraws, Draws, Noise, SecretDraws
-from client.learning.training import Pick, covering, minibatches
+from client.learning.training import Loss, Pick, covering, minibatches
 from client.memory import keep_freed_memory
 from client.messages import Common, ForgetSpec
 from client.policy import Policy, PolicyRefused
@@ -42,6 +45,7 @@ from client.seeds import derive, generator
 from client.settings import MIN_EXAMPLES
 from client.simulation.settings import Simulation
 from client.store import Store, SyntheticSet, without
+from client.task import Task
 from client.touched import Touched
 
 SETTLE: Final = "query.settle"  # its order is its own: see client.steps.store
@@ -112,7 +116,7 @@ class Node:
         """The model as synthetic sets name theirs: they outlive a pruning."""
         return str(self.settings.model_spec.base)
 
-    def model(self) -> Classifier:
+    def model(self) -> nn.Module:
         """Return the network with the parameters that came down, on the device.
 
         Its pruned channels stay zero whatever it is trained on.
@@ -124,6 +128,48 @@ class Node:
         if self.device.type == "cuda":  # where convolutions are faster that way
             return network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
         return network.to(self.device)
+
+    @property
+    def head(self) -> str | None:
+        """Name of the model's last linear layer, whose output is the model's; None without one."""
+        return traced(self.settings.model_spec).head
+
+    @property
+    def needed_head(self) -> str:
+        """The name of that layer.
+
+        Raises:
+            BadSetting: If there is none.
+        """
+        if self.head is None:
+            raise BadSetting(
+                f"network of task {self.task.title} must end in one linear layer for this method, "
+                "got none"
+            )
+        return self.head
+
+    def still(self, model: nn.Module, *, head: bool = False, stem: bool = False) -> list[nn.Module]:
+        """Return the modules that a training leaves as they are: the last layer, the first, both.
+
+        A model of one convolution has no stem: it would be all of the model.
+        """
+        names = traced(self.settings.model_spec).stem if stem else ()
+        return [model.get_submodule(n) for n in (*names, *([self.needed_head] if head else []))]
+
+    @property
+    def task(self) -> Task:
+        """What is learned."""
+        return self.settings.model_spec.task
+
+    @property
+    def loss(self) -> Loss | None:
+        """The loss of each example, where the task has one of its own."""
+        return self.task.loss if self.task.own_loss else None
+
+    @property
+    def score(self) -> Loss | None:
+        """How right each output is, where the task has a score of its own."""
+        return self.task.score if self.task.own_loss else None
 
     def draws(self, purpose: str = "", *, size: int | None = None) -> torch.Generator:
         """Return the generator of this phase, round and node.
@@ -160,6 +206,19 @@ class Node:
             return picked(batch)
 
         return noted
+
+    def augmented(self, part: Part) -> Pick:
+        """Return what `pick` does, with inputs changed at random where the task says how."""
+        picked, task = self.pick(part), self.task
+        if type(task).augment is Task.augment:
+            return picked
+        draws = self.draws(" augment")
+
+        def changed(batch: Tensor) -> tuple[Tensor, Tensor]:
+            inputs, wanted = picked(batch)
+            return task.augment(inputs, draws), wanted
+
+        return changed
 
     def examples(self, part: Part) -> tuple[Tensor, Tensor]:
         """Return all images and labels of a part, normalised."""

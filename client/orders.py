@@ -16,9 +16,8 @@ from client.keys import public_key
 from client.messages import ForgetSpec
 from client.policy import PolicyRefused
 
-DOMAIN: Final = (
-    b"efface order 1\n"  # no signature for another purpose can be taken for one of these
-)
+# Before what is signed: no signature for another purpose can be taken for one of these.
+DOMAIN: Final = b"efface order 1\n"
 
 
 def order_bytes(

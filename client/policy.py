@@ -22,6 +22,7 @@ from client.files import check_private, make_private, write_atomic
 from client.keys import KEY_TEXT, is_public_key, public_key, simulated_key
 from client.settings import (
     ANY,
+    MIN_CLIP,
     Rule,
     Settings,
     at_least,
@@ -120,7 +121,7 @@ class Privacy(Settings):
     required: bool = setting(ANY, False)
     epsilon: float = setting(positive(), 8.0)
     delta: float = setting(between(1e-15, 0.1), 1e-5)
-    clip_norm: float = setting(positive(), 1.0)
+    clip_norm: float = setting(at_least(MIN_CLIP), 1.0)
     noise_multiplier: float = setting(positive(), 1.0)  # of gradients, over their clip norm
     counts_noise: float = setting(positive(), 10.0)  # standard deviation, of held-out counts
 
@@ -228,10 +229,12 @@ class Policy:
         for section, kind in _SECTIONS.items():
             found[section] = _section(section, kind, own.pop(section, {}))
         peers = own.pop("peers", {})
-        if not isinstance(peers, dict) or not all(is_public_key(key) for key in peers.values()):
-            raise BadSetting(f"[peers] must hold names with keys, each {KEY_TEXT}")
-        for peer in peers:
+        if not isinstance(peers, dict):
+            raise BadSetting(f"[peers] must be a table, got {peers!r}")
+        for peer, key in peers.items():
             _check_name(peer)
+            if not is_public_key(key):
+                raise BadSetting(f"peers.{peer} must be {KEY_TEXT}, got {key!r}")
         if own:
             raise BadSetting(f"policy must hold known entries, got {', '.join(sorted(own))}")
         if found["data"].split_seed == DataPolicy().split_seed:
@@ -372,10 +375,13 @@ def make_site(folder: Path, name: str) -> Policy:
     """Write a new site's policy and key into `folder`, for their owner alone.
 
     Raises:
-        BadSetting: If the name is none.
+        BadSetting: If the name is none, or the folder cannot be one.
         PolicyError: If one of the files is there already; nothing was changed.
     """
     policy = Policy.new(name)
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not there.is_dir():
+        raise BadSetting(f"folder must be one, got the file {there}")
     for file in (FILE, KEY):
         if (folder / file).exists():
             raise PolicyError(

@@ -15,6 +15,7 @@ from flwr.app import ConfigRecord
 from client.errors import BadSetting
 
 MIN_EXAMPLES: Final = 2  # behind a loss, or a sum of activations, that goes up
+MIN_CLIP: Final = 1e-6  # of an example's gradient under noise: exact in float32
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ def positive() -> Rule:
     return Rule(lambda v: v > 0, "be positive")
 
 
-def at_least(low: int) -> Rule:
+def at_least(low: float) -> Rule:
     return Rule(lambda v: v >= low, f"be at least {low}")
 
 

@@ -63,7 +63,7 @@ class SyntheticSet:
     """A node's synthetic stand-in for its data.
 
     Attributes:
-        images: `(n, C, H, W)` float32, normalised like the data set's images.
+        images: `(n, ...)` float32, prepared like the data set's inputs.
         labels: `(n,)` int64 in `[0, K)`.
     """
 
@@ -468,9 +468,9 @@ class Store:
             images, labels, model = self.vault.opened(path.parent.name, int(path.stem), path)
         else:
             images, labels, model = _read_plain(path)
-        if images.ndim != 4 or labels.shape != images.shape[:1]:
+        if images.ndim < 2 or labels.shape != images.shape[:1]:
             raise StoreError(
-                f"{path} must hold images (n, C, H, W) and labels (n,), got "
+                f"{path} must hold examples (n, ...) and labels (n,), got "
                 f"{tuple(images.shape)} and {tuple(labels.shape)}"
             )
         named = re.search(r"num_classes=(\d+)", model)
@@ -579,7 +579,7 @@ def _read_plain(path: Path) -> tuple[Tensor, Tensor, str]:
     except (SafetensorError, OSError) as error:
         raise _damaged(path, error) from error
     model = str(metadata.get("model"))
-    if images.ndim == 4 and labels.shape == images.shape[:1]:
+    if images.ndim > 1 and labels.shape == images.shape[:1]:
         expected = _checksum(images, labels, model)
         if metadata.get(CHECKSUM, expected) != expected:
             raise StoreError(

@@ -153,8 +153,12 @@ class Vault:
             labels.append(torch.full_like(own, ring.keys[name].label))
             total = held
         if not images:
-            shape = [int(n) for n in str(metadata.get("shape", "1x1x1")).split("x")]
-            return torch.zeros(0, *shape), torch.zeros(0, dtype=torch.int64), model
+            if complete and any(key.lineage == lineage for key in ring.keys.values()):
+                raise StoreError(
+                    f"{path} must hold its images, got none: they were taken out; restore it from "
+                    "a backup, or run `efface store destroy`"
+                )
+            return torch.zeros(_shape(metadata, path)), torch.zeros(0, dtype=torch.int64), model
         order = torch.cat(rows)
         if complete and not torch.equal(order.sort().values, torch.arange(total or 0)):
             raise StoreError(
@@ -300,6 +304,17 @@ def _container(path: Path) -> tuple[Mapping[str, Any], dict[str, bytes]]:
             f"{path} must be a whole safetensors file, got {error}; run `efface store verify`"
         ) from error
     return metadata, parts
+
+
+def _shape(metadata: Mapping[str, Any], path: Path) -> tuple[int, ...]:
+    """Return the shape of no images, as a set's file says it in the open."""
+    found = re.fullmatch(r"(\d{1,5})x(\d{1,5})x(\d{1,5})", str(metadata.get("shape")))
+    if found is None:
+        raise StoreError(
+            f"{path} must say the shape of its images, got another text: it was altered; run "
+            "`efface store destroy`"
+        )
+    return (0, *map(int, found.groups()))
 
 
 def _part(plain: bytes) -> tuple[Tensor, Tensor, int]:

@@ -19,7 +19,7 @@ import torch
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from torch import Tensor
 
-from client.errors import BadSetting, EffaceError
+from client.errors import BadSetting, CodeMismatch, EffaceError
 from client.messages import Common, Declaration, ForgetSpec
 from client.settings import (
     MIN_EXAMPLES,
@@ -89,6 +89,8 @@ def digest_of(folder: Path) -> str:
     """
     digest = hashlib.sha256()
     for source in sorted(folder.rglob("*.py")):
+        if folder / "own" in source.parents:  # a user's task, which has a hash of its own
+            continue
         path = source.relative_to(folder).as_posix()
         digest.update(path.encode() + b"\0" + source.read_bytes() + b"\0")
     return digest.hexdigest()
@@ -97,12 +99,6 @@ def digest_of(folder: Path) -> str:
 def code_number(code: str) -> int:
     """Return the first 48 bits of a fingerprint: a MetricRecord holds no text."""
     return int(code[:12], 16)
-
-
-class CodeMismatch(EffaceError):
-    """Server and node do not run the same client code."""
-
-    code = "code-mismatch"
 
 
 def receive(message: Message, kind: type[C]) -> tuple[ArrayRecord, C]:
@@ -121,6 +117,7 @@ def receive(message: Message, kind: type[C]) -> tuple[ArrayRecord, C]:
             f"fingerprint must be {fingerprint()[:12]} (the code of this node), got "
             f"{settings.fingerprint[:12]}; install the same release on server and nodes"
         )
+    settings.model_spec.task.check()  # before any work
     return records.array_records["arrays"], settings
 
 

@@ -164,7 +164,9 @@ def _submitted(home: Home, row: RequestRow, settings: RunSettings) -> int:
     """Hand a request to the SuperLink; return Flower's id of the run."""
     with tempfile.TemporaryDirectory() as folder:
         # The defaults travel in the bundle: -c may set only keys that are in it.
-        app = superlink.stage_app(Path(folder) / "app", defaults())
+        code = str(row.settings.get("task-code", ""))
+        task = home.tasks / code if code else None
+        app = superlink.stage_app(Path(folder) / "app", defaults(), task=task)
         told: dict[str, superlink.Scalar] = {
             "mode": "request",
             "home": str(home.path.resolve()),
@@ -410,6 +412,7 @@ class _Tail:
             event["loss"],
             event["clients"],
             failures,
+            event.get("norms", {}),
         )
         self.listener.round(done, event["scores"])
 

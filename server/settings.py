@@ -13,14 +13,19 @@ from pathlib import Path
 from typing import Any, Final
 
 from client.data import datasets
+from client.data.splits import DataSet
 from client.errors import BadSetting
+from client.learning.images import IMAGES, ImageTask
 from client.learning.models import NAMES as MODEL_NAMES
-from client.learning.models import ModelSpec
+from client.learning.models import ModelSpec, identified
 from client.learning.networks import WITHOUT_BATCHNORM
+from client.messages import Common
+from client.own_task import task_of
 from client.secure.context import MIN_NODES
-from client.settings import name
+from client.settings import MIN_CLIP, name
 from client.simulation import partition
 from client.simulation.settings import Simulation
+from client.task import Task, canonical, option_values
 from client.wire import ForgetSpec, Rule, Settings, at_least, between, one_of, positive, setting
 
 _seed: Final = Rule(lambda v: 0 <= v < 2**63, "lie in [0, 2^63)")
@@ -28,6 +33,7 @@ _share: Final = Rule(lambda v: 0 < v <= 1, "lie in (0, 1]")
 _device: Final = Rule(lambda v: v.split(":")[0] in ("auto", "cpu", "cuda"), "be auto, cpu or cuda")
 _name: Final = name()
 _text: Final = Rule(lambda v: len(v) <= 2000, "be at most 2000 characters")
+DEFAULT_DATASET: Final = "digits"
 LONGEST_LIST: Final = 80  # characters of clients' names in a federation's own
 
 
@@ -41,7 +47,7 @@ class RunSettings(Settings):
     request: str = setting(_text, "")  # mode "request": the id of one that is written down already
 
     # Data and clients
-    dataset: str = setting(_text, "digits")
+    dataset: str = setting(_text, "")  # of the built-in task digits by default
     data_dir: str = setting(_text, "")
     partition: str = setting(_text, "dirichlet:0.5")
     num_clients: int = setting(at_least(1), 10)
@@ -51,6 +57,12 @@ class RunSettings(Settings):
     partition_seed: int = setting(_seed, 0)
     federation: str = setting(_text, "")  # name; empty for one made from the five above
     allow_forgotten: str = setting(_text, "")  # requests whose forgetting a training may undo
+
+    # A task of one's own, in place of images: "chest.py:ChestXray", or "module:Class" once the
+    # home keeps its sources, whose SHA-256 is the code
+    task: str = setting(_text, "")
+    task_options: str = setting(_text, "")  # "hidden=64,dropout=0.1"
+    task_code: str = setting(_text, "")
 
     # Model; classes, channels and size are the data set's unless it is "none"
     model: str = setting(one_of(*MODEL_NAMES), "convnet")
@@ -70,7 +82,7 @@ class RunSettings(Settings):
     weight_decay: float = setting(between(0.0, 1.0), 0.0)
     proximal: float = setting(between(0.0, 1e6), 0.0)  # mu of FedProx
     noise_multiplier: float = setting(between(0.0, 1e6), 0.0)  # z; 0 for no noise
-    clip_norm: float = setting(positive(), 1.0)  # C, of each example's gradient under noise
+    clip_norm: float = setting(at_least(MIN_CLIP), 1.0)  # C, of each example's gradient under noise
     fraction: float = setting(_share, 1.0)
     min_share: float = setting(_share, 0.5)
     aggregate: str = setting(one_of("mean", "median", "trimmed-mean"), "mean")
@@ -116,6 +128,16 @@ class RunSettings(Settings):
     engine: str = setting(one_of("inline", "ray", "superlink"), "superlink")
     connection: str = setting(_text, "")  # engine superlink: its name in Flower's config.toml
     client_gpus: float = setting(between(0.0, 64.0), 0.0)  # engine ray: GPUs a client takes
+
+    def __post_init__(self) -> None:
+        """Fill in the built-in task's data set."""
+        if not self.dataset and not self.task:
+            object.__setattr__(self, "dataset", DEFAULT_DATASET)
+
+    @property
+    def data_text(self) -> str:
+        """What a person calls the data."""
+        return ", ".join(filter(None, [self.task, self.dataset]))
 
     @property
     def forget(self) -> ForgetSpec:
@@ -196,6 +218,7 @@ class RunSettings(Settings):
             max_samples=self.max_samples,
             partition_seed=self.partition_seed,
             federation=self.federation,
+            task=self.task,
         )
 
     def rooted(self) -> "RunSettings":
@@ -222,7 +245,9 @@ class RunSettings(Settings):
         """
         kind = self.dataset.split(":")[0]
         known = (*datasets.NAMES, "npz", "folder", "none")
-        if kind not in known:
+        if self.task:
+            self._check_task()
+        elif kind not in known:
             raise BadSetting(
                 f"dataset must be one of {', '.join(datasets.NAMES)}, npz:PATH, folder:PATH or "
                 f"none, got {self.dataset!r}",
@@ -262,6 +287,22 @@ class RunSettings(Settings):
                 "has no middle"
             )
 
+    def _check_task(self) -> None:
+        """Refuse settings of the built-in task beside another.
+
+        Raises:
+            BadSetting: Naming the first.
+        """
+        plain = type(self)()
+        for spec in fields(self):
+            own = spec.name == "model" or spec.name.startswith("model_")
+            if own and (value := getattr(self, spec.name)) != getattr(plain, spec.name):
+                raise BadSetting(
+                    f"{spec.name.replace('_', '-')} must be left out with a task of one's own, got "
+                    f"{value}; its options are given by "
+                    "--task-options NAME=VALUE"
+                )
+
     def _check_noise(self) -> None:
         """Refuse what no client trains under noise.
 
@@ -277,7 +318,7 @@ class RunSettings(Settings):
             raise BadSetting(
                 f"precision must be float32 with noise-multiplier above 0, got {self.precision}"
             )
-        if self.model not in WITHOUT_BATCHNORM:
+        if not self.task and self.model not in WITHOUT_BATCHNORM:
             raise BadSetting(
                 f"model must be {' or '.join(WITHOUT_BATCHNORM)} with noise-multiplier above 0, "
                 f"got {self.model}: BatchNorm mixes the examples of a batch"
@@ -307,12 +348,7 @@ class RunSettings(Settings):
             "seed": self.seed,
             "simulation": self.simulation,
             "holdout": self.holdout,
-            "model": spec.name,
-            "model_classes": spec.num_classes,
-            "model_channels": spec.channels,
-            "model_image_size": spec.image_size,
-            "model_width": spec.width,
-            "model_depth": spec.depth,
+            **Common.of_model(spec),
             "device": self.device,
             "threads": self.threads,
             "precision": self.precision,
@@ -320,34 +356,37 @@ class RunSettings(Settings):
             "clip_norm": self.clip_norm,
         }
 
-    def model_spec(self, data: datasets.DataSet | None) -> ModelSpec:
+    @property
+    def learned(self) -> Task:
+        """What is learned, before it knows the data.
+
+        Raises:
+            BadSetting, CodeMismatch: If there is no such task.
+        """
+        if self.task:
+            known = task_of(self.task, code=self.task_code).known_options()
+            values = option_values(known, [t for t in self.task_options.split(",") if t.strip()])
+            return task_of(self.task, canonical({**known, **values}), self.task_code)
+        return ImageTask(
+            net=self.model,
+            num_classes=self.model_classes,
+            channels=self.model_channels,
+            image_size=self.model_image_size,
+            width=self.model_width,
+            depth=self.model_depth,
+        )
+
+    def model_spec(self, data: DataSet | None) -> ModelSpec:
         """Return the model to build.
 
         Args:
             data: The coordinator's data set, or None if it has none.
 
         Raises:
-            BadSetting: If there is none and the sizes are not given.
+            BadSetting: If there is none and the sizes are not given, or the task is wrong.
         """
-        if data is None:
-            if not (self.model_classes and self.model_channels and self.model_image_size):
-                raise BadSetting(
-                    "model-classes, model-channels and model-image-size must be given when the "
-                    f"coordinator has no data, got {self.model_classes}, {self.model_channels}, "
-                    f"{self.model_image_size}"
-                )
-            sizes = (self.model_classes, self.model_channels, self.model_image_size)
-        else:
-            shape = data.train.images.shape
-            sizes = (data.num_classes, int(shape[1]), int(shape[2]))
-        return ModelSpec(
-            name=self.model,
-            num_classes=sizes[0],
-            channels=sizes[1],
-            image_size=sizes[2],
-            width=self.model_width,
-            depth=self.model_depth,
-        )
+        task = self.learned.fitted(data)
+        return identified(ModelSpec.of(task, self.task or IMAGES, self.task_code))
 
 
 def _rooted(name: str) -> str:
@@ -368,6 +407,9 @@ TRAINING: Final = frozenset(
         "holdout",
         "partition-seed",
         "federation",
+        "task",
+        "task-options",
+        "task-code",
         "model",
         "model-width",
         "model-depth",
@@ -428,10 +470,10 @@ def federation_name(settings: RunSettings) -> str:
             listed = f"list {hashlib.sha256(listed.encode()).hexdigest()[:12]}"
         who = f"{len(s.participants)} clients ({listed})"
     if not s.simulated:
-        return f"{s.dataset}, {who} of SuperLink {s.superlink}"
+        return f"{s.data_text}, {who} of SuperLink {s.superlink}"
     of = f" of {s.num_clients}" if s.participants else ""
     subset = f", {s.max_samples} images" if s.max_samples else ""
-    return f"{s.dataset}, {who}{of}, {s.partition}{subset}, seed {s.partition_seed}"
+    return f"{s.data_text}, {who}{of}, {s.partition}{subset}, seed {s.partition_seed}"
 
 
 def essence(settings: Mapping[str, Any]) -> dict[str, Any]:

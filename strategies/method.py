@@ -23,6 +23,10 @@ class Needs:
         server_data: Whether the coordinator needs examples of its own.
         history: Whether updates that clients sent in training must have been kept.
         relearning: Whether what was forgotten can be brought back.
+        own_loss: Whether it serves a task with a loss of its own: it asks for gradients alone.
+        float_inputs: Whether a gradient must flow to the inputs, as distillation needs.
+        head: Whether the network must end in one linear layer.
+        channels: Whether the network must be convolutions and linear layers with their norms.
         plain_mean: Whether its rounds weigh the nodes' updates in a way of their own, which no
             other aggregation of a training can stand in for.
     """
@@ -36,6 +40,10 @@ class Needs:
     history: bool = False
     relearning: bool = True
     plain_mean: bool = False
+    own_loss: bool = False
+    float_inputs: bool = False
+    head: bool = False
+    channels: bool = False
 
 
 class Method(Protocol):

@@ -310,8 +310,10 @@ class Rehearsal(RequestValues):
         number, spec = self.known.own_examples, self.spec
         if not number:
             raise BadSetting("server-samples must name the coordinator's own examples, got none")
-        shape = (number, spec.channels, spec.image_size, spec.image_size)
-        return Samples(torch.zeros(1).expand(shape), torch.arange(number) % spec.num_classes)
+        images = spec.task.example(1)
+        return Samples(
+            images.expand(number, *images.shape[1:]), torch.arange(number) % spec.num_classes
+        )
 
     def compact(self, model: ArrayRecord) -> ArrayRecord:
         """Return `model` as it is: how much smaller it gets is known when channels are chosen."""

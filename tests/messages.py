@@ -7,12 +7,14 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 
 from client import wire
 from client.app import handlers
-from client.learning.models import Classifier, ModelSpec, build
+from client.learning.models import build
+from client.learning.networks import Classifier
+from client.learning.spec import image_model
 from client.messages import Common
 from client.simulation.settings import Simulation
 
 NUM_CLIENTS = 3
-SPEC = ModelSpec("convnet", num_classes=10, channels=1, image_size=8, width=8, depth=2)
+SPEC = image_model("convnet", num_classes=10, channels=1, image_size=8, width=8, depth=2)
 
 
 def values(**more: Any) -> dict[str, Any]:
@@ -31,12 +33,7 @@ def values(**more: Any) -> dict[str, Any]:
         "phase": "test",
         "seed": 0,
         "simulation": Simulation(**shares),
-        "model": SPEC.name,
-        "model_classes": SPEC.num_classes,
-        "model_channels": SPEC.channels,
-        "model_image_size": SPEC.image_size,
-        "model_width": SPEC.width,
-        "model_depth": SPEC.depth,
+        **Common.of_model(SPEC),
         "device": "cpu",
         **more,
     }

@@ -98,7 +98,8 @@ def test_options_are_the_settings_with_their_defaults() -> None:
 def test_the_flower_app_has_the_settings_defaults() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
-    assert project["tool"]["flwr"]["app"]["config"] == RunSettings().plain()
+    # Which data set it is by default, the task says.
+    assert project["tool"]["flwr"]["app"]["config"] == {**RunSettings().plain(), "dataset": ""}
 
 
 # ---- docs/json.md -------------------------------------------------------------------------------

@@ -16,7 +16,8 @@ from client.app import handlers
 from client.channels.layout import Layer, layout
 from client.channels.slices import from_row, scatter, take, to_row
 from client.errors import BadSetting
-from client.learning.models import NAMES, ModelSpec, build
+from client.learning.models import NAMES, build
+from client.learning.spec import image_model
 from client.messages import Common
 from client.simulation.partition import MIN_SAMPLES, partition
 from client.simulation.settings import Simulation
@@ -70,7 +71,7 @@ def test_a_partition_gives_every_example_to_exactly_one_client(
 @lru_cache
 def model(name: str) -> tuple[dict[str, Tensor], tuple[Layer, ...]]:
     channels, size = SMALL.get(name, (1, 8))
-    spec = ModelSpec(name, num_classes=3, channels=channels, image_size=size, width=4, depth=2)
+    spec = image_model(name, num_classes=3, channels=channels, image_size=size, width=4, depth=2)
     built = build(spec, torch.Generator().manual_seed(0))
     return built.state_dict(), layout(built)
 

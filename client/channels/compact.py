@@ -33,7 +33,8 @@ class Spread(nn.Module):
     def forward(self, maps: Tensor) -> Tensor:
         """Return (B, num_channels, H, W) for (B, kept, H, W)."""
         zeros = maps.new_zeros(len(maps), self.num_channels, *maps.shape[2:])
-        return zeros.index_copy(1, self.positions, maps)
+        # A layout without memory is on another device than the positions.
+        return zeros.index_copy(1, self.positions.to(maps.device), maps)
 
 
 @torch.no_grad()

@@ -51,9 +51,18 @@ def layout(model: nn.Module) -> tuple[Layer, ...]:
         if isinstance(module, (nn.Conv2d, nn.Linear)):
             convolution = isinstance(module, nn.Conv2d)
             found.append(Layer(name, len(module.weight), convolution, tensors))
-        elif isinstance(module, (nn.BatchNorm2d, nn.GroupNorm)):
+        elif _is_norm_of(module, found[-1] if found else None):
             found[-1] = replace(found[-1], tensors=found[-1].tensors + tensors)
     return tuple(found)
+
+
+def _is_norm_of(module: nn.Module, layer: Layer | None) -> bool:
+    """Return whether a module is a norm with one entry for each channel of the layer before it."""
+    if layer is None or not isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d, nn.GroupNorm)):
+        return False
+    if isinstance(module, nn.GroupNorm):
+        return module.num_channels == layer.num_channels
+    return module.num_features == layer.num_channels
 
 
 def per_channel(module: nn.Module) -> list[str]:

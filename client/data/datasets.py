@@ -135,6 +135,12 @@ def load(name: str, data_dir: Path | None = None, *, download: bool = False) -> 
     return _load_standard(name, data_dir)
 
 
+def is_known(source: str) -> bool:
+    """Return whether a text names a data set of the built-in task; others a user's task may read."""
+    kind, colon, _ = source.partition(":")
+    return source in NAMES or (bool(colon) and kind in ("npz", "folder"))
+
+
 def unpack(source: Path, destination: Path) -> list[Path]:
     """Unpack every .gz and .xz file under `source` to the same place under `destination`.
 
@@ -201,7 +207,7 @@ def _load_digits() -> DataSet:
     for label in range(10):
         test[np.flatnonzero(labels == label)[4::5]] = True
     train = make_split(images[~test], labels[~test], None, where="digits, train")
-    mean, std = pixel_statistics(train.images)
+    mean, std = pixel_statistics(train.in_memory)
     return DataSet(
         name="digits",
         train=train,

@@ -7,13 +7,14 @@ then nothing is read twice.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from typing import Final
+from typing import Any, Final
 
+import numpy as np
 from torch import Tensor
 
-from client.data.splits import DataSet
+from client.data.splits import DataSet, Inputs
 
 CLASS_DIGITS: Final = 16  # hexadecimal, of a fingerprint of a class or of an image
 SKETCH: Final = 16  # images of a class that its sketch holds
@@ -57,19 +58,29 @@ def overlap(data: DataSet, sketch: Sequence[str]) -> float:
 
 
 @lru_cache(maxsize=2)  # as many as `client.data.datasets` keeps of each kind
-def _digest(images: Tensor, labels: Tensor) -> str:
+def _digest(images: Inputs, labels: Tensor) -> str:
     found = hashlib.sha256()
-    for tensor in (images, labels):
-        array = tensor.contiguous().numpy()
-        found.update(f"{array.dtype.str} {array.shape};".encode())
-        found.update(array.reshape(-1).view("u1").data)
+    for each, count in ((images, len(labels)), (labels, len(labels))):
+        for number, row in enumerate(_rows(each, count)):
+            if not number:
+                found.update(f"{row.dtype.str} {(count, *row.shape)};".encode())
+            found.update(row.data)
     return found.hexdigest()
 
 
+def _rows(examples: Inputs, count: int) -> Iterator["np.ndarray[Any, Any]"]:
+    """Yield one example after the other, in memory or read now."""
+    if isinstance(examples, Tensor):
+        yield from np.ascontiguousarray(examples.numpy())
+    else:
+        for number in range(count):
+            yield np.ascontiguousarray(np.asarray(examples[number]))
+
+
 @lru_cache(maxsize=2)
-def _digests_by_class(images: Tensor, labels: Tensor) -> tuple[tuple[int, str], ...]:
-    pixels = images.contiguous().numpy()
-    shape = f"{pixels.dtype.str} {pixels.shape[1:]};".encode()
+def _digests_by_class(images: Inputs, labels: Tensor) -> tuple[tuple[int, str], ...]:
+    first = next(_rows(images, len(labels)))
+    shape = f"{first.dtype.str} {first.shape};".encode()
     return tuple(
         (label, hashlib.sha256(shape + b"".join(each)).hexdigest()[:CLASS_DIGITS])
         for label, each in _members(images, labels)
@@ -77,16 +88,16 @@ def _digests_by_class(images: Tensor, labels: Tensor) -> tuple[tuple[int, str], 
 
 
 @lru_cache(maxsize=2)
-def _members(images: Tensor, labels: Tensor) -> tuple[tuple[int, tuple[bytes, ...]], ...]:
+def _members(images: Inputs, labels: Tensor) -> tuple[tuple[int, tuple[bytes, ...]], ...]:
     """Return the digests of every class's images, sorted, by label."""
     found: dict[int, list[bytes]] = {}
-    for image, label in zip(images.contiguous().numpy(), labels.tolist(), strict=True):
+    for image, label in zip(_rows(images, len(labels)), labels.tolist(), strict=True):
         found.setdefault(label, []).append(hashlib.sha256(image.data).digest())
     return tuple((label, tuple(sorted(each))) for label, each in sorted(found.items()))
 
 
 @lru_cache(maxsize=2)
-def _image_digests(images: Tensor, labels: Tensor) -> frozenset[str]:
+def _image_digests(images: Inputs, labels: Tensor) -> frozenset[str]:
     return frozenset(
         digest.hex()[:CLASS_DIGITS] for _, each in _members(images, labels) for digest in each
     )

@@ -161,17 +161,17 @@ def _assemble(
 ) -> DataSet:
     train = parts["train"]
     for part, split in parts.items():
-        if split.images.shape[1:] != train.images.shape[1:]:
+        if split.in_memory.shape[1:] != train.in_memory.shape[1:]:
             raise DataError(
                 f"{where}, {part}: images must have the training images' shape (C, H, W) "
-                f"{tuple(train.images.shape[1:])}, got {tuple(split.images.shape[1:])}"
+                f"{tuple(train.in_memory.shape[1:])}, got {tuple(split.in_memory.shape[1:])}"
             )
     if num_classes < 2:
         raise DataError(
             f"{where} must hold at least 2 classes, got {num_classes}; if this site has one of "
             "several classes, say so: num_classes in the .npz file, or empty class folders"
         )
-    mean, std = pixel_statistics(train.images)
+    mean, std = pixel_statistics(train.in_memory)
     return DataSet(
         name=name,
         train=train,

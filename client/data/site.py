@@ -13,12 +13,14 @@ from torch import Tensor
 
 from client.data import datasets
 from client.data.datasets import DataSet, Split
-from client.errors import BadSetting, DataError, ImageSize
+from client.data.whole import whole
+from client.errors import BadSetting, DataError
 from client.messages import Common, ForgetSpec
 from client.policy import Policy, PolicyRefused
 from client.seeds import derive, generator
 from client.simulation.settings import Simulation
 from client.simulation.shares import shares
+from client.task import Task
 
 log = logging.getLogger("efface.client")
 NodeConfig = Mapping[str, bool | float | int | str]
@@ -62,25 +64,29 @@ class Site:
     data: DataSet
     train: Part
     heldout: Part
+    task: Task
 
     def images(self, part: Part, chosen: Tensor | None = None) -> Tensor:
-        """Return images of `part` as normalised float32 `(b, C, H, W)`, all or the `chosen`."""
+        """Return prepared inputs of `part`, `(b, ...)`, all or the `chosen`."""
         index = part.index if chosen is None else part.index[chosen]
-        return datasets.normalise(part.split.images[index], self.data.mean, self.data.std)
+        return self.task.prepare(part.split.take(index), self.data)
 
     def pick(self, part: Part, device: torch.device) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-        """Return a function from positions in `part` to normalised images and labels.
+        """Return a function from positions in `part` to prepared inputs and what they are to give.
 
-        The part travels to `device` once, as uint8; a batch is normalised there.
+        What is in memory travels to `device` once, as it is; a batch is prepared there.
         """
-        images, labels = part.split.images[part.index].to(device), part.labels.to(device)
+        wanted = part.split.wanted(part.index).to(device)
+        if not isinstance(part.split.images, Tensor):
+            return lambda batch: (
+                self.task.prepare(part.split.take(part.index[batch.cpu()]).to(device), self.data),
+                wanted[batch.to(device)],
+            )
+        raw = part.split.images[part.index].to(device)
 
         def picked(batch: Tensor) -> tuple[Tensor, Tensor]:
             chosen = batch.to(device)
-            return (
-                datasets.normalise(images[chosen], self.data.mean, self.data.std),
-                labels[chosen],
-            )
+            return self.task.prepare(raw[chosen], self.data), wanted[chosen]
 
         return picked
 
@@ -106,13 +112,14 @@ def open_site(settings: Common, node: NodeConfig, policy: Policy | None = None) 
         PolicyRefused: If its model is for other data than a real site has.
         DataError: If the data cannot be read, or do not fit the model.
     """
+    task = settings.model_spec.task
     directory = node.get("data-dir") or os.environ.get("EFFACE_DATA_DIR")
     data_dir = Path(str(directory)) if directory else None
     policy = policy or Policy.simulated(settings.client)
     own = node.get("data")
     if own:
-        data = _own_data(str(own), data_dir)
-        _check_fit(data, settings, policy)
+        data = _own_data(task, str(own), data_dir)
+        _check_fit(data, task, policy)
         index, split_seed = torch.arange(len(data.train.labels)), 0
         if data.validation is not None:
             heldout = Part(data.validation, torch.arange(len(data.validation.labels)))
@@ -124,16 +131,19 @@ def open_site(settings: Common, node: NodeConfig, policy: Policy | None = None) 
                 "node config must name data, or a partition-id for a simulated node, got neither; "
                 f"start the SuperNode with {NODE_CONFIG}"
             )
-        if not os.environ.get(SIMULATED_STORES) and simulation.dataset not in datasets.NAMES:
+        own_source = task.is_own and not simulation.dataset
+        if not (
+            os.environ.get(SIMULATED_STORES) or simulation.dataset in datasets.NAMES or own_source
+        ):
             raise BadSetting(
                 f"dataset must be one of {', '.join(datasets.NAMES)} on a node that names no data "
                 f"of its own, got {simulation.dataset!r}; its operator names what it holds: "
                 f"{NODE_CONFIG}",
                 see="efface data list",
             )
-        data = datasets.load(simulation.dataset, data_dir)
-        _check_fit(data, settings, policy)
-        index, split_seed = _share(simulation, data_dir, node), simulation.partition_seed
+        data = whole(task, simulation.dataset, data_dir)
+        _check_fit(data, task, policy)
+        index, split_seed = _share(simulation, task, data_dir, node), simulation.partition_seed
     share = policy.data.holdout if policy.is_real else settings.holdout
     num_heldout = int(share * len(index))
     draws = generator(split_seed, "holdout", 0, settings.client)
@@ -148,13 +158,13 @@ def open_site(settings: Common, node: NodeConfig, policy: Policy | None = None) 
 
 def _site(policy: Policy, settings: Common, data: DataSet, train: Part, heldout: Part) -> Site:
     least = policy.answers.min_examples
-    parts = [
+    train, heldout = (
         part.where(~torch.isin(part.labels, torch.tensor(rare_classes(part.labels, least))))
         if policy.is_real
         else part
         for part in (train, heldout)
-    ]
-    return Site(settings.client, data, *parts)
+    )
+    return Site(settings.client, data, train, heldout, settings.model_spec.task)
 
 
 def rare_classes(labels: Tensor, least: int) -> list[int]:
@@ -163,9 +173,10 @@ def rare_classes(labels: Tensor, least: int) -> list[int]:
     return [int(c) for c in classes[counts < least].tolist()]
 
 
-def _share(simulation: Simulation, data_dir: Path | None, node: NodeConfig) -> Tensor:
+def _share(simulation: Simulation, task: Task, data_dir: Path | None, node: NodeConfig) -> Tensor:
     """Return the positions of a simulated node's examples in the training split."""
     parts = shares(
+        task,
         simulation.dataset,
         data_dir,
         simulation.partition,
@@ -179,10 +190,10 @@ def _share(simulation: Simulation, data_dir: Path | None, node: NodeConfig) -> T
     return parts[position]
 
 
-def _own_data(name: str, data_dir: Path | None) -> DataSet:
+def _own_data(task: Task, name: str, data_dir: Path | None) -> DataSet:
     """Return the operator's data. What is wrong with its name is a path that must not go up."""
     try:
-        data = datasets.load(name, data_dir)
+        data = whole(task, name, data_dir)
     except BadSetting as error:
         raise DataError(str(error)) from error
     _say(data.notes)
@@ -195,33 +206,23 @@ def _say(notes: tuple[str, ...]) -> None:
         log.warning("the node's data: %s", note)
 
 
-def _check_fit(data: DataSet, settings: Common, policy: Policy) -> None:
-    shape = tuple(data.train.images.shape[1:])
-    if policy.is_real:
-        return _check_own(data.num_classes, shape, settings, policy.name)
-    wanted = (settings.model_channels, settings.model_image_size, settings.model_image_size)
-    if shape != wanted:
-        raise ImageSize(
-            f"images of {data.name} must have shape {wanted} for this model, got {shape}"
-        )
-    highest = int(data.train.labels.max()) if len(data.train.labels) else 0
-    if highest >= settings.model_classes:
-        raise DataError(
-            f"labels of {data.name} must lie in [0, {settings.model_classes}) for this model, "
-            f"got {highest}"
-        )
-
-
-def _check_own(num_classes: int, shape: tuple[int, ...], told: Common, name: str) -> None:
-    """Refuse a model for other data than lie at a real site; it says what those are like."""
-    if told.model_classes != num_classes:
+def _check_fit(data: DataSet, task: Task, policy: Policy) -> None:
+    """Refuse data that are not what the task says, and a task for other data than a site has."""
+    if not policy.is_real:
+        task.checked(data)
+        return
+    if task.num_classes != data.num_classes:
         raise PolicyRefused(
-            f"model-classes must be {num_classes}, as {name} has, got {told.model_classes}; a site "
-            "that lacks some keeps empty folders for them, or num_classes in its .npz file"
+            f"model-classes must be {data.num_classes}, as {policy.name} has, got "
+            f"{task.num_classes}; a site that lacks some keeps empty folders for them, or "
+            "num_classes in its .npz file"
         )
-    wanted = (told.model_channels, told.model_image_size, told.model_image_size)
-    if wanted != shape:
-        raise PolicyRefused(f"images must be {shape}, as {name} has them, got {wanted}")
+    shape = data.train.input_shape
+    if shape != task.input_shape:
+        raise PolicyRefused(
+            f"examples must be {shape}, as {policy.name} has them, got {task.input_shape}"
+        )
+    task.checked(data)
 
 
 def forget_mask(labels: Tensor, spec: ForgetSpec, client: str) -> Tensor:

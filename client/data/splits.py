@@ -4,18 +4,25 @@ Shapes: N images, C channels, H rows, W columns.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from client.data.class_names import numbers
 from client.errors import DataError
 
 # An id column given as labels by mistake must not become a linear layer with a billion outputs.
 MAX_CLASSES = 10_000
+READERS = 4  # threads that read examples which are not in memory
+
+
+Inputs = Tensor | Dataset[Any]
+"""Examples in memory, or a map-style data set that reads one at a time."""
 
 
 @dataclass(frozen=True)
@@ -23,17 +30,90 @@ class Split:
     """One part of a data set. The tensors may be shared: do not change them in place.
 
     Attributes:
-        images: uint8, (N, C, H, W), C 1 or 3, H equal to W.
+        images: Examples (N, ...): a tensor of any type, or a map-style data set that reads one at a
+            time from the disk. Of the built-in task uint8, (N, C, H, W), C 1 or 3, H equal to W.
         labels: int64, (N,), in [0, num_classes).
-        ids: int64, (N,): the patient or device that each image comes from; None if not known.
+        ids: int64, (N,): the patient or device that each example comes from; None if not known.
+        targets: (N, ...): what a loss of the task's own compares outputs with; None for the labels.
     """
 
-    images: Tensor
+    images: Inputs
     labels: Tensor
-    ids: Tensor | None
+    ids: Tensor | None = None
+    targets: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        """Take NumPy arrays, too.
+
+        Raises:
+            DataError: If the lengths differ, or labels are no integers.
+        """
+        for name in ("images", "labels", "ids", "targets"):
+            value = getattr(self, name)
+            if isinstance(value, np.ndarray | list | tuple):
+                object.__setattr__(self, name, torch.as_tensor(np.asarray(value)))
+        labels = self.labels
+        if labels.dim() == 2 and labels.shape[1] == 1:
+            labels = labels[:, 0]
+        if labels.dim() != 1 or labels.is_floating_point() or labels.is_complex():
+            raise DataError(
+                f"labels must be integers (N,), got {labels.dtype} {tuple(labels.shape)}; other "
+                "targets go into `targets`, beside labels that are all 0"
+            )
+        object.__setattr__(self, "labels", labels.to(torch.int64))
+        for name in ("images", "ids", "targets"):
+            value = getattr(self, name)
+            if value is not None and len(value) != len(labels):
+                raise DataError(f"{name} must be {len(labels)}, one a label, got {len(value)}")
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Of one example."""
+        if isinstance(self.images, Tensor):
+            return tuple(self.images.shape[1:])
+        return tuple(self.take(torch.zeros(1, dtype=torch.int64)).shape[1:])
+
+    @property
+    def input_dtype(self) -> torch.dtype:
+        """Of the examples."""
+        if isinstance(self.images, Tensor):
+            return self.images.dtype
+        return self.take(torch.zeros(1, dtype=torch.int64)).dtype
+
+    def take(self, index: Tensor) -> Tensor:
+        """Return some examples `(b, ...)`, from memory or read now.
+
+        Args:
+            index: Positions, int64 `(b,)`.
+        """
+        if isinstance(self.images, Tensor):
+            return self.images[index]
+        read = self.images.__getitem__
+        with ThreadPoolExecutor(READERS) as pool:  # files are read and decoded outside of Python
+            found = list(pool.map(read, index.tolist()))
+        return torch.stack([torch.as_tensor(np.asarray(one)) for one in found])
+
+    @property
+    def in_memory(self) -> Tensor:
+        """All examples, `(N, ...)`; those that are read from the disk are read now."""
+        if isinstance(self.images, Tensor):
+            return self.images
+        return self.take(torch.arange(len(self)))
+
+    def subset(self, index: Tensor) -> "Split":
+        """Return some of the examples, in memory."""
+        rest = {
+            name: None if (value := getattr(self, name)) is None else value[index]
+            for name in ("ids", "targets")
+        }
+        return Split(self.take(index), self.labels[index], **rest)
+
+    def wanted(self, index: Tensor) -> Tensor:
+        """Return what a loss compares outputs with, `(b, ...)`: targets, or else labels."""
+        return (self.labels if self.targets is None else self.targets)[index]
 
 
 @dataclass(frozen=True)
@@ -41,30 +121,39 @@ class DataSet:
     """A data set's parts and the normalisation that all of them share.
 
     Attributes:
-        name: As given to `load`.
         train: Never empty.
-        test: Empty, not None, where the source has no test part.
-        validation: None where the source has none.
+        test: Empty where the source has no test part.
+        validation: What a site holds out; None where it is drawn from `train`.
+        name: As given to `load`.
         num_classes: Labels are in [0, num_classes).
-        mean: Mean of pixels / 255, one a channel.
-        std: Standard deviation of pixels / 255, one a channel. Positive.
+        mean: Of images: mean of pixels / 255, one a channel.
+        std: Of images: standard deviation of pixels / 255, one a channel. Positive.
         class_names: Name of class k at index k; its number where the source has no names.
         notes: What a person should know of how the source was read.
     """
 
-    name: str
     train: Split
-    test: Split
-    validation: Split | None
-    num_classes: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    test: Split = None  # type: ignore[assignment]  # filled below
+    validation: Split | None = None
+    name: str = "data"
+    num_classes: int = 0
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
     class_names: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if self.test is None:
+            object.__setattr__(self, "test", empty_like(self.train))
+        if not self.num_classes:
+            highest = int(self.train.labels.max()) if len(self.train) else 0
+            object.__setattr__(self, "num_classes", len(self.class_names) or highest + 1)
         if not self.class_names:
             object.__setattr__(self, "class_names", numbers(self.num_classes))
+
+    def named(self, names: Sequence[str]) -> "DataSet":
+        """Return the same data with classes of these names, and no others."""
+        return replace(self, class_names=tuple(names), num_classes=len(names))
 
 
 def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
@@ -172,8 +261,12 @@ def check_labels(split: Split, num_classes: int, *, where: str, remedy: str = ""
 
 
 def empty_like(split: Split) -> Split:
-    """Return a Split of no images, with the image shape of `split`."""
-    return Split(images=split.images[:0], labels=split.labels[:0], ids=None)
+    """Return a Split of no examples, of the form of those of `split`."""
+    if not isinstance(split.images, Tensor):
+        return Split(
+            torch.empty((0, *split.input_shape), dtype=split.input_dtype), split.labels[:0]
+        )
+    return Split(split.images[:0], split.labels[:0])
 
 
 def _column(

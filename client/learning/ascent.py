@@ -8,19 +8,18 @@ or the first, as it is.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from client.errors import EffaceError
-from client.learning.models import Classifier
-from client.learning.training import Trained, minibatches, steps_in
+from client.learning.training import Loss, Trained, minibatches, steps_in, still
 
 
 def ascend(
-    model: Classifier,
+    model: nn.Module,
     images: Tensor,
     labels: Tensor,
     *,
@@ -29,8 +28,8 @@ def ascend(
     lr: float,
     generator: torch.Generator,
     target_losses: Sequence[float] = (),
-    freeze_head: bool = False,
-    freeze_stem: bool = False,
+    freeze: Iterable[nn.Module] = (),
+    loss: Loss | None = None,
     least: int = 1,
 ) -> Trained:
     """Raise the loss on the forget data, in place.
@@ -38,7 +37,7 @@ def ascend(
         w <- w + lr * grad L(w; B)
 
     Args:
-        model: Classifier from images to logits `(B, K)`.
+        model: From inputs to outputs `(B, K)`.
         images: Normalised images `(n, C, H, W)` float32, n > 0.
         labels: `(n,)` int64.
         epochs: Passes over the images, at most.
@@ -48,8 +47,8 @@ def ascend(
         target_losses: Depth of every class, K numbers: a class takes no part in a step whose batch
             has a mean loss of at least this on it, and the ascent stops when none is left. Empty to
             ascend with all classes to the end.
-        freeze_head: Leave `model.classifier` as it is.
-        freeze_stem: Leave `model.stem()` as it is, running statistics included.
+        freeze: Modules of the model that stay as they are, running statistics included.
+        loss: Of each example, where the task has one of its own; else cross-entropy.
         least: Images behind a step, at least: of every class that is ascended with, where classes
             have depths of their own.
 
@@ -62,10 +61,7 @@ def ascend(
     if not len(labels):
         raise EffaceError("forget data must hold at least one example, got none on this node")
     model.train()
-    if freeze_head:
-        model.classifier.requires_grad_(False)
-    if freeze_stem:
-        model.freeze_stem()
+    still(freeze)
     weights = [p for p in model.parameters() if p.requires_grad]
     depths = torch.tensor(target_losses, device=images.device) if target_losses else None
     losses: list[float] = []
@@ -73,9 +69,14 @@ def ascend(
     planned = steps_in(epochs, len(labels), batch_size, least=least)
     for batch in minibatches(len(labels), batch_size, planned, generator, least=least):
         chosen = labels[batch]
-        each = cross_entropy(model(images[batch]), chosen, reduction="none")
-        loss = each.mean()
-        losses.append(float(loss.detach()))
+        outputs = model(images[batch])
+        each = (
+            cross_entropy(outputs, chosen, reduction="none")
+            if loss is None
+            else loss(outputs, chosen)
+        )
+        total = each.mean()
+        losses.append(float(total.detach()))
         if not math.isfinite(losses[-1]):
             raise EffaceError(
                 f"loss while unlearning must stay finite, got {losses[-1]} after {len(losses)} "
@@ -86,8 +87,8 @@ def ascend(
             ascending = _below(each, chosen, depths) & _many(chosen, len(depths), least)
             if not bool(ascending.any()):
                 break
-            loss = each[ascending].mean()
-        gradients = torch.autograd.grad(loss, weights)
+            total = each[ascending].mean()
+        gradients = torch.autograd.grad(total, weights)
         with torch.no_grad():
             torch._foreach_add_(list[Tensor](weights), gradients, alpha=lr)
         num_steps += 1

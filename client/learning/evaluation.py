@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from client.learning.training import local_sgd, minibatches
+from client.learning.training import Loss, local_sgd, minibatches
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,8 @@ def evaluate(
     num_classes: int,
     *,
     batch_size: int = 100,
+    loss: Loss | None = None,
+    score: Loss | None = None,
 ) -> Scores:
     """Return the model's scores on the examples `0 .. num_examples - 1` of `pick`.
 
@@ -58,23 +60,30 @@ def evaluate(
         num_examples: Zero gives zero counts.
         num_classes: K.
         batch_size: Images a pass; larger ones only cost memory on a CPU.
+        loss: Of each example, where the task has one of its own: then all are of one class.
+        score: Of each example, in [0, 1], where the task has one of its own.
     """
     was_training = model.training
     model.eval()
     correct = torch.zeros(num_classes, dtype=torch.int64)
     count = torch.zeros(num_classes, dtype=torch.int64)
-    loss = torch.zeros(num_classes, dtype=torch.float64)
+    total = torch.zeros(num_classes, dtype=torch.float64)
     for batch in torch.arange(num_examples).split(batch_size):
         images, labels = pick(batch)
         logits = model(images).float()
-        right = (logits.argmax(dim=1) == labels).cpu()
-        losses = cross_entropy(logits, labels, reduction="none").double().cpu()
-        home = labels.cpu()
+        if loss is None or score is None:
+            right = (logits.argmax(dim=1) == labels).cpu()
+            losses = cross_entropy(logits, labels, reduction="none").double().cpu()
+            home = labels.cpu()
+        else:
+            right = score(logits, labels).clamp(0, 1).round().cpu()
+            losses = loss(logits, labels).double().cpu()
+            home = torch.zeros(len(labels), dtype=torch.int64)
         correct += torch.bincount(home, right.double(), minlength=num_classes).long()
         count += torch.bincount(home, minlength=num_classes)
-        loss += torch.bincount(home, losses, minlength=num_classes)
+        total += torch.bincount(home, losses, minlength=num_classes)
     model.train(was_training)
-    return Scores(correct, count, loss)
+    return Scores(correct, count, total)
 
 
 def relearning_curve(

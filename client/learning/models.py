@@ -1,10 +1,14 @@
 """Models: built from a seed, loaded with arrays, made smaller by what was pruned.
 
-The networks themselves stand in `client.learning.networks`.
+The networks themselves stand in `client.learning.networks` and in users' tasks. Of a network only
+what changes in training travels; the rest, a pre-trained body for instance, is built at each place,
+and its hash is part of the model's name.
 """
 
 import copy
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
 from typing import TypeVar
@@ -14,72 +18,104 @@ from torch import Tensor, nn
 
 from client.channels.compact import Spread, shrink_
 from client.channels.layout import from_text, layout, prunable
-from client.errors import BadSetting
-from client.learning.networks import BUILDERS, NAMES, Classifier
+from client.errors import BadSetting, CodeMismatch, EffaceError
+from client.learning.images import IMAGES
+from client.learning.networks import NAMES
 from client.learning.spec import ModelSpec
+from client.learning.trace import Trace, frozen_digest, trace
 
 __all__ = [
-    "MIN_IMAGE_SIZE",
     "NAMES",
-    "Classifier",
     "ModelSpec",
     "build",
+    "check_frozen",
     "compact",
+    "drawing",
+    "identified",
     "loaded",
     "shaped",
+    "state_of",
+    "traced",
 ]
 
-MIN_IMAGE_SIZE = 8
-
 M = TypeVar("M", bound=nn.Module)
+_drawing = threading.RLock()  # torch has one generator for all threads
+_FIRST: int = 0  # seed of what does not travel: the same everywhere
 
 
-def build(spec: ModelSpec, generator: torch.Generator) -> Classifier:
-    """Return a new model in training mode, float32, on the CPU.
+def build(spec: ModelSpec, generator: torch.Generator) -> nn.Module:
+    """Return a new model in training mode, on the CPU.
 
-    Initial weights: ConvNet, LeNet and every bias as torch's default, uniform in
-    +-1 / sqrt(fan in); the convolutions of the residual and VGG networks normal with variance
-    2 / fan out (He et al. 2015, https://arxiv.org/abs/1502.01852), as in torchvision.
+    Initial weights of the built-in task: ConvNet, LeNet and every bias as torch's default, uniform
+    in +-1 / sqrt(fan in); the convolutions of the residual and VGG networks normal with variance
+    2 / fan out (He et al. 2015, https://arxiv.org/abs/1502.01852), as in torchvision. Other tasks
+    draw their own.
 
     Args:
-        spec: Name and sizes.
-        generator: On the CPU. The only source of randomness: the model is laid out without memory
-            first, so that torch's global generator is neither used nor touched.
+        spec: What to build.
+        generator: On the CPU. The only source of randomness.
 
     Raises:
-        BadSetting: If the name is unknown or a size out of range.
+        BadSetting: If the task or one of its options is wrong.
     """
-    model = copy.deepcopy(_layout(spec))
-    model.to_empty(device="cpu")
-    he = spec.name not in ("convnet", "lenet")
-    for module in model.modules():
-        _initialise(module, generator, he=he)
+    if spec.name == IMAGES:
+        # Laid out without memory first: torch's own generator is neither used nor touched.
+        model = copy.deepcopy(_layout(spec))
+        model.to_empty(device="cpu")
+        he = spec.task.title not in ("convnet", "lenet")
+        for module in model.modules():
+            _initialise(module, generator, he=he)
+        return model
+    seed = int(torch.randint(2**62, (), generator=generator))
+    model = _made(spec.base, seed)
+    still = _layout(spec.base).state_dict()
+    model.load_state_dict({name: still[name] for name in traced(spec.base).frozen}, strict=False)
+    _keep_frozen(model, traced(spec.base))
+    if spec.compact:
+        shrink_(model, from_text(spec.pruned))
     return model
 
 
-def loaded(spec: ModelSpec, state: Mapping[str, Tensor]) -> Classifier:
-    """Return a model in training mode that holds the tensors of `state` themselves, not copies.
+def loaded(spec: ModelSpec, state: Mapping[str, Tensor]) -> nn.Module:
+    """Return a model in training mode with the values of `state`.
+
+    That of images holds the tensors themselves, not copies.
 
     Args:
-        spec: Name and sizes.
-        state: Parameters and buffers by name, all of them, on the CPU.
+        spec: What it is.
+        state: What travels of it by name, all of it, on the CPU.
 
     Raises:
         BadSetting: If the spec is wrong, or names, shapes or dtypes are not the model's.
+        CodeMismatch: If what does not travel is not the same here.
     """
-    model = _twin(_layout(spec))
-    for name, wanted in model.state_dict().items():
-        if name in state and state[name].dtype != wanted.dtype:
-            raise BadSetting(f"array {name} must be {wanted.dtype}, got {state[name].dtype}")
+    check_frozen(spec)
+    known = _layout(spec).state_dict()
+    travels = traced(spec).travels
+    if set(state) != set(travels):
+        odd = sorted(set(state) ^ set(travels))
+        raise BadSetting(f"arrays must be those of the model {spec}, got {odd[:8]} amiss or beside")
+    for name in travels:
+        if state[name].dtype != known[name].dtype:
+            raise BadSetting(f"array {name} must be {known[name].dtype}, got {state[name].dtype}")
+    # Of another's network, tensors may have two names, which a copy keeps together.
+    own = spec.name != IMAGES
+    model = copy.deepcopy(_layout(spec)) if own else _twin(_layout(spec))
     try:
-        model.load_state_dict(state, assign=True)
+        model.load_state_dict(state, assign=not own, strict=False)
     except RuntimeError as error:
         raise BadSetting(f"arrays must fit the model {spec}, got {error}") from error
-    return model
+    return model.train()
 
 
-def shaped(spec: ModelSpec) -> Classifier:
-    """Return a model of its own whose tensors take no memory: torch's meta device.
+def state_of(spec: ModelSpec, model: nn.Module) -> dict[str, Tensor]:
+    """Return what travels of a model, by name, in the model's order."""
+    state = model.state_dict()
+    return {name: state[name] for name in traced(spec).travels}
+
+
+def shaped(spec: ModelSpec) -> nn.Module:
+    """Return a model of its own whose values nobody reads; that of images takes no memory.
 
     Raises:
         BadSetting: If the spec is wrong.
@@ -87,15 +123,74 @@ def shaped(spec: ModelSpec) -> Classifier:
     return copy.deepcopy(_layout(spec))
 
 
+@lru_cache(maxsize=32)
+def traced(spec: ModelSpec) -> Trace:
+    """Return what a model is: its last layer, its convolutions, what of it travels.
+
+    Raises:
+        BadSetting: If the network does not take the task's own examples.
+    """
+    return _traced(_layout(spec), spec)
+
+
+def _traced(model: nn.Module, spec: ModelSpec) -> Trace:
+    inputs = spec.task.example(2)  # batch norm needs two
+    if any(t.is_meta for t in model.state_dict().values()):
+        inputs = inputs.to("meta")
+    try:
+        return trace(_twin(model), inputs)  # hooks on it are not those of another thread
+    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
+        raise BadSetting(
+            f"network of task {spec.task.title} must take examples {tuple(inputs.shape)} of "
+            f"{inputs.dtype}, as the task prepares them, got {type(error).__name__}: {error}"
+        ) from error
+
+
+def identified(spec: ModelSpec) -> ModelSpec:
+    """Return the spec with the hash of what does not travel of its model.
+
+    Raises:
+        BadSetting: If the network cannot be built or used.
+    """
+    outputs, task = traced(spec).num_outputs, spec.task
+    if outputs != spec.num_classes and not task.own_loss:
+        raise BadSetting(
+            f"network of task {task.title} must return (B, {spec.num_classes}), one number a "
+            f"class, got {'something else' if outputs is None else f'(B, {outputs})'}"
+        )
+    return replace(spec, frozen=_frozen(spec.base))
+
+
+def check_frozen(spec: ModelSpec) -> None:
+    """Refuse a model of which something that does not travel is another here.
+
+    Raises:
+        CodeMismatch: If its hash differs.
+    """
+    own = _frozen(replace(spec.base, frozen=""))
+    if own != spec.frozen:
+        raise CodeMismatch(
+            f"parameters of {spec} that do not travel must have the hash "
+            f"{spec.frozen[:12] or '(none)'}, got {own[:12] or '(none)'}: build them from the same "
+            "files, with the same release of torch, at every site"
+        )
+
+
+@lru_cache(maxsize=32)
+def _frozen(spec: ModelSpec) -> str:
+    names = traced(spec).frozen
+    return frozen_digest(_layout(spec), names) if names else ""
+
+
 def compact(spec: ModelSpec, state: Mapping[str, Tensor]) -> tuple[ModelSpec, dict[str, Tensor]]:
     """Return the smaller model without `spec.pruned`, which computes the same.
 
     Args:
         spec: Of the model at full size. Its pruned channels count as 0 (`zero_`) whatever they are.
-        state: Its parameters and buffers by name, all of them, on the CPU. Not changed.
+        state: What travels of it by name, all of it, on the CPU. Not changed.
 
     Returns:
-        The spec of the compact model and its parameters and buffers, copies, for `loaded`.
+        The spec of the compact model and what travels of it, copies, for `loaded`.
 
     Raises:
         BadSetting: If the model is compact already, `state` does not fit it, or `spec.pruned` may
@@ -105,7 +200,8 @@ def compact(spec: ModelSpec, state: Mapping[str, Tensor]) -> tuple[ModelSpec, di
         raise BadSetting(f"model must be at full size, got a compact one: {spec}")
     model = loaded(spec, state)
     shrink_(model, from_text(spec.pruned))
-    return replace(spec, compact=True), {n: t.clone() for n, t in model.state_dict().items()}
+    smaller = replace(spec, compact=True)
+    return smaller, {n: t.clone() for n, t in state_of(smaller, model).items()}
 
 
 def _twin(module: M) -> M:
@@ -118,11 +214,18 @@ def _twin(module: M) -> M:
 
 
 @lru_cache(maxsize=16)  # a node builds the same model for every message
-def _layout(spec: ModelSpec) -> Classifier:
-    """Return the model without memory for its tensors; to be copied, never changed."""
-    _check(spec)
-    with torch.device("meta"):
-        model = BUILDERS[spec.name](spec)
+def _layout(spec: ModelSpec) -> nn.Module:
+    """Return the model as it stands before training; to be copied, never changed.
+
+    That of images has no memory for its tensors.
+    """
+    if spec.name == IMAGES:
+        with torch.device("meta"):
+            model = spec.task.network()
+    else:
+        model = _made(spec.base, _FIRST)
+        if not (spec.pruned or spec.compact):
+            _keep_frozen(model, _traced(model, spec))
     if spec.pruned:
         pruned = prunable(from_text(spec.pruned), layout(model))
         if spec.compact:
@@ -130,22 +233,61 @@ def _layout(spec: ModelSpec) -> Classifier:
     return model
 
 
-def _check(spec: ModelSpec) -> None:
-    if spec.name not in BUILDERS:
-        raise BadSetting(f"model must be one of {', '.join(NAMES)}, got '{spec.name}'")
-    if spec.num_classes < 2:
-        raise BadSetting(f"num_classes must be at least 2, got {spec.num_classes}")
-    if spec.channels not in (1, 3):
-        raise BadSetting(f"channels must be 1 or 3, got {spec.channels}")
-    if spec.image_size < MIN_IMAGE_SIZE:
+@lru_cache(maxsize=32)
+def draws_at_random(spec: ModelSpec) -> bool:
+    """Return whether the network draws from torch's own generator in training: dropout does."""
+    if spec.name == IMAGES:
+        return False
+    model, inputs = copy.deepcopy(_layout(spec)).train(), spec.task.example(2)
+    with _drawing, torch.random.fork_rng(devices=[]), torch.no_grad():
+        before = torch.get_rng_state()
+        model(inputs)
+        return not torch.equal(before, torch.get_rng_state())
+
+
+@contextmanager
+def drawing(spec: ModelSpec, seed: int) -> Iterator[None]:
+    """Work with a network that draws from torch's own generator, at a seed, and nobody beside it.
+
+    Others need not wait: their draws come from generators of their own.
+    """
+    if not draws_at_random(spec):
+        yield
+        return
+    with _drawing, torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
+
+
+def _keep_frozen(model: nn.Module, known: Trace) -> None:
+    """Have norm layers stay in eval mode whose parameters are frozen: their statistics, too."""
+    for name in known.frozen_norms:
+        layer = model.get_submodule(name).eval()
+        vars(layer)["train"] = _stay
+
+
+def _stay(mode: bool = True) -> None:
+    """Stand in for `Module.train` of a layer that stays as it is."""
+
+
+def _made(spec: ModelSpec, seed: int) -> nn.Module:
+    """Return a task's own network, with torch's generator at a seed."""
+    with _drawing, torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            model = spec.task.network()
+        except EffaceError:
+            raise
+        except Exception as error:
+            raise BadSetting(
+                f"network of task {spec.task.title} must be built, got {type(error).__name__}: "
+                f"{error}"
+            ) from error
+    if not isinstance(model, nn.Module):
         raise BadSetting(
-            f"image_size must be at least {MIN_IMAGE_SIZE}, got {spec.image_size}; "
-            "enlarge the images first"
+            f"network of task {spec.task.title} must be a torch module, got {type(model).__name__}"
         )
-    if spec.width < 1 or spec.depth < 1:
-        raise BadSetting(
-            f"width and depth must be at least 1, got width {spec.width}, depth {spec.depth}"
-        )
+    return model
 
 
 @torch.no_grad()

@@ -7,13 +7,23 @@ Shapes: B images, C channels, H rows, W columns, F features, K classes.
 """
 
 from collections.abc import Callable
-from typing import cast
+from typing import Protocol, cast
 
 from torch import Tensor, nn
 from torch.nn import functional
 
-from client.learning.spec import ModelSpec
 from client.torchvision_shim import import_torchvision
+
+
+class Sizes(Protocol):
+    """What a network is built from (see `client.learning.images.ImageTask`)."""
+
+    net: str
+    num_classes: int
+    channels: int
+    image_size: int
+    width: int
+    depth: int
 
 
 class Classifier(nn.Module):
@@ -34,32 +44,12 @@ class Classifier(nn.Module):
         """Return the input of the last linear layer, (B, F)."""
         return cast(Tensor, self.body(images))
 
-    def stem(self) -> list[nn.Module]:
-        """Return the first convolution and the norm behind it.
-
-        Nothing of a body with a single convolution: its stem would be all of it.
-        """
-        found: list[nn.Module] = []
-        convolutions = 0
-        for module in self.body.modules():
-            convolutions += isinstance(module, nn.Conv2d)
-            if convolutions == 2:
-                return found
-            if any(True for _ in module.parameters(recurse=False)):
-                found.append(module)
-        return []
-
-    def freeze_stem(self) -> None:
-        """Keep the stem as it is in training: its parameters and its norm's running statistics."""
-        for module in self.stem():
-            module.requires_grad_(False).eval()
-
     def forward(self, images: Tensor) -> Tensor:
         """Return logits, (B, K)."""
         return cast(Tensor, self.classifier(self.features(images)))
 
 
-def convnet(spec: ModelSpec) -> Classifier:
+def convnet(spec: Sizes) -> Classifier:
     """Return [conv 3x3, InstanceNorm, ReLU, average pool 2] x depth, then the linear layer.
 
     The norm is written as a GroupNorm with one channel a group: the same formula and parameters as
@@ -85,7 +75,7 @@ def convnet(spec: ModelSpec) -> Classifier:
     return Classifier(body, spec.width * size * size, spec.num_classes)
 
 
-def lenet(spec: ModelSpec) -> Classifier:
+def lenet(spec: Sizes) -> Classifier:
     """Return LeNet-5 with ReLU and max pooling: convolutions 5x5 of 6 and 16 filters, 120, 84.
 
     Images of 28x28 are padded to the paper's 32x32, smaller ones likewise; maps smaller
@@ -141,14 +131,14 @@ class ResidualBlock(nn.Module):
         return cast(Tensor, self.relu2(residual + shortcut))
 
 
-def cifar_resnet(spec: ModelSpec) -> Classifier:
+def cifar_resnet(spec: Sizes) -> Classifier:
     """Return the residual network for 32x32 images with 8, 20, 32, 44 or 56 layers: 6n + 2.
 
     Three stages of n blocks with 16, 32 and 64 filters; the second and third halve the map.
 
     Source: He et al. 2016, section 4.2, https://arxiv.org/abs/1512.03385
     """
-    blocks_per_stage = (int(spec.name.removeprefix("resnet")) - 2) // 6
+    blocks_per_stage = (int(spec.net.removeprefix("resnet")) - 2) // 6
     layers: list[nn.Module] = [
         nn.Conv2d(spec.channels, 16, 3, padding=1, bias=False),
         nn.BatchNorm2d(16),
@@ -172,7 +162,7 @@ _VGG_STAGES = {  # filters of the convolutions between two pools: configurations
 }
 
 
-def vgg(spec: ModelSpec) -> Classifier:
+def vgg(spec: Sizes) -> Classifier:
     """Return VGG with BatchNorm and, as usual for small images, one linear layer instead of three.
 
     A global average pool ends the convolutions. Only the last of the five pools may
@@ -182,7 +172,7 @@ def vgg(spec: ModelSpec) -> Classifier:
     """
     layers: list[nn.Module] = []
     channels, size = spec.channels, spec.image_size
-    stages = _VGG_STAGES[spec.name]
+    stages = _VGG_STAGES[spec.net]
     for stage, filters in enumerate(stages):
         for num_outputs in filters:
             layers += [
@@ -198,7 +188,7 @@ def vgg(spec: ModelSpec) -> Classifier:
     return Classifier(body, channels, spec.num_classes)
 
 
-def resnet18(spec: ModelSpec) -> Classifier:
+def resnet18(spec: Sizes) -> Classifier:
     """Return torchvision's ResNet-18, without its weights for ImageNet.
 
     Made for large images: 32x32 and smaller ones are 1x1 in the last stage, where BatchNorm refuses
@@ -214,7 +204,7 @@ def resnet18(spec: ModelSpec) -> Classifier:
     return Classifier(body, num_features, spec.num_classes)
 
 
-BUILDERS: dict[str, Callable[[ModelSpec], Classifier]] = {
+BUILDERS: dict[str, Callable[[Sizes], Classifier]] = {
     "convnet": convnet,
     "lenet": lenet,
     **dict.fromkeys(("resnet8", "resnet20", "resnet32", "resnet44", "resnet56"), cifar_resnet),

@@ -144,8 +144,8 @@ def clipped_sum(
 
         sum_i g_i min(1, C / |g_i|)
 
-    The norm is over all parameters that are trained. An example whose gradient is not finite adds
-    nothing: an error would tell of it.
+    The norm is over all parameters that are trained. An example whose gradient is not finite, or
+    too long to be shortened in float32, adds nothing: an error would tell of it.
 
     Args:
         model: From inputs to logits `(B, K)`, without BatchNorm that is trained. Left unchanged.
@@ -194,7 +194,9 @@ def clipped_sum(
             ]
         ).norm(dim=0)
         factors = (clip_norm / norms.clamp(min=1e-12)).clamp(max=1.0)
-        factors = torch.where(norms.isfinite(), factors, 0.0)
+        # Below the normal numbers of float32 a factor would be rounded, and its gradient too long.
+        exact = norms.isfinite() & (factors >= torch.finfo(torch.float32).tiny)
+        factors = torch.where(exact, factors, 0.0)
         for name, g in found.items():
             # In the gradients' type: inputs may be whole numbers.
             total[name] += torch.einsum(
@@ -259,7 +261,7 @@ class Noise:
                 model, images, labels, loss=loss, clip_norm=self.clip_norm, head=head
             )
             noisy = self.noised(sums, model)
-            names = [name for name, _ in model.named_parameters()]
+            names = [name for name, p in model.named_parameters() if p.requires_grad]
             return [noisy.get(name) for name in names], torch.zeros(())
 
         return of_batch

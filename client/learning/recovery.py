@@ -4,18 +4,20 @@ Dhasade et al. 2024 (QuickDrop), sections 3.3.1 and 3.4: the synthetic images mi
 original ones (1:1), ordinary SGD.
 
 Departs from the paper: `hold` and `hold_features` add two bounded terms that keep the forgotten
-images down while the rest is recovered, so that they do not creep back; `freeze_stem` leaves the
-first layer, whose edges and blobs serve any class, as it is.
+images down while the rest is recovered, so that they do not creep back; the first layer, whose
+edges and blobs serve any class, may be left as it is.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from client.learning.models import Classifier
-from client.learning.training import Trained, minibatches, steps_in
+from client.learning.networks import Classifier
+from client.learning.trace import features_and_logits
+from client.learning.training import Trained, minibatches, steps_in, still
 
 
 def known(
@@ -46,7 +48,7 @@ def known(
 
 
 def descend(
-    model: Classifier,
+    model: nn.Module,
     images: Tensor,
     labels: Tensor,
     *,
@@ -58,14 +60,15 @@ def descend(
     held: tuple[Tensor, Tensor] | None = None,
     hold: float = 0.0,
     hold_features: float = 0.0,
-    freeze_stem: bool = False,
+    freeze: Iterable[nn.Module] = (),
+    head: str = "classifier",
     least: int = 1,
 ) -> Trained:
     """Train on synthetic images and originals, in place.
 
     Args:
-        model: Classifier with `features` and `classifier`.
-        images: Normalised images `(n, C, H, W)` float32.
+        model: From inputs to logits `(B, K)`.
+        images: Prepared inputs `(n, ...)`.
         labels: `(n,)` int64.
         epochs: Passes over the images.
         batch_size: Images a step.
@@ -76,16 +79,16 @@ def descend(
             `batch_size` of them.
         hold: Weight of the bounded output term.
         hold_features: Weight of the feature term.
-        freeze_stem: Leave the model's stem as it is: almost half of a step's time on small images.
+        freeze: Modules of the model that stay as they are, running statistics included.
+        head: Name of the last linear layer; needed to hold features down.
         least: Images behind a step, at least; of those held down, too.
 
     Returns:
         Steps, images (held ones included) and mean loss on `images`.
     """
     model.train()
-    if freeze_stem:
-        model.freeze_stem()
-    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d) and m.training]
+    still(freeze)
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.training]
     weights = [p for p in model.parameters() if p.requires_grad]
     optimiser = torch.optim.SGD(weights, lr=lr, momentum=momentum)
     num_steps = steps_in(epochs, len(labels), batch_size, least=least)
@@ -101,10 +104,10 @@ def descend(
         size = len(batch)
         if held is not None and chosen is not None:
             rows = next(chosen)
-            features = _features(model, images[batch], held[0][rows], norms)
+            features = _features(model, head, images[batch], held[0][rows], norms)
+            logits = model.get_submodule(head)(features)
         else:
-            features = model.features(images[batch])
-        logits = model.classifier(features)
+            logits = model(images[batch])
         loss = cross_entropy(logits[:size], labels[batch])
         losses.append(loss.detach())
         if held is not None and chosen is not None:
@@ -115,7 +118,7 @@ def descend(
                 outputs=hold,
                 on_features=hold_features,
             )
-        samples += len(features)
+        samples += len(logits)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -124,7 +127,7 @@ def descend(
 
 
 def _features(
-    model: Classifier, images: Tensor, held: Tensor, norms: Sequence[nn.Module]
+    model: nn.Module, head: str, images: Tensor, held: Tensor, norms: Sequence[nn.Module]
 ) -> Tensor:
     """Return the features of `images`, then those of `held`, which leaves the former unchanged.
 
@@ -134,16 +137,24 @@ def _features(
 
     Args:
         model: In training mode.
-        images: `(n, C, H, W)`.
-        held: `(m, C, H, W)`.
+        head: Name of its last linear layer.
+        images: `(n, ...)`.
+        held: `(m, ...)`.
         norms: The model's BatchNorms in training mode.
     """
     if not norms:
-        return model.features(torch.cat([images, held]))
-    features = model.features(images)
+        return _into(model, head, torch.cat([images, held]))
+    features = _into(model, head, images)
     for norm in norms:
         norm.eval()
-    apart = model.features(held)
+    apart = _into(model, head, held)
     for norm in norms:
         norm.train()
     return torch.cat([features, apart])
+
+
+def _into(model: nn.Module, head: str, inputs: Tensor) -> Tensor:
+    """Return what goes into the last linear layer, `(B, F)`."""
+    if isinstance(model, Classifier):  # which does not run it for nothing
+        return model.features(inputs)
+    return features_and_logits(model, head, inputs)[0]

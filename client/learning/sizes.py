@@ -44,9 +44,13 @@ def size_of(spec: ModelSpec) -> Size:
         for layer in model.modules()
         if not any(True for _ in layer.children())
     ]
-    shape = (2, spec.channels, spec.image_size, spec.image_size)  # batch norm needs two
-    with torch.no_grad(), torch.device("meta"):
-        model(torch.empty(shape))
-    for hook in hooks:
-        hook.remove()
+    inputs = spec.task.example(2)  # batch norm needs two
+    if any(t.is_meta for t in model.state_dict().values()):
+        inputs = inputs.to("meta")
+    try:
+        with torch.no_grad():
+            model(inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
     return Size(numbers, activations // 2)

@@ -128,6 +128,16 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[obj
     return nullcontext()
 
 
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""From outputs `(B, ...)` and targets `(B, ...)` to the loss of each example, `(B,)`."""
+
+
+def still(modules: Iterable[nn.Module]) -> None:
+    """Keep modules as they are in training: their parameters, and their running statistics."""
+    for module in modules:
+        module.requires_grad_(False).eval()
+
+
 def proximal_gradients(weights: list[nn.Parameter], centre: list[Tensor], strength: float) -> None:
     """Add the gradient of `strength / 2 * ||w - centre||^2` to the weights' gradients, in place."""
     for weight, start in zip(weights, centre, strict=True):
@@ -145,6 +155,7 @@ def local_sgd(
     weight_decay: float = 0.0,
     proximal: float = 0.0,
     precision: str = "float32",
+    loss: Loss | None = None,
     gradients: Callable[[int, Tensor, Tensor], tuple[Sequence[Tensor | None], Tensor] | None]
     | None = None,
 ) -> Trained:
@@ -161,15 +172,16 @@ def local_sgd(
         weight_decay: L2 penalty.
         proximal: mu of FedProx; the centre is the model as it comes in.
         precision: "float32" or "bfloat16" (autocast of the forward pass).
+        loss: Of each example, where the task has one of its own; else cross-entropy.
         gradients: Asked at every step with its number, images and labels: a caller that has the
             real gradient already (gradient matching), or another one (under noise), returns it with
-            the loss, in the order of `model.parameters()`; None leaves the step to this function.
+            the loss, in the order of the trainable parameters; None leaves the step to this one.
 
     Returns:
         Steps, images and mean loss.
     """
     model.train()
-    weights = list(model.parameters())
+    weights = [p for p in model.parameters() if p.requires_grad]
     centre = [w.detach().clone() for w in weights] if proximal else []
     optimiser = torch.optim.SGD(weights, lr=lr, momentum=momentum, weight_decay=weight_decay)
     losses: list[Tensor] = []
@@ -180,16 +192,19 @@ def local_sgd(
         if given is None:
             optimiser.zero_grad()
             with autocast(images.device, precision):
-                loss = cross_entropy(model(images), labels)
-            loss.backward()
+                outputs = model(images)
+                total = (
+                    cross_entropy(outputs, labels) if loss is None else loss(outputs, labels).mean()
+                )
+            total.backward()
         else:
-            known, loss = given
+            known, total = given
             for weight, gradient in zip(weights, known, strict=True):
                 weight.grad = gradient
         if proximal:
             proximal_gradients(weights, centre, proximal)
         optimiser.step()
-        losses.append(loss.detach())
+        losses.append(total.detach())
         samples += len(labels)
     mean = float(torch.stack(losses).double().mean()) if losses else 0.0
     return Trained(len(losses), samples, mean)

@@ -24,6 +24,7 @@ from client.files import write_atomic
 
 HASH: Final = re.compile(r"[0-9a-f]{64}")
 CODE: Final = "client/"  # the folder of a bundle that touches a site's data
+APP: Final = "client/app.py"  # where a node finds the handlers
 KEPT: Final = 8  # bundles that came
 LARGEST: Final = 10 * 2**20  # bytes; flwr's own limit of a bundle
 UNPACKED: Final = 64 * 2**20  # bytes of all files together
@@ -199,17 +200,21 @@ class Bundles:
     def note(self, bundle: Bundle) -> None:
         """Keep the bytes of a bundle that came, for its operator to look at.
 
-        The newest few stay; a coordinator cannot fill the disk with them.
+        Those of an allowed one lie beside the list already. The newest few stay: a coordinator
+        cannot fill the disk with them.
         """
-        known = (self.kept / f"{bundle.hash}{_SUFFIX}", self.came / f"{bundle.hash}{_SUFFIX}")
-        if len(bundle.content) > LARGEST or any(path.exists() for path in known):
+        name = f"{bundle.hash}{_SUFFIX}"
+        path, kept = self.came / name, self.kept / name
+        if len(bundle.content) > LARGEST or path.exists():
+            return
+        if kept.exists() and bundle.hash in {one.hash for one in self.allowed()}:
             return
         self.came.mkdir(parents=True, exist_ok=True)
-        write_atomic(known[1], bundle.content)
-        known[1].chmod(0o644)
+        write_atomic(path, bundle.content)
+        path.chmod(0o644)
         files = sorted(self.came.glob(f"*{_SUFFIX}"), key=lambda path: path.stat().st_mtime_ns)
-        for path in files[:-KEPT]:
-            path.unlink(missing_ok=True)
+        for old in files[:-KEPT]:
+            old.unlink(missing_ok=True)
 
     def find(self, name: str) -> Bundle | None:
         """Return the bundle of this hash if its bytes are here, and are still those."""

@@ -3,7 +3,7 @@
 It stands in the place of `flower-superexec`. Before it asks for the first task it has given up the
 network, root and every way to new privileges; what it starts can do no more than it.
 
-    python -m client.operator.executor FOLDER [--user NAME] [--strict]
+    python -m client.operator.executor FOLDER --parent PID [--user NAME] [--strict]
 """
 
 import argparse
@@ -22,6 +22,7 @@ from typing import Any, Final
 from client.errors import BadSetting, NotIsolated
 from client.operator import isolation
 from client.operator.folder import POLICY, SiteFolder
+from client.operator.part import account, start
 
 log = logging.getLogger("efface.site")
 _GRACE: Final = 10.0  # seconds for a gate that was asked to end
@@ -123,18 +124,13 @@ def answer_task(site: SiteFolder, work: Path, token: str) -> None:
 
 def _own(site: SiteFolder, work: Path, user: str) -> None:
     """Make the executor's folders; where root starts it for `user`, they are that user's."""
+    owner = account(user) if user and os.geteuid() == 0 else None
     for folder in (site.state, site.state / "came", work, site.store):
         missing = [one for one in (folder, *folder.parents) if not one.exists()]
         folder.mkdir(mode=0o755 if folder != site.store else 0o700, parents=True, exist_ok=True)
-        if user and os.geteuid() == 0 and missing:
-            try:
-                entry = pwd.getpwnam(user)
-            except KeyError:
-                raise BadSetting(
-                    f"user must exist, got {user!r}; make it with: useradd --system {user}"
-                ) from None
+        if owner is not None:
             for one in missing:
-                os.chown(one, entry.pw_uid, entry.pw_gid)
+                os.chown(one, owner.pw_uid, owner.pw_gid)
 
 
 def _end(number: int, frame: Any) -> None:
@@ -142,4 +138,4 @@ def _end(number: int, frame: Any) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -20,10 +20,13 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from client.errors import BadSetting
 from client.operator.bundles import Bundles
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 
 POLICY: Final = "policy.toml"
 CONNECTION: Final = "node.toml"
@@ -65,6 +68,29 @@ class SiteFolder:
     def store(self) -> Path:
         """The node's store."""
         return Path(str(self.node_config["store"]))
+
+    def node_key(self) -> "EllipticCurvePrivateKey":
+        """Read the node's private key.
+
+        Raises:
+            BadSetting: If it cannot be read, or is of another kind.
+        """
+        from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+        from cryptography.hazmat.primitives.serialization import load_ssh_private_key
+
+        if not self.key.exists():
+            raise BadSetting(
+                f"key must exist, got no {self.key}; make it: make_federation.py node-key NAME"
+            )
+        try:
+            key = load_ssh_private_key(self.key.read_bytes(), None)
+        except OSError as error:
+            raise BadSetting(f"{self.key} must be readable here, got {error.strerror}") from None
+        except ValueError as error:
+            raise BadSetting(f"{self.key} must be an OpenSSH private key, got {error}") from None
+        if not isinstance(key, EllipticCurvePrivateKey):
+            raise BadSetting(f"{self.key} must be on a NIST curve, got {type(key).__name__}")
+        return key
 
     @classmethod
     def load(cls, folder: Path) -> "SiteFolder":

@@ -32,7 +32,7 @@ from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, 
 
 from client.errors import ForeignBundle, marked
 from client.operator import isolation
-from client.operator.bundles import Bundle, Bundles
+from client.operator.bundles import APP, Bundle, Bundles
 from client.operator.folder import SiteFolder
 from client.operator.runtime import RuntimeSocketClient, connected
 
@@ -110,8 +110,8 @@ def load(folder: Path) -> ClientApp:
     for name in [n for n in sys.modules if n.partition(".")[0] == PACKAGE]:
         del sys.modules[name]
     sys.meta_path.insert(0, BundleFinder(folder))
-    if not (folder / PACKAGE / "app.py").is_file():
-        raise ForeignBundle(f"bundle must hold {PACKAGE}/app.py, got none")
+    if not (folder / APP).is_file():
+        raise ForeignBundle(f"bundle must hold {APP}, got none")
     app = importlib.import_module(f"{PACKAGE}.app").app
     if not isinstance(app, ClientApp):
         raise ForeignBundle(f"{PACKAGE}.app must be a Flower app, got {type(app).__name__}")

@@ -8,14 +8,15 @@ What could not be given up is named by `weaknesses`, for a person to read.
 import ctypes
 import errno
 import os
-import pwd
 import resource
 import signal
 import socket
+import stat
 from pathlib import Path
 from typing import Final
 
 from client.errors import BadSetting
+from client.operator.part import account
 
 _NEWNET: Final = 0x40000000
 _NEWUSER: Final = 0x10000000
@@ -69,12 +70,7 @@ def become(user: str) -> None:
     Raises:
         BadSetting: If there is no such user, or it is root.
     """
-    try:
-        entry = pwd.getpwnam(user)
-    except KeyError:
-        raise BadSetting(
-            f"user must exist, got {user!r}; make it with: useradd --system {user}"
-        ) from None
+    entry = account(user)
     if entry.pw_uid == 0:
         raise BadSetting("user must not be root, got root; make one: useradd --system efface-run")
     if os.geteuid() == entry.pw_uid:
@@ -121,10 +117,12 @@ def weaknesses(key: Path, bundles: Path) -> list[str]:
         found.append(
             "it could read the node's key: run it as a user of its own, as root with --user"
         )
-    if os.access(bundles, os.W_OK) or os.access(bundles / "allowed", os.W_OK):
+    # Who may rename a folder on the way to the list puts another list in its place.
+    open_ones = [one for one in (bundles / "allowed", bundles, *bundles.parents) if _changes(one)]
+    if open_ones:
         found.append(
-            "it could write the list of allowed bundles: run it as a user that does not own the "
-            "folder"
+            f"it could write the list of allowed bundles ({open_ones[0]}): run it as a user that "
+            "does not own the folder, nor one above it"
         )
     if reaches_network():
         found.append("it has a network: start as root, or in the unit or container of deploy/")
@@ -136,6 +134,22 @@ def _owner(path: Path) -> int | None:
         return path.stat().st_uid
     except OSError:
         return None
+
+
+def _changes(path: Path) -> bool:
+    """Return whether this process can put something else in a path's place, or give it that mode.
+
+    A folder with the sticky bit, such as /tmp, lets each user move the own files alone.
+    """
+    try:
+        found = path.stat()
+        if os.statvfs(path).f_flag & os.ST_RDONLY:
+            return False
+    except OSError:  # not there: then the folder above decides
+        return False
+    if found.st_uid == os.geteuid():
+        return True
+    return os.access(path, os.W_OK) and not found.st_mode & stat.S_ISVTX
 
 
 def _can_open(path: Path) -> bool:

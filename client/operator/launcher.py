@@ -1,6 +1,7 @@
 """Start a site's SuperNode and executor apart, keep them running, and end both.
 
-A child that ends is started again after a pause that doubles. One reason is so usual that it is
+A child that ends is started again after a pause that doubles, but for one that says that a person
+has to mend something first (`client.operator.part`). One reason is so usual that it is
 put into words: for up to a minute after a SuperNode was killed, the coordinator takes it for
 connected and refuses it with code 2004, as it does an unregistered key.
 """
@@ -17,8 +18,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from client.errors import kind_of, split_mark
 from client.operator.bundles import visible
 from client.operator.folder import SiteFolder
+from client.operator.part import UNFIT
 
 NODE: Final = "node"
 EXECUTOR: Final = "executor"
@@ -49,6 +52,7 @@ class _Child:
     due: float = 0.0
     pause: float = FIRST_PAUSE
     refused: bool = False
+    last: str = ""  # line of its log
     reader: threading.Thread | None = field(default=None, repr=False)
 
 
@@ -81,7 +85,7 @@ def run(
         say: Takes each line of the log.
 
     Raises:
-        BadSetting: If the folder's node.toml is not as it must be.
+        EffaceError: If a part cannot start with what it finds; both parts have ended then.
         KeyboardInterrupt: When the process is told to end; both parts have ended then.
     """
     site = SiteFolder.load(folder)
@@ -128,6 +132,7 @@ def _start(child: _Child, say: Callable[[str], None]) -> None:
         assert process.stdout is not None
         for line in process.stdout:
             child.refused |= REFUSED in line
+            child.last = line.strip()
             # A run's names come from the coordinator and end in the log: they move no cursor.
             say(f"{child.name}: {visible(_COLOUR.sub('', line.rstrip()))}")
 
@@ -139,6 +144,9 @@ def _ended(child: _Child, say: Callable[[str], None]) -> None:
     assert child.process is not None
     if child.reader is not None:
         child.reader.join(1.0)
+    if child.process.returncode == UNFIT:
+        code, text = split_mark(child.last)
+        raise kind_of(code)(text)
     now = time.monotonic()
     if now - child.started >= STEADY:
         child.pause = FIRST_PAUSE

@@ -5,7 +5,7 @@ with one difference: the Runtime API, at which executors take tasks, listens on 
 instead of a port. Who may reach it is then a matter of file modes, and an executor needs no
 network at all.
 
-    python -m client.operator.node FOLDER
+    python -m client.operator.node FOLDER --parent PID [--user NAME]
 """
 
 import argparse
@@ -16,11 +16,15 @@ import threading
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from client.errors import BadSetting
 from client.operator import isolation
 from client.operator.folder import SiteFolder
+from client.operator.part import account, start
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 
 _STARTED_WITHIN: Final = 30.0  # seconds
 _SHUTDOWN: Final = 5.0
@@ -34,18 +38,32 @@ def main() -> None:
     parser.add_argument("--user", default="", help="The executor's: the socket is for its group.")
     told = parser.parse_args()
     site = SiteFolder.load(told.folder)
+    key = site.node_key()
+    roots = _read(site.root_certificates)
     listening = _listen(site.socket, told.user)
     if os.geteuid() == 0:
         owner = site.key.stat().st_uid
         if owner != 0:
             isolation.become(pwd.getpwuid(owner).pw_name)
     isolation.give_up_privileges(told.parent)
-    _run(site, listening)
+    _run(site, listening, key, roots)
+
+
+def _read(roots: Path | None) -> bytes | None:
+    try:
+        return None if roots is None else roots.read_bytes()
+    except OSError as error:
+        raise BadSetting(
+            f"root-certificates must be a readable file, got {roots} ({error.strerror}): the "
+            "coordinator sends it"
+        ) from None
 
 
 def _listen(path: Path, user: str) -> socket.socket:
     """Return a socket that listens at `path`, for this user and the executor's group alone."""
     path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    if path.exists() and not path.is_socket():  # a file of another kind would be lost
+        raise BadSetting(f"socket must be a path that nothing else has, got {path}")
     path.unlink(missing_ok=True)
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     before = os.umask(0o117)
@@ -54,33 +72,23 @@ def _listen(path: Path, user: str) -> socket.socket:
     finally:
         os.umask(before)
     if user and os.geteuid() == 0:
-        try:
-            os.chown(path, -1, pwd.getpwnam(user).pw_gid)
-        except KeyError:
-            raise BadSetting(
-                f"user must exist, got {user!r}; make it with: useradd --system {user}"
-            ) from None
+        os.chown(path, -1, account(user).pw_gid)
     return listening
 
 
-def _run(site: SiteFolder, listening: socket.socket) -> None:
+def _run(
+    site: SiteFolder,
+    listening: socket.socket,
+    key: "EllipticCurvePrivateKey",
+    roots: bytes | None,
+) -> None:
     import uvicorn
-    from cryptography.hazmat.primitives.asymmetric import ec
-    from cryptography.hazmat.primitives.serialization import load_ssh_private_key
     from flwr.common.constant import ISOLATION_MODE_PROCESS, TRANSPORT_TYPE_GRPC_RERE
     from flwr.supercore.exit import add_exit_handler
     from flwr.supercore.object_store import ObjectStoreFactory
     from flwr.supernode.main import create_app
     from flwr.supernode.nodestate import NodeStateFactory
     from flwr.supernode.start_client_internal import start_client_internal
-
-    try:
-        key = load_ssh_private_key(site.key.read_bytes(), None)
-    except (OSError, ValueError) as error:
-        raise BadSetting(f"key must be a readable OpenSSH key, got {error}") from None
-    if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise BadSetting(f"key must be on a NIST curve, got {type(key).__name__}")
-    roots = None if site.root_certificates is None else site.root_certificates.read_bytes()
 
     states = NodeStateFactory(objectstore_factory=ObjectStoreFactory())
     server = uvicorn.Server(uvicorn.Config(create_app(state_factory=states), access_log=False))
@@ -112,4 +120,4 @@ def _run(site: SiteFolder, listening: socket.socket) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

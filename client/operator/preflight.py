@@ -57,12 +57,13 @@ def preflight(folder: Path, *, connect: bool = True) -> list[Finding]:
     try:
         policy = Policy.load(site.folder / POLICY)
     except (EffaceError, OSError) as error:
-        return [*found, Finding("policy", MEND, str(error))]
+        return [*found, Finding("policy", MEND, _said(error))]
     steps: dict[str, Callable[[], Iterator[str | Finding]]] = {
         "policy": lambda: _policy(policy),
         "site key": lambda: _site_key(policy),
         "user": lambda: _user(site),
         "node key": lambda: _node_key(site),
+        "bundles": lambda: _bundles(site),
         "store": lambda: _store(site),
         "disk": lambda: _disk(site, policy),
         "clock": lambda: _clock(site),
@@ -82,8 +83,14 @@ def _findings(check: str, step: Callable[[], Iterator[str | Finding]]) -> list[F
         for one in step():
             found.append(one if isinstance(one, Finding) else Finding(check, OK, one))
     except (_Mend, EffaceError, OSError) as error:
-        found.append(Finding(check, MEND, str(error)))
+        found.append(Finding(check, MEND, _said(error)))
     return found
+
+
+def _said(error: Exception) -> str:
+    if isinstance(error, PermissionError):
+        return f"{error.filename} must be open to this user, got: {error.strerror}; chown it"
+    return str(error)
 
 
 def _note(check: str, text: str) -> Finding:
@@ -94,6 +101,13 @@ def _note(check: str, text: str) -> Finding:
 
 
 def _policy(policy: Policy) -> Iterator[str | Finding]:
+    from client.app import handlers
+
+    if unknown := sorted(set(policy.answers.serve) - set(handlers())):
+        raise _Mend(
+            f"answers.serve must name messages that a node knows, got {', '.join(unknown)}; they "
+            f"are {', '.join(sorted(handlers()))}"
+        )
     alone = "in sums only" if policy.answers.updates == SUMS else "by itself, too"
     yield (
         f"{policy.name} answers {alone}, of at least {policy.answers.min_examples} examples; the "
@@ -127,26 +141,28 @@ def _user(site: SiteFolder) -> Iterator[str | Finding]:
     if os.geteuid() == 0 and owner != 0:
         yield _note("user", "checked as root: run it as the executor's user to see what it sees")
         return
-    yield "policy and key belong to this user"
+    yield "the policy belongs to this user"
 
 
 def _node_key(site: SiteFolder) -> Iterator[str | Finding]:
-    from cryptography.hazmat.primitives.asymmetric import ec
-    from cryptography.hazmat.primitives.serialization import load_ssh_private_key
+    if site.key.exists():
+        check_private(site.key)
+        if not os.access(site.key, os.R_OK):
+            yield "not readable by this user, as it should be for the executor's"
+            return
+    yield f"{site.node_key().curve.name}"
 
-    if not site.key.exists():
-        raise _Mend(f"key must exist, got no {site.key}; make it: make_federation.py node-key NAME")
-    check_private(site.key)
-    if not os.access(site.key, os.R_OK):
-        yield "not readable by this user, as it should be for the executor's"
+
+def _bundles(site: SiteFolder) -> Iterator[str | Finding]:
+    allowed = len(site.bundles.allowed())
+    if not allowed:
+        yield _note(
+            "bundles",
+            "none may run here: whatever the coordinator sends is refused until one is allowed "
+            f"(efface site allow {site.folder} --installed)",
+        )
         return
-    try:
-        key = load_ssh_private_key(site.key.read_bytes(), None)
-    except ValueError as error:
-        raise _Mend(f"{site.key} must be an OpenSSH private key, got {error}") from error
-    if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise _Mend(f"{site.key} must be on a NIST curve, got {type(key).__name__}")
-    yield f"{key.curve.name}"
+    yield f"{allowed} bundle{'s' * (allowed > 1)} may run here"
 
 
 def _store(site: SiteFolder) -> Iterator[str | Finding]:
@@ -204,9 +220,12 @@ def _data(site: SiteFolder, policy: Policy) -> Iterator[str | Finding]:
     name = site.node_config.get("data")
     if not name:
         raise _Mend("node.toml must name data, got none")
+    if not datasets.is_known(str(name)):
+        yield _note("data", f"{name} is for a task of the coordinator's, which alone can read it")
+        return
     directory = site.node_config.get("data-dir")
     data = datasets.load(str(name), Path(str(directory)) if directory else None)
-    shape = "x".join(str(int(n)) for n in data.train.images.shape[1:])
+    shape = "x".join(map(str, data.train.input_shape))
     yield f"{len(data.train)} images of {shape} in {data.num_classes} classes"
     for note in data.notes:
         yield _note("data", note)
@@ -230,14 +249,19 @@ def _trial(site: SiteFolder, policy: Policy) -> Iterator[str | Finding]:
     from client import wire
     from client.app import handlers
     from client.data import datasets
+    from client.learning.spec import image_model
     from client.steps.measuring import Describe
 
     name, directory = site.node_config.get("data"), site.node_config.get("data-dir")
+    if name and not datasets.is_known(str(name)):
+        yield _note("trial", "not tried: the data are for a task of the coordinator's")
+        return
     try:
         data = datasets.load(str(name), Path(str(directory)) if directory else None)
     except EffaceError as error:
         raise _Mend("not tried: the data cannot be read") from error
-    channels, size = (int(n) for n in data.train.images.shape[1:3])
+    channels, size = data.train.input_shape[:2]
+    spec = image_model("convnet", data.num_classes, channels, size, width=8, depth=1)
     told = Describe(
         client=policy.name,
         fingerprint=wire.fingerprint(),
@@ -246,12 +270,7 @@ def _trial(site: SiteFolder, policy: Policy) -> Iterator[str | Finding]:
         phase="describe",
         seed=0,
         holdout=policy.data.holdout,
-        model="convnet",
-        model_classes=data.num_classes,
-        model_channels=channels,
-        model_image_size=size,
-        model_width=8,
-        model_depth=1,
+        **Describe.of_model(spec),
     )
     with tempfile.TemporaryDirectory() as folder:
         config: dict[str, Any] = {**site.node_config, "store": str(Path(folder) / "store")}

@@ -14,12 +14,13 @@ PREFIX: Final = "sim-"
 class Simulation(Settings):
     """How simulated nodes share a data set. A site with data of its own is not told this."""
 
-    dataset: str = setting(text())
+    dataset: str = setting(short_or_empty())  # empty where the task itself knows it
     partition: str = setting(text(), "iid")
     num_clients: int = setting(at_least(1))
     max_samples: int = setting(at_least(0), 0)  # training images over all clients, 0 for all
     partition_seed: int = setting(any_seed(), 0)
     federation: str = setting(short_or_empty(), "")
+    task: str = setting(short_or_empty(), "")  # a user's own; empty for the built-in one
 
     @property
     def population(self) -> str:
@@ -31,6 +32,7 @@ class Simulation(Settings):
             self.max_samples,
             self.partition_seed,
             self.federation,
+            *filter(None, [self.task]),
         )
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
 

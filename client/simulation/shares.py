@@ -6,18 +6,25 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from client.data import datasets
+from client.data.whole import whole
 from client.errors import DataError
 from client.seeds import generator
 from client.simulation.partition import partition
+from client.task import Task
 
 
 @lru_cache(maxsize=8)  # one process serves many nodes on the inline and Ray engines
 def shares(
-    dataset: str, data_dir: Path | None, spec: str, num_clients: int, max_samples: int, seed: int
+    task: Task,
+    dataset: str,
+    data_dir: Path | None,
+    spec: str,
+    num_clients: int,
+    max_samples: int,
+    seed: int,
 ) -> tuple[Tensor, ...]:
     """Return every simulated node's positions in the training split."""
-    train = datasets.load(dataset, data_dir).train
+    train = whole(task, dataset, data_dir).train
     chosen = torch.arange(len(train.labels))
     if max_samples:
         if max_samples > len(chosen):

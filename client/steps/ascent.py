@@ -3,15 +3,14 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from client.errors import BadSetting, EffaceError
 from client.learning import ascent
-from client.learning.models import Classifier
 from client.learning.private import private_sgd
 from client.learning.synthetic import random_subset
-from client.learning.training import steps_in
+from client.learning.training import steps_in, still
 from client.messages import CLASS_3, WORK, Common, Declaration
 from client.node import Answer, Node, answers, worked
 from client.settings import ANY, at_least, list_of, one_of, positive, setting
@@ -87,24 +86,21 @@ def ascend(node: Node, settings: Ascend) -> Answer:
         lr=settings.lr,
         generator=node.draws(),
         target_losses=settings.target_losses,
-        freeze_head=settings.freeze_head,
-        freeze_stem=settings.freeze_stem,
+        freeze=node.still(model, head=settings.freeze_head, stem=settings.freeze_stem),
+        loss=node.loss,
         least=least,
     )
     return worked(len(labels), done), model
 
 
 def _under_noise(
-    node: Node, settings: Ascend, model: Classifier, data: tuple[Tensor, Tensor], num_steps: int
+    node: Node, settings: Ascend, model: nn.Module, data: tuple[Tensor, Tensor], num_steps: int
 ) -> Answer:
     """Ascend by noised gradients, for all the epochs."""
     images, labels = data
     if not len(labels):
         raise EffaceError("forget data must hold at least one example, got none on this node")
-    if settings.freeze_head:
-        model.classifier.requires_grad_(False)
-    if settings.freeze_stem:
-        model.freeze_stem()
+    still(node.still(model, head=settings.freeze_head, stem=settings.freeze_stem))
     noise = node.noise(len(labels), batch_size=settings.batch_size, num_steps=num_steps)
     if noise is None:
         raise ValueError("ascent under noise must have noise, got none")
@@ -114,6 +110,7 @@ def _under_noise(
         noise,
         num_steps,
         lr=settings.lr,
+        head=node.head,
         loss=lambda features, logits, label: -cross_entropy(logits, label),
     )
     return worked(len(labels), done), model

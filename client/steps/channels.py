@@ -193,7 +193,13 @@ def fit_channels(node: Node, settings: FitChannels) -> Answer:
         noise = node.noise(part, batch_size=settings.batch_size, num_steps=num_steps)
         if noise is not None:
             trained = private_sgd(
-                model, chosen, noise, num_steps, lr=settings.lr, momentum=settings.momentum
+                model,
+                chosen,
+                noise,
+                num_steps,
+                lr=settings.lr,
+                momentum=settings.momentum,
+                head=node.head,
             )
         else:
             trained = local_sgd(

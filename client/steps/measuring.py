@@ -59,7 +59,9 @@ def heldout(node: Node, settings: Heldout) -> Answer:
     for side, mask in (("forget", forget), ("retain", retain)):
         chosen = part.where(mask)
         pick = node.pick(chosen)
-        scores = evaluate(model, pick, len(chosen), settings.model_classes)
+        scores = evaluate(
+            model, pick, len(chosen), settings.model_classes, loss=node.loss, score=node.score
+        )
         if draws is not None:
             noise = node.policy.privacy.counts_noise
             correct = noised_counts(scores.correct, scores.count, noise, draws)
@@ -165,7 +167,7 @@ def fisher(node: Node, settings: Fisher) -> Answer:
     most, few = settings.max_examples, node.policy.answers.min_examples
     part = at_random(node.site.train.where(wanted), most, node.draws(size=most), least=few)
     model = node.model()
-    parameters = dict(model.named_parameters())
+    parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
     like = forms(parameters)
     if len(part) < node.least:  # of one example it would be that example's own gradient
         nothing = {name: torch.zeros_like(p) for name, p in parameters.items()}

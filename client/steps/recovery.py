@@ -5,15 +5,14 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from client.data.sampling import as_many
 from client.learning import recovery
-from client.learning.models import Classifier
 from client.learning.private import private_sgd
 from client.learning.synthetic import random_subset, synthetic_for
-from client.learning.training import steps_in
+from client.learning.training import steps_in, still
 from client.messages import CLASS_3, WORK, Common, Declaration
 from client.node import Answer, Node, answers, worked
 from client.seeds import generator
@@ -101,6 +100,7 @@ def descend(node: Node, settings: Descend) -> Answer:
     if node.noise_multiplier:
         kept = (all_images, all_labels)
         return _under_noise(node, settings, model, kept, held, batch_size, num_steps)
+    holds = bool(settings.hold or settings.hold_features)
     done = recovery.descend(
         model,
         all_images,
@@ -113,7 +113,8 @@ def descend(node: Node, settings: Descend) -> Answer:
         held=held,
         hold=settings.hold,
         hold_features=settings.hold_features,
-        freeze_stem=settings.freeze_stem,
+        freeze=node.still(model, stem=settings.freeze_stem),
+        head=node.needed_head if holds else "",
         least=least,
     )
     # An original may be in the subset, too, or behind a synthetic image.
@@ -123,7 +124,7 @@ def descend(node: Node, settings: Descend) -> Answer:
 def _under_noise(
     node: Node,
     settings: Descend,
-    model: Classifier,
+    model: nn.Module,
     kept: tuple[Tensor, Tensor],
     held: tuple[Tensor, Tensor] | None,
     batch_size: int,
@@ -141,8 +142,7 @@ def _under_noise(
         images = torch.cat([images, held[0]])
         share = len(labels) / len(held[1])
         labels = torch.cat([labels, -1 - held[1]])  # marked, and still a class
-    if settings.freeze_stem:
-        model.freeze_stem()
+    still(node.still(model, stem=settings.freeze_stem))
     size = math.ceil(batch_size * len(labels) / len(kept[1]))
     noise = node.noise(len(labels), batch_size=size, num_steps=num_steps)
     # The sum is divided by a batch of both, each mean is over its own.
@@ -162,6 +162,7 @@ def _under_noise(
         num_steps,
         lr=settings.lr,
         momentum=settings.momentum,
+        head=node.head,
         loss=loss,
     )
     return worked(len(kept[1]), done), model

@@ -92,7 +92,7 @@ def fit(node: Node, settings: Fit) -> Answer:
             every=settings.distill_every,
             fraction=settings.distill_fraction,
         )
-    pick = node.pick(part)
+    pick = node.augmented(part)
     noise = node.noise(part, batch_size=settings.batch_size, num_steps=num_steps)
     if noise is not None:
         trained = private_sgd(
@@ -104,6 +104,7 @@ def fit(node: Node, settings: Fit) -> Answer:
             momentum=settings.momentum,
             weight_decay=settings.weight_decay,
             proximal=settings.proximal,
+            head=node.head,
         )
         return {**worked(len(part), trained), "seconds-distill": 0.0}, model
     batches = node.batches(part, settings.batch_size, num_steps)
@@ -132,6 +133,7 @@ def fit(node: Node, settings: Fit) -> Answer:
             weight_decay=settings.weight_decay,
             proximal=settings.proximal,
             precision=settings.precision,
+            loss=node.loss,
             gradients=None if distiller is None else distiller.bind(model),
         )
     seconds = 0.0

@@ -349,7 +349,7 @@ class Bench:
         device = torch.device(here if self.device == "auto" else self.device)
         return {
             name: membership.attack(
-                loaded(of, tensors(from_numpy(arrays))), dataset, *found, device=device
+                loaded(of, tensors(from_numpy(arrays))), of.task, dataset, *found, device=device
             )
             for name, (of, arrays) in models.items()
         }

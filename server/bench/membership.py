@@ -18,12 +18,12 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
 from client import wire
-from client.data import datasets
 from client.data.datasets import DataSet, Split
 from client.data.site import forget_mask, open_site
 from client.learning.models import ModelSpec
 from client.seeds import generator
 from client.steps.measuring import Describe
+from client.task import Task
 from client.wire import ForgetSpec
 from server.settings import RunSettings
 
@@ -70,7 +70,7 @@ def examples(
     if not sum(len(chosen) for chosen in members):
         return None
     taken = torch.cat(unseen)
-    return torch.cat(members), Split(data.test.images[taken], data.test.labels[taken], None)
+    return torch.cat(members), data.test.subset(taken)
 
 
 def _describe(settings: RunSettings, spec: ModelSpec, client: str) -> Describe:
@@ -87,30 +87,36 @@ def _describe(settings: RunSettings, spec: ModelSpec, client: str) -> Describe:
 
 @torch.no_grad()
 def attack(
-    model: nn.Module, data: DataSet, members: Tensor, unseen: Split, device: torch.device
+    model: nn.Module,
+    task: Task,
+    data: DataSet,
+    members: Tensor,
+    unseen: Split,
+    device: torch.device,
 ) -> dict[str, float]:
     """Return both attacks' areas under the ROC curve.
 
     Args:
         model: Classifier; left in evaluation mode on `device`.
-        data: For the members' images and the normalisation.
+        task: What is learned.
+        data: For the members, and how inputs are prepared.
         members: Positions in `data.train`, int64 `(n,)`.
         unseen: Examples never trained on.
         device: Where to compute.
     """
     model.eval().to(device)
-    inside = Split(data.train.images[members], data.train.labels[members], None)
-    found = [_signals(model, split, data, device) for split in (inside, unseen)]
+    inside = data.train.subset(members)
+    found = [_signals(model, task, split, data, device) for split in (inside, unseen)]
     return {kind: auc(*(signals[kind] for signals in found)) for kind in found[0]}
 
 
 def _signals(
-    model: nn.Module, split: Split, data: DataSet, device: torch.device
+    model: nn.Module, task: Task, split: Split, data: DataSet, device: torch.device
 ) -> Mapping[str, Tensor]:
     """Return what the attacks look at, higher for members: `(n,)` each."""
     logs = []
-    for images in split.images.split(_BATCH):
-        logits = model(datasets.normalise(images.to(device), data.mean, data.std))
+    for batch in torch.arange(len(split)).split(_BATCH):
+        logits = model(task.prepare(split.take(batch).to(device), data))
         logs.append(logits.double().log_softmax(dim=1).cpu())
     log_probability = torch.cat(logs)
     true = log_probability.gather(1, split.labels[:, None]).squeeze(1)

@@ -45,10 +45,10 @@ class Option:
 OPTIONS: Final = (
     Option(
         "dataset",
-        "digits",
+        "",
         DATA,
-        "digits, mnist, fashion-mnist, cifar10, cifar100, svhn, npz:PATH, folder:PATH, or none "
-        "where only the clients have data.",
+        "digits (the default), mnist, fashion-mnist, cifar10, cifar100, svhn, npz:PATH, "
+        "folder:PATH, or none where only the clients have data; what a task of your own reads.",
     ),
     Option("data-dir", "", DATA, "Folder of the published data sets' files; also EFFACE_DATA_DIR."),
     Option(
@@ -69,6 +69,13 @@ OPTIONS: Final = (
         "Name under which versions and erasures belong together; made from the data and clients "
         "if empty.",
     ),
+    Option(
+        "task",
+        "",
+        MODEL,
+        "A task of your own in place of images: FILE.py:CLASS or PACKAGE:CLASS.",
+    ),
+    Option("task-options", "", MODEL, "Options of that task: NAME=VALUE,NAME=VALUE."),
     Option(
         "model",
         "convnet",
@@ -242,6 +249,7 @@ NAMED_DIFFERENTLY: Final = frozenset(
         "asked-by",
         "why",
         "allow-forgotten",
+        "task-code",
     }
 )
 LEARNING: Final = (DATA, MODEL, TRAINING, DISTILLATION)

@@ -5,6 +5,7 @@ What does not verify is marked, and the exit code is 3; no report is made of it.
 It is long because its commands share how rows, times and targets are shown.
 """
 
+import json
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import MISSING, asdict, fields
@@ -677,15 +678,15 @@ def _accuracy_text(row: "VersionRow", request: "RequestRow", ledger: "Ledger") -
 
 
 def _facts(facts: Sequence[tuple[str, str | None]]) -> Any:
-    from rich.markup import escape
     from rich.table import Table
+    from rich.text import Text
 
     made = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     made.add_column(style="bold", no_wrap=True)
     made.add_column(overflow="fold")
     for name, value in facts:
         if value:
-            made.add_row(name, escape(value))
+            made.add_row(name, Text(value))
     return made
 
 
@@ -694,12 +695,12 @@ def _time(moment: Any) -> str:
 
 
 def _model_text(row: "VersionRow") -> str:
-    spec = row.card.get("model") or {}
-    size = spec.get("image_size")
-    pruned = sum(len(line.partition(":")[2].split(",")) for line in spec.get("pruned", ()))
-    left = "removed" if spec.get("compact") else "kept at zero"
-    return (
-        f"{spec.get('name')}, {spec.get('num_classes')} classes, "
-        f"{spec.get('channels')}x{size}x{size} images"
-        + (f"; {pruned} pruned channels, {left}" if pruned else "")
+    card, data = row.card.get("model") or {}, row.card.get("data") or {}
+    options = json.loads(card.get("options", "{}"))
+    title = options.get("net") or str(card.get("name")).rpartition(":")[2]
+    shape = "x".join(map(str, data.get("image_shape") or ()))
+    pruned = sum(len(line.partition(":")[2].split(",")) for line in card.get("pruned", ()))
+    left = "removed" if card.get("compact") else "kept at zero"
+    return f"{title}, {data.get('num_classes')} classes, examples of {shape}" + (
+        f"; {pruned} pruned channels, {left}" if pruned else ""
     )

@@ -263,7 +263,7 @@ def list_data(
         except EffaceError as error:
             found.append({"name": name, "ready": False, "reason": str(error)})
             continue
-        shape = [int(n) for n in data.train.images.shape[1:]]
+        shape = list(data.train.input_shape)
         found.append(
             {
                 "name": name,

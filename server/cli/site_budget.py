@@ -44,7 +44,7 @@ def budget(
         raise BadSetting(f"folder must be one, got {folder}, which does not exist")
     if delta is not None and not 0 < delta < 1:
         raise BadSetting(f"delta must lie between 0 and 1, got {delta:g}")
-    is_site = (folder / CONNECTION).exists()
+    is_site = any((folder / name).exists() for name in (CONNECTION, POLICY))
     store = SiteFolder.load(folder).store if is_site else folder
     law = Policy.load(folder / POLICY).privacy if is_site else Privacy()
     at = law.delta if delta is None else delta

@@ -39,6 +39,7 @@ def init(
 ) -> Answer:
     """Make a site's policy, with safe defaults, and its key; print the public key."""
     from client.keys import public_text
+    from client.operator.folder import CONNECTION
     from client.policy import FILE, KEY, make_site
 
     where = folder.expanduser().absolute()
@@ -58,6 +59,8 @@ def init(
             f"Public key of {name}: {public}",
             "Give it to the other sites ([peers] of their policies), and put theirs into yours.",
             "Pin the coordinator's key, too ([keys] coordinators): it signs orders.",
+            f"Then write {where / CONNECTION}, which says how the node is connected "
+            "(deploy/DEPLOY.md shows one), and try: efface site check",
         ],
     )
 
@@ -124,11 +127,11 @@ def log(
     rows = [
         [
             str(e["number"]),
-            str(e.get("time", ""))[:19],
+            _plain(e.get("time", ""))[:19],
             _plain(e.get("message", "")),
             _plain(e.get("request", "")),
             _plain(e.get("forget", "")),
-            str(e.get("outcome", "")),
+            _plain(e.get("outcome", "")),
             _plain(e["why"]) if "why" in e else _told(e),
         ]
         for e in entries
@@ -138,12 +141,21 @@ def log(
 
 
 def _told(entry: dict[str, Any]) -> str:
-    numbers = entry.get("numbers", {})
-    parts = [f"{numbers.get('num-examples', 0):g} examples"]
-    if entry.get("arrays"):
-        parts.append(f"{entry['arrays']} arrays of {entry.get('bytes', 0):,} bytes")
-    parts += [f"{_plain(key)} {_plain(value)}" for key, value in entry.get("notes", {}).items()]
-    return ", ".join(parts)
+    # Whatever stands there: a line that was altered is shown, and `--verify` finds it.
+    numbers, arrays = _mapping(entry.get("numbers")), entry.get("arrays")
+    parts = [f"{_number(numbers.get('num-examples', 0))} examples"]
+    if arrays:
+        parts.append(f"{_number(arrays)} arrays of {_number(entry.get('bytes', 0))} bytes")
+    notes = _mapping(entry.get("notes"))
+    return ", ".join([*parts, *(f"{_plain(key)} {_plain(value)}" for key, value in notes.items())])
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _number(value: Any) -> str:
+    return f"{value:,.0f}" if isinstance(value, int | float) else _plain(value)
 
 
 def _plain(value: Any) -> str:

@@ -62,8 +62,8 @@ def run(
         bool,
         typer.Option(
             "--strict",
-            help="End the executor, instead of warning, where it could reach the network, the key "
-            "or the list of bundles.",
+            help="End, instead of warning, where the executor could reach the network, the key or "
+            "the list of bundles.",
         ),
     ] = False,
 ) -> Answer:
@@ -92,7 +92,11 @@ def allow(
     folder: Folder,
     name: Annotated[
         str,
-        typer.Argument(metavar="[HASH]", help="The bundle's SHA-256, in full.", show_default=False),
+        typer.Argument(
+            metavar="[HASH]",
+            help="The bundle's SHA-256, in full; with --file, what the file's must be.",
+            show_default=False,
+        ),
     ] = "",
     file: Annotated[
         Path | None,
@@ -111,21 +115,21 @@ def allow(
     ] = "",
 ) -> Answer:
     """Allow a bundle to run at this site, by its SHA-256."""
+    from client.operator.bundles import APP, Bundle
+
     bundles = _bundles(folder)
     bundle: Bundle | None = None
     if sum((bool(name) and file is None, file is not None, installed)) != 1:
         raise BadSetting("bundle must be given once: as HASH, with --file, or with --installed")
     if file is not None:
-        from client.operator.bundles import Bundle as Read
-
         try:
-            bundle = Read(file.read_bytes())
+            bundle = Bundle(file.read_bytes())
         except OSError as error:
             raise BadSetting(f"file must be readable, got {error}") from None
     elif installed:
         bundle = installed_bundle()
-    if bundle is not None:
-        bundle.files  # noqa: B018 (raises where it is no bundle)
+    if bundle is not None and APP not in bundle.files:
+        raise BadSetting(f"bundle must hold {APP}, got none; --file takes a Flower app, a .fab")
     digest = name or (bundle.hash if bundle else "")
     here = bundles.allow(digest, note or (INSTALLED if installed else ""), bundle)
     shown = [f"Allowed {digest}."]

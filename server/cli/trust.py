@@ -1,14 +1,17 @@
 """The commands for those who do not take the coordinator's word: key, audit."""
 
+import re
 from dataclasses import asdict
 from typing import Annotated, Any, Final
 
 import typer
 
+from client.errors import BadSetting
 from server.cli.command import FORMAT, NOT_VERIFIED, Answer, Call, command
 from server.cli.reading import opened
 
 GROUP: Final = "Look"
+HASH: Final = re.compile(r"[0-9a-f]{64}")
 
 
 def add_to(app: typer.Typer) -> None:
@@ -68,6 +71,8 @@ def audit(
     home, ledger = opened(call)
     for one in public or ():
         keys.fingerprint(one)
+    if head and not HASH.fullmatch(head):
+        raise BadSetting(f"head must be a SHA-256 in 64 hexadecimal digits, got {head!r}")
     found = audited(home, ledger, publics=public or (), head=head)
     trusted = public or keys.public_keys(home.keys)
     newest = found.ledger.hashes[-1] if found.ledger.hashes else None

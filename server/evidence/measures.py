@@ -13,10 +13,10 @@ import torch
 from flwr.app import ArrayRecord
 from torch import Tensor, nn
 
-from client.data import datasets
 from client.data.datasets import DataSet, Split
 from client.learning.evaluation import Scores, evaluate, relearning_curve
 from client.learning.models import ModelSpec, loaded
+from client.learning.training import Pick
 from client.seeds import generator
 from client.wire import ForgetSpec, tensors
 from server.evidence.scores import Heldout, ModelScores, SiteScores
@@ -68,13 +68,16 @@ class Judge:
         Each core takes a stretch on one thread: torch's own threads wait for one another at every
         layer, and for ever when the machine is busy.
         """
-        pick = _picker(self.data, split, index)
+        pick, task = self._picker(split, index), self.spec.task
+        loss, right = (task.loss, task.score) if task.own_loss else (None, None)
         positions = torch.arange(len(split.labels) if index is None else len(index))
         stretches = [part for part in positions.chunk(os.cpu_count() or 1) if len(part)]
 
         def score(part: Tensor) -> Scores:
             torch.set_num_threads(1)
-            return evaluate(model, lambda b: pick(part[b]), len(part), self.spec.num_classes)
+            return evaluate(
+                model, lambda b: pick(part[b]), len(part), task.num_classes, loss=loss, score=right
+            )
 
         model.eval()
         with ThreadPoolExecutor(max(1, len(stretches))) as pool:
@@ -128,7 +131,7 @@ class Judge:
         torch.set_num_threads(1)
         curve = relearning_curve(
             self.model(arrays),
-            _picker(self.data, test, chosen),
+            self._picker(test, chosen),
             len(chosen),
             forget_accuracy,
             steps=RELEARN_STEPS,
@@ -141,6 +144,17 @@ class Judge:
             "forget_accuracy": curve,
             "mean": sum(curve) / len(curve),
         }
+
+    def _picker(self, split: Split, index: Tensor | None = None) -> Pick:
+        data, task = self.data, self.spec.task
+        if data is None:
+            raise ValueError("data must be given, got None")
+
+        def pick(batch: Tensor) -> tuple[Tensor, Tensor]:
+            chosen = batch if index is None else index[batch]
+            return task.prepare(split.take(chosen), data), split.wanted(chosen)
+
+        return pick
 
     def _numbers(self, scores: Scores) -> dict[str, Any]:
         named = self.forget.classes if self.forget.level == "class" else ()
@@ -185,15 +199,3 @@ def _median(values: Sequence[float | None]) -> float | None:
 def _shuffled(mask: Tensor, draws: torch.Generator) -> Tensor:
     positions = mask.nonzero().flatten()
     return positions[torch.randperm(len(positions), generator=draws)]
-
-
-def _picker(data: DataSet | None, split: Split, index: Tensor | None = None) -> Any:
-    if data is None:
-        raise ValueError("data must be given, got None")
-
-    def pick(batch: Tensor) -> tuple[Tensor, Tensor]:
-        chosen = batch if index is None else index[batch]
-        images = datasets.normalise(split.images[chosen], data.mean, data.std)
-        return images, split.labels[chosen]
-
-    return pick

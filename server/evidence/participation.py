@@ -1,7 +1,7 @@
 """Who took part in what: kept by client and phase, and every absence by round; and in words."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -84,9 +84,27 @@ def _one(client: str, phase: str, rounds: "Sequence[Part]") -> Participation:
     )
 
 
+def standing_out(norms: Mapping[str, float]) -> dict[str, float]:
+    """Return whose updates are `LONG` times the others' median or longer, and how many times.
+
+    Args:
+        norms: Lengths of updates, by client; of fewer than three none stands out.
+    """
+    ordered = sorted(norm for norm in norms.values() if norm)
+    if len(ordered) < 3:
+        return {}
+    # Whichever of those above the middle is left out: the others' median is the same.
+    usual = statistics.median(ordered[:-1])
+    return {name: norm / usual for name, norm in norms.items() if norm >= LONG * usual}
+
+
 def remarks(participation: Sequence[Participation], absences: Sequence[Absence]) -> list[str]:
     """Return in words what is to be known of who took part; nothing where all did, alike."""
     found = []
+    norms: dict[str | None, dict[str, float]] = {one.phase: {} for one in participation}
+    for one in participation:
+        if one.update_norm:
+            norms[one.phase][str(one.client)] = one.update_norm
     for one in participation:
         rounds, answered = one.rounds or 0, one.answered or 0
         if answered < rounds:
@@ -105,18 +123,12 @@ def remarks(participation: Sequence[Participation], absences: Sequence[Absence])
                 f"remark: {one.client} changed nothing in {one.idle} of {rounds} rounds of "
                 f"{one.phase}: it says that nothing was left to do"
             )
-        others = [
-            other.update_norm
-            for other in participation
-            if other.phase == one.phase and other.client != one.client and other.update_norm
-        ]
-        if len(others) > 1 and one.update_norm:
-            times = one.update_norm / statistics.median(others)
-            if times >= LONG:
-                found.append(
-                    f"remark: updates of {one.client} in {one.phase} are {times:.1f} times as long "
-                    "as the other clients'"
-                )
+        times = standing_out(norms[one.phase]).get(str(one.client))
+        if times is not None:
+            found.append(
+                f"remark: updates of {one.client} in {one.phase} are {times:.1f} times as long as "
+                "the other clients'"
+            )
     measured = {(a.client, a.phase): 0 for a in absences if a.phase not in PHASES}
     for absence in absences:
         if (absence.client, absence.phase) in measured:

@@ -18,9 +18,10 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 from server.evidence import wording
-from server.evidence.participation import remarks
+from server.evidence.participation import remarks, standing_out
 from server.evidence.phases import PHASES
 from server.evidence.record import Record, Target
 from server.format import target_text
@@ -52,10 +53,13 @@ class PlainLines:
         parts = [f"{done.phase} {done.number}/{done.of}"]
         if scores:
             parts.append(accuracies(scores))
+        if done.norms:
+            least, most = min(done.norms.values()), max(done.norms.values())
+            parts.append(f"updates {least:.3g} to {most:.3g} long")
         parts.append(f"{done.cost.seconds:.1f} s")
         self.console.print(", ".join(part for part in parts if part), markup=False)
-        for failure in done.failures:
-            self.note(f"{failure.client} did not take part: {failure.reason}")
+        for line in who_differs(done):
+            self.note(line)
 
     def note(self, text: str) -> None:
         self.console.print(text, markup=False)
@@ -81,14 +85,24 @@ class Bars:
         # It stands last, whatever phases there are, and counts from the latest round.
         self.progress.remove_task(self.between)
         self.between = self._add(BETWEEN, total=None)
-        for failure in done.failures:
-            self.note(f"{failure.client} did not take part: {failure.reason}")
+        for line in who_differs(done):
+            self.note(line)
 
     def note(self, text: str) -> None:
         self.progress.console.print(text, markup=False)
 
     def _add(self, name: str, *, total: int | None) -> TaskID:
         return self.progress.add_task(name, total=total, rounds="", accuracy="", left="")
+
+
+def who_differs(done: "Round") -> list[str]:
+    """Return a line for each client that took no part in a round, or whose update sticks out."""
+    lines = [f"{one.client} did not take part: {one.reason}" for one in done.failures]
+    return lines + [
+        f"{client}'s update in {done.phase} {done.number} is {times:.1f} times as long as the "
+        "others'"
+        for client, times in standing_out(done.norms).items()
+    ]
 
 
 @contextmanager
@@ -319,7 +333,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, text: int = 
         justify: Literal["left", "right"] = "left" if position < text else "right"
         made.add_column(name, justify=justify, overflow="fold", no_wrap=short)
     for row in rows:
-        made.add_row(*(_literal(cell) for cell in row))
+        made.add_row(*map(Text, row))  # as it is: brackets in a cell are no markup
     return made
 
 
@@ -349,9 +363,3 @@ def _uses(record: Record) -> tuple[bool, bool]:
 
     kind = METHODS.get(str(record.method))
     return (False, False) if kind is None else (kind.needs.synthetic_data, kind.needs.history)
-
-
-def _literal(cell: str) -> str:
-    from rich.markup import escape
-
-    return escape(cell)

@@ -33,7 +33,7 @@ def card_data(data: DataSet | None, names: Sequence[str], spec: ModelSpec) -> di
     return {
         "class_names": list(names),
         "num_classes": spec.num_classes,
-        "image_shape": [spec.channels, spec.image_size, spec.image_size],
+        "image_shape": list(spec.task.input_shape or ()),
         "mean": None if data is None else list(data.mean),
         "std": None if data is None else list(data.std),
     }
@@ -129,13 +129,13 @@ def check_as_trained(version: str, card: Mapping[str, Any], data: DataSet | None
     if data is None:
         return
     names, now = card_names(card), data.class_names
-    model = card["model"]
+    spec = ModelSpec.of_card(card["model"])
     if names is None:
         # Before classes had names, folders were numbered as their names are spelt.
         names = tuple(sorted(now)) if data.name.startswith("folder:") else now
-    if len(now) != model["num_classes"] and len(names) == len(now):
+    if len(now) != spec.num_classes and len(names) == len(now):
         raise ClassesDiffer(
-            f"classes differ from training: {version} knows {model['num_classes']}, and "
+            f"classes differ from training: {version} knows {spec.num_classes}, and "
             f"{data.name} has {len(now)}; use the data as they were, or train again"
         )
     for number in range(max(len(names), len(now))):
@@ -147,11 +147,11 @@ def check_as_trained(version: str, card: Mapping[str, Any], data: DataSet | None
                 f"{_or_none(then)}, and in {data.name} it is {_or_none(is_now)}; name the folders "
                 "as they were, or train again"
             )
-    shape = (model["channels"], model["image_size"], model["image_size"])
-    if tuple(data.train.images.shape[1:]) != shape:
+    shape = spec.task.input_shape
+    if data.train.input_shape != shape:
         raise ClassesDiffer(
-            f"images differ from training: {version} was trained on {shape} (channels, height, "
-            f"width), and in {data.name} they are {tuple(data.train.images.shape[1:])}"
+            f"examples differ from training: {version} was trained on {shape}, and in {data.name} "
+            f"they are {data.train.input_shape}"
         )
 
 

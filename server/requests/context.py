@@ -11,7 +11,7 @@ from flwr.app import ArrayRecord
 from client import wire
 from client.data.identity import class_identities, class_sketches, identity
 from client.errors import EffaceError
-from client.learning.models import ModelSpec, build
+from client.learning.models import ModelSpec, build, state_of
 from client.seeds import generator
 from client.wire import ForgetSpec
 from server.evidence.measures import Judge
@@ -184,7 +184,7 @@ class Work:
             lineage=lineage,
             dataset=s.dataset,
             partition=s.partition,
-            model=self.request.spec.name,
+            model=self.request.spec.task.title,
             num_clients=s.num_participants,
             num_classes=self.request.spec.num_classes,
             settings=s.plain(),
@@ -260,7 +260,7 @@ def _forgotten(federation: GridFederation, *, forgetting: bool) -> Forgotten:
 
 def initial_weights(spec: ModelSpec, seed: int) -> ArrayRecord:
     """Return a seed's initial weights of a model."""
-    return ArrayRecord(build(spec, generator(seed, "initial weights")).state_dict())
+    return ArrayRecord(state_of(spec, build(spec, generator(seed, "initial weights"))))
 
 
 def version_card(

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import torch
 
-from client.data import datasets
-from client.data.datasets import DataSet
-from client.data.splits import Split, pixel_statistics
+from client.data.splits import DataSet
+from client.data.whole import whole
 from client.errors import BadSetting, DataError
 from client.seeds import generator
 from client.simulation.shares import shares as shares_of
@@ -24,7 +23,7 @@ def server_data(settings: RunSettings) -> DataSet | None:
     """Return the coordinator's data set, or None if it has none."""
     if settings.dataset == "none":
         return None
-    return datasets.load(settings.dataset, _data_dir(settings))
+    return whole(settings.learned, settings.dataset, _data_dir(settings))
 
 
 def version_data(settings: RunSettings, base: VersionRow) -> DataSet | None:
@@ -125,7 +124,13 @@ def shares(settings: RunSettings, data: DataSet | None) -> tuple[torch.Tensor, .
         return None
     # The nodes' own function, which keeps what it found for those in this process.
     return shares_of(
-        s.dataset, _data_dir(s), s.partition, s.num_clients, s.max_samples, s.partition_seed
+        s.learned,
+        s.dataset,
+        _data_dir(s),
+        s.partition,
+        s.num_clients,
+        s.max_samples,
+        s.partition_seed,
     )
 
 
@@ -136,8 +141,10 @@ def own_samples(settings: RunSettings, data: DataSet | None) -> tuple[Samples, D
         BadSetting: If `server-samples` reads wrong, or asks for more than there is.
     """
     kind, _, rest = settings.server_samples.partition(":")
+    task = settings.learned
     if kind == "npz" and rest:
-        source = datasets.load(settings.server_samples).train
+        own = whole(task, settings.server_samples)
+        source = own.train
         index, left = torch.arange(len(source)), data
     elif kind == "test" and rest.isdecimal() and int(rest) > 0:
         if data is None or len(data.test) <= int(rest):
@@ -148,16 +155,13 @@ def own_samples(settings: RunSettings, data: DataSet | None) -> tuple[Samples, D
         draws = generator(settings.seed, "server samples")
         order = torch.randperm(len(data.test), generator=draws)
         source, index, others = data.test, order[: int(rest)], order[int(rest) :].sort().values
-        left = replace(data, test=Split(source.images[others], source.labels[others], None))
+        left = replace(data, test=source.subset(others))
     else:
         raise BadSetting(
             f"server-samples must be test:NUMBER or npz:PATH, got {settings.server_samples!r}"
         )
-    if data is None:
-        mean, std = pixel_statistics(source.images)
-    else:
-        mean, std = data.mean, data.std
-    images = datasets.normalise(source.images[index], mean, std)
+    # Images are normalised as those of the coordinator's data, or else by their own statistics.
+    images = task.prepare(source.take(index), own if data is None else data)
     return Samples(images, source.labels[index]), left
 
 

@@ -15,6 +15,7 @@ import torch
 from client.data.datasets import DataSet
 from client.errors import BadSetting, DiskFull, EffaceError, code_of, kind_of
 from client.learning.models import ModelSpec, build
+from client.own_task import source_of
 from client.wire import ForgetSpec
 from server.evidence.record import Record
 from server.format import target_text
@@ -37,6 +38,7 @@ from server.requests.data import (
 from server.requests.execution import Unsettled, execute
 from server.requests.progress import Listener
 from server.requests.resolved import ResolvedRequest, resolve
+from server.requests.tasks import check_level, check_task
 from server.requests.workspace import Workspace
 from server.settings import RunSettings, essence, federation_name, parse
 from server.storage.ledger import Erased, RequestRow, VersionRow
@@ -102,6 +104,7 @@ class Service(Workspace):
         return resolve(self.ledger.request(request_id), self.registry)
 
     def _prepare_train(self, settings: RunSettings) -> ResolvedRequest:
+        settings = self._with_task(settings)
         settings.check_training()
         if settings.participants:
             settings = replace(settings, clients=",".join(settings.participants))
@@ -116,6 +119,7 @@ class Service(Workspace):
                 "be measured"
             )
         build(settings.model_spec(data), torch.Generator())
+        check_task(settings, settings.model_spec(data))
         federation = federation_name(settings)
         touched = forgotten.check_training(self.ledger, settings, data, federation)
         row = self._write_down(
@@ -123,6 +127,14 @@ class Service(Workspace):
         )
         self.note_warnings(row, [*self._edited(), *forgotten.learned_again(touched)])
         return resolve(row, self.registry, settings, data)
+
+    def _with_task(self, settings: RunSettings) -> RunSettings:
+        """Keep the sources of a user's own task in the home, and return settings that name them."""
+        if not settings.task or settings.task_code:
+            return settings
+        source = source_of(settings.task)
+        source.keep(self.home.tasks)
+        return replace(settings, task=source.name, task_code=source.code)
 
     def _prepare_change(self, settings: RunSettings) -> ResolvedRequest:
         checked = self._checked(settings)
@@ -177,7 +189,7 @@ class Service(Workspace):
         settings.check_sums()
         data = version_data(settings, base)
         check_as_trained(base.id, base.card, data)
-        classes = base.card["model"]["num_classes"]
+        classes = ModelSpec.of_card(base.card["model"]).num_classes
         named = numbered(settings.forget_classes, card_names(base.card), classes)
         settings = replace(settings, forget_classes=named)
         forget = settings.forget
@@ -198,6 +210,7 @@ class Service(Workspace):
         warnings = forgotten.check_data(settings, base, data)
         check_simulation(settings, data)
         spec = settings.model_spec(data)
+        check_level(spec, forget)
         out = [c for c in forget.classes if c >= spec.num_classes]
         if out:
             raise BadSetting(f"class must lie in [0, {spec.num_classes}), got {out[0]}")
@@ -447,7 +460,7 @@ def _check_not_forgotten(
         raise AlreadyDone(
             f"version {base.id} has forgotten {what} already ({by}); nothing was changed"
         )
-    if len({*forget.classes, *gone["classes"]}) >= num_classes - 1:
+    if forget.classes and len({*forget.classes, *gone["classes"]}) >= num_classes - 1:
         raise BadSetting("request must leave at least two classes, got one that does not")
 
 

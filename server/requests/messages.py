@@ -36,8 +36,6 @@ def common(
         **settings.common(spec),
         "scale": settings.scale,
         "sums_only": settings.secure_aggregation,
-        "model_pruned": list(spec.pruned),
-        "model_compact": spec.compact,
         "forget_level": forget.level,
         "forget_classes": list(forget.classes),
         "forget_clients": list(forget.clients),

@@ -31,6 +31,7 @@ from strategies.federation import Plan
 from strategies.method import Method
 from strategies.rehearsal import Known, PlannedRounds, planned
 from strategies.rounds.base import NothingTouched, num_drawn
+from strategies.suited import unsuited
 from strategies.table import METHODS, method
 
 AUTO: Final = "auto"  # in a method's place: choose one
@@ -170,6 +171,8 @@ class Situation:
                 f"method must be one that can work in sums (--secure-aggregation), got {name}, "
                 f"which needs {what} to forget at level {level}; choose another method"
             )
+        if (why := unsuited(needs, self.spec)) is not None:
+            return f"{why}; method {name} cannot serve it; choose another method"
         lacking = f"for method {name}, got {self.base.id} without"
         if needs.synthetic_data and not self.settings.scale:
             return (

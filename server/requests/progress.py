@@ -54,6 +54,7 @@ class EventFile:
                 "loss": done.loss,
                 "clients": done.num_clients,
                 "failures": [asdict(failure) for failure in done.failures],
+                "norms": done.norms,
                 "scores": scores,
             }
         )

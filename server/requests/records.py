@@ -95,7 +95,11 @@ def problems(home: Home, row: RequestRow, publics: Sequence[str]) -> list[tuple[
     beside = path.with_name(SIGNATURE)
     try:
         note = json.loads(beside.read_text())
-        signed = keys.verified(publics, _signed(document), str(note["signature"]))
+        content = _signed(document)
+        says = [note[key] for key in ("format", "request", "sha256")]
+        signed = says == [1, row.id, hashlib.sha256(content).hexdigest()] and (
+            note["key"] in publics and keys.verified([note["key"]], content, note["signature"])
+        )
     except (OSError, ValueError, KeyError, TypeError) as error:
         return [(f"signature of {row.id}'s record must be readable, got {error}", beside)]
     if not signed:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Self
 
+from client.own_task import look_in
 from client.wire import ForgetSpec
 from server.requests import planning, records, yardstick
 from server.storage import history
@@ -29,6 +30,7 @@ class Workspace:
     @classmethod
     def open(cls, home: Home) -> Self:
         """Open a home's ledger and registry, and publish what a stop left unpublished."""
+        look_in(home.tasks)
         ledger = Ledger.of(home)
         workspace = cls(home, ledger, Registry(home, ledger))
         records.publish_left(home, ledger)

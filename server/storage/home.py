@@ -31,7 +31,7 @@ from typing import Any
 from client.errors import BadSetting, DiskFull, EffaceError
 from client.files import FULL, room_for, write_atomic
 
-FOLDERS = ("versions", "runs", "reports", "cache", "clients", "updates", "keys")
+FOLDERS = ("versions", "runs", "reports", "cache", "clients", "updates", "keys", "tasks")
 POLL_SECONDS = 0.1
 PROBE_SECONDS = 0.02
 
@@ -128,6 +128,7 @@ class Home:
             self.clients,
             self.updates,
             self.keys,
+            self.tasks,
         ) = (self.path / name for name in FOLDERS)
         self._owner: tuple[int, int] | None = None  # (process, thread) that holds the lock
         self._written: tuple[int, dict[str, Any]] | None = None  # its descriptor, and what it says

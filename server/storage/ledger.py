@@ -1028,10 +1028,14 @@ def _seal(row: _Seal) -> Seal:
 
 def _rows(session: Session) -> Rows:
     """Return all that seals speak of."""
-    requests = session.scalars(select(_Request).order_by(_Request.number))
-    versions = session.scalars(select(_Version).order_by(_Version.number))
+    requests = session.scalars(select(_Request).order_by(_Request.number)).all()
+    versions = session.scalars(select(_Version).order_by(_Version.number)).all()
     return Rows(
         {row.id: vars(_request_row(row)) for row in requests},
         {row.id: vars(_version_row(row)) for row in versions},
         [(p.request, p.client, p.settled is not None) for p in session.scalars(select(_Pending))],
+        [
+            *(row.id for row in requests if row.id != f"r{row.number:04d}"),
+            *(row.id for row in versions if row.id != f"v{row.number:04d}"),
+        ],
     )

@@ -76,6 +76,14 @@ def check(
     began = chain[0].content if chain[0].kind == "began" else {}
     sealed = {seal.subject: seal for seal in chain if seal.kind == "request"}
     unsigned = frozenset(began.get("requests", {})) - set(sealed)
+    problems += [
+        Problem(
+            f"row of {name} must be in the place that its id says, got another: it was moved",
+            name if name in rows.requests else None,
+            name if name in rows.versions else None,
+        )
+        for name in rows.moved
+    ]
     try:
         problems += _requests(sealed, began, rows)
         problems += _versions(chain, began, rows)

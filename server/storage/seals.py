@@ -116,6 +116,7 @@ class Rows:
     requests: Mapping[str, Mapping[str, Any]]
     versions: Mapping[str, Mapping[str, Any]]
     pending: Sequence[tuple[str, str, bool]]  # request, client, whether it has settled since
+    moved: Sequence[str] = ()  # ids of rows whose place is another than their id says
 
 
 def canonical(value: Any) -> bytes:

@@ -25,7 +25,7 @@ from flwr.app import ArrayRecord
 from client.channels.layout import Layer, from_text, layout
 from client.channels.masks import zero_
 from client.errors import BadSetting
-from client.learning.models import ModelSpec, build, loaded
+from client.learning.models import ModelSpec, build, loaded, state_of
 from client.steps.channels import Representation
 from client.wire import Rule, all_or_some, at_least, one_of, tensors
 from strategies.federation import Federation
@@ -68,7 +68,7 @@ class ClassPruning(Hyperparameters):
     )
 
     needs: ClassVar[Needs] = Needs(
-        levels=frozenset({"class"}), relearning=False, sums=frozenset({"class"})
+        channels=True, levels=frozenset({"class"}), relearning=False, sums=frozenset({"class"})
     )
 
     def forget(self, federation: Federation, model: ArrayRecord) -> ArrayRecord:
@@ -92,7 +92,7 @@ class ClassPruning(Hyperparameters):
         federation.prune(pruned)
         network = loaded(federation.spec, tensors(model))
         zero_(network, pruned)
-        model = federation.locally("unlearn", lambda: arrays_of(network.state_dict()))
+        model = federation.locally("unlearn", lambda: arrays_of(state_of(federation.spec, network)))
         if self.compact:
             model = federation.compact(model)
 
@@ -123,7 +123,8 @@ def prunable_layers(spec: ModelSpec) -> tuple[Layer, ...]:
     layers = layout(build(spec, torch.Generator()))
     if not any(layer.convolution for layer in layers):
         raise BadSetting(
-            f"model must have convolutions to be pruned, got {spec.name}; choose another method"
+            f"model must have convolutions to be pruned, got {spec.task.title}; choose another "
+            "method"
         )
     if spec.compact:
         raise BadSetting(

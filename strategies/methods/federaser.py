@@ -50,6 +50,7 @@ class FedEraser(OrdinaryRelearning, Hyperparameters):
     )
 
     needs: ClassVar[Needs] = Needs(
+        own_loss=True,
         levels=frozenset({"class", "client"}),
         target_online=False,
         individual_updates=True,

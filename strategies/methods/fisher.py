@@ -27,13 +27,13 @@ from torch import Tensor
 
 from client.channels.layout import from_text
 from client.channels.masks import zero_
-from client.learning.models import loaded
+from client.learning.models import loaded, state_of
 from client.seeds import generator
 from client.steps.measuring import Fisher
 from client.wire import at_least, between, tensors
 from strategies.federation import Federation
 from strategies.method import RATE, Hyperparameters, Needs, option
-from strategies.methods.quickdrop_calibrated import without_directions
+from strategies.methods.quickdrop_calibrated import head_of, without_directions
 from strategies.parts.relearning import OrdinaryRelearning
 from strategies.rounds.base import Rounds
 from strategies.rounds.channels import arrays_of
@@ -66,6 +66,7 @@ class FisherForgetting(OrdinaryRelearning, Hyperparameters):
     needs: ClassVar[Needs] = Needs(
         levels=frozenset({"class", "client"}),
         target_online=False,
+        head=True,
         sums=frozenset({"class", "client"}),
     )
 
@@ -83,12 +84,12 @@ class FisherForgetting(OrdinaryRelearning, Hyperparameters):
             if federation.forget.level == "class":
                 gone = np.zeros(federation.spec.num_classes)
                 gone[[*federation.forget.classes, *asked.erased_classes]] = 1.0
-                start = without_directions(model, gone)
+                start = without_directions(model, gone, head=head_of(federation.spec))
             draws = generator(asked.seed, "unlearn noise", 0)
             network = loaded(federation.spec, self.noisy(start, information, draws))
             if federation.spec.pruned and not federation.spec.compact:
                 zero_(network, from_text(federation.spec.pruned))  # they stay without effect
-            return arrays_of(network.state_dict())
+            return arrays_of(state_of(federation.spec, network))
 
         return federation.locally("unlearn", scrub)
 

@@ -121,7 +121,9 @@ class DecentralisedChannels(InfluentialChannels):
     momentum: float = option(0.0, between(0.0, 0.999), "momentum of SGD")
     batch_size: int = option(64, COUNT, "images in a batch")
 
-    needs: ClassVar[Needs] = Needs(levels=frozenset({"class"}), sums=frozenset({"class"}))
+    needs: ClassVar[Needs] = Needs(
+        channels=True, levels=frozenset({"class"}), sums=frozenset({"class"})
+    )
 
     def forget(self, federation: Federation, model: ArrayRecord) -> ArrayRecord:
         """Return `model` with the classes' influential channels trained to forget them."""
@@ -160,6 +162,7 @@ class CentralisedChannels(InfluentialChannels):
     batch_size: int = option(64, COUNT, "images in a batch")
 
     needs: ClassVar[Needs] = Needs(
+        channels=True,
         levels=frozenset({"class"}),
         target_online=False,
         server_data=True,

@@ -39,6 +39,7 @@ class WeightNegation(OrdinaryRelearning, Hyperparameters):
 
     # Clients with nothing left to train on take no part.
     needs: ClassVar[Needs] = Needs(
+        own_loss=True,
         levels=frozenset({"class", "client"}),
         target_online=False,
         sums=frozenset({"class", "client"}),

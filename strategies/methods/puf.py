@@ -50,6 +50,7 @@ class NegatedPseudoGradients(OrdinaryRelearning, Hyperparameters):
     # The server reads no update alone, but the mean of the targets'; of a lone target that is its
     # own, as in every ascent.
     needs: ClassVar[Needs] = Needs(
+        own_loss=True,
         levels=frozenset({"class", "client"}),
         plain_mean=True,
         sums=frozenset({"class", "client"}),

@@ -69,6 +69,7 @@ class QuickDrop(Hyperparameters):
     )
 
     needs: ClassVar[Needs] = Needs(
+        float_inputs=True,
         levels=frozenset({"class", "client"}),
         synthetic_data=True,
         sums=frozenset({"class", "client"}),

@@ -30,6 +30,7 @@ from typing import Any, ClassVar
 import numpy as np
 from flwr.app import Array, ArrayRecord
 
+from client.learning.models import ModelSpec, traced
 from client.steps.ascent import Ascend
 from client.steps.recovery import Descend
 from client.steps.training import Fit
@@ -40,7 +41,6 @@ from strategies.parts.guard import guarded_recovery, retained
 from strategies.parts.participation import as_in_training
 from strategies.rounds.base import AscentRounds, FederatedAveraging, RecoveryRounds
 
-HEAD = ("classifier.weight", "classifier.bias")
 REMEDY = "hold harder (hold, hold-features) or recover less (recover-lr, recover-rounds)"
 WHOLE = 10**9  # a batch size that takes everything
 
@@ -108,6 +108,8 @@ class CalibratedQuickDrop(Hyperparameters):
     )
 
     needs: ClassVar[Needs] = Needs(
+        float_inputs=True,
+        head=True,
         levels=frozenset({"class", "client"}),
         synthetic_data=True,
         # A client's share of every class is a count by name.
@@ -148,7 +150,7 @@ class CalibratedQuickDrop(Hyperparameters):
         model = federation.run("unlearn", ascent(0), model, num_rounds=1)
 
         # 2. Take the classes' own directions out of the last layer.
-        model = without_directions(model, share)
+        model = without_directions(model, share, head=head_of(federation.spec))
 
         # 3. Recover on S \ S_f and as many originals.
         rounds = self.message(
@@ -211,20 +213,28 @@ def share_forgotten(federation: Federation) -> Floats:
     return np.asarray(gone / np.maximum(total, 1.0))
 
 
-def without_directions(model: ArrayRecord, share: Floats) -> ArrayRecord:
+def head_of(spec: ModelSpec) -> str:
+    """Return the name of a model's last linear layer, which `Needs` asks for."""
+    return str(traced(spec).head)
+
+
+def without_directions(
+    model: ArrayRecord, share: Floats, *, head: str = "classifier"
+) -> ArrayRecord:
     """Return `model` with each row of the last layer moved towards the mean of those that stay.
 
         w_c <- w_c + s_c * (m - w_c),      m = sum_k (1 - s_k) * w_k / sum_k (1 - s_k)
 
     Args:
-        model: Holds `classifier.weight` `(K, F)` and `classifier.bias` `(K,)`; not changed.
+        model: Holds the last layer's weight `(K, F)` and, if it has one, bias `(K,)`; not changed.
         share: s, `(K,)`; all 0, or all 1, gives an equal model.
+        head: Name of that layer.
     """
     staying = 1.0 - share
     if not share.any() or not staying.any():
         return model
     changed = ArrayRecord(dict(model.items()))
-    for name in HEAD:
+    for name in [n for n in (f"{head}.weight", f"{head}.bias") if n in model]:
         rows = model[name].numpy()
         mean = np.average(rows, axis=0, weights=staying)
         moved = rows + (share * (mean - rows).T).T

@@ -64,5 +64,5 @@ class CalibratedRealSubset(OnRealSubset, CalibratedQuickDrop):
     )
 
     # A client's share of every class is a count by name.
-    needs: ClassVar[Needs] = Needs(levels=_LEVELS, sums=frozenset({"class"}))
+    needs: ClassVar[Needs] = Needs(levels=_LEVELS, sums=frozenset({"class"}), head=True)
     source: ClassVar[str] = "subset"

@@ -21,6 +21,7 @@ class Retraining(OrdinaryRelearning, Hyperparameters):
     """The oracle as a method: slow, and forgets by construction."""
 
     needs: ClassVar[Needs] = Needs(
+        own_loss=True,
         levels=frozenset({"class", "client"}),
         target_online=False,
         sums=frozenset({"class", "client"}),

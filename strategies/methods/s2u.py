@@ -39,7 +39,7 @@ class ScaleToUnlearn(OrdinaryRelearning, Hyperparameters):
     )
 
     needs: ClassVar[Needs] = Needs(
-        levels=frozenset({"client"}), individual_updates=True, plain_mean=True
+        own_loss=True, levels=frozenset({"client"}), individual_updates=True, plain_mean=True
     )
 
     def forget(self, federation: Federation, model: ArrayRecord) -> ArrayRecord:

@@ -57,7 +57,7 @@ class GradientAscent(OrdinaryRelearning, Hyperparameters):
     )
 
     needs: ClassVar[Needs] = Needs(
-        levels=frozenset({"class", "client"}), sums=frozenset({"class", "client"})
+        own_loss=True, levels=frozenset({"class", "client"}), sums=frozenset({"class", "client"})
     )
 
     def forget(self, federation: Federation, model: ArrayRecord) -> ArrayRecord:

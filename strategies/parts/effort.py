@@ -13,11 +13,12 @@ from typing import Final
 
 import torch
 from flwr.app import ArrayRecord
+from torch import nn
 
 from client.channels.layout import Layer, from_text, layout
 from client.channels.slices import take, to_row
 from client.errors import EffaceError
-from client.learning.models import Classifier, ModelSpec, build
+from client.learning.models import ModelSpec, build, state_of
 from client.learning.training import images_in, steps_in
 from client.steps.ascent import Ascend
 from client.steps.channels import Ablation, FitChannels, Representation
@@ -80,7 +81,7 @@ class Network:
     spec: ModelSpec
 
     @functools.cached_property
-    def module(self) -> Classifier:
+    def module(self) -> nn.Module:
         """The network itself."""
         return build(self.spec, torch.Generator())
 
@@ -92,12 +93,12 @@ class Network:
     @functools.cached_property
     def arrays(self) -> ArrayRecord:
         """Its parameters and buffers."""
-        return arrays_of(self.module.state_dict())
+        return arrays_of(state_of(self.spec, self.module))
 
     @functools.cached_property
     def nbytes(self) -> int:
         """Bytes of its arrays."""
-        return sum(tensor.nbytes for tensor in self.module.state_dict().values())
+        return sum(t.nbytes for t in state_of(self.spec, self.module).values())
 
 
 def ablating(layers: Sequence[Layer]) -> float:
@@ -212,7 +213,7 @@ def _(told: Ablation, holding: Holding, network: Network) -> Effort:
 def _(told: Fisher, holding: Holding, network: Network) -> Effort:
     examples = min(told.max_examples, sum(holding.side(told.side)))
     images = examples * network.spec.num_classes if examples >= MIN_EXAMPLES else 0.0
-    up = sum(parameter.nbytes for parameter in network.module.parameters())
+    up = sum(p.nbytes for p in network.module.parameters() if p.requires_grad)
     return Effort(images, network.nbytes, up)
 
 

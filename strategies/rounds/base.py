@@ -359,16 +359,19 @@ class Rounds(FedAvg):
 
     def _measure(self, answers: dict[str, Used], failed: dict[str, Failure]) -> None:
         """Measure every update; one that is none, or out of all proportion, is no answer."""
-        changed = self.settings.message.arrays in ("model", "slices")
-        if not (changed and self.changes_model) or self.sums:
+        if self.sums:
+            return
+        for name, answer in answers.items():
+            if not answer.examples:
+                self._note_idle(name)
+        if not self.changes_model or self.settings.message.arrays not in ("model", "slices"):
             return
         start = self.sent_to_change()
         for name, answer in list(answers.items()):
             if not answer.examples:
-                self._note_idle(name)
                 continue
             self.norms[name] = update_norm(answer.arrays, start)
-            if not self._unlearns() or self.norms[name] or not same(answer.arrays, start):
+            if not self._unlearns(name) or self.norms[name] or not same(answer.arrays, start):
                 continue
             if getattr(self.settings, "target_losses", None) and not answer.metrics["num-steps"]:
                 self.idle.append(name)  # says that its classes are as deep as they have to be
@@ -391,8 +394,8 @@ class Rounds(FedAvg):
         """Return what the nodes' arrays were before they changed them."""
         return self.sent
 
-    def _unlearns(self) -> bool:
-        """Return whether nodes are asked to work on what is to be forgotten."""
+    def _unlearns(self, name: str) -> bool:
+        """Return whether a node is asked to work on what is to be forgotten."""
         ascends = self.message_type == "train.ascend"
         return ascends or getattr(self.settings, "side", "") == "forget"
 
@@ -401,7 +404,7 @@ class Rounds(FedAvg):
         known = self.described.get(name, {})
         synthetic = getattr(self.settings, "data", "original") == "synthetic"
         held = known.get("num-forget-synthetic" if synthetic else "num-forget", 0)
-        if self._unlearns() and held:
+        if held and self._unlearns(name):
             self.idle.append(name)
 
     def _check_enough(self, server_round: int, answers: Mapping[str, Used]) -> None:

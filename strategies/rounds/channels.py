@@ -137,6 +137,10 @@ class PartialChannelFedAvg(Rounds):
         slices = to_row(take(tensors(self.sent), self.layers, self.channels))
         return arrays_of({SLICES: slices})
 
+    def _unlearns(self, name: str) -> bool:
+        """Return whether a node trains on wrong labels of what is to be forgotten."""
+        return name in self.required
+
     def combine(self, used: Mapping[str, Used]) -> ArrayRecord:
         """Return the model with the averaged slices in their places, and nothing else changed."""
         before = take(tensors(self.sent), self.layers, self.channels)

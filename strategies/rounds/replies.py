@@ -74,7 +74,7 @@ def expected_arrays(told: Common, sent: ArrayRecord) -> dict[str, Form] | None:
         return {}
     network = build(told.model_spec, torch.Generator())
     if kind == "parameters":
-        return forms(dict(network.named_parameters()))
+        return forms({n: p for n, p in network.named_parameters() if p.requires_grad})
     layers = layout(network)
     if kind == "class-sums":
         return {

@@ -17,14 +17,15 @@ from sklearn.datasets import load_digits
 from client import wire
 from client.app import handlers
 from client.errors import EffaceError, split_mark
-from client.learning.models import ModelSpec, build
+from client.learning.models import build
+from client.learning.spec import image_model
 from client.messages import Common
 from client.settings import Settings
 from tests.messages import message
 from tests.policies import written_policy
 
 NAME = "site-a"
-SPEC = ModelSpec("convnet", num_classes=10, channels=1, image_size=8, width=16, depth=1)
+SPEC = image_model("convnet", num_classes=10, channels=1, image_size=8, width=16, depth=1)
 Arrays = dict[str, np.ndarray[Any, Any]]
 Metrics = dict[str, Any]
 
@@ -149,12 +150,7 @@ def _values() -> dict[str, Any]:
         "lineage": "r0001",
         "phase": "train",
         "seed": 0,
-        "model": SPEC.name,
-        "model_classes": SPEC.num_classes,
-        "model_channels": SPEC.channels,
-        "model_image_size": SPEC.image_size,
-        "model_width": SPEC.width,
-        "model_depth": SPEC.depth,
+        **Common.of_model(SPEC),
         "device": "cpu",
         "forget_level": "none",
         "forget_classes": [],

@@ -186,6 +186,35 @@ def test_a_holder_that_uses_nothing_of_what_it_has_described_is_noted(ascent: Pl
     assert rounds.idle == [EVIL]
 
 
+def test_a_holder_that_sends_its_channels_back_unchanged_has_not_taken_part() -> None:
+    played = play("channels")
+    arrays, numbers = played.answers[played.evil]
+    rounds = played.rounds()
+    rounds.required = [EVIL]  # as the method does with those that hold the class
+    content = RecordDict(
+        {"a": rounds.sent_to_change(), "m": MetricRecord(dict(numbers))}  # what it was sent
+    )
+    assert set(rounds.sent_to_change()) == set(arrays)
+    with pytest.raises(ClientLost, match=f"{EVIL}: must change the model .* same weights back"):
+        played.result(rounds, content)
+    # Who holds none of it may find nothing to change in the channels of another's class.
+    others = played.rounds()
+    played.result(others, content)
+    assert (others.failures, others.idle) == ([], [])
+
+
+@pytest.mark.parametrize("examples", [0, None])
+def test_a_target_whose_gradient_leads_nowhere_is_noted(examples: int | None) -> None:
+    played = play("target")
+    arrays, numbers = played.answers[played.evil]
+    rounds, _ = without_evil(
+        played,
+        each(np.zeros_like)(arrays),
+        numbers if examples is None else numbers | {"num-examples": examples},
+    )
+    assert (rounds.idle, rounds.failures) == ([EVIL], [])
+
+
 # ---- questions ----------------------------------------------------------------------------------
 
 HELD = {

@@ -1,5 +1,6 @@
 """Records, ledger rows and weights changed by hand: every command that shows them says so."""
 
+import base64
 import json
 import shutil
 import sqlite3
@@ -148,6 +149,25 @@ def test_a_record_with_another_signature(efface: Efface) -> None:
     assert (problem["request"], problem["file"]) == ("r0002", str(beside))
 
 
+@pytest.mark.parametrize("key", ["format", "request", "sha256", "key", "signature"])
+def test_a_signature_beside_a_record_that_says_something_else(efface: Efface, key: str) -> None:
+    # Whoever has the record and not the ledger goes by all of it.
+    beside = efface.record.with_name("record.signature.json")
+    other = json.loads((efface.home / "runs" / "r0001" / beside.name).read_text())
+    elsewhere = {"format": 2, "key": base64.b64encode(bytes(32)).decode()}
+    efface.edit(beside, **{key: elsewhere.get(key, other[key])})
+    (problem,) = efface.json("audit", code=NOT_VERIFIED)["problems"]
+    assert (problem["request"], problem["file"]) == ("r0002", str(beside))
+
+
+@pytest.mark.parametrize(("table", "name"), [("requests", "r0002"), ("versions", "v0002")])
+def test_a_row_that_was_moved(efface: Efface, table: str, name: str) -> None:
+    efface.sql(f"UPDATE {table} SET number = 0 WHERE id = '{name}'")
+    (problem,) = efface.json("audit", code=NOT_VERIFIED)["problems"]
+    assert name in problem["text"]
+    assert "moved" in problem["text"]
+
+
 @pytest.mark.parametrize(
     "change",
     ["state = 'failed'", "reason = 'another'", "asked_by = 'Eve'", "classes = '[4]'"],
@@ -242,6 +262,7 @@ def test_all_made_anew_with_another_key(efface: Efface) -> None:
 
 
 def test_a_key_that_is_none_is_refused(efface: Efface) -> None:
+    assert "head must be a SHA-256" in efface("audit", "--head", "abc").stderr
     done = efface("audit", "--key", "nonsense")
     assert done.exit_code == USAGE
     assert "public key must be base64 of a 32-byte Ed25519 public key" in done.stderr

@@ -18,7 +18,8 @@ from sklearn.datasets import load_digits
 from client.app import handlers
 from client.budget import Budget, Mechanism, epsilon
 from client.errors import EffaceError
-from client.learning.models import ModelSpec, build
+from client.learning.models import build
+from client.learning.spec import image_model
 from client.messages import Common
 from client.steps.training import Fit
 from tests.attacks.site import hospital
@@ -27,7 +28,7 @@ from tests.messages import message, told
 
 Numbers = np.ndarray[Any, Any]
 EPSILON: Final = 8.0
-SPEC = ModelSpec("convnet", num_classes=10, channels=1, image_size=8, width=16, depth=1)
+SPEC = image_model("convnet", num_classes=10, channels=1, image_size=8, width=16, depth=1)
 # A norm's bias. Without noise it lets all of a map pass ReLU. Under noise less of the clipped
 # gradient is to be spent on it: of 0.3 to 3 this is the best, and so is the ridge.
 LOUD, QUIET = 3.0, 0.3
@@ -69,8 +70,8 @@ class Victim:
             EffaceError: If the site refuses.
         """
         TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
-        sizes = {"model_width": SPEC.width, "model_depth": SPEC.depth, "client": "site-a"}
-        config = told(kind, simulation=None, holdout=0.0, **sizes, **said).config()
+        own = {**kind.of_model(SPEC), "client": "site-a"}
+        config = told(kind, simulation=None, holdout=0.0, **own, **said).config()
         context = Context(1, 7, dict(self.config), RecordDict(), {})
         asked = message(kind.message.name, config, arrays, node=7)
         content = handlers()[kind.message.name](asked, context).content

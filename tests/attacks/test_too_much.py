@@ -13,14 +13,21 @@ from client.steps.measuring import Heldout
 from client.steps.recovery import Descend
 from client.steps.store import Condense
 from client.steps.training import Fit
-from tests.attacks.site import Hospital, hospital
+from tests.attacks.site import SPEC, Hospital, hospital
+from tests.models import changed
+
+
+def of(**options: Any) -> dict[str, Any]:
+    """Return what a message says of another model of the built-in task."""
+    return Common.of_model(changed(SPEC, **options))
+
 
 STEP = {"steps": 1, "lr": 0.1, "scale": 0}
 ASKED: list[tuple[type[Common], dict[str, Any], str]] = [
-    (Fit, {**STEP, "model_classes": 2 * 10**7}, "model-classes must lie in"),
-    (Fit, {**STEP, "model_classes": 100_000}, "model-classes must be 10, as site-a has"),
-    (Fit, {**STEP, "model_width": 6000}, "model-width must lie in"),
-    (Fit, {**STEP, "model_width": 4096, "model_depth": 8}, "model must have at most 100000000"),
+    (Fit, {**STEP, **of(num_classes=2 * 10**7)}, "num_classes must lie in"),
+    (Fit, {**STEP, **of(num_classes=100_000)}, "model-classes must be 10, as site-a has"),
+    (Fit, {**STEP, **of(width=6000)}, "width must lie in"),
+    (Fit, {**STEP, **of(width=4096, depth=8)}, "model must have at most 100000000"),
     (Fit, {**STEP, "threads": 3000}, "threads must lie in"),
     (Fit, {**STEP, "threads": 1000}, "threads must be at most 64 at site-a"),
     (Fit, {**STEP, "steps": 10**15}, "steps must be at most 10000 at site-a"),
@@ -28,14 +35,14 @@ ASKED: list[tuple[type[Common], dict[str, Any], str]] = [
     (Fit, {**STEP, "steps": 0, "epochs": 900, "batch_size": 8}, "epochs must take at most 10000"),
     (Fit, {**STEP, "lr": 1e12}, "lr must be at most 10 at site-a"),
     (Fit, {**STEP, "batch_size": 10**9}, "batch-size must be at most 65536 at site-a"),
-    (Fit, {**STEP, "batch_size": 65_000, "model_width": 512}, "memory must be at most 8192 MB"),
+    (Fit, {**STEP, "batch_size": 65_000, **of(width=512)}, "memory must be at most 8192 MB"),
     (Fit, {**STEP, "scale": 10, "image_steps": 10**9}, "image-steps must be at most 100"),
     (Fit, {**STEP, "scale": 10, "image_lr": 1e9}, "image-lr must be at most 100"),
-    (Fit, {**STEP, "model": "resnet56", "model_image_size": 2048}, "must be at most|as site-a has"),
+    (Fit, {**STEP, **of(net="resnet56", image_size=2048)}, "must be at most|as site-a has"),
     (Ascend, {"data": "original", "epochs": 10**9, "lr": 0.1}, "epochs must be at most 1000"),
     (Descend, {"epochs": 10**9, "lr": 0.1}, "epochs must be at most 1000"),
     (Condense, {"outer_steps": 10**9}, "outer-steps must be at most 1000"),
-    (Heldout, {"model_width": 4096, "model_depth": 8, "holdout": 0.1}, "model must have at most"),
+    (Heldout, {**of(width=4096, depth=8), "holdout": 0.1}, "model must have at most"),
 ]
 
 

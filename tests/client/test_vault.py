@@ -115,6 +115,27 @@ def test_a_part_that_was_taken_out_is_missed(store: Store) -> None:
         load(store)
 
 
+def test_a_set_of_which_all_parts_were_taken_out_is_not_an_empty_one(store: Store) -> None:
+    from safetensors.torch import save_file
+
+    path = save(store, random_set(3, 7))
+    save_file({}, path, {"format": "2", "model": MODEL, "shape": "3x8x8"})
+    with pytest.raises(StoreError, match="must hold its images, got none: they were taken out"):
+        load(store)
+
+
+@pytest.mark.parametrize("shape", ["3x", "-3x8x8", "8x8"])
+def test_a_set_without_images_whose_shape_was_altered_is_found(store: Store, shape: str) -> None:
+    from safetensors.torch import save_file
+
+    path = save(store, random_set())
+    assert len(load(store)) == 0  # one that was empty as it was saved
+    save_file({}, path, {"format": "2", "model": MODEL, "shape": shape})
+    with pytest.raises(StoreError, match="must say the shape of its images, got another text"):
+        load(store)
+    assert store.verify()
+
+
 def test_without_the_key_nobody_reads_and_verify_says_so(store: Store) -> None:
     path = save(store, random_set(3))
     keys = store.folder / "keys.json"

@@ -8,6 +8,7 @@ from flwr.app import ArrayRecord
 
 from client.errors import BadSetting, EffaceError
 from client.learning.models import ModelSpec
+from client.learning.spec import image_model
 from client.steps.measuring import Describe
 from client.steps.secure import Step
 from client.steps.store import Settle
@@ -28,15 +29,7 @@ from tests.messages import SPEC, values
 
 def known(spec: ModelSpec = SPEC, *, heldout: float = 2.0, **more: Any) -> Known:
     """Return two nodes with four examples of class 3, of which one has 16 of class 0 besides."""
-    model = {
-        "model": spec.name,
-        "model_classes": spec.num_classes,
-        "model_channels": spec.channels,
-        "model_image_size": spec.image_size,
-        "model_width": spec.width,
-        "model_depth": spec.depth,
-        "model_pruned": list(spec.pruned),
-    }
+    model = Common.of_model(spec)
     told = {"forget_level": "class", "forget_classes": [3], "scale": 2, **more}
     forget = (0.0, 0.0, 0.0, 4.0, *[0.0] * 6)
     return Known(
@@ -135,7 +128,7 @@ def test_what_a_method_refuses_is_refused_in_its_plan() -> None:
         planned(WeightNegation(layers=9), known())
 
 
-WIDE = ModelSpec("resnet20", num_classes=10, channels=3, image_size=32)
+WIDE = image_model("resnet20", num_classes=10, channels=3, image_size=32)
 
 
 @pytest.mark.parametrize("spec", [SPEC, WIDE, replace(SPEC, pruned=("body.0:7", "body.4:0,7"))])

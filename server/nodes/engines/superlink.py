@@ -84,7 +84,12 @@ class RunResult:
         return self.status.startswith("finished")
 
 
-def stage_app(destination: Path, defaults: Mapping[str, Scalar] | None = None) -> Path:
+def stage_app(
+    destination: Path,
+    defaults: Mapping[str, Scalar] | None = None,
+    *,
+    task: Path | None = None,
+) -> Path:
     """Write the Flower app as a folder that `flwr run` accepts, from a checkout or a wheel.
 
     The folder holds the three packages and a pyproject.toml. Equal code and equal `defaults` give
@@ -95,6 +100,8 @@ def stage_app(destination: Path, defaults: Mapping[str, Scalar] | None = None) -
         destination: Folder to fill; it is created, and must be empty or absent.
         defaults: The run configuration with its default values: every key that `submit` may set.
             None takes those of the project's own pyproject.toml.
+        task: Folder with the sources of a user's task, called by their hash; it travels in
+            client/own.
 
     Returns:
         `destination`.
@@ -113,6 +120,8 @@ def stage_app(destination: Path, defaults: Mapping[str, Scalar] | None = None) -
             target = destination / source.relative_to(root)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, target)
+    if task is not None:
+        shutil.copytree(task, destination / "client" / "own" / task.name)
     include = ", ".join(f'"{package}/**/*.py"' for package in PACKAGES)
     (destination / "pyproject.toml").write_text(
         "[project]\n"

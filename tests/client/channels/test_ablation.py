@@ -14,7 +14,10 @@ from client.channels.convolution import Winograd
 from client.channels.layout import layout, to_text
 from client.channels.masks import zero_
 from client.errors import EffaceError
-from client.learning.models import Classifier, ModelSpec, build, compact, loaded
+from client.learning.models import ModelSpec, build, compact, loaded
+from client.learning.networks import Classifier
+from client.learning.spec import image_model
+from tests.models import changed
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -58,7 +61,7 @@ def uneven(spec: ModelSpec) -> Classifier:
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.normal_(0, 0.3, generator=draws)
             module.running_var.uniform_(0.5, 1.5, generator=draws)
-    shape = (16, spec.channels, spec.image_size, spec.image_size)
+    shape = (16, *spec.task.input_shape)
     with torch.no_grad():
         model.classifier.bias -= model.eval()(torch.randn(shape, generator=draws)).mean(dim=0)
     return model.train()
@@ -109,8 +112,7 @@ class Case:
     step: int
 
     def images(self) -> Tensor:
-        size = self.spec.image_size
-        return torch.randn(self.num_images, self.spec.channels, size, size, generator=seeded(2))
+        return self.spec.task.example(self.num_images).normal_(generator=seeded(2))
 
     def labels(self, model: nn.Module) -> Tensor:
         """Return what the model says of two images of three, the next class for the others."""
@@ -121,13 +123,13 @@ class Case:
         return (says + wrong) % self.spec.num_classes
 
 
-SMALL = ModelSpec("convnet", num_classes=5, channels=1, image_size=8, width=6, depth=2)
+SMALL = image_model("convnet", num_classes=5, channels=1, image_size=8, width=6, depth=2)
 CASES = {
     "convnet": Case(SMALL, 12, 1),
-    "lenet": Case(replace(SMALL, name="lenet"), 12, 1),
-    "resnet20": Case(ModelSpec("resnet20", num_classes=5, image_size=8), 6, 5),
-    "vgg11": Case(ModelSpec("vgg11", num_classes=5, image_size=8), 3, 60),
-    "resnet18": Case(ModelSpec("resnet18", num_classes=5, image_size=9), 3, 100),
+    "lenet": Case(changed(SMALL, net="lenet"), 12, 1),
+    "resnet20": Case(image_model("resnet20", num_classes=5, image_size=8), 6, 5),
+    "vgg11": Case(image_model("vgg11", num_classes=5, image_size=8), 3, 60),
+    "resnet18": Case(image_model("resnet18", num_classes=5, image_size=9), 3, 100),
 }
 
 

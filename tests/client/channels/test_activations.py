@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from client.channels.activations import class_activations
 from client.channels.layout import layout
 from client.errors import EffaceError
-from client.learning.models import Classifier, ModelSpec, build
+from client.learning.models import build
+from client.learning.networks import Classifier
+from client.learning.spec import image_model
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -66,7 +68,7 @@ def test_activations_of_several_clients_add_up():
 
 
 def test_every_convolution_is_scored_in_the_order_of_the_forward_pass():
-    model = build(ModelSpec("resnet20", num_classes=2, image_size=8), seeded())
+    model = build(image_model("resnet20", num_classes=2, image_size=8), seeded())
     images, labels = torch.randn(2, 3, 8, 8, generator=seeded()), torch.tensor([0, 1])
     sums, _ = class_activations(model, lambda at: (images[at], labels[at]), labels, 2)
     layers = [layer for layer in layout(model) if layer.convolution]

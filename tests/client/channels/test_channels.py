@@ -13,9 +13,12 @@ from client.channels.layout import Layer, checked, from_text, layout, prunable, 
 from client.channels.masks import freeze, train_only, zero_
 from client.channels.slices import from_row, scatter, take, to_row
 from client.errors import BadSetting
-from client.learning.models import NAMES, Classifier, ModelSpec, build, compact, loaded
+from client.learning.models import NAMES, ModelSpec, build, compact, loaded
+from client.learning.networks import Classifier
+from client.learning.spec import image_model
+from tests.models import changed
 
-CONVNET = ModelSpec("convnet", num_classes=5, channels=1, image_size=8, width=8, depth=2)
+CONVNET = image_model("convnet", num_classes=5, channels=1, image_size=8, width=8, depth=2)
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -51,7 +54,7 @@ class Network:
 
 def network(name: str) -> Network:
     draws = seeded()
-    spec = replace(CONVNET, name=name)
+    spec = changed(CONVNET, net=name)
     model = build(spec, draws)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d | nn.GroupNorm):
@@ -96,7 +99,7 @@ def test_the_layout_of_a_convnet() -> None:
 
 
 def test_the_layout_has_the_running_statistics_but_not_the_number_of_batches() -> None:
-    layers = layout(build(replace(CONVNET, name="resnet18"), seeded()))
+    layers = layout(build(changed(CONVNET, net="resnet18"), seeded()))
     assert [layer.name.removeprefix("body.layer2.") for layer in layers[5:10]] == [
         "0.conv1",
         "0.conv2",
@@ -461,7 +464,7 @@ def test_a_compact_convnet_by_hand() -> None:
 
 
 def test_a_residual_stream_keeps_its_width() -> None:
-    spec = replace(CONVNET, name="resnet20", pruned=("body.3.conv1:0", "body.3.conv2:1,15"))
+    spec = replace(changed(CONVNET, net="resnet20"), pruned=("body.3.conv1:0", "body.3.conv2:1,15"))
     block = build(replace(spec, compact=True), seeded()).body[3]
     assert tuple(block.conv1.weight.shape) == (15, 16, 3, 3)
     assert tuple(block.conv2.weight.shape) == (14, 15, 3, 3)
@@ -580,7 +583,7 @@ def trained(model, images, labels, *, by_grad: bool) -> None:
 @pytest.mark.parametrize("by_grad", [True, False])
 @pytest.mark.parametrize("name", ["convnet", "lenet", "resnet20", "vgg11"])
 def test_frozen_channels_stay_zero_and_all_others_move(name, by_grad) -> None:
-    spec = ModelSpec(name, num_classes=3, channels=1, image_size=16, width=4, depth=2)
+    spec = image_model(name, num_classes=3, channels=1, image_size=16, width=4, depth=2)
     model = build(spec, torch.Generator().manual_seed(0))
     layers = layout(model)
     channels = {layer.name: (0, 2) for layer in layers[:-1]}
@@ -600,7 +603,7 @@ def test_frozen_channels_stay_zero_and_all_others_move(name, by_grad) -> None:
 @pytest.mark.parametrize("by_grad", [True, False])
 @pytest.mark.parametrize("name", ["convnet", "lenet", "resnet20", "vgg11"])
 def test_only_the_chosen_channels_are_trained(name, by_grad) -> None:
-    spec = ModelSpec(name, num_classes=3, channels=1, image_size=16, width=4, depth=2)
+    spec = image_model(name, num_classes=3, channels=1, image_size=16, width=4, depth=2)
     model = build(spec, torch.Generator().manual_seed(0))
     layers = layout(model)
     channels = {layers[0].name: (1, 3), "classifier": (2,)}

@@ -8,8 +8,10 @@ from torch import Tensor, nn
 
 from client.errors import EffaceError
 from client.learning.ascent import ascend
-from client.learning.models import Classifier, ModelSpec, build
+from client.learning.models import ModelSpec, build
+from client.learning.spec import image_model
 from client.learning.training import Trained
+from tests.models import stem_of
 
 ONE = torch.tensor([[1.0, 0.0]]), torch.tensor([0])
 
@@ -104,7 +106,7 @@ def test_a_frozen_head_stays_and_the_body_ascends(model: Linear) -> None:
         model.classifier.weight.copy_(torch.tensor([[1.0, 0.0], [0.0, 0.0]]))
     head = [p.detach().clone() for p in model.classifier.parameters()]
 
-    ascent(model, ONE, freeze_head=True)
+    ascent(model, ONE, freeze=[model.classifier])
 
     assert all(torch.equal(p, h) for p, h in zip(model.classifier.parameters(), head, strict=True))
     # d loss / d features = (p0 - 1) * (1, 0) with p0 = e / (e + 1); the body's input is (1, 0).
@@ -137,11 +139,16 @@ def test_the_same_generator_gives_the_same_ascent() -> None:
 
 @pytest.mark.parametrize("freeze_stem", [True, False])
 def test_a_frozen_stem_stays_bit_for_bit(freeze_stem: bool) -> None:
-    model = convnet_of_two_classes()
+    spec, model = convnet_of_two_classes()
     before = {key: value.clone() for key, value in model.state_dict().items()}
 
     images = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(1))
-    ascent(model, (images, torch.tensor([0, 1])), lr=0.1, freeze_stem=freeze_stem)
+    ascent(
+        model,
+        (images, torch.tensor([0, 1])),
+        lr=0.1,
+        freeze=stem_of(spec, model) if freeze_stem else (),
+    )
 
     changed = {k for k, value in model.state_dict().items() if not torch.equal(value, before[k])}
     assert ("body.0.weight" in changed) != freeze_stem
@@ -149,12 +156,12 @@ def test_a_frozen_stem_stays_bit_for_bit(freeze_stem: bool) -> None:
 
 
 def test_a_frozen_stem_keeps_its_running_statistics() -> None:
-    spec = ModelSpec("resnet20", num_classes=2, channels=1, image_size=8)
+    spec = image_model("resnet20", num_classes=2, channels=1, image_size=8)
     model = build(spec, torch.Generator().manual_seed(0))
     before = {key: value.clone() for key, value in model.state_dict().items()}
 
     images = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(1))
-    ascent(model, (images, torch.tensor([0, 1, 0, 1])), lr=0.1, freeze_stem=True)
+    ascent(model, (images, torch.tensor([0, 1, 0, 1])), lr=0.1, freeze=stem_of(spec, model))
 
     changed = {k for k, value in model.state_dict().items() if not torch.equal(value, before[k])}
     assert not {k for k in changed if k.startswith(("body.0.", "body.1."))}
@@ -162,16 +169,20 @@ def test_a_frozen_stem_keeps_its_running_statistics() -> None:
 
 
 def test_a_body_of_one_convolution_ascends_even_with_head_and_stem_frozen() -> None:
-    model = convnet_of_two_classes(depth=1)
-    head = model.classifier.weight.detach().clone()
-    before = model.body.state_dict()["0.weight"].clone()
+    spec, model = convnet_of_two_classes(depth=1)
+    head = model.get_parameter("classifier.weight").detach().clone()
+    before = model.get_parameter("body.0.weight").detach().clone()
     images = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(1))
-    done = ascent(model, (images, torch.tensor([0, 1])), freeze_head=True, freeze_stem=True)
+    done = ascent(
+        model,
+        (images, torch.tensor([0, 1])),
+        freeze=[model.get_submodule("classifier"), *stem_of(spec, model)],
+    )
     assert done.num_steps == 1
-    assert torch.equal(model.classifier.weight, head)
-    assert not torch.equal(model.body.state_dict()["0.weight"], before)
+    assert torch.equal(model.get_parameter("classifier.weight"), head)
+    assert not torch.equal(model.get_parameter("body.0.weight"), before)
 
 
-def convnet_of_two_classes(depth: int = 2) -> Classifier:
-    spec = ModelSpec("convnet", num_classes=2, channels=1, image_size=8, width=4, depth=depth)
-    return build(spec, torch.Generator().manual_seed(0))
+def convnet_of_two_classes(depth: int = 2) -> tuple[ModelSpec, nn.Module]:
+    spec = image_model("convnet", num_classes=2, channels=1, image_size=8, width=4, depth=depth)
+    return spec, build(spec, torch.Generator().manual_seed(0))

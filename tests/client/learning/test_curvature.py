@@ -16,7 +16,8 @@ from client.learning.curvature import (
     local_quasi_newton,
     over_kernels,
 )
-from client.learning.models import ModelSpec, build
+from client.learning.models import build
+from client.learning.spec import image_model
 from client.learning.trace import trace
 from client.learning.training import Trained
 from tests.own_networks import batch, network
@@ -56,7 +57,7 @@ def test_labels_are_the_models_own() -> None:
 def test_fisher_information_equals_one_backward_pass_at_a_time(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = build(ModelSpec(name, 3, channels=1, image_size=8, width=4, depth=2), seeded())
+    model = build(image_model(name, 3, channels=1, image_size=8, width=4, depth=2), seeded())
     images = torch.randn(5, 1, 8, 8, generator=seeded(1))
     for module in model.modules():  # so that evaluation is not training
         if isinstance(module, nn.BatchNorm2d):
@@ -267,7 +268,7 @@ def test_the_proximal_term_pulls_to_the_start() -> None:
 
 
 def test_steps_depend_on_their_generator_alone() -> None:
-    spec = ModelSpec("convnet", 10, channels=1, image_size=8, width=4, depth=2)
+    spec = image_model("convnet", 10, channels=1, image_size=8, width=4, depth=2)
     images, labels = torch.randn(8, 1, 8, 8, generator=seeded(1)), torch.arange(8)
 
     def trained(seed: int) -> Tensor:

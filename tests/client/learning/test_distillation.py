@@ -22,7 +22,8 @@ from client.learning.distillation import (
     synthetic_gradients,
     weight_gradient,
 )
-from client.learning.models import ModelSpec, build
+from client.learning.models import build
+from client.learning.spec import image_model
 from client.store import SyntheticSet
 from tests.own_networks import batch, network
 
@@ -31,7 +32,7 @@ NAMES = ["convnet", "lenet", "resnet20"]
 
 def make(name: str, size: int = 16) -> nn.Module:
     """Return a small model in float64, so that only a real difference is above 1e-9."""
-    spec = ModelSpec(name, num_classes=4, channels=3, image_size=size, width=6, depth=2)
+    spec = image_model(name, num_classes=4, channels=3, image_size=size, width=6, depth=2)
     return build(spec, torch.Generator().manual_seed(1)).double()
 
 
@@ -459,9 +460,10 @@ def make_site() -> Site:
     images = (torch.arange(9, dtype=torch.uint8) * 20)[:, None, None, None].expand(9, 1, 8, 8)
     noise = torch.randint(0, 20, (9, 1, 8, 8), generator=torch.Generator().manual_seed(0))
     split = Split(images + noise.to(torch.uint8), labels, None)
-    data = DataSet("greys", split, split, None, 4, (0.5,), (0.25,))
+    data = DataSet(split, split, name="greys", num_classes=4, mean=(0.5,), std=(0.25,))
+    task = image_model("convnet", 4, channels=1, image_size=8).task
     nothing = torch.empty(0, dtype=torch.int64)
-    return Site("a", data, Part(split, torch.arange(9)), Part(split, nothing))
+    return Site("a", data, Part(split, torch.arange(9)), Part(split, nothing), task)
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -500,7 +502,7 @@ def test_examples_that_may_not_be_used_are_not() -> None:
 
 
 def condensed(site: Site, start: SyntheticSet, seed: int = 0) -> SyntheticSet:
-    spec = ModelSpec("convnet", num_classes=4, channels=1, image_size=8, width=4, depth=1)
+    spec = image_model("convnet", num_classes=4, channels=1, image_size=8, width=4, depth=1)
     return condense(
         site,
         EVERYTHING,

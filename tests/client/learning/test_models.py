@@ -5,8 +5,11 @@ import torch
 from torch import nn
 
 from client.errors import BadSetting
-from client.learning.models import NAMES, ModelSpec, build, loaded
+from client.learning.models import NAMES, ModelSpec, build, loaded, traced
+from client.learning.spec import image_model
+from client.learning.training import still
 from client.torchvision_shim import import_torchvision
+from tests.models import stem_of
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -14,7 +17,7 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 def spec_of(name: str, **sizes: int) -> ModelSpec:
-    return ModelSpec(
+    return image_model(
         name, **{"num_classes": 7, "width": 8, "channels": 1, "image_size": 8, **sizes}
     )
 
@@ -99,7 +102,7 @@ def test_the_norm_of_convnet_is_an_instance_norm():
 
 
 def test_the_papers_default_convnet():
-    model = build(ModelSpec("convnet", num_classes=10), seeded())
+    model = build(image_model("convnet", num_classes=10), seeded())
     # Convolutions 3*128*9 + 128, twice 128*128*9 + 128; norms 3 * 256; linear 2048*10 + 10.
     assert sum(p.numel() for p in model.parameters()) == 3584 + 2 * 147_584 + 768 + 20_490
 
@@ -114,12 +117,12 @@ def test_the_papers_default_convnet():
     ],
 )
 def test_cifar_resnets_have_the_papers_size(name, num_parameters):
-    model = build(ModelSpec(name, num_classes=10), seeded())
+    model = build(image_model(name, num_classes=10), seeded())
     assert sum(p.numel() for p in model.parameters()) == num_parameters
 
 
 def test_resnet18_is_torchvisions():
-    model = build(ModelSpec("resnet18", num_classes=1000), seeded())
+    model = build(image_model("resnet18", num_classes=1000), seeded())
     assert sum(p.numel() for p in model.parameters()) == 11_689_512
     theirs = import_torchvision("models").resnet18(weights=None)
     theirs.fc = nn.Identity()
@@ -155,11 +158,11 @@ def test_the_start_follows_torchs_default_distribution():
     ("changes", "message"),
     [
         ({"name": "resnet19"}, "model must be one of convnet, lenet, resnet8, .*, got 'resnet19'"),
-        ({"num_classes": 1}, "num_classes must be at least 2, got 1"),
+        ({"num_classes": 1}, r"num_classes must lie in \[2, 100000\], got 1"),
         ({"channels": 2}, "channels must be 1 or 3, got 2"),
-        ({"image_size": 7}, "image_size must be at least 8, got 7; enlarge the images first"),
-        ({"width": 0}, "width and depth must be at least 1, got width 0, depth 3"),
-        ({"depth": 0}, "width and depth must be at least 1, got width 8, depth 0"),
+        ({"image_size": 7}, r"image_size must lie in \[8, 2048\], got 7; resize the images first"),
+        ({"width": 0}, r"width must lie in \[1, 4096\] .*, got width 0, depth 3"),
+        ({"depth": 0}, r"width .* and depth in \[1, 8\], got width 8, depth 0"),
     ],
 )
 def test_a_bad_model_is_refused(changes, message):
@@ -213,24 +216,24 @@ def test_arrays_that_do_not_fit_are_refused(change):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_stem_is_the_first_convolution_and_its_norm(name):
-    model = build(spec_of(name), seeded())
-    names = {module: key for key, module in model.body.named_modules()}
     stem = {"lenet": ["0"], "resnet18": ["conv1", "bn1"]}.get(name, ["0", "1"])
-    assert [names[module] for module in model.stem()] == stem
+    assert traced(spec_of(name)).stem == tuple(f"body.{module}" for module in stem)
 
 
 def test_a_body_of_one_convolution_has_no_stem():
-    assert build(spec_of("convnet", depth=1), seeded()).stem() == []
+    assert traced(spec_of("convnet", depth=1)).stem == ()
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_nothing_of_a_frozen_stem_changes_in_training(name):
-    model = build(spec_of(name, image_size=16), seeded())
+    spec = spec_of(name, image_size=16)
+    model = build(spec, seeded())
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
-    model.freeze_stem()
+    stem_modules = stem_of(spec, model)
+    still(stem_modules)
     optimiser = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
     model(torch.randn(4, 1, 16, 16, generator=seeded())).square().mean().backward()
     optimiser.step()
-    stem = {id(t) for module in model.stem() for t in module.state_dict(keep_vars=True).values()}
+    stem = {id(t) for module in stem_modules for t in module.state_dict(keep_vars=True).values()}
     for key, tensor in model.state_dict(keep_vars=True).items():
         assert torch.equal(tensor, before[key]) == (id(tensor) in stem), key

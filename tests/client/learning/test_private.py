@@ -10,7 +10,8 @@ from torch.nn.functional import cross_entropy
 from client.channels.layout import from_text
 from client.channels.masks import freeze
 from client.errors import BadSetting, EffaceError
-from client.learning.models import Classifier, ModelSpec, build
+from client.learning.models import build
+from client.learning.networks import Classifier
 from client.learning.private import (
     DerivedDraws,
     Draws,
@@ -23,13 +24,14 @@ from client.learning.private import (
     private_sgd,
 )
 from client.learning.recovery import known
+from client.learning.spec import image_model
 from client.learning.trace import features_and_logits, train_mode
 from client.seeds import generator
 from tests.own_networks import batch, network
 
 
 def model_of(name: str = "convnet", size: int = 8) -> Classifier:
-    spec = ModelSpec(name, num_classes=10, channels=1, image_size=size, width=6, depth=2)
+    spec = image_model(name, num_classes=10, channels=1, image_size=size, width=6, depth=2)
     return build(spec, torch.Generator().manual_seed(0))
 
 
@@ -124,6 +126,23 @@ def test_an_example_without_a_finite_gradient_adds_nothing() -> None:
     others = clipped_sum(model, images[[0, 2]], labels[[0, 2]], loss=of_classes, clip_norm=1.0)
     for name in both:
         assert torch.allclose(both[name], others[name], atol=1e-6)
+
+
+@pytest.mark.parametrize(("pixel", "clip_norm"), [(1.0, 1e-45), (3e38, 1.6e-6)])
+def test_a_gradient_beyond_what_float32_can_shorten_adds_nothing(
+    pixel: float, clip_norm: float
+) -> None:
+    # Its factor, C / |g|, is below the smallest normal number and would be rounded up.
+    model = Corner()
+    model.classifier.bias.requires_grad_(False)
+
+    def first(features: Tensor, logits: Tensor, label: Tensor) -> Tensor:
+        return logits[0, 0]
+
+    image = torch.full((1, 1, 1, 2), pixel)
+    found = clipped_sum(model, image, torch.zeros(1).long(), loss=first, clip_norm=clip_norm)
+    moved = math.hypot(*found["classifier.weight"].flatten().tolist())
+    assert moved <= clip_norm * (1 + 1e-6)
 
 
 def test_what_is_frozen_gets_neither_gradient_nor_noise() -> None:

@@ -7,8 +7,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from client.learning.models import ModelSpec, build
+from client.learning.models import build
 from client.learning.recovery import descend, known
+from client.learning.spec import image_model
+from tests.models import stem_of
 
 NOTHING = torch.zeros(1, 3)
 
@@ -21,8 +23,9 @@ class Linear(nn.Module):
         self.classifier = nn.Linear(2, 2, bias=False)
         nn.init.zeros_(self.classifier.weight)
 
-    def features(self, images: Tensor) -> Tensor:
-        return images
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.classifier(images)
+        return logits
 
 
 def penalty(logits: list[float], label: int, *, outputs: float = 1.0) -> float:
@@ -115,9 +118,9 @@ def test_a_step_takes_at_most_a_batch_of_held_images() -> None:
     seen: list[int] = []
 
     class Watched(Linear):
-        def features(self, images: Tensor) -> Tensor:
+        def forward(self, images: Tensor) -> Tensor:
             seen.append(len(images))
-            return images
+            return super().forward(images)
 
     images, labels = torch.randn(4, 2, generator=torch.Generator()), torch.tensor([0, 1, 0, 1])
     held = torch.ones(9, 2), torch.zeros(9, dtype=torch.int64)
@@ -146,7 +149,7 @@ def test_held_images_lose_their_class_and_the_others_keep_theirs() -> None:
 
 @pytest.mark.parametrize("freeze_stem", [True, False])
 def test_a_frozen_stem_stays_bit_for_bit(freeze_stem: bool) -> None:
-    spec = ModelSpec("convnet", num_classes=2, channels=1, image_size=8, width=4, depth=2)
+    spec = image_model("convnet", num_classes=2, channels=1, image_size=8, width=4, depth=2)
     model = build(spec, torch.Generator().manual_seed(0))
     before = {key: value.clone() for key, value in model.state_dict().items()}
     images = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(1))
@@ -159,7 +162,7 @@ def test_a_frozen_stem_stays_bit_for_bit(freeze_stem: bool) -> None:
         batch_size=2,
         lr=0.1,
         generator=torch.Generator().manual_seed(2),
-        freeze_stem=freeze_stem,
+        freeze=stem_of(spec, model) if freeze_stem else (),
     )
 
     changed = {k for k, value in model.state_dict().items() if not torch.equal(value, before[k])}
@@ -173,9 +176,11 @@ def batches_of(*sizes: int) -> list[Tensor]:
     return [torch.randn(n, 1, 8, 8, generator=draws) for n in sizes]
 
 
-def recovered(name: str, *, num_held: int, **more: Any) -> dict[str, Tensor]:
+def recovered(
+    name: str, *, num_held: int, freeze_stem: bool = False, **more: Any
+) -> dict[str, Tensor]:
     """Return a model's state after one step on four images, holding others down."""
-    spec = ModelSpec(name, num_classes=2, channels=1, image_size=8, width=4, depth=2)
+    spec = image_model(name, num_classes=2, channels=1, image_size=8, width=4, depth=2)
     model = build(spec, torch.Generator().manual_seed(0))
     images, held = batches_of(4, num_held)
     options = {"epochs": 1, "batch_size": 4, "lr": 0.1, "generator": torch.Generator(), **more}
@@ -184,6 +189,7 @@ def recovered(name: str, *, num_held: int, **more: Any) -> dict[str, Tensor]:
         images,
         torch.tensor([0, 0, 0, 0]),
         held=(held, torch.ones(num_held, dtype=torch.int64)),
+        freeze=stem_of(spec, model) if freeze_stem else (),
         **options,
     )
     return model.state_dict()
@@ -218,7 +224,7 @@ def test_one_held_image_beside_batch_norm_is_enough() -> None:
 
 def test_a_model_without_batch_norm_makes_one_pass_for_both() -> None:
     seen: list[int] = []
-    spec = ModelSpec("convnet", num_classes=2, channels=1, image_size=8, width=4, depth=2)
+    spec = image_model("convnet", num_classes=2, channels=1, image_size=8, width=4, depth=2)
     model = build(spec, torch.Generator().manual_seed(0))
     model.body.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
     images, held = batches_of(4, 3)
@@ -230,13 +236,13 @@ def test_a_model_without_batch_norm_makes_one_pass_for_both() -> None:
 
 
 def test_a_body_of_one_convolution_recovers_as_a_whole() -> None:
-    spec = ModelSpec("convnet", num_classes=2, channels=1, image_size=8, width=4, depth=1)
+    spec = image_model("convnet", num_classes=2, channels=1, image_size=8, width=4, depth=1)
     model = build(spec, torch.Generator().manual_seed(0))
     before = {key: value.clone() for key, value in model.state_dict().items()}
     (images,) = batches_of(4)
     descend(
         model, images, torch.tensor([0, 1, 0, 1]), epochs=1, batch_size=4, lr=0.1,
-        generator=torch.Generator(), freeze_stem=True,
+        generator=torch.Generator(), freeze=stem_of(spec, model),
     )  # fmt: skip
     changed = {k for k, value in model.state_dict().items() if not torch.equal(value, before[k])}
     assert {"body.0.weight", "classifier.weight"} <= changed

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from client.errors import BadSetting, EffaceError
-from client.learning.models import NAMES, ModelSpec, build, compact, loaded, shaped
+from client.learning.models import NAMES, build, compact, loaded, shaped
+from client.learning.spec import image_model
 from client.learning.trace import (
     Trace,
     features_and_logits,
@@ -32,11 +33,12 @@ def traced(name: str) -> Trace:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_built_in_network_is_found_as_it_says_itself(name: str) -> None:
-    model = shaped(ModelSpec(name, num_classes=4, channels=3, image_size=32, width=4, depth=3))
+    model = shaped(image_model(name, num_classes=4, channels=3, image_size=32, width=4, depth=3))
     found = trace(model, torch.zeros(2, 3, 32, 32, device="meta"))
     own = {module: key for key, module in model.named_modules()}
+    stem = {"lenet": ["0"], "resnet18": ["conv1", "bn1"]}.get(name, ["0", "1"])
     assert (found.head, found.num_outputs) == ("classifier", 4)
-    assert found.stem == tuple(own[module] for module in model.stem())
+    assert found.stem == tuple(f"body.{module}" for module in stem)
     assert set(found.convolutions) == {k for m, k in own.items() if isinstance(m, nn.Conv2d)}
     assert found.trainable == tuple(key for key, _ in model.named_parameters())
     assert found.travels == tuple(model.state_dict())
@@ -45,14 +47,14 @@ def test_a_built_in_network_is_found_as_it_says_itself(name: str) -> None:
 
 
 def test_a_network_of_one_convolution_has_no_stem() -> None:
-    spec = ModelSpec("convnet", num_classes=4, channels=1, image_size=8, width=4, depth=1)
+    spec = image_model("convnet", num_classes=4, channels=1, image_size=8, width=4, depth=1)
     found = trace(shaped(spec), torch.zeros(2, 1, 8, 8, device="meta"))
     assert found.stem == ()
     assert found.convolutions == ("body.0",)
 
 
 def test_a_pruned_network_is_found_too() -> None:
-    spec = ModelSpec(
+    spec = image_model(
         "resnet8", num_classes=4, channels=1, image_size=8, pruned=("body.0:0,1", "body.3.conv1:2")
     )
     model = build(spec, torch.Generator().manual_seed(0))

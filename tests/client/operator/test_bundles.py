@@ -73,6 +73,16 @@ def test_what_was_forbidden_no_longer_runs(bundles: Bundles) -> None:
         bundles.forbid(FIRST.hash)
 
 
+def test_a_forbidden_bundle_that_comes_again_is_named_among_those_refused(
+    bundles: Bundles,
+) -> None:
+    bundles.allow(FIRST.hash, "", FIRST)
+    bundles.forbid(FIRST.hash)
+    assert bundles.waiting() == []  # it has not come
+    bundles.note(FIRST)
+    assert bundles.waiting() == [FIRST.hash]
+
+
 def test_a_damaged_list_lets_nothing_in(bundles: Bundles) -> None:
     bundles.allow(FIRST.hash, "")
     bundles.list.write_text(bundles.list.read_text() + "all\n")

@@ -5,6 +5,7 @@ import pwd
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -147,14 +148,41 @@ print("\\n".join(isolation.weaknesses(folder / "node.key", folder / "bundles")))
 
 @linux
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+@pytest.mark.parametrize("owned", ["bundles/allowed", "bundles", "", ".."])
+def test_a_list_that_can_be_put_aside_is_one_that_can_be_written(
+    tmp_path: Path, owned: str
+) -> None:
+    site = tmp_path / "etc" / "site"
+    (site / "bundles").mkdir(parents=True)
+    (site / "bundles" / "allowed").touch()
+    nobody = pwd.getpwnam("nobody")
+    os.chown(site / owned, nobody.pw_uid, nobody.pw_gid)
+    (site / owned).chmod(0o555)  # its owner can give it another mode
+    for folder in (tmp_path, *tmp_path.parents):
+        if folder == Path(tempfile.gettempdir()):
+            break
+        folder.chmod(0o755)
+    code = """
+from pathlib import Path
+folder = Path(sys.argv[1])
+isolation.leave_network()
+isolation.become("nobody")
+print(isolation.weaknesses(folder / "node.key", folder / "bundles"))
+"""
+    assert "it could write the list of allowed bundles" in run(code, str(site)).stdout
+
+
+@linux
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 def test_an_executor_that_gave_everything_up_has_no_weakness(tmp_path: Path) -> None:
     (tmp_path / "bundles").mkdir()
     key = tmp_path / "node.key"
     key.write_text("secret")
     key.chmod(0o600)
-    for folder in (tmp_path, *tmp_path.parents[:2]):
-        if folder != Path("/tmp"):
-            folder.chmod(0o755)
+    for folder in (tmp_path, *tmp_path.parents):
+        if folder == Path(tempfile.gettempdir()):
+            break
+        folder.chmod(0o755)
     code = """
 from pathlib import Path
 folder = Path(sys.argv[1])

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from client.operator import preflight as module
+from client.operator.folder import bundles_of
 from client.operator.preflight import MEND, NOTE, OK, preflight
 from client.policy import FILE, KEY
 from tests.attacks.site import hospital
@@ -66,6 +67,14 @@ def test_a_sound_site_has_nothing_to_mend(site: Path) -> None:
     assert not (site.parent / "store").exists()  # nothing was written there
 
 
+def test_a_site_where_no_bundle_may_run_is_told_so(site: Path) -> None:
+    state, text = found(site)["bundles"]
+    assert state == NOTE
+    assert "efface site allow" in text
+    bundles_of(site).allow("0" * 64, "")
+    assert found(site)["bundles"] == (OK, "1 bundle may run here")
+
+
 def no_folder(site: Path) -> None:
     (site / "node.toml").unlink()
 
@@ -92,6 +101,16 @@ def no_node_key(site: Path) -> None:
 
 def damaged_node_key(site: Path) -> None:
     (site.parent / "federation" / "keys" / "site-a").write_text("no key")
+
+
+def unknown_message(site: Path) -> None:
+    policy = site / FILE
+    policy.write_text(policy.read_text().replace("serve = []", 'serve = ["train.fitt"]'))
+
+
+def damaged_list(site: Path) -> None:
+    (site / "bundles").mkdir()
+    (site / "bundles" / "allowed").write_text("all of them")
 
 
 def no_data(site: Path) -> None:
@@ -132,6 +151,8 @@ FAULTS: list[tuple[Callable[[Path], None], str, str]] = [
     (no_folder, "folder", "holds no node.toml"),
     (no_policy, "policy", "efface site init"),
     (open_policy, "policy", "chmod 600"),
+    (unknown_message, "policy", "got train.fitt"),
+    (damaged_list, "bundles", "64 hexadecimal digits"),
     (no_site_key, "site key", "efface site init"),
     (open_node_key, "node key", "chmod 600"),
     (no_node_key, "node key", "make_federation.py node-key"),

@@ -1,17 +1,23 @@
 """Messages answered under noise: what is noised, what is paid, what is refused."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import Message
+from flwr.app import ArrayRecord, Message
 
 from client.app import app
 from client.budget import Budget, Mechanism, epsilon
 from client.data.site import SIMULATED_STORES
+from client.errors import BadSetting
+from client.learning.models import build
+from client.learning.spec import image_model
 from client.messages import CLASS_3, Common
+from client.policy import Policy, PolicyError
+from client.seeds import generator
 from client.steps.ascent import Ascend
 from client.steps.channels import FitChannels
 from client.steps.measuring import Describe, Heldout
@@ -180,18 +186,15 @@ def test_what_cannot_be_noised_is_refused_before_it_is_paid(
     assert not list(tmp_path.rglob("budget*.json"))
 
 
-def test_batchnorm_is_refused_under_noise(grid: InlineGrid) -> None:
-    from client.learning.models import ModelSpec, build
-
-    spec = ModelSpec("resnet8", num_classes=10, channels=1, image_size=8, width=8, depth=2)
-    from flwr.app import ArrayRecord
-
-    from client.seeds import generator
-
+def test_batchnorm_is_refused_under_noise_before_it_is_paid(
+    grid: InlineGrid, tmp_path: Path
+) -> None:
+    spec = image_model("resnet8", num_classes=10, channels=1, image_size=8, width=8, depth=2)
     arrays = ArrayRecord(build(spec, generator(0)).state_dict())
-    config = told(Fit, **STEPS, **NOISE, model="resnet8").config()
+    config = told(Fit, **STEPS, **NOISE, **Fit.of_model(spec)).config()
     (reply,) = grid.send_and_receive([message("train.fit", config, arrays)])
     assert "model must have no BatchNorm under noise" in reply.error.reason
+    assert not list(tmp_path.rglob("budget*.json"))
 
 
 # ---- a policy -----------------------------------------------------------------------------------
@@ -224,6 +227,24 @@ def test_a_policy_decides_on_noise_and_clip_and_messages_can_only_be_stricter(
             _, arrays = answer(grid, Fit, **said, clip_norm=clip_norm)
             moved = np.concatenate([(arrays[n] - begun[n]).ravel() for n in begun])
             assert float(moved.std()) == pytest.approx(100.0 * least / 18, rel=0.1)
+
+
+def test_a_sites_noise_follows_from_nothing_whatever_the_environment_says(tmp_path: Path) -> None:
+    # As on a machine where simulations ran: the coordinator knows the seed.
+    assert os.environ[SIMULATED_STORES]
+    law = policy(tmp_path, epsilon=10_000.0)
+    with InlineGrid(app, NUM_CLIENTS, node_config=law, workers=1) as grid:
+        once, again = (answer(grid, Fit, **STEPS, seed=3)[1] for _ in range(2))
+    assert not same(once, again)
+
+
+def test_a_clip_too_short_for_float32_is_refused(tmp_path: Path) -> None:
+    # What is clipped to less than the smallest numbers is rounded up, beyond the noise's promise.
+    with pytest.raises(BadSetting, match="clip-norm must be at least 1e-06, got 1e-45"):
+        Fit.parse(told(Fit, **STEPS, noise_multiplier=1.0, clip_norm=1e-45).config())
+    policy(tmp_path, clip_norm=1e-45)
+    with pytest.raises(PolicyError, match=r"privacy\.clip-norm must be at least 1e-06"):
+        Policy.load(tmp_path / "policy.toml")
 
 
 def test_over_budget_is_refused_before_any_work_with_what_is_left(tmp_path: Path) -> None:

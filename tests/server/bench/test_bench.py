@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from client.data import datasets
 from client.data.datasets import DataSet, Split
 from client.errors import BadSetting, EffaceError
+from client.learning.spec import image_model
 from client.wire import ForgetSpec
 from server import provenance
 from server.bench import cells, columns, harness, keys, membership, plots, table
@@ -510,10 +511,11 @@ def test_the_attacks_see_confidence() -> None:
 
     # Mean 0.5: pixels below 127.5 are negative logits of the true class, sure and wrong.
     train, unseen = split([255, 200]), split([150, 0])
-    data = DataSet("pixels", train, unseen, None, 2, (0.5,), (0.1,))
+    data = DataSet(train, unseen, name="pixels", num_classes=2, mean=(0.5,), std=(0.1,))
 
+    task = image_model("convnet", 2, channels=1, image_size=8).task
     found = membership.attack(
-        PixelIsLogit(), data, torch.arange(2), unseen, device=torch.device("cpu")
+        PixelIsLogit(), task, data, torch.arange(2), unseen, device=torch.device("cpu")
     )
 
     assert found["confidence"] == 1.0  # both members above both others

@@ -23,6 +23,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from rich.console import Console
+from rich.text import Text
 from typer.testing import CliRunner
 
 import server.runner
@@ -553,6 +554,19 @@ def test_the_progress_bars_show_round_and_accuracy() -> None:
 
     for text in ("recover", "1/2", "retain 95.0 %", "a word"):
         assert text in out.getvalue()
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_the_progress_shows_how_long_the_updates_are_and_whose_sticks_out(terminal: bool) -> None:
+    out = StringIO()
+    norms = {"client-0": 0.5, "client-1": 0.4, "client-2": 6.0}
+
+    with display.watching(Console(file=out, force_terminal=terminal, width=120)) as shown:
+        shown.round(Round("train", 1, 2, Cost(seconds=1.0), 0.5, 3, norms=norms), None)
+
+    said = Text.from_ansi(out.getvalue()).plain
+    assert "client-2's update in train 1 is 13.3 times as long as the others'" in said
+    assert terminal or "updates 0.4 to 6 long" in said
 
 
 @pytest.mark.parametrize(

@@ -87,3 +87,10 @@ def test_a_damaged_budget_is_an_error_and_found_by_verify(tmp_path: Path) -> Non
     verified = CliRunner().invoke(app, ["store", "verify", str(tmp_path / "store"), "--json"])
     assert verified.exit_code == 3
     assert any("budget.json" in line for line in json.loads(verified.stdout)["problems"])
+
+
+def test_a_site_whose_connection_is_not_written_yet_is_not_taken_for_a_store(site: Path) -> None:
+    (site / "node.toml").unlink()
+    done = CliRunner().invoke(app, ["site", "budget", str(site)])
+    assert done.exit_code == 2
+    assert "holds no node.toml" in done.stderr

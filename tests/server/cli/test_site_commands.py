@@ -1,6 +1,7 @@
 """`efface site` allow, forbid, allowed, diff, and the options of run."""
 
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ NODE = 'superlink = "127.0.0.1:9092"\nkey = "node.key"\nstore = "store"\n'
 @pytest.fixture
 def site(tmp_path: Path) -> Path:
     (tmp_path / "node.toml").write_text(NODE)
+    with zipfile.ZipFile(tmp_path / "other.zip", "w") as other:
+        other.writestr("notes.txt", "no app of ours")
     return tmp_path
 
 
@@ -69,6 +72,7 @@ def test_a_hash_that_nobody_has_seen_is_allowed_with_a_word_of_it(site: Path) ->
         (["allow", "{site}", "12ab"], "64 hexadecimal digits, got '12ab'"),
         (["allow", "{site}", "--file", "{site}/node.toml"], "must be a zip file"),
         (["allow", "{site}", "--file", "{site}/none.fab"], "file must be readable"),
+        (["allow", "{site}", "--file", "{site}/other.zip"], "bundle must hold client/app.py"),
         (["allowed", "{site}/elsewhere"], "holds no node.toml"),
         (["run", "{site}", "--only", "both"], "only must be one of node, executor, got 'both'"),
         (["run", "{site}/elsewhere"], "holds no node.toml"),

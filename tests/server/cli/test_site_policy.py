@@ -32,6 +32,15 @@ def test_a_site_is_made_and_its_public_key_printed(tmp_path: Path) -> None:
     assert nameless.exit_code == 2
     shown = run("site", "init", tmp_path / "b", "--name", "site-b").stdout
     assert "Public key of site-b: " in shown
+    assert "node.toml" in shown
+
+
+def test_a_site_is_not_made_where_a_file_is(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path / "file" / "site"):
+        done = run("site", "init", folder, "--name", "site-a")
+        assert done.exit_code == 2
+        assert f"folder must be one, got the file {tmp_path / 'file'}" in done.stderr
 
 
 @pytest.fixture
@@ -54,6 +63,7 @@ def test_a_check_says_what_to_mend(site: Hospital) -> None:
     shown = run("site", "check", site.policy.parent)
     assert shown.exit_code == 1
     assert "2 to mend." in shown.stdout
+    assert "add it to [keys] coordinators" in " ".join(shown.stdout.split())
 
 
 def test_the_log_is_shown_and_verified(site: Hospital) -> None:
@@ -80,3 +90,25 @@ def test_the_log_is_shown_and_verified(site: Hospital) -> None:
     broken = run("site", "log", folder, "--verify", "--json")
     assert broken.exit_code == 3
     assert "line 2 must follow line 1" in json.loads(broken.stdout)["problems"][0]
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b'"number": 2', b'"number": null'),
+        (b'"num-examples": 7', b'"num-examples": "x"'),
+        (b'{"num-examples": 7}', b"7"),
+        (b'"time": "', b'"time": ["'),
+    ],
+)
+def test_a_log_of_which_a_line_was_altered_is_shown_and_does_not_verify(
+    site: Hospital, old: bytes, new: bytes
+) -> None:
+    book = Logbook(site.store)
+    for _ in range(3):
+        book.write({"message": "m", "outcome": "answered", "numbers": {"num-examples": 7}})
+    (path,) = book.files()
+    path.write_bytes(path.read_bytes().replace(old, new))
+    (path.parent / "notes.jsonl").touch()
+    assert run("site", "log", site.policy.parent).exit_code == 0
+    assert run("site", "log", site.policy.parent, "--verify").exit_code == 3

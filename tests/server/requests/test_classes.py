@@ -176,7 +176,7 @@ def test_a_version_keeps_what_its_weights_need_elsewhere(efface: Efface) -> None
     assert (data["num_classes"], data["image_shape"]) == (4, [1, 8, 8])
     assert len(data["mean"]) == len(data["std"]) == 1
     assert 0 < data["mean"][0] < 1
-    assert card["model"]["name"] == "convnet"
+    assert card["model"]["name"] == "images"
     efface.json("forget", "--class", "3", *FORGET)
     assert efface.json("show", "v0002")["version"]["card"]["data"] == data
 
@@ -249,7 +249,7 @@ def test_a_version_from_before_names_is_known_by_its_number_of_classes_and_the_o
 def test_images_of_another_size_than_those_of_training_are_refused(tmp_path: Path) -> None:
     data = load(f"folder:{write(tmp_path, CLOTHES, train=1, test=0)}")
     model = {"num_classes": 4, "channels": 1, "image_size": 16}
-    with pytest.raises(ClassesDiffer, match=r"images differ from training: v0001 was trained on"):
+    with pytest.raises(ClassesDiffer, match=r"examples differ from training: v0001 was trained on"):
         check_as_trained("v0001", {"model": model, "data": {"class_names": CLOTHES}}, data)
 
 

@@ -465,7 +465,7 @@ def test_a_request_that_no_superlink_takes_is_given_up(
         raise EffaceError("SuperLink must answer, got none")
 
     monkeypatch.setattr(superlink, "check_connection", lambda name: None)
-    monkeypatch.setattr(superlink, "stage_app", lambda folder, told: folder)
+    monkeypatch.setattr(superlink, "stage_app", lambda folder, told, task: folder)
     monkeypatch.setattr(superlink, "submit", submit)
     with pytest.raises(EffaceError, match="must answer"):
         ask(tmp_path / "home", "train", engine="superlink")

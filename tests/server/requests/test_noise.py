@@ -11,9 +11,10 @@ from safetensors.numpy import load_file
 
 from client.budget import Mechanism, epsilon
 from client.errors import BadSetting
-from client.learning.models import NAMES, ModelSpec, build
+from client.learning.models import NAMES, build
 from client.learning.networks import WITHOUT_BATCHNORM
 from client.learning.private import check_private
+from client.learning.spec import image_model
 from client.seeds import generator
 from server.evidence.record import PrivacySpent, from_json
 from server.report.display import privacy_lines
@@ -138,7 +139,7 @@ def test_what_cannot_be_trained_under_noise_is_refused_at_once(
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_models_without_batchnorm_are_those_that_can_be_trained(name: str) -> None:
-    model = build(ModelSpec(name, 10, 3, 32, 8, 1), generator(0))
+    model = build(image_model(name, 10, 3, 32, 8, 1), generator(0))
     if name in WITHOUT_BATCHNORM:
         check_private(model)
     else:

@@ -12,7 +12,7 @@ import torch
 
 from benchmarks import shown
 from client.errors import BadSetting
-from client.learning.models import ModelSpec
+from client.learning.spec import image_model
 from server.evidence.record import to_json
 from server.nodes.federation import Cost, Round
 from server.requests import planning
@@ -249,7 +249,7 @@ def situation(**more: Any) -> Situation:
     known: dict[str, Any] = {
         "settings": RunSettings(**told).check(),
         "base": SimpleNamespace(id="v0001", card=card),
-        "spec": ModelSpec("convnet", num_classes=2, channels=1, image_size=8, width=8, depth=2),
+        "spec": image_model("convnet", num_classes=2, channels=1, image_size=8, width=8, depth=2),
         "data": SimpleNamespace(train=SimpleNamespace(labels=labels)),
         "shares": (torch.arange(10), torch.arange(10, 16)),
         "kept": None,

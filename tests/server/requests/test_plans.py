@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 
 from client.data import datasets
-from client.learning.models import ModelSpec
+from client.learning.spec import image_model
 from client.simulation.shares import shares
 from server.nodes.federation import Cost
 from server.requests.planning import Situation
 from server.settings import RunSettings
 from strategies.table import METHODS
 
-SPEC = ModelSpec("convnet", num_classes=10, channels=1, image_size=8, width=8, depth=2)
+SPEC = image_model("convnet", num_classes=10, channels=1, image_size=8, width=8, depth=2)
 TOLD: dict[str, Any] = {"mode": "forget", "method": "auto", "holdout": 0.1, "scale": 10}
 TOLD |= {"batch_size": 32, "rounds": 2, "engine": "inline", "threads": 1, "dataset": "digits"}
 NOTHING: dict[str, list[Any]] = {"classes": [], "clients": []}
@@ -79,7 +79,9 @@ def situation(job: str, level: str, name: str) -> Situation:
     ).check()
     simulated = settings.engine != "superlink"
     drawn = max(1, round(settings.fraction * settings.num_clients))
-    given = (settings.dataset, None, settings.partition, settings.num_clients, 0, 0)
+    given = (
+        settings.learned, settings.dataset, None, settings.partition, settings.num_clients, 0, 0
+    )  # fmt: skip
     nodes = shares(*given) if simulated else None
     images = float(drawn * settings.local_steps * settings.batch_size)
     if not images:  # an epoch of each

@@ -17,7 +17,8 @@ FAILURES = [
     Failure("client-1", "verification failed: no", "timeout"),
     Failure("client-2", "", "store-error"),
 ]
-ROUND = Round("recover", 1, 2, Cost(seconds=1.5, rounds=1), 0.25, 7, FAILURES)
+NORMS = {"client-3": 0.5, "client-4": 0.25, "client-5": 12.0}
+ROUND = Round("recover", 1, 2, Cost(seconds=1.5, rounds=1), 0.25, 7, FAILURES, NORMS)
 
 
 class Listening:

@@ -1,5 +1,6 @@
 """Fisher forgetting: whose information counts, and how much noise it lets through."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from client.data.site import open_site
 from client.errors import BadSetting
 from client.learning.curvature import fisher_diagonal
 from client.learning.models import ModelSpec, build
+from client.learning.spec import image_model
 from client.steps.measuring import Fisher
 from client.wire import ForgetSpec
 from server.nodes.engines.inline import InlineGrid
@@ -140,7 +142,7 @@ def test_pruned_channels_stay_without_effect() -> None:
     model = network()
     zero_(model, pruned)
     federation = Informed()
-    federation.model_spec = ModelSpec(**{**vars(SPEC), "pruned": tuple(to_text(pruned))})
+    federation.model_spec = replace(SPEC, pruned=tuple(to_text(pruned)))
     found = scrubbed(federation, ArrayRecord(model.state_dict()), noise=1.0)
     (layer,) = [each for each in layout(model) if each.name == "body.0"]
     for name in layer.tensors:
@@ -149,7 +151,7 @@ def test_pruned_channels_stay_without_effect() -> None:
 
 
 def test_running_statistics_stay() -> None:
-    spec = ModelSpec("resnet8", 10, channels=1, image_size=8)
+    spec = image_model("resnet8", 10, channels=1, image_size=8)
     before = build(spec, seeded()).state_dict()
     federation = Informed()
     federation.model_spec = spec

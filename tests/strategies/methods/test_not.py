@@ -10,6 +10,7 @@ from flwr.app import ArrayRecord
 
 from client.errors import BadSetting
 from client.learning.models import ModelSpec, build
+from client.learning.spec import image_model
 from client.wire import ForgetSpec
 from strategies.methods.not_negation import WeightNegation, negated
 from tests.messages import weights
@@ -66,7 +67,7 @@ def test_the_first_so_many_layers_are_negated() -> None:
 
 
 def test_a_residual_networks_first_convolution_is_its_first_layer() -> None:
-    spec = ModelSpec("resnet20", num_classes=10, channels=1, image_size=8)
+    spec = image_model("resnet20", num_classes=10, channels=1, image_size=8)
     model = ArrayRecord(build(spec, torch.Generator().manual_seed(0)).state_dict())
     assert changed(model, forget(model, spec).first("unlearn").model) == {"body.0.weight"}
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord
 
-from client.learning.models import ModelSpec, build
+from client.learning.models import build
+from client.learning.spec import image_model
 from client.seeds import generator
 from strategies.parts.averaging import weighted_average
 
@@ -46,7 +47,7 @@ def test_integer_buffers_keep_their_dtype_and_are_rounded(dtype: type) -> None:
 
 
 def test_a_network_with_batch_norm_keeps_names_order_shapes_and_dtypes() -> None:
-    spec = ModelSpec("resnet20", num_classes=3, channels=1, image_size=8)
+    spec = image_model("resnet20", num_classes=3, channels=1, image_size=8)
     one, two = (ArrayRecord(build(spec, generator(s, "x")).state_dict()) for s in (0, 1))
     found = weighted_average([one, two], [1, 1])
     assert list(found) == list(one)

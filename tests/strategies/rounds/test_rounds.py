@@ -28,7 +28,8 @@ from flwr.supercore.task_identity import TaskIdentity
 from client import wire
 from client.app import app
 from client.data.site import open_site
-from client.learning.models import ModelSpec, build
+from client.learning.models import build
+from client.learning.spec import image_model
 from client.messages import Common
 from client.seeds import generator
 from client.steps.ascent import Ascend
@@ -538,10 +539,10 @@ def test_a_round_on_one_node_is_that_nodes_sgd() -> None:
 
 @pytest.mark.usefixtures("_store")
 def test_batch_norms_buffers_are_averaged_in_their_dtype() -> None:
-    spec = ModelSpec("resnet20", num_classes=10, channels=1, image_size=8)
+    spec = image_model("resnet20", num_classes=10, channels=1, image_size=8)
     start = ArrayRecord(build(spec, torch.Generator().manual_seed(0)).state_dict())
     settings = told(
-        Fit, steps=3, batch_size=8, lr=0.1, model="resnet20", num_clients=2, max_samples=40
+        Fit, steps=3, batch_size=8, lr=0.1, **Fit.of_model(spec), num_clients=2, max_samples=40
     )
     with InlineGrid(app, 2) as grid:
         result = FederatedAveraging(settings).start(grid, start, num_rounds=1)

@@ -1,0 +1,46 @@
+"""What a task can be trained and asked for, checked before any work."""
+
+from client.errors import BadSetting
+from client.learning.models import ModelSpec, traced
+from client.wire import ForgetSpec
+from server.settings import RunSettings
+
+
+def check_task(settings: RunSettings, spec: ModelSpec) -> None:
+    """Refuse a training that a user's task does not serve.
+
+    Raises:
+        BadSetting: Saying why, and what to change.
+    """
+    task = spec.task
+    if not task.is_own:
+        return
+    if settings.scale and (task.own_loss or not traced(spec).float_inputs):
+        why = "a loss of its own" if task.own_loss else "inputs that are whole numbers"
+        raise BadSetting(
+            f"scale must be 0 for task {task.title}, got {settings.scale}: it has {why}, from "
+            "which no synthetic examples are made; add --scale 0"
+        )
+    if settings.noise_multiplier and traced(spec).mixes_examples:
+        raise BadSetting(
+            f"network of task {task.title} must not have BatchNorm with noise-multiplier above 0: "
+            "it mixes the examples of a batch; use GroupNorm or LayerNorm"
+        )
+    if settings.noise_multiplier and task.own_loss:
+        raise BadSetting(
+            f"task {task.title} must be judged by cross-entropy with noise-multiplier above 0, got "
+            "a loss of its own"
+        )
+
+
+def check_level(spec: ModelSpec, forget: ForgetSpec) -> None:
+    """Refuse a class of a task that has none.
+
+    Raises:
+        BadSetting: Naming the levels that are left.
+    """
+    if forget.level == "class" and spec.task.own_loss:
+        raise BadSetting(
+            f"level must be client for task {spec.task.title}, got class: it has a loss of its "
+            "own, and its examples have no classes"
+        )
