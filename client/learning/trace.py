@@ -7,7 +7,7 @@ Shapes: B examples, F features, K outputs.
 """
 
 import hashlib
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, cast
@@ -167,22 +167,6 @@ def frozen_norms_still(model: nn.Module) -> Iterator[None]:
     finally:
         for norm in norms:
             norm.train()
-
-
-def tie(model: nn.Module, aliases: Iterable[tuple[str, str]]) -> None:
-    """Give each second name its first name's tensor again, in place.
-
-    To assign tensors to the first names alone, as what travels comes, leaves the others behind.
-
-    Args:
-        model: The network.
-        aliases: As `Trace` has them.
-    """
-    for second, first in aliases:
-        owner, _, own = first.rpartition(".")
-        tensor = getattr(model.get_submodule(owner), own)
-        owner, _, own = second.rpartition(".")
-        setattr(model.get_submodule(owner), own, tensor)
 
 
 def features_and_logits(model: nn.Module, head: str, inputs: Tensor) -> tuple[Tensor, Tensor]:

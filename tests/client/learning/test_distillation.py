@@ -24,6 +24,7 @@ from client.learning.distillation import (
 )
 from client.learning.models import build
 from client.learning.spec import image_model
+from client.learning.training import local_sgd
 from client.store import SyntheticSet
 from tests.own_networks import batch, network
 
@@ -388,6 +389,29 @@ def test_frozen_layers_take_no_part() -> None:
     own = synthetic_gradients(model, rows.clone().requires_grad_(), labels)
     assert [g.shape for g in own[0]] == [(6, 8), (3, 6)]
     assert_same(own, by_class)
+
+
+@pytest.mark.parametrize("name", ["mlp", "adapted", "series"])
+def test_training_by_these_gradients_is_ordinary_training(name: str) -> None:
+    ordinary, matched = network(name), network(name)
+    for model in (ordinary, matched):
+        if name == "mlp":
+            model[0].requires_grad_(False)
+    inputs, labels = batch(name)
+
+    def pick(rows: Tensor) -> tuple[Tensor, Tensor]:
+        return inputs[rows], labels[rows]
+
+    local_sgd(ordinary, pick, iter([torch.arange(7)] * 3), lr=0.1)
+    local_sgd(
+        matched,
+        pick,
+        iter([torch.arange(7)] * 3),
+        lr=0.1,
+        gradients=lambda _, x, y: real_gradients(matched, x, y)[:2],
+    )
+    for mine, theirs in zip(matched.parameters(), ordinary.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-12)
 
 
 def test_rows_of_a_table_are_matched() -> None:

@@ -17,7 +17,6 @@ from client.learning.trace import (
     frozen_norms_still,
     is_plain,
     mixes_examples,
-    tie,
     trace,
     train_mode,
 )
@@ -226,17 +225,6 @@ def test_a_tied_tensor_travels_once_and_is_not_frozen_under_its_second_name() ->
     assert found.shared == ("words.weight",)
     assert found.travels == ("words.weight", "body.weight", "body.bias")
     assert found.frozen == ()
-
-
-def test_a_tensor_is_tied_again_after_other_tensors_were_assigned() -> None:
-    model = network("tied")
-    known = trace(model, batch("tied")[0])
-    state = {name: value.clone() for name, value in model.state_dict().items()}
-    model.load_state_dict({name: state[name] for name in known.travels}, strict=False, assign=True)
-    assert model.answer.weight is not model.words.weight
-    tie(model, known.aliases)
-    assert model.answer.weight is model.words.weight
-    assert [name for name, _ in model.named_parameters()] == list(known.trainable)
 
 
 def test_a_layer_called_twice_shares_its_parameters() -> None:
