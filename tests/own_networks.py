@@ -32,7 +32,9 @@ class Reports(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         padding = tokens == 0
         words = self.encoder(self.words(tokens) + self.places, src_key_padding_mask=padding)
-        return self.answer(words.mean(dim=1))
+        # What torch gives at padding depends on its way through the layers.
+        words = words.masked_fill(padding[:, :, None], 0.0)
+        return self.answer(words.sum(dim=1) / (~padding).sum(dim=1, keepdim=True))
 
 
 class Patches(nn.Module):
@@ -214,6 +216,19 @@ class PlacesFirst(nn.Module):
         return self.answer(self.body(series.transpose(0, 1)).tanh().mean(dim=0))
 
 
+def in_place() -> nn.Module:
+    """Return convolutions whose outputs are overwritten behind them, as in torchvision's VGG."""
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(4, 5, 3),
+        nn.ReLU(inplace=True),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(5, NUM_CLASSES),
+    )
+
+
 def normed() -> nn.Module:
     """Return a network under weight norm, on rows (B, 5)."""
     return nn.Sequential(weight_norm(nn.Linear(5, 6)), nn.Tanh(), nn.Linear(6, NUM_CLASSES))
@@ -234,6 +249,7 @@ NETWORKS = {
     "recurrent": (Recurrent, (NUM_PLACES, 4)),
     "places-first": (PlacesFirst, (NUM_PLACES, 4)),
     "normed": (normed, (5,)),
+    "in-place": (in_place, (1, 8, 8)),
 }
 
 LABELS = torch.tensor([0, 2, 2, 1, 0, 2, 0])

@@ -55,7 +55,8 @@ def example_gradients(
         nonlocal apart
         if not apart:
             try:
-                return in_one_pass(weights, inputs, labels)  # type: ignore[no-any-return]
+                with ByFormula():  # torch takes its own attention one by one, with a warning
+                    return in_one_pass(weights, inputs, labels)  # type: ignore[no-any-return]
             except torch.OutOfMemoryError:
                 raise
             except (RuntimeError, ValueError):  # another mistake shows again below
@@ -161,12 +162,14 @@ def over_kernels(curvature: Tensor) -> Tensor:
     """Return a convolution's mean of |D| over each kernel's places, as Yao et al., section 3.2.
 
     Args:
-        curvature: D, in the shape of a convolution's weight, of any number of dimensions.
+        curvature: D, in the shape of a convolution's weight, of one place dimension or more; of
+            two dimensions it is returned as it is.
 
     Returns:
         A tensor that broadcasts to the weight's shape.
     """
-    return curvature.abs().mean(dim=tuple(range(2, curvature.dim())), keepdim=True)
+    places = tuple(range(2, curvature.dim()))
+    return curvature.abs().mean(dim=places, keepdim=True) if places else curvature
 
 
 def local_quasi_newton(

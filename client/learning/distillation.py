@@ -70,11 +70,20 @@ def initialise(
 
 @dataclass
 class Tape:
-    """Inputs and outputs of every Conv2d and Linear layer in one forward pass."""
+    """Inputs and outputs of every Conv2d and Linear layer in one forward pass.
+
+    With how often each had been written to by then.
+    """
 
     layers: list[nn.Conv2d | nn.Linear]
     inputs: list[Tensor]
     outputs: list[Tensor]
+    versions: list[tuple[int, int]]
+
+    def is_intact(self) -> bool:
+        """Return whether nothing was written into afterwards, as `ReLU(inplace=True)` does."""
+        now = [(x._version, y._version) for x, y in zip(self.inputs, self.outputs, strict=True)]
+        return now == self.versions
 
 
 @contextmanager
@@ -83,14 +92,16 @@ def record(model: nn.Module) -> Iterator[Tape]:
 
     Only layers of the ordinary kind whose weight is trained.
     """
-    tape = Tape([], [], [])
+    tape = Tape([], [], [], [])
 
     def keep(
         layer: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor], output: Tensor
     ) -> None:
         tape.layers.append(cast(nn.Conv2d | nn.Linear, layer))
-        tape.inputs.append(inputs[0] if inputs else named["input"])
+        seen = inputs[0] if inputs else named["input"]
+        tape.inputs.append(seen)
         tape.outputs.append(output)
+        tape.versions.append((seen._version, output._version))
 
     hooks = [
         layer.register_forward_hook(keep, with_kwargs=True)
@@ -127,7 +138,7 @@ def _follows(model: nn.Module, tape: Tape, loss: Tensor, num_examples: int) -> b
         loss: With its graph.
         num_examples: B.
     """
-    if len(_weights(model, tape)) != len(tape.layers):
+    if len(_weights(model, tape)) != len(tape.layers) or not tape.is_intact():
         return False
     for layer, inputs, output in zip(tape.layers, tape.inputs, tape.outputs, strict=True):
         if not output.requires_grad or len(output) != num_examples:
@@ -313,6 +324,25 @@ def check_inputs(inputs: Tensor) -> None:
             f"inputs must be floating-point numbers to be distilled, got {inputs.dtype}; "
             "choose a method without synthetic data"
         )
+
+
+def check_distillable(model: nn.Module, inputs: Tensor) -> None:
+    """Refuse, before any work, a network or inputs that cannot be distilled, by trying it once.
+
+    Args:
+        model: Left unchanged.
+        inputs: A few examples `(B, ...)` on the model's device; their values are of no account.
+
+    Raises:
+        BadSetting: If the inputs are not floating-point numbers, no tensor of 2 dimensions or more
+            is trained, or an operation has no second derivative.
+    """
+    labels = torch.zeros(len(inputs), dtype=torch.int64, device=inputs.device)
+    with frozen_statistics(model):
+        _, _, real = real_gradients(model, inputs, labels)
+    Matcher(SyntheticSet(inputs.clone(), labels), lr=0.0, momentum=0.0, num_steps=1).match(
+        model, real
+    )
 
 
 @contextmanager

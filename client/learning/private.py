@@ -32,7 +32,13 @@ from torch.nn.functional import cross_entropy
 
 from client.errors import BadSetting
 from client.learning.curvature import NUMBERS_AT_ONCE, example_gradients, parts_of
-from client.learning.trace import frozen_norms_still, inputs_of, mixes_examples, only
+from client.learning.trace import (
+    frozen_norms_still,
+    inputs_of,
+    keeps_statistics,
+    mixes_examples,
+    only,
+)
 from client.learning.training import Pick, Trained, local_sgd
 
 ExampleLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -111,12 +117,17 @@ def check_private(model: nn.Module) -> None:
     """Refuse a model whose examples have no gradients of their own.
 
     Raises:
-        BadSetting: If it has BatchNorm that is not frozen.
+        BadSetting: If it has BatchNorm that is not frozen, or another norm that keeps statistics.
     """
     if mixes_examples(model):
         raise BadSetting(
             "model must have no BatchNorm under noise, got one: it mixes the examples of a batch; "
             "convnet and lenet have none"
+        )
+    if keeps_statistics(model):
+        raise BadSetting(
+            "model must keep no running statistics under noise, got a norm layer that does: they "
+            "would go up without any; track_running_stats=False makes it keep none"
         )
 
 
@@ -287,7 +298,7 @@ def private_sgd(
         Steps, the images that were expected, and no loss.
 
     Raises:
-        BadSetting: If the model has BatchNorm that is not frozen.
+        BadSetting: If the model has BatchNorm that is not frozen, or keeps running statistics.
     """
     check_private(model)
     local_sgd(

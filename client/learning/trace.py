@@ -7,7 +7,7 @@ Shapes: B examples, F features, K outputs.
 """
 
 import hashlib
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, cast
@@ -78,7 +78,7 @@ def trace(model: nn.Module, inputs: Tensor) -> Trace:
     """
     names = {module: name for name, module in model.named_modules()}
     begun, done, outputs = _run(model, inputs)
-    calls = [module for module, _ in done]
+    calls = [module for module, _, _ in done]
     tensor = isinstance(outputs, Tensor) and outputs.dim() == 2
     frozen_norms = [module for module in names if _is_frozen_norm(model, module)]
     state = model.state_dict(keep_vars=True)
@@ -138,6 +138,16 @@ def mixes_examples(model: nn.Module) -> bool:
     )
 
 
+def keeps_statistics(model: nn.Module) -> bool:
+    """Return whether a norm layer that is not frozen keeps running statistics of its inputs."""
+    return any(
+        isinstance(module, _NormBase)
+        and module.running_mean is not None
+        and not _is_frozen_norm(model, module)
+        for module in model.modules()
+    )
+
+
 def train_mode(model: nn.Module) -> None:
     """Put a network in training mode, but for frozen norms, which use and keep their statistics."""
     model.train()
@@ -157,22 +167,6 @@ def frozen_norms_still(model: nn.Module) -> Iterator[None]:
     finally:
         for norm in norms:
             norm.train()
-
-
-def tie(model: nn.Module, aliases: Iterable[tuple[str, str]]) -> None:
-    """Give each second name its first name's tensor again, in place.
-
-    To assign tensors to the first names alone, as what travels comes, leaves the others behind.
-
-    Args:
-        model: The network.
-        aliases: As `Trace` has them.
-    """
-    for second, first in aliases:
-        owner, _, own = first.rpartition(".")
-        tensor = getattr(model.get_submodule(owner), own)
-        owner, _, own = second.rpartition(".")
-        setattr(model.get_submodule(owner), own, tensor)
 
 
 def features_and_logits(model: nn.Module, head: str, inputs: Tensor) -> tuple[Tensor, Tensor]:
@@ -251,11 +245,12 @@ def frozen_digest(model: nn.Module, names: Collection[str]) -> str:
 # ---- the pass -----------------------------------------------------------------------------------
 
 
-Calls = list[tuple[nn.Module, Any]]
+Calls = list[tuple[nn.Module, Any, int]]
+"""Modules in the order in which they end, with their outputs, and writes into these by then."""
 
 
 def _run(model: nn.Module, inputs: Tensor) -> tuple[list[tuple[nn.Module, bool]], Calls, Any]:
-    """Return begins (True) and ends (False) of calls, ended calls with outputs, and the output."""
+    """Return begins (True) and ends (False) of calls, the ended calls, and the output."""
     steps: list[tuple[nn.Module, bool]] = []
     done: Calls = []
 
@@ -264,7 +259,7 @@ def _run(model: nn.Module, inputs: Tensor) -> tuple[list[tuple[nn.Module, bool]]
 
     def end(module: nn.Module, given: tuple[Any, ...], output: Any) -> None:
         steps.append((module, False))
-        done.append((module, output))
+        done.append((module, output, output._version if isinstance(output, Tensor) else 0))
 
     modes = [(module, module.training) for module in model.modules()]
     # Would look at the values of a padding mask, and pass its layers nested tensors.
@@ -290,15 +285,18 @@ def _run(model: nn.Module, inputs: Tensor) -> tuple[list[tuple[nn.Module, bool]]
 def _head(names: dict[nn.Module, str], done: Calls, outputs: Tensor) -> str | None:
     """Return the last layer's name, if its output is the network's."""
     parts = [
-        (module, output)
-        for module, output in done
+        (module, output, version)
+        for module, output, version in done
         if not isinstance(module, PASSING) and not any(True for _ in module.children())
     ]
     if not parts:
         return None
-    last, output = parts[-1]
-    is_head = isinstance(last, nn.Linear) and is_plain(last) and output is outputs
-    return names[last] if is_head and sum(module is last for module, _ in parts) == 1 else None
+    last, output, version = parts[-1]
+    if not isinstance(last, nn.Linear) or not is_plain(last):
+        return None
+    if output is not outputs or version != outputs._version:  # or written into since
+        return None
+    return names[last] if sum(module is last for module, *_ in parts) == 1 else None
 
 
 def _stem(steps: list[tuple[nn.Module, bool]]) -> list[nn.Module]:

@@ -6,8 +6,10 @@ from collections.abc import Iterator
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from client.learning import curvature
+from client.learning.attention import ByFormula
 from client.learning.curvature import (
     fisher_diagonal,
     hessian_diagonal,
@@ -16,7 +18,9 @@ from client.learning.curvature import (
 )
 from client.learning.models import build
 from client.learning.spec import image_model
+from client.learning.trace import trace
 from client.learning.training import Trained
+from tests.own_networks import batch, network
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -81,6 +85,32 @@ def test_fisher_information_equals_one_backward_pass_at_a_time(
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["mlp", "reports", "patches", "series", "dense", "adapted", "tied", "twice", "recurrent"],
+)
+def test_fisher_information_of_any_network_equals_one_backward_pass_at_a_time(name: str) -> None:
+    model, (inputs, _) = network(name), batch(name, 3)
+
+    found = fisher_diagonal(model, inputs)
+
+    trained = {key: p for key, p in model.named_parameters() if p.requires_grad}
+    slow = {key: torch.zeros_like(p) for key, p in trained.items()}
+    for one in inputs:
+        likely = model(one[None]).log_softmax(1)[0]
+        for log in likely:
+            gradients = torch.autograd.grad(log, list(trained.values()), retain_graph=True)
+            for key, gradient in zip(trained, gradients, strict=True):
+                slow[key] += log.detach().exp() * gradient.square() / 3
+    assert list(found) == list(trained)
+    for key, value in slow.items():
+        torch.testing.assert_close(found[key], value, rtol=1e-9, atol=1e-14, msg=key)
+
+
+def test_of_a_network_that_is_frozen_nothing_is_measured() -> None:
+    assert fisher_diagonal(network("mlp").requires_grad_(False), batch("mlp")[0]) == {}
+
+
 # ---- Hutchinson's estimate ----------------------------------------------------------------------
 
 
@@ -117,6 +147,42 @@ def test_a_convolutions_kernel_shares_one_curvature() -> None:
     found = over_kernels(diagonal_of(loss, weight))
     assert found.shape == (1, 2, 1, 1)
     assert found.flatten().tolist() == [3.0, 6.0]
+
+
+def test_kernels_of_one_dimension_share_one_curvature_too() -> None:
+    # The diagonal ((2, -4, 6)) of one filter of 1 x 1 x 3: the mean of |D| is 4.
+    found = over_kernels(torch.tensor([[[2.0, -4.0, 6.0]]]))
+    assert found.tolist() == [[[4.0]]]
+    assert over_kernels(torch.tensor([[2.0, -4.0]])).tolist() == [[2.0, -4.0]]  # no places
+
+
+def test_a_weight_in_which_the_loss_is_linear_has_no_curvature() -> None:
+    # L = 2 a + b^2: the gradient in a is 2, whatever a and b.
+    a, b = torch.ones(1, requires_grad=True), torch.ones(1, requires_grad=True)
+    gradients = torch.autograd.grad((2 * a + b**2).sum(), [a, b], create_graph=True)
+    found = hessian_diagonal(gradients, [a, b], seeded())
+    assert [t.tolist() for t in found] == [[0.0], [2.0]]
+    (alone,) = torch.autograd.grad((2 * a).sum(), [a], create_graph=True)
+    assert hessian_diagonal([alone], [a], seeded())[0].tolist() == [0.0]
+
+
+@pytest.mark.parametrize("name", ["mlp", "patches", "series", "reports", "twice"])
+def test_the_estimate_is_the_diagonal_of_the_whole_hessian_on_average(name: str) -> None:
+    # Exactly: the mean over all sign vectors of z * (H z) is diag(H); here over single signs,
+    # for e_i the product H e_i has the diagonal's entry at i.
+    model, (inputs, labels) = network(name), batch(name)
+    weight = next(p for key, p in model.named_parameters() if key.endswith("bias"))
+    with ByFormula():
+        loss = cross_entropy(model(inputs), labels)
+    (gradient,) = torch.autograd.grad(loss, [weight], create_graph=True)
+    rows = [
+        torch.autograd.grad(g, weight, retain_graph=True, materialize_grads=True)[0]
+        for g in gradient
+    ]
+    hessian = torch.stack(rows)
+    found = hessian_diagonal([gradient], [weight], seeded(5))[0]
+    signs = 2.0 * torch.randint(0, 2, weight.shape, generator=seeded(5)) - 1.0
+    torch.testing.assert_close(found, signs * (hessian @ signs.double()), rtol=1e-8, atol=1e-12)
 
 
 # ---- quasi-Newton steps -------------------------------------------------------------------------
@@ -214,6 +280,39 @@ def test_steps_depend_on_their_generator_alone() -> None:
         return torch.cat([p.detach().flatten() for p in model.parameters()])
 
     assert torch.equal(trained(0), trained(1))
+
+
+@pytest.mark.parametrize(
+    "name", ["mlp", "patches", "series", "dense", "reports", "adapted", "tied"]
+)
+@pytest.mark.parametrize("curvature", ["fisher", "hessian"])
+def test_any_network_is_trained_and_what_is_frozen_stays(name: str, curvature: str) -> None:
+    model, (inputs, labels) = network(name), batch(name)
+    known = trace(model, inputs)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    start = float(cross_entropy(model.eval()(inputs), labels).detach())
+    done = local_quasi_newton(
+        model,
+        lambda batch: (inputs[batch], labels[batch]),
+        iter([torch.arange(7)] * 5),
+        lr=0.02,
+        generator=seeded(),
+        curvature=curvature,
+        eps=0.1,
+    )
+    assert float(cross_entropy(model.eval()(inputs), labels).detach()) < start
+    assert done.num_steps == 5
+    after = model.state_dict()
+    assert all(torch.equal(after[key], before[key]) for key in known.frozen)
+    assert any(not torch.equal(after[key], before[key]) for key in known.trainable)
+
+
+def test_a_parameter_that_is_never_used_stays() -> None:
+    model = Odds()
+    model.idle = nn.Parameter(torch.ones(2, 2))
+    for measure in ("fisher", "hessian"):
+        steps(model, curvature=measure)
+    assert torch.equal(model.idle, torch.ones(2, 2))
 
 
 def test_no_batch_leaves_the_model() -> None:

@@ -13,6 +13,7 @@ from client.errors import BadSetting
 from client.learning.attention import ByFormula
 from client.learning.distillation import (
     Matcher,
+    check_distillable,
     condense,
     distance,
     due,
@@ -23,6 +24,7 @@ from client.learning.distillation import (
 )
 from client.learning.models import build
 from client.learning.spec import image_model
+from client.learning.training import local_sgd
 from client.store import SyntheticSet
 from tests.own_networks import batch, network
 
@@ -273,6 +275,7 @@ LAYERS_ALONE = {
     "recurrent": False,
     "places-first": False,
     "normed": False,
+    "in-place": False,  # what a layer gave is overwritten
 }
 
 
@@ -388,6 +391,29 @@ def test_frozen_layers_take_no_part() -> None:
     assert_same(own, by_class)
 
 
+@pytest.mark.parametrize("name", ["mlp", "adapted", "series"])
+def test_training_by_these_gradients_is_ordinary_training(name: str) -> None:
+    ordinary, matched = network(name), network(name)
+    for model in (ordinary, matched):
+        if name == "mlp":
+            model[0].requires_grad_(False)
+    inputs, labels = batch(name)
+
+    def pick(rows: Tensor) -> tuple[Tensor, Tensor]:
+        return inputs[rows], labels[rows]
+
+    local_sgd(ordinary, pick, iter([torch.arange(7)] * 3), lr=0.1)
+    local_sgd(
+        matched,
+        pick,
+        iter([torch.arange(7)] * 3),
+        lr=0.1,
+        gradients=lambda _, x, y: real_gradients(matched, x, y)[:2],
+    )
+    for mine, theirs in zip(matched.parameters(), ordinary.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-12)
+
+
 def test_rows_of_a_table_are_matched() -> None:
     model, (rows, labels) = network("adapted"), batch("adapted")
     before = {key: value.clone() for key, value in model.state_dict().items()}
@@ -429,8 +455,24 @@ def test_what_has_no_second_derivative_is_refused() -> None:
     rows = torch.randn(3, 2, generator=seeded())
     real = real_gradients(model, rows, labels)[2]
     matcher = Matcher(SyntheticSet(rows, labels), lr=0.1, momentum=0.0, num_steps=1)
-    with pytest.raises(BadSetting, match="operations with second derivatives, got one without"):
+    told = "operations with second derivatives, got one without"
+    with pytest.raises(BadSetting, match=told):
         matcher.match(model, real)
+    with pytest.raises(BadSetting, match=told):
+        check_distillable(model, rows)
+
+
+@pytest.mark.parametrize("name", LAYERS_ALONE)
+def test_a_trial_before_any_work_changes_nothing(name: str) -> None:
+    model, (inputs, _) = network(name), batch(name, 2)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    kept = inputs.clone()
+    check_distillable(model, inputs)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert all(module.training for module in model.modules())
+    assert torch.equal(inputs, kept)
+    with pytest.raises(BadSetting, match="must be floating-point numbers"):
+        check_distillable(network("reports"), batch("reports")[0])
 
 
 # ---- sets ---------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 
 from client.channels.layout import from_text
 from client.channels.masks import freeze
-from client.errors import BadSetting
+from client.errors import BadSetting, EffaceError
 from client.learning.models import build
 from client.learning.networks import Classifier
 from client.learning.private import (
@@ -17,6 +17,7 @@ from client.learning.private import (
     Draws,
     Noise,
     SecretDraws,
+    check_private,
     clipped_sum,
     noised_counts,
     of_classes,
@@ -24,7 +25,9 @@ from client.learning.private import (
 )
 from client.learning.recovery import known
 from client.learning.spec import image_model
+from client.learning.trace import features_and_logits, train_mode
 from client.seeds import generator
+from tests.own_networks import batch, network
 
 
 def model_of(name: str = "convnet", size: int = 8) -> Classifier:
@@ -153,6 +156,184 @@ def test_what_is_frozen_gets_neither_gradient_nor_noise() -> None:
     assert torch.equal(after["classifier.weight"], before["classifier.weight"])
     changed = (after["body.0.weight"] != before["body.0.weight"]).flatten(1).any(dim=1)
     assert changed.tolist() == [True, False, True, True, False, True]
+
+
+# ---- networks of users --------------------------------------------------------------------------
+
+HEADS = {
+    "mlp": "4",
+    "reports": "answer",
+    "patches": "answer",
+    "attention": "answer",
+    "series": "7",
+    "adapted": "score",
+    "tied": "answer",
+    "twice": "answer",
+    "besides": "answer",
+    "recurrent": "answer",
+    "normed": "2",
+    "in-place": "6",
+}
+
+
+def slowly(name: str, clip_norm: float, on_features: float) -> dict[str, Tensor]:
+    """Return the sum of clipped gradients, each by a forward and a backward pass of its own."""
+    model, (inputs, labels) = network(name), batch(name)
+    train_mode(model)
+    trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    total = {n: torch.zeros_like(p) for n, p in trained.items()}
+    for one, label in zip(inputs, labels, strict=True):
+        features, logits = features_and_logits(model, HEADS[name], one[None])
+        value = cross_entropy(logits, label[None]) + on_features * features.square().mean()
+        own = torch.autograd.grad(value, list(trained.values()))
+        norm = math.sqrt(sum(float(g.square().sum()) for g in own))
+        for key, g in zip(trained, own, strict=True):
+            total[key] += g * min(1.0, clip_norm / norm)
+    return total
+
+
+@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("on_features", [0.0, 0.5])
+def test_clipped_sums_of_any_network_are_those_of_one_example_after_the_other(
+    name: str, on_features: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, (inputs, labels) = network(name), batch(name)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    trained = [p for p in model.parameters() if p.requires_grad]
+    monkeypatch.setattr(
+        "client.learning.private.NUMBERS_AT_ONCE", 4 * sum(p.numel() for p in trained)
+    )
+
+    def loss(features: Tensor, logits: Tensor, label: Tensor) -> Tensor:
+        return cross_entropy(logits, label) + on_features * features.square().mean()
+
+    found = clipped_sum(model, inputs, labels, loss=loss, clip_norm=0.7, head=HEADS[name])
+
+    expected = slowly(name, 0.7, on_features)
+    assert list(found) == list(expected)
+    for key, value in expected.items():
+        torch.testing.assert_close(found[key], value, rtol=1e-9, atol=1e-12)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert all(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize("name", ["mlp", "reports", "adapted", "tied"])
+def test_one_pass_for_all_and_one_an_example_agree(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, (inputs, labels) = network(name), batch(name)
+    fast = clipped_sum(model, inputs, labels, loss=of_classes, clip_norm=0.7, head=HEADS[name])
+
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("no batching rule")
+
+    monkeypatch.setattr("client.learning.curvature.vmap", lambda *_, **__: refuse)
+    slow = clipped_sum(model, inputs, labels, loss=of_classes, clip_norm=0.7, head=HEADS[name])
+    for key, value in fast.items():
+        torch.testing.assert_close(slow[key], value, rtol=1e-9, atol=1e-12)
+
+
+def test_a_network_that_cannot_take_all_examples_at_once_takes_them_one_by_one() -> None:
+    class Branching(torch.nn.Linear):
+        """Looks at a value, which one pass for all examples has no answer to."""
+
+        def forward(self, rows: Tensor) -> Tensor:
+            return super().forward(rows) * (2.0 if float(rows.sum().detach()) > 0 else 1.0)
+
+    model, rows = Branching(2, 2), torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
+    with torch.no_grad():
+        model.weight.zero_()
+        model.bias.zero_()
+    found = clipped_sum(
+        model, rows, torch.tensor([0, 0]), loss=of_classes, clip_norm=9.0, head=None
+    )
+    # Softmax gives 1/2: d loss / d logits = (-1/2, 1/2), times 2 for the first row.
+    assert found["bias"].tolist() == pytest.approx([-1.5, 1.5])
+    assert found["weight"].tolist() == [pytest.approx([-0.5, 0.0]), pytest.approx([0.5, 0.0])]
+
+
+def test_a_mistake_in_a_network_is_told_as_it_is() -> None:
+    model, (_, labels) = network("mlp"), batch("mlp")
+    with pytest.raises(RuntimeError, match="shape"):
+        clipped_sum(
+            model,
+            torch.zeros(7, 4, dtype=torch.float64),
+            labels,
+            loss=of_classes,
+            clip_norm=1.0,
+            head="4",
+        )
+
+
+def test_a_network_without_a_last_linear_layer_has_no_features() -> None:
+    model, (rows, labels) = (
+        torch.nn.Sequential(network("mlp"), torch.nn.LogSoftmax(1)),
+        batch("mlp")[:2],
+    )
+    found = clipped_sum(model, rows, labels, loss=of_classes, clip_norm=1.0, head=None)
+    # The softmax of logarithms of probabilities is these: the network without it has the same loss.
+    expected = clipped_sum(network("mlp"), rows, labels, loss=of_classes, clip_norm=1.0, head="4")
+    for key, value in expected.items():
+        torch.testing.assert_close(found[f"0.{key}"], value)
+    with pytest.raises((AttributeError, TypeError)):
+        clipped_sum(
+            model, rows, labels, loss=lambda f, z, y: f.square().sum(), clip_norm=1.0, head=None
+        )
+
+
+def test_a_last_layer_called_twice_is_no_last_layer() -> None:
+    model, (rows, labels) = network("twice"), batch("twice")
+    with pytest.raises(EffaceError, match="'again' must be called once in a pass, got 2"):
+        clipped_sum(model, rows, labels, loss=of_classes, clip_norm=1.0, head="again")
+
+
+def test_a_single_number_is_trained_under_noise_too() -> None:
+    class Scaled(torch.nn.Linear):
+        """Logits times a temperature that is learned."""
+
+        def __init__(self) -> None:
+            super().__init__(2, 2)
+            self.scale = torch.nn.Parameter(torch.tensor(1.5))
+
+        def forward(self, rows: Tensor) -> Tensor:
+            return super().forward(rows) * self.scale
+
+    model, rows = Scaled(), torch.tensor([[1.0, 2.0]])
+    cross_entropy(model(rows), torch.tensor([1])).backward()
+    found = clipped_sum(model, rows, torch.tensor([1]), loss=of_classes, clip_norm=99.0, head=None)
+    torch.testing.assert_close(found["scale"], model.scale.grad)
+
+
+def test_batch_norm_that_is_frozen_mixes_nothing_and_one_that_is_trained_is_refused() -> None:
+    check_private(network("adapted"))
+    with pytest.raises(BadSetting, match="must have no BatchNorm under noise"):
+        check_private(network("dense"))
+
+
+def test_other_running_statistics_would_go_up_without_noise() -> None:
+    model = torch.nn.Sequential(
+        torch.nn.InstanceNorm1d(2), torch.nn.Flatten(), torch.nn.Linear(8, 2)
+    )
+    check_private(model)
+    model[0] = torch.nn.InstanceNorm1d(2, track_running_stats=True)
+    with pytest.raises(BadSetting, match="must keep no running statistics under noise"):
+        check_private(model)
+
+
+def test_a_transformer_learns_under_noise_from_tokens() -> None:
+    model, (tokens, labels) = network("reports", torch.float32), batch("reports")
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    loss = float(cross_entropy(model(tokens), labels).detach())
+    private_sgd(
+        model,
+        lambda b: (tokens[b], labels[b]),
+        noise_of(7, multiplier=1e-6, clip_norm=10.0),
+        10,
+        lr=0.5,
+        head="answer",
+    )
+    assert float(cross_entropy(model(tokens), labels).detach()) < 0.7 * loss
+    assert not torch.equal(model.words.weight, before["words.weight"])
 
 
 # ---- noise --------------------------------------------------------------------------------------
