@@ -1,10 +1,15 @@
 """Which methods a model suits: what they need of a network, against what it is."""
 
+from functools import lru_cache
+
+import torch
 from torch import fx
 
 from client.channels.layout import layout
+from client.errors import BadSetting
+from client.learning.distillation import check_distillable
 from client.learning.images import IMAGES
-from client.learning.models import ModelSpec, shaped, traced
+from client.learning.models import ModelSpec, build, shaped, traced
 from strategies.method import Needs
 
 
@@ -20,12 +25,25 @@ def unsuited(needs: Needs, spec: ModelSpec) -> str | None:
         return (
             f"task must be judged by cross-entropy of classes, got {title} with a loss of its own"
         )
-    if needs.float_inputs and not known.float_inputs:
-        return f"inputs must be floating-point numbers to be distilled, got whole ones of {title}"
+    if needs.float_inputs and (why := undistillable(spec)) is not None:
+        return f"network must be one to distil for, got {title}: {why}"
     if needs.head and known.head is None:
         return f"network must end in one linear layer, got {title}, which does not"
     if needs.channels and (why := _without_channels(spec)) is not None:
         return f"network must be of convolutions, linear layers and their norms, got {title}: {why}"
+    return None
+
+
+@lru_cache(maxsize=32)
+def undistillable(spec: ModelSpec) -> str | None:
+    """Return why no synthetic examples can be made with a network; None if they can."""
+    if spec.name == IMAGES:
+        return None
+    try:
+        model = build(spec.base, torch.Generator())
+        check_distillable(model, spec.task.example(2))
+    except BadSetting as error:
+        return str(error)
     return None
 
 

@@ -14,6 +14,8 @@ pass a class. Norm layers with running statistics are frozen while the synthetic
 
 Inputs may have any shape, but must be floating-point numbers: the gradient goes down to them.
 
+It is long because of the two ways to a class's gradient, which must agree.
+
 Shapes: B batch, n synthetic images, K classes, L weight tensors.
 """
 

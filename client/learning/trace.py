@@ -3,6 +3,8 @@
 Users bring networks of their own, whose layers have any names. What a method needs of one is asked
 here, before any work.
 
+It is long because each fact about a network has its own exceptions.
+
 Shapes: B examples, F features, K outputs.
 """
 

@@ -4,6 +4,7 @@ from client.errors import BadSetting
 from client.learning.models import ModelSpec, traced
 from client.wire import ForgetSpec
 from server.settings import RunSettings
+from strategies.suited import undistillable
 
 
 def check_task(settings: RunSettings, spec: ModelSpec) -> None:
@@ -15,12 +16,13 @@ def check_task(settings: RunSettings, spec: ModelSpec) -> None:
     task = spec.task
     if not task.is_own:
         return
-    if settings.scale and (task.own_loss or not traced(spec).float_inputs):
-        why = "a loss of its own" if task.own_loss else "inputs that are whole numbers"
-        raise BadSetting(
-            f"scale must be 0 for task {task.title}, got {settings.scale}: it has {why}, from "
-            "which no synthetic examples are made; add --scale 0"
-        )
+    if settings.scale:
+        why = "it has a loss of its own" if task.own_loss else undistillable(spec)
+        if why is not None:
+            raise BadSetting(
+                f"scale must be 0 for task {task.title}, got {settings.scale}: no synthetic "
+                f"examples can be made ({why}); add --scale 0"
+            )
     if settings.noise_multiplier and traced(spec).mixes_examples:
         raise BadSetting(
             f"network of task {task.title} must not have BatchNorm with noise-multiplier above 0: "
