@@ -80,7 +80,7 @@ class Federation:
             home: Folder of versions, requests and reports; EFFACE_HOME or ~/.efface if None.
             progress: A function that is called with a `Progress` after every round; True for bars
                 in the terminal, False for silence, None for bars where standard error is a
-                terminal.
+                terminal. What the function raises stops the request; the same call goes on.
             settings: Of data, model, training and machine, as `efface train --help` lists them.
 
         Raises:
@@ -315,19 +315,15 @@ class Federation:
                 print(result.verdict)
             ```
         """
-        values = {
-            **asking.settings("forget", settings),
-            **_request(method=method, compare=compare, accept=accept, trial=trial),
-        }
-        asked_for = self._asked(
+        asked_for = self._change(
             "forget",
-            values,
+            settings,
+            named=(class_, classes, client, clients),
+            options=options,
             version=version,
-            classes=_both("class", class_, classes, asking.class_texts),
-            clients=_both("client", client, clients, _client_texts),
-            options=asking.option_texts(options),
             by=by,
             why=why,
+            own={"method": method, "compare": compare, "accept": accept, "trial": trial},
         )
         try:
             return Result(self, self._run(asked_for, progress))
@@ -384,16 +380,15 @@ class Federation:
             federation.relearn(class_=9).version
             ```
         """
-        values = {**asking.settings("relearn", settings), **_request(method=method, trial=trial)}
-        asked_for = self._asked(
+        asked_for = self._change(
             "relearn",
-            values,
+            settings,
+            named=(class_, classes, client, clients),
+            options=options,
             version=version,
-            classes=_both("class", class_, classes, asking.class_texts),
-            clients=_both("client", client, clients, _client_texts),
-            options=asking.option_texts(options),
             by=by,
             why=why,
+            own={"method": method, "trial": trial},
         )
         return Result(self, self._run(asked_for, progress))
 
@@ -407,7 +402,11 @@ class Federation:
         method: str | None = None,
         options: Mapping[str, Any] | None = None,
         compare: Compare | None = None,
+        accept: Accept | None = None,
+        trial: bool = False,
         version: Version | str | None = None,
+        by: str = "",
+        why: str = "",
         **settings: Setting,
     ) -> Plan:
         """Return what `forget` with the same arguments would take; nothing is written or started.
@@ -420,7 +419,11 @@ class Federation:
             method: Likewise; "auto" says which it would be, and why.
             options: Likewise.
             compare: Likewise.
+            accept: Likewise.
+            trial: Likewise.
             version: Likewise.
+            by: Likewise.
+            why: Likewise.
             settings: Likewise.
 
         Raises:
@@ -433,17 +436,15 @@ class Federation:
             print(plan.method, plan.rounds, plan.seconds)
             ```
         """
-        values = {
-            **asking.settings("forget", settings),
-            **_request(method=method, compare=compare),
-        }
-        asked_for = self._asked(
+        asked_for = self._change(
             "forget",
-            values,
+            settings,
+            named=(class_, classes, client, clients),
+            options=options,
             version=version,
-            classes=_both("class", class_, classes, asking.class_texts),
-            clients=_both("client", client, clients, _client_texts),
-            options=asking.option_texts(options),
+            by=by,
+            why=why,
+            own={"method": method, "compare": compare, "accept": accept, "trial": trial},
         )
         return Plan.of(runner.plan(asked_for))
 
@@ -620,6 +621,36 @@ class Federation:
         # What is wrong with a request itself is said whether or not there is a version.
         return made if mode == "train" else replace(made, version=self._resolved(version))
 
+    def _change(
+        self,
+        mode: Literal["forget", "relearn"],
+        settings: Mapping[str, Setting],
+        *,
+        named: tuple[Any, Any, Any, Any],
+        options: Mapping[str, Any] | None,
+        version: Version | str | None,
+        by: str,
+        why: str,
+        own: Mapping[str, Any],
+    ) -> RunSettings:
+        """Return the settings of a request on a version; those of `own` that are None are left out.
+
+        Args:
+            named: A class, classes, a client and clients, as they were given.
+        """
+        class_, classes, client, clients = named
+        given = {key: value for key, value in own.items() if value is not None}
+        return self._asked(
+            mode,
+            {**asking.settings(mode, settings), **given},
+            version=version,
+            classes=asking.class_texts(_one_of("class", class_, "classes", classes)),
+            clients=asking.texts("client", _one_of("client", client, "clients", clients)),
+            options=asking.option_texts(options),
+            by=by,
+            why=why,
+        )
+
     def _run(self, settings: RunSettings, progress: Watcher) -> Record:
         watcher = self._progress if progress is None else progress
         with as_before(), watching(watcher) as listener:
@@ -663,23 +694,12 @@ class Federation:
         return None
 
 
-def _request(**values: Any) -> dict[str, Any]:
-    """Return those that are given; the others have the defaults of `RunSettings`."""
-    return {key: value for key, value in values.items() if value is not None}
-
-
-def _client_texts(given: str | Iterable[str] | None) -> list[str]:
-    return asking.texts("client", given)
-
-
-def _both(name: str, one: Any, several: Any, texts: Any) -> list[str]:
-    """Return what two arguments name, of which one may be given.
+def _one_of(name: str, one: Any, plural: str, several: Any) -> Any:
+    """Return what one of two arguments names.
 
     Raises:
-        BadSetting: If both are.
+        BadSetting: If both are given.
     """
     if one is not None and several is not None:
-        plural = "classes" if name == "class" else "clients"
         raise BadSetting(f"request must name {name} or {plural}, got both; give one of them")
-    found: list[str] = texts(one if one is not None else several)
-    return found
+    return several if one is None else one

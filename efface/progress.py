@@ -108,13 +108,15 @@ def watching(watcher: Watcher) -> Iterator[Listener]:
 
 @contextmanager
 def as_before() -> Iterator[None]:
-    """Put back at the end what a run sets for its whole process: torch's threads, the stores."""
-    threads, store = torch.get_num_threads(), os.environ.get("EFFACE_STORE")
+    """Put back at the end what a run sets for its whole process: torch's threads, variables."""
+    threads = torch.get_num_threads()
+    variables = {name: os.environ.get(name) for name in ("EFFACE_STORE", "EFFACE_DATA_DIR")}
     try:
         yield
     finally:
         torch.set_num_threads(threads)
-        if store is None:
-            os.environ.pop("EFFACE_STORE", None)
-        else:
-            os.environ["EFFACE_STORE"] = store
+        for name, value in variables.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

@@ -15,7 +15,7 @@ from sklearn.datasets import load_digits
 
 import efface
 
-NUM_CLIENTS, ROUNDS = 5, 15
+NUM_CLIENTS, ROUNDS, LEAVING = 5, 15, "client-3"
 home = tempfile.TemporaryDirectory()  # leave `home` out to keep all of it in ~/.efface
 
 federation = efface.Federation.inline("digits", num_clients=NUM_CLIENTS, home=home.name)
@@ -122,9 +122,13 @@ print("in service:", federation.in_service)
 
 # %% [markdown]
 # ## A client leaves
+#
+# A client's data are forgotten when the model knows what the client held out no better than a model
+# that was trained without it. Of a client whose data are like the others', Original knows no more
+# either: then the verdict is "not shown".
 
 # %%
-leaving = federation.forget(client="client-2", compare="retrain", why="Contract ended")
+leaving = federation.forget(client=LEAVING, compare="retrain", why="Contract ended")
 print(leaving)
 print(leaving.verdict)
 

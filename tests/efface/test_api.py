@@ -2,6 +2,8 @@
 
 import inspect
 import os
+import re
+import runpy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from server.cli import app
 from server.cli.options import NAMED_DIFFERENTLY, OPTIONS
 from server.settings import RunSettings
 
+ROOT = Path(__file__).parent.parent.parent
 # Small enough that a request takes about a second. The limits let a model pass that has hardly
 # learned anything; those who test verdicts set their own.
 SMALL: dict[str, Any] = {
@@ -237,7 +240,9 @@ def test_a_version_is_measured_again(served: efface.Federation) -> None:
 
 def test_a_plan_says_what_a_request_takes_and_starts_nothing(served: efface.Federation) -> None:
     before = served.requests()
-    plan = served.plan(class_=7, method="sga", options={"rounds": 2}, compare="retrain")
+    plan = served.plan(
+        class_=7, method="sga", options={"rounds": 2}, compare="retrain", by="Nobody", trial=True
+    )
 
     assert (plan.method, plan.base_version, plan.takes_up) == ("sga", "v0002", None)
     assert plan.rounds > 0
@@ -442,6 +447,17 @@ def test_every_public_name_is_documented_with_an_example() -> None:
             assert "```python" in str(inspect.getdoc(call)), name
     for kind in (efface.Version, efface.Result, efface.Verdict, efface.Progress, efface.Federation):
         assert "```python" in str(inspect.getdoc(kind)), kind
+
+
+def test_the_reference_names_all_that_is_public() -> None:
+    page = (ROOT / "docs" / "api.md").read_text()
+    told = re.findall(r"^::: efface\.(\w+)$", page, re.MULTILINE)
+
+    assert sorted(told) == sorted(efface.__all__)
+    table = runpy.run_path(str(ROOT / "docs" / "settings_table.py"))["on_page_markdown"](page)
+    assert "<!-- settings -->" not in table
+    for name in set().union(*TAKEN.values()):
+        assert f"| `{name.replace('-', '_')}` |" in table
 
 
 def test_settings_that_the_card_knows_are_the_versions_own(served: efface.Federation) -> None:

@@ -25,7 +25,7 @@ def test_the_section_from_python_runs_as_it_stands(tmp_path: Path) -> None:
         env=own | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )
 
     assert done.returncode == 0, done.stderr
