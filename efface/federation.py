@@ -33,7 +33,7 @@ from server.requests.intake import AlreadyDone
 from server.settings import RunSettings, federation_name
 from server.storage.home import NoSuchHome, home_path
 from server.storage.ledger import Ledger, RequestRow, VersionRow
-from server.storage.opened import opened
+from server.storage.opened import give_up, opened
 from server.storage.registry import Arrays, Registry
 
 log = logging.getLogger("efface.api")
@@ -228,7 +228,7 @@ class Federation:
     ) -> Version:
         """Train a first version over all clients and put it in service.
 
-        Ctrl-C stops it; the same call goes on where it was.
+        Ctrl-C stops it; the same call goes on where it was, `abort` gives it up.
 
         Args:
             allow_forgotten: Requests whose forgetting this training may undo (`forgotten`).
@@ -562,11 +562,7 @@ class Federation:
         """
         home, ledger = opened(str(self._home))
         with ledger:
-            row = ledger.request(request)
-            if row.federation != self._name:
-                raise EffaceError(
-                    f"request must belong to {self._name}, got {row.id} of {row.federation}"
-                )
+            row = self._own(ledger.request(request))
             found = records.verified(home, ledger, row)
         if found is None:
             raise EffaceError(
@@ -574,6 +570,31 @@ class Federation:
                 + (f" ({row.reason})" if row.reason else "")
             )
         return Result(self, found)
+
+    def abort(self, request: str) -> RequestRow:
+        """Give up a request that was interrupted or never began; its base version stays.
+
+        Args:
+            request: Its name, such as "r0003".
+
+        Returns:
+            The request as it is now.
+
+        Raises:
+            EffaceError: If there is no such request, or it runs, or has ended.
+
+        Example:
+            ```python
+            for row in federation.requests("interrupted"):
+                federation.abort(row.id)
+            ```
+        """
+        _, ledger = opened(str(self._home))
+        with ledger:
+            self._own(ledger.request(request))
+        _, ledger, row = give_up(self._home, request)
+        ledger.close()
+        return row
 
     def forgotten(self) -> list[Erased]:
         """Return all that is forgotten now, a class or client each.
@@ -666,6 +687,18 @@ class Federation:
         named = version.id if isinstance(version, Version) else version
         with ledger:
             return Registry(home, ledger, sweep=False).resolve(named, self._name).id
+
+    def _own(self, row: RequestRow) -> RequestRow:
+        """Return a request if it is this federation's.
+
+        Raises:
+            EffaceError: If it is another's.
+        """
+        if row.federation != self._name:
+            raise EffaceError(
+                f"request must belong to {self._name}, got {row.id} of {row.federation}"
+            )
+        return row
 
     def _row(self, name: str) -> VersionRow:
         home, ledger = opened(str(self._home))

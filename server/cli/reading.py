@@ -78,15 +78,9 @@ def requests(
         raise BadSetting(f"state must be one of {', '.join(known)}, got {state!r}")
     home, ledger = opened(call)
     if abort:
-        from server.storage.home import Home
-        from server.storage.ledger import Ledger
-        from server.storage.opened import GONE
+        from server.storage.opened import give_up
 
-        home = Home(home.path)
-        with home.lock():
-            ledger = Ledger.of(home)
-            ledger.interrupt_running(GONE)
-            given_up = ledger.abort(abort, "given up by the operator")
+        home, ledger, given_up = give_up(home.path, abort)
         text = (
             f"{given_up.id} is given up; version {given_up.base_version or 'none'} stays as it was."
         )

@@ -1,11 +1,12 @@
-"""A home opened to be looked at: nothing is written or created."""
+"""A home opened to be looked at, and a stopped request given up."""
 
 from contextlib import suppress
+from pathlib import Path
 from typing import Final
 
 from client.errors import EffaceError
 from server.storage.home import Home
-from server.storage.ledger import Ledger
+from server.storage.ledger import Ledger, RequestRow
 
 GONE: Final = "the process that ran it ended without a word"
 
@@ -33,3 +34,25 @@ def opened(path: str = "") -> tuple[Home, Ledger]:
     ledger = Ledger.look(home)
     ledger.interrupt_running(GONE)
     return home, ledger
+
+
+def give_up(path: Path, request: str) -> tuple[Home, Ledger, RequestRow]:
+    """Give up a request that was interrupted or never began; its base version stays in service.
+
+    Args:
+        path: The home.
+        request: Its id.
+
+    Returns:
+        The home and its ledger, and the request as it is now.
+
+    Raises:
+        UnknownIdError: If there is no such request.
+        TransitionError: If it runs, or has ended.
+        HomeBusy: If another process holds the home.
+    """
+    home = Home(path)
+    with home.lock():
+        ledger = Ledger.of(home)
+        ledger.interrupt_running(GONE)
+        return home, ledger, ledger.abort(request, "given up by the operator")

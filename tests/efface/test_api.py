@@ -379,6 +379,23 @@ def test_a_stopped_request_goes_on_with_the_same_call(tmp_path: Path) -> None:
     assert version.sha256 == whole.sha256
 
 
+def test_what_a_function_raises_stops_a_request_which_can_be_given_up(tmp_path: Path) -> None:
+    def fail(step: efface.Progress) -> None:
+        raise ZeroDivisionError
+
+    federation = small(tmp_path / "home", rounds=1)
+    with pytest.raises(ZeroDivisionError):
+        federation.train(progress=fail)
+    (stopped,) = federation.requests("interrupted")
+
+    assert federation.abort(stopped.id).state == "aborted"
+    assert [row.state for row in federation.requests()] == ["aborted"]
+    with pytest.raises(efface.EffaceError, match="aborted"):
+        federation.abort(stopped.id)
+    with pytest.raises(efface.EffaceError, match="must have a record, got none: it is aborted"):
+        federation.result(stopped.id)
+
+
 @pytest.fixture
 def own_threads() -> Iterator[int]:
     before = torch.get_num_threads()
