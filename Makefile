@@ -5,8 +5,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+EXTRAS := $(VENV)/.extras
 
-.PHONY: demo test clean
+.PHONY: demo test docs notebook clean
 
 demo: $(READY)
 	$(BIN)/efface demo --home .efface/demo
@@ -17,6 +18,14 @@ test: $(READY)
 	$(BIN)/mypy
 	$(BIN)/pytest -q -n auto --dist loadscope --no-loadscope-reorder
 
+# The pages from the docstrings, in build/docs; a link that leads nowhere is an error.
+docs: $(EXTRAS)
+	$(BIN)/mkdocs build --strict
+
+# The example notebook, built and executed anew.
+notebook: $(EXTRAS)
+	$(BIN)/python examples/notebook/build.py
+
 # Written last, so that a broken installation is done again.
 $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || { \
@@ -26,6 +35,10 @@ $(READY): pyproject.toml
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -e '.[dev,simulation]'
 	@touch $(READY)
+
+$(EXTRAS): $(READY)
+	$(BIN)/python -m pip install --quiet -e '.[docs,notebook]'
+	@touch $(EXTRAS)
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache

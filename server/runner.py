@@ -35,7 +35,8 @@ from server.requests.resolved import ResolvedRequest
 from server.settings import RunSettings, essence, parse
 from server.storage.home import Home, write_json
 from server.storage.ledger import Ledger, RequestRow, database_url
-from server.storage.registry import DEMO_PREFIX
+from server.storage.opened import GONE, opened
+from server.storage.registry import DEMO_PREFIX, Registry
 from strategies.rounds.failures import Failure, failure_in
 from strategies.rounds.replies import Expected, check
 
@@ -68,13 +69,23 @@ def run(settings: RunSettings, listener: Listener) -> Record:
         superlink.check_connection(settings.superlink)  # before anything is written down
     with home.lock(LOCK_SECONDS):
         service = Service.open(home)
-        service.ledger.interrupt_running("the process that ran it ended without a word")
+        service.ledger.interrupt_running(GONE)
         request = service.prepare(settings)
         if settings.engine == "inline":
             return _inline(service, request, settings, listener)
     if settings.engine == "ray":
         return _ray(home, request, settings, listener)
     return _superlink(home, request.row, settings, listener)
+
+
+def plan(settings: RunSettings) -> dict[str, Any]:
+    """Return what a request to forget would take (`Service.plan`); nothing is written down.
+
+    Raises:
+        BadSetting, AlreadyDone: If it would be refused.
+    """
+    home, ledger = opened(settings.home)
+    return Service(home, ledger, Registry(home, ledger, sweep=False)).plan(settings)
 
 
 def _inline(
@@ -227,7 +238,7 @@ def serve(grid: Grid, config: dict[str, Any]) -> Record:
     home = open_home(settings)
     with home.lock(LOCK_SECONDS):
         service = Service.open(home)
-        service.ledger.interrupt_running("the process that ran it ended without a word")
+        service.ledger.interrupt_running(GONE)
         request = service.prepare(settings)
         named = NamedGrid(grid, settings.round_timeout, REMOTE_POLL_SECONDS)
         told = _with_events(home, request.row, LogListener())
@@ -417,4 +428,4 @@ class _Tail:
         self.listener.round(done, event["scores"])
 
 
-__all__ = ["Interrupted", "demo", "open_home", "run", "serve"]
+__all__ = ["Interrupted", "demo", "open_home", "plan", "run", "serve"]

@@ -243,6 +243,19 @@ class RunSettings(Settings):
         Raises:
             BadSetting: On unknown data sets and partitions, and on nothing to do.
         """
+        self.check_data()
+        if not self.local_steps and not self.local_epochs:
+            raise BadSetting("local-steps or local-epochs must be positive, got 0 and 0")
+        self.check_sums()
+        if self.noise_multiplier:
+            self._check_noise()
+
+    def check_data(self) -> None:
+        """Check what says who learns of what: data set, partition, clients that take part.
+
+        Raises:
+            BadSetting: If one of them is unknown.
+        """
         kind = self.dataset.split(":")[0]
         known = (*datasets.NAMES, "npz", "folder", "none")
         if self.task:
@@ -255,11 +268,6 @@ class RunSettings(Settings):
             )
         partition.parse(self.partition)
         self.check_participants()
-        if not self.local_steps and not self.local_epochs:
-            raise BadSetting("local-steps or local-epochs must be positive, got 0 and 0")
-        self.check_sums()
-        if self.noise_multiplier:
-            self._check_noise()
 
     def check_sums(self) -> None:
         """Check what secure aggregation needs, before any work starts.

@@ -1,4 +1,4 @@
-"""Layers point down: server -> strategies -> client."""
+"""Layers point down: efface -> server -> strategies -> client."""
 
 import ast
 import subprocess
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-OURS = ("client", "strategies", "server")
+OURS = ("client", "strategies", "server", "efface")
 
 
 def sources(package: str) -> list[Path]:
@@ -41,7 +41,11 @@ def importers(package: str, wanted: str) -> list[str]:
 
 @pytest.mark.parametrize(
     ("package", "above"),
-    [("client", "strategies"), ("client", "server"), ("strategies", "server")],
+    [
+        *(("client", above) for above in ("strategies", "server", "efface")),
+        *(("strategies", above) for above in ("server", "efface")),
+        ("server", "efface"),
+    ],
 )
 def test_no_layer_imports_one_above_it(package: str, above: str) -> None:
     assert importers(package, above) == []

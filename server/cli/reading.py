@@ -6,15 +6,14 @@ It is long because its commands share how rows, times and targets are shown.
 """
 
 import json
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from client.errors import BadSetting, DataError, EffaceError
+from client.errors import BadSetting
 from server.cli.command import FORMAT, NOT_VERIFIED, Answer, Call, command
 from server.format import number_and_name, target_text
 from server.report import display
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
 
 NOT_SHOWN: Final = "not-shown"  # code of a request that ran, of which too little was measured
 GROUP: Final = "Look"
-GONE: Final = "the process that ran it ended without a word"
 
 Identifier = Annotated[
     str, typer.Argument(metavar="ID", help="A request such as r0002, or a version such as v0002.")
@@ -81,14 +79,9 @@ def requests(
         raise BadSetting(f"state must be one of {', '.join(known)}, got {state!r}")
     home, ledger = opened(call)
     if abort:
-        from server.storage.home import Home
-        from server.storage.ledger import Ledger
+        from server.storage.opened import give_up
 
-        home = Home(home.path)
-        with home.lock():
-            ledger = Ledger.of(home)
-            ledger.interrupt_running(GONE)
-            given_up = ledger.abort(abort, "given up by the operator")
+        home, ledger, given_up = give_up(home.path, abort)
         text = (
             f"{given_up.id} is given up; version {given_up.base_version or 'none'} stays as it was."
         )
@@ -146,7 +139,7 @@ def _show_request(home: "Home", ledger: "Ledger", row: "RequestRow") -> Answer:
     from server.requests import records
 
     seals = ledger.checked(home)
-    problems = [*seals.of(row.id), *_of_record(home, row)]
+    problems = [*seals.of(row.id), *records.problems_of(home, row)]
     record = None if any(p.file for p in problems) else records.read(home, row)
     waiting = _waiting(ledger, [row.id])
     facts = [
@@ -302,31 +295,10 @@ def report(
     home, ledger = opened(call)
     if identifier.startswith("v"):
         identifier = ledger.version(identifier).request
-    row = ledger.request(identifier)
-    from server.report.write import write_report
     from server.requests import records
-    from server.storage.seals import EditedError
 
-    if problems := [*ledger.checked(home).of(row.id), *_of_record(home, row)]:
-        raise EditedError(f"{_sentence(problems[0])}. No report is made of it; see `efface audit`")
-    record = records.read(home, row)
-    if record is None:
-        raise EffaceError(
-            f"request {row.id} must have a record, got none in {home.runs / row.id}: "
-            f"it is {row.state}" + (f" ({row.reason})" if row.reason else "")
-        )
-    path = (output or home.reports / f"{row.id}.html").expanduser().absolute()
-    if not path.parent.is_dir():
-        raise BadSetting(f"output must lie in a folder that exists, got {path}")
-    if home.writable:
-        records.publish_left(home, ledger)
-    if output or home.writable:
-        write_report(record, path)
-    elif not path.is_file():
-        raise BadSetting(
-            f"output must be named where the home cannot be written, got none for {home.path}; "
-            "name a file by --output"
-        )
+    row = ledger.request(identifier)
+    path = records.page(home, ledger, row, output)
     if open_it:
         typer.launch(path.as_uri())
     return Answer({"format": FORMAT, "request": row.id, "report": str(path)}, [str(path)])
@@ -459,73 +431,42 @@ def evaluate(
 ) -> Answer:
     """Measure a version on its data set's test part, class by class."""
     home, ledger = opened(call)
-    from client.wire import ForgetSpec
-    from server.evidence.measures import Judge
-    from server.nodes.federation import from_numpy
-    from server.requests.classes import card_names, check_as_trained, class_number
-    from server.requests.data import version_data
-    from server.requests.forgotten import check_data
-    from server.requests.intake import inherited
-    from server.settings import RunSettings
-    from server.storage.registry import Registry
-    from server.storage.seals import EditedError
+    from server.requests.evaluation import evaluated
 
-    registry = Registry(home, ledger, sweep=False)
-    row = registry.resolve(version or None)
-    if edited := [p for p in ledger.checked(home).problems if p.version == row.id]:
-        raise EditedError(f"{_sentence(edited[0])}; see `efface audit`")
-    arrays, card = registry.load(row)
-    settings = inherited(RunSettings(data=data_now), row)
-    data = version_data(settings, row)
-    notes = check_data(settings, row, data)
-    if data is None or not len(data.test):
-        raise DataError(
-            f"version {row.id} must have test images here, got none: only the clients have data"
-        )
-    check_as_trained(row.id, card, data)
-    spec = settings.model_spec(data)
-    names = card_names(card)
-    numbers = [class_number(text, names, spec.num_classes) for text in relearning or ()]
-    asked = tuple(dict.fromkeys(numbers))
-    erased = tuple(card["erased"]["classes"])
-    forget = ForgetSpec("class", asked or erased) if asked or erased else ForgetSpec()
-    judge = Judge(spec, data, forget, tuple(c for c in erased if c not in asked))
-    model = from_numpy(arrays)
-    scores = judge.quick(model)
-    curve = judge.relearning(model) if asked else None
+    found = evaluated(home, ledger, version, relearning or (), data_now)
+    names, scores = found.class_names, found.scores
     document = {
         "format": FORMAT,
-        "version": row.id,
-        "dataset": settings.dataset,
-        "num_images": len(data.test),
-        "erased": card["erased"],
+        "version": found.version,
+        "dataset": found.dataset,
+        "num_images": sum(found.counts),
+        "erased": found.erased,
         "class_names": list(names or ()),
         **scores,
-        "relearning_curve": curve,
+        "relearning_curve": found.curve,
     }
-    counts = data.test.labels.bincount(minlength=spec.num_classes).tolist()
     cells = [
         [
             number_and_name(c, names),
-            "forgotten" if c in erased else "",
-            str(counts[c]),
+            "forgotten" if c in found.erased["classes"] else "",
+            str(found.counts[c]),
             number(percent),
         ]
         for c, percent in enumerate(scores["per_class_accuracy"])
     ]
     shown: list[Any] = [
-        f"{row.id} on {len(data.test):,} test images of {settings.dataset}: "
+        f"{found.version} on {sum(found.counts):,} test images of {found.dataset}: "
         f"{display.accuracies(scores)}",
-        *data.notes,
+        *found.notes,
         table(["Class", "", "Images", "Accuracy %"], cells, text=2),
     ]
-    if asked:
-        shown += _curve_lines(target_text({"classes": asked}, names), curve)
-    shown += [f"note: {note}" for note in notes]
+    if found.asked:
+        shown += _curve_lines(target_text({"classes": found.asked}, names), found.curve)
+    shown += [f"note: {note}" for note in found.cautions]
     return Answer(document, shown)
 
 
-def _curve_lines(named: str, curve: dict[str, Any] | None) -> list[Any]:
+def _curve_lines(named: str, curve: Mapping[str, Any] | None) -> list[Any]:
     if curve is None:
         return [f"Relearning of {named}: not measured, there are too few test images"]
     cells = [
@@ -542,25 +483,10 @@ def _curve_lines(named: str, curve: dict[str, Any] | None) -> list[Any]:
 
 
 def opened(call: Call) -> tuple["Home", "Ledger"]:
-    """Return the home and its ledger, to be looked at: nothing is written or created.
+    """Return the home and its ledger, to be looked at: nothing is written or created."""
+    from server.storage.opened import opened as looked_at
 
-    A request whose process is gone is seen as interrupted.
-    """
-    from server.storage.home import Home
-    from server.storage.ledger import Ledger
-
-    home = Home(call.home or None, reading=True)
-    ledger = Ledger.look(home)
-    if not ledger.requests(state="running") or home.held():
-        return home, ledger
-    if not ledger.is_copy:
-        with suppress(EffaceError), home.lock():
-            ledger.interrupt_running(GONE)
-        return home, ledger
-    # In the copy alone. It is taken anew: the request may have ended in between.
-    ledger = Ledger.look(home)
-    ledger.interrupt_running(GONE)
-    return home, ledger
+    return looked_at(call.home)
 
 
 _SIGNED: Final = {
@@ -580,26 +506,16 @@ def _seal_of(row: "RequestRow", seals: "Checked") -> str:
     return "unsigned" if row.id in seals.unsigned else "open"
 
 
-def _of_record(home: "Home", row: "RequestRow") -> "list[Problem]":
-    """Return what of a request's record does not verify."""
-    from server.requests import records
-    from server.storage import keys
-    from server.storage.seal_check import Problem
-
-    found = records.problems(home, row, keys.public_keys(home.keys))
-    return [Problem(text, row.id, file=str(path)) for text, path in found]
-
-
 def _marked(answer: Answer, problems: "Sequence[Problem]") -> Answer:
     """Return an answer that says what does not verify, with the exit code for it."""
     if not problems:
         return answer
-    lines = ["", "Does not verify (`efface audit` checks all):", *map(_sentence, problems)]
+    lines = [
+        "",
+        "Does not verify (`efface audit` checks all):",
+        *(problem.sentence for problem in problems),
+    ]
     return Answer(answer.document, [*answer.shown, *lines], NOT_VERIFIED)
-
-
-def _sentence(problem: "Problem") -> str:
-    return problem.text + (f" in {problem.file}" if problem.file else "")
 
 
 def _documents(problems: "Sequence[Problem]") -> list[dict[str, Any]]:

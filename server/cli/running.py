@@ -3,7 +3,6 @@
 It is long because each command declares its options with their help, beside what it prints.
 """
 
-import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -11,11 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from client.errors import BadSetting
 from server.cli import options
 from server.cli.command import FORMAT, OTHER, Answer, Call, command
 from server.cli.options import LEARNING, REQUEST, RUNNING, chosen
-from server.cli.reading import opened
 from server.report import display
 
 if TYPE_CHECKING:
@@ -170,13 +167,9 @@ def train(
     why: Why = "",
 ) -> Answer:
     """Train a first version over all clients and put it in service."""
-    from server.storage.registry import DEMO_PREFIX
+    from server.requests.asked import check_federation
 
-    if str(values.get("federation", "")).startswith(DEMO_PREFIX):
-        raise BadSetting(
-            f"federation must not begin with {DEMO_PREFIX!r}, got {values['federation']!r}: so "
-            "demonstrations are called, which nothing that is forgotten binds"
-        )
+    check_federation(str(values.get("federation", "")))
     values = {**values, "allow-forgotten": ",".join(allow_forgotten or ())}
     settings = settings_for(call, values, mode="train", asked_by=asked_by, why=why)
     return carry_out(call, settings, metrics_port)
@@ -256,23 +249,19 @@ def settings_for(
     Raises:
         BadSetting: If one breaks its rule.
     """
-    from server.requests.classes import joined
-    from server.settings import parse
+    from server.requests.asked import asked
 
     here = {o.key: o.default_here for o in options.OPTIONS if o.default_here is not None}
-    told = {
-        "mode": mode,
-        "home": call.home,
-        "forget-classes": joined(classes or ()),
-        "forget-clients": ",".join(clients or ()),
-        "method-options": ",".join(method_options or ()),
-        "asked-by": asked_by,
-        "why": why,
-    }
-    for name in clients or ():
-        if not name.strip() or "," in name:
-            raise BadSetting(f"client must be one name without a comma, got {name!r}")
-    return parse({**here, **values, **told})
+    return asked(
+        {**here, **values},
+        mode=mode,
+        home=call.home,
+        classes=classes or (),
+        clients=clients or (),
+        options=method_options or (),
+        asked_by=asked_by,
+        why=why,
+    )
 
 
 def carry_out(call: Call, settings: "RunSettings", metrics_port: int | None) -> Answer:
@@ -292,12 +281,11 @@ def carry_out(call: Call, settings: "RunSettings", metrics_port: int | None) -> 
 
 def planned(call: Call, settings: "RunSettings") -> Answer:
     """Return what a request to forget would take; nothing is written down."""
-    from server.requests.intake import AlreadyDone, Service
-    from server.storage.registry import Registry
+    from server.requests.intake import AlreadyDone
+    from server.runner import plan as planned_request
 
-    home, ledger = opened(call)
     try:
-        plan = Service(home, ledger, Registry(home, ledger, sweep=False)).plan(settings)
+        plan = planned_request(settings)
     except AlreadyDone as done:
         return _nothing_to_do(done)
     return Answer(plan, display.plan(plan))
@@ -311,7 +299,7 @@ def _nothing_to_do(done: Exception) -> Answer:
 @contextmanager
 def watched(call: Call, metrics_port: int | None) -> Iterator[tuple["Listener", "Metrics | None"]]:
     """Give the listener for a run: the terminal, and Prometheus if a port was named."""
-    from server.requests.progress import Listener, Listeners, MetricsListener
+    from server.requests.progress import Listener, Listeners, MetricsListener, node_log
 
     with ExitStack() as stack:
         metrics = None
@@ -327,35 +315,8 @@ def watched(call: Call, metrics_port: int | None) -> Iterator[tuple["Listener", 
             stack.push(_failed_state(metrics))
             watchers.append(MetricsListener(metrics))
         terminal = stack.enter_context(display.watching(call.errors))
-        stack.enter_context(_node_log(terminal))
+        stack.enter_context(node_log(terminal))
         yield Listeners([terminal, *watchers]), metrics
-
-
-class _OneLine(logging.Handler):
-    """Shows what a node in this process logs, one line each, without a traceback."""
-
-    def __init__(self, listener: "Listener") -> None:
-        super().__init__(logging.WARNING)
-        self.listener = listener
-
-    def emit(self, record: logging.LogRecord) -> None:
-        error = record.exc_info[1] if record.exc_info else None
-        reason = f": {error}" if error is not None else ""
-        self.listener.note(f"node log: {record.getMessage()}{reason}")
-
-
-@contextmanager
-def _node_log(listener: "Listener") -> Iterator[None]:
-    """Show the simulated nodes' own logs: whoever runs them here is their operator too."""
-    log, handler = logging.getLogger("efface"), _OneLine(listener)
-    passed_on = log.propagate
-    log.addHandler(handler)
-    log.propagate = False
-    try:
-        yield
-    finally:
-        log.removeHandler(handler)
-        log.propagate = passed_on
 
 
 def count(metrics: "Metrics | None", record: "Record") -> None:

@@ -38,9 +38,17 @@ FINGERPRINTS: Final = ("data_sha256", "class_sha256", "class_sketch")  # of data
 
 
 class VerificationFailed(EffaceError):
-    """The request ran, but did not forget; the old version stays in service."""
+    """The request ran, but did not forget; the old version stays in service.
+
+    Attributes:
+        record: The request's, with the verdict; None where only the reason is known.
+    """
 
     code = "verification-failed"
+
+    def __init__(self, message: str = "", *, see: str = "", record: Record | None = None) -> None:
+        super().__init__(message, see=see)
+        self.record = record
 
 
 class NotShown(VerificationFailed):
@@ -389,9 +397,9 @@ def refusal(record: Record, reason: str) -> VerificationFailed:
     """
     text = f"{reason}. Version {record.base_version} stays in service; report: {record.report}"
     if record.verdict is None or record.verdict.state != "not-shown":
-        return VerificationFailed(f"{record.request}: {text}")
+        return VerificationFailed(f"{record.request}: {text}", record=record)
     text += f"; try {' or '.join(wording.remedies(record.verdict))}"
-    return NotShown(f"{record.request}: {text}")
+    return NotShown(f"{record.request}: {text}", record=record)
 
 
 def _minus(erased: Mapping[str, Any], forget: ForgetSpec) -> dict[str, list[Any]]:

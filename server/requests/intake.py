@@ -47,9 +47,17 @@ from strategies.table import METHODS, method
 
 
 class AlreadyDone(EffaceError):
-    """The version has forgotten this already; nothing was changed."""
+    """The version has forgotten this already; nothing was changed.
+
+    Attributes:
+        request: The request by which it has; None where the ledger has none.
+    """
 
     code = "already-done"
+
+    def __init__(self, message: str = "", *, see: str = "", request: str | None = None) -> None:
+        super().__init__(message, see=see)
+        self.request = request
 
 
 class Unpublished(EffaceError):
@@ -453,12 +461,14 @@ def _check_not_forgotten(
                 "forgotten already; leave that out"
             )
         by = (
-            erased.class_requests.get(classes[0], "an earlier request")
+            erased.class_requests.get(classes[0])
             if classes
-            else erased.client_requests.get(clients[0], "an earlier request")
+            else erased.client_requests.get(clients[0])
         )
         raise AlreadyDone(
-            f"version {base.id} has forgotten {what} already ({by}); nothing was changed"
+            f"version {base.id} has forgotten {what} already ({by or 'an earlier request'}); "
+            "nothing was changed",
+            request=by,
         )
     if forget.classes and len({*forget.classes, *gone["classes"]}) >= num_classes - 1:
         raise BadSetting("request must leave at least two classes, got one that does not")

@@ -1,7 +1,9 @@
 """What a running request tells those who watch: the terminal, the metrics, a file."""
 
 import json
-from collections.abc import Iterable
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
@@ -82,3 +84,30 @@ class MetricsListener:
 
     def note(self, text: str) -> None:
         """Notes are for people."""
+
+
+class _OneLine(logging.Handler):
+    """Shows what a node in this process logs, one line each, without a traceback."""
+
+    def __init__(self, listener: Listener) -> None:
+        super().__init__(logging.WARNING)
+        self.listener = listener
+
+    def emit(self, record: logging.LogRecord) -> None:
+        error = record.exc_info[1] if record.exc_info else None
+        reason = f": {error}" if error is not None else ""
+        self.listener.note(f"node log: {record.getMessage()}{reason}")
+
+
+@contextmanager
+def node_log(listener: Listener) -> Iterator[None]:
+    """Show the simulated nodes' own logs: whoever runs them here is their operator too."""
+    log, handler = logging.getLogger("efface"), _OneLine(listener)
+    passed_on = log.propagate
+    log.addHandler(handler)
+    log.propagate = False
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.propagate = passed_on

@@ -24,6 +24,7 @@ from server.storage import keys
 from server.storage.home import Home, plain, write_json
 from server.storage.keys import Signer
 from server.storage.ledger import Ledger, RequestRow
+from server.storage.seal_check import Problem
 from server.storage.seals import EditedError, canonical
 
 log = logging.getLogger("efface.server")
@@ -111,6 +112,60 @@ def problems(home: Home, row: RequestRow, publics: Sequence[str]) -> list[tuple[
             )
         ]
     return []
+
+
+def problems_of(home: Home, row: RequestRow) -> list[Problem]:
+    """Return what of a request's record does not verify by the home's own keys."""
+    found = problems(home, row, keys.public_keys(home.keys))
+    return [Problem(text, row.id, file=str(path)) for text, path in found]
+
+
+def verified(home: Home, ledger: Ledger, row: RequestRow) -> Record | None:
+    """Return a request's record, or None if it has none; nothing is said of what was edited.
+
+    Raises:
+        EditedError: If the request or its record does not verify.
+    """
+    if edited := [*ledger.checked(home).of(row.id), *problems_of(home, row)]:
+        raise EditedError(f"{edited[0].sentence}. No report is made of it; see `efface audit`")
+    return read(home, row)
+
+
+def page(home: Home, ledger: Ledger, row: RequestRow, output: Path | None = None) -> Path:
+    """Write a request's HTML report again from its record, and return where it is.
+
+    Args:
+        home: Where the record is.
+        ledger: The home's.
+        row: Of the request.
+        output: File to write; the home's own if None.
+
+    Raises:
+        EditedError: If the request or its record does not verify.
+        BadSetting: If the folder is not there, or a home that cannot be written has no page.
+        EffaceError: If the request has no record.
+    """
+    from server.report.write import write_report  # as in `publish`
+
+    record = verified(home, ledger, row)
+    if record is None:
+        raise EffaceError(
+            f"request {row.id} must have a record, got none in {home.runs / row.id}: "
+            f"it is {row.state}" + (f" ({row.reason})" if row.reason else "")
+        )
+    path = (output or home.reports / f"{row.id}.html").expanduser().absolute()
+    if not path.parent.is_dir():
+        raise BadSetting(f"output must lie in a folder that exists, got {path}")
+    if home.writable:
+        publish_left(home, ledger)
+    if output or home.writable:
+        write_report(record, path)
+    elif not path.is_file():
+        raise BadSetting(
+            f"output must be named where the home cannot be written, got none for {home.path}; "
+            "name a file by --output"
+        )
+    return path
 
 
 def _unlike(document: Mapping[str, Any], row: RequestRow) -> str:

@@ -86,6 +86,11 @@ def write_json(path: Path, value: Any) -> None:
     write_atomic(path, text.encode() + b"\n")
 
 
+def home_path(named: str | os.PathLike[str] | None = None) -> Path:
+    """Return the home that is meant: the one that is named, else EFFACE_HOME, else ~/.efface."""
+    return Path(named or os.environ.get("EFFACE_HOME") or "~/.efface").expanduser().absolute()
+
+
 @dataclass(frozen=True)
 class Holder:
     """Who holds a home, as the holder itself wrote it down."""
@@ -119,7 +124,7 @@ class Home:
             EffaceError: If the folder cannot be created, or is a file.
         """
         named = path or os.environ.get("EFFACE_HOME")
-        self.path = Path(named or "~/.efface").expanduser().absolute()
+        self.path = home_path(path)
         (
             self.versions,
             self.runs,

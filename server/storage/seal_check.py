@@ -25,6 +25,11 @@ class Problem:
     version: str | None = None
     file: str | None = None
 
+    @property
+    def sentence(self) -> str:
+        """What does not verify, and in which file."""
+        return self.text + (f" in {self.file}" if self.file else "")
+
 
 @dataclass(frozen=True)
 class Checked:

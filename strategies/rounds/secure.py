@@ -3,6 +3,8 @@
 `Rounds` are none the wiser: for every node whose answer is in the sum comes an ordinary reply, and
 each of them holds the same: the mean of the arrays, and an equal part of every number. Messages
 whose answers are no sums pass through.
+
+It is long because the steps of one sum stand in their order in one place.
 """
 
 import os

@@ -1,0 +1,172 @@
+"""A version: one set of global weights, and where it comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from client.learning.models import ModelSpec, loaded
+from client.wire import tensors
+from server.evidence.record import Forgotten
+from server.evidence.scores import ModelScores
+from server.evidence.serial import read
+from server.nodes.federation import from_numpy
+from server.requests.classes import card_names
+from server.storage.ledger import VersionRow
+from server.storage.registry import Arrays
+
+if TYPE_CHECKING:
+    from efface.asking import ClassName
+    from efface.federation import Federation
+    from efface.result import Result
+
+
+class Version:
+    """One set of global weights in a home, made by a request.
+
+    A `Federation` gives them; they are never made by hand. Two are equal if they are the same
+    version of the same home.
+
+    Example:
+        ```python
+        version = federation.version("v0002")
+        version.has_forgotten.classes   # (9,)
+        version.in_service              # True
+        network = version.model()       # a torch module in evaluation mode
+        ```
+    """
+
+    def __init__(self, federation: Federation, row: VersionRow) -> None:
+        """Wrap a row of the ledger; `Federation.version` does so."""
+        self._federation = federation
+        self._row = row
+
+    @property
+    def id(self) -> str:
+        """Its name in the home, such as "v0002"."""
+        return self._row.id
+
+    @property
+    def created(self) -> datetime:
+        """When it was made, UTC."""
+        return self._row.created
+
+    @property
+    def parent(self) -> str | None:
+        """The version that it was made from; None of a trained one."""
+        return self._row.parent
+
+    @property
+    def request(self) -> str:
+        """The request that made it, such as "r0002"."""
+        return self._row.request
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of its weights file, in hexadecimal."""
+        return self._row.sha256
+
+    @property
+    def state(self) -> str:
+        """What it is now: "in-service", "superseded" or "trial"."""
+        return self._federation._row(self.id).state
+
+    @property
+    def in_service(self) -> bool:
+        """Whether it is the one that serves its federation now."""
+        return self.state == "in-service"
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The classes' names in the order of the model's outputs; empty where none are known."""
+        return card_names(self._row.card) or ()
+
+    @property
+    def has_forgotten(self) -> Forgotten:
+        """All that it has forgotten: numbers of classes, names of clients."""
+        return read(Forgotten, self._row.card.get("erased") or {}, "erased")
+
+    @property
+    def scores(self) -> ModelScores:
+        """What was measured of it when it was made, in percent."""
+        return read(ModelScores, self._row.card.get("scores") or {}, "scores")
+
+    @property
+    def mean(self) -> tuple[float, ...] | None:
+        """Mean of each channel, of pixels from 0 to 1, that its inputs are normalised by.
+
+        None where only the clients have data: each site has a mean and deviation of its own.
+        """
+        return _numbers(self._row.card, "mean")
+
+    @property
+    def std(self) -> tuple[float, ...] | None:
+        """Standard deviation of each channel, as `mean`."""
+        return _numbers(self._row.card, "std")
+
+    @property
+    def result(self) -> Result:
+        """What came of the request that made it."""
+        return self._federation.result(self.request)
+
+    def weights(self) -> Arrays:
+        """Return its weights by name, in the model's order, checked against their SHA-256.
+
+        Returns:
+            Arrays of the caller's own.
+
+        Raises:
+            EffaceError: If the file is lost or altered.
+        """
+        return self._federation._weights(self._row)
+
+    def model(self) -> nn.Module:
+        """Return the network with its weights: a torch module in evaluation mode, on the CPU.
+
+        It takes images as float32, `(N, channels, height, width)`, pixels from 0 to 1, less `mean`,
+        divided by `std`; it gives one score a class, `(N, classes)`. It is the caller's own: what
+        is done to it changes nothing in the home.
+
+        Returns:
+            A new module at each call.
+
+        Raises:
+            EffaceError: If the weights file is lost or altered.
+
+        Example:
+            ```python
+            network = version.model()
+            scores = network(torch.zeros(1, 1, 8, 8))
+            ```
+        """
+        spec = ModelSpec.of_card(self._row.card["model"])
+        return loaded(spec, tensors(from_numpy(self.weights()))).eval()
+
+    def evaluate(self, relearning: ClassName | Iterable[ClassName] | None = None) -> ModelScores:
+        """Measure it on its data set's test part; see `Federation.evaluate`."""
+        return self._federation.evaluate(self, relearning=relearning)
+
+    def __eq__(self, other: object) -> bool:
+        """Return whether both are the same version of the same home."""
+        return isinstance(other, Version) and self._key() == other._key()
+
+    def __hash__(self) -> int:
+        """Return a hash of home and id."""
+        return hash(self._key())
+
+    def _key(self) -> tuple[object, str]:
+        return self._federation.home, self.id
+
+    def __repr__(self) -> str:
+        """Return its id, state, and what it has forgotten."""
+        gone = [*self.has_forgotten.classes, *self.has_forgotten.clients]
+        forgot = f", has forgotten {', '.join(map(str, gone))}" if gone else ""
+        return f"<Version {self.id}, {self.state}{forgot}>"
+
+
+def _numbers(card: Any, name: str) -> tuple[float, ...] | None:
+    found = (card.get("data") or {}).get(name)
+    return None if found is None else tuple(found)
