@@ -36,7 +36,7 @@ def commands() -> Iterator[tuple[str, click.Command]]:
     for name, command in root.commands.items():
         if isinstance(command, click.Group):
             yield from ((f"{name} {inner}", one) for inner, one in command.commands.items())
-        else:
+        if not isinstance(command, click.Group) or command.invoke_without_command:
             yield name, command
 
 
@@ -53,8 +53,8 @@ def test_every_command_and_option_has_help(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_takes_json_and_home(name: str) -> None:
-    assert {"--json", "--home"} <= {o for p in COMMANDS[name].params for o in p.opts}
+def test_every_command_takes_json_home_and_config(name: str) -> None:
+    assert {"--json", "--home", "--config"} <= {o for p in COMMANDS[name].params for o in p.opts}
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -136,6 +136,8 @@ def documents(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     found = {"demo": run(f"demo {tiny} --accept not-shown --max-relearning-gap 100")}
     store = next((home / "clients").rglob("client-0"))
     for name, command in {
+        "init": f"init {home.parent / 'project'}",
+        "config": "config",
         "error": "forget --class 99",
         "plan": "forget --class 3 --method auto --dry-run",
         "requests": "requests",
@@ -174,6 +176,8 @@ def test_the_record_holds_the_documented_keys(documents: dict[str, Any], kind: s
 
 
 SECTIONS = {
+    "`efface init`": "init",
+    "`efface config`": "config",
     "Errors": "error",
     "`efface requests`": "requests",
     "`efface show` of a request": "show request",
@@ -203,6 +207,7 @@ def test_a_document_holds_the_documented_keys(documents: dict[str, Any], heading
 @pytest.mark.parametrize(
     ("heading", "key", "name"),
     [
+        ("`efface config`", "settings", "config"),
         ("`efface show` of a request", "request", "show request"),
         ("`efface show` of a version", "version", "show version"),
         ("`efface show` of a version", "lineage", "show version"),

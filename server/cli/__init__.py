@@ -10,6 +10,7 @@ from server.cli import (
     process,
     reading,
     running,
+    setup,
     site,
     site_budget,
     site_policy,
@@ -34,6 +35,7 @@ def _application() -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     made.callback()(_shared)
+    setup.add_to(made)
     running.add_to(made)
     bench.add_to(made)
     reading.add_to(made)

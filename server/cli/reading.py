@@ -474,7 +474,7 @@ def evaluate(
     if edited := [p for p in ledger.checked(home).problems if p.version == row.id]:
         raise EditedError(f"{_sentence(edited[0])}; see `efface audit`")
     arrays, card = registry.load(row)
-    settings = inherited(RunSettings(data=data_now), row)
+    settings = inherited(RunSettings(data=data_now or call.project.value("data") or ""), row)
     data = version_data(settings, row)
     notes = check_data(settings, row, data)
     if data is None or not len(data.test):

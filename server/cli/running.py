@@ -6,7 +6,6 @@ It is long because each command declares its options with their help, beside wha
 import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
@@ -14,7 +13,7 @@ import typer
 from client.errors import BadSetting
 from server.cli import options
 from server.cli.command import FORMAT, OTHER, Answer, Call, command
-from server.cli.options import LEARNING, REQUEST, RUNNING, chosen
+from server.cli.options import DEMO_METHOD, OF_COMMAND, REQUEST
 from server.cli.reading import opened
 from server.report import display
 
@@ -76,26 +75,6 @@ MetricsPort = Annotated[
     ),
 ]
 
-# A request computes as its version was trained.
-_OF_THE_VERSION: Final = ("seed", "threads", "precision")
-_REQUEST_OPTIONS: Final = chosen([REQUEST, RUNNING], leave_out=_OF_THE_VERSION)
-DEMO_METHOD: Final = "quickdrop"
-# A demonstration always compares, and starts from what it has just trained.
-_DEMO_OPTIONS: Final = [
-    replace(option, default_here=DEMO_METHOD) if option.key == "method" else option
-    for option in chosen(
-        [*LEARNING, REQUEST, RUNNING],
-        leave_out=["version", "data", "compare", "trial", "destroy", "clients"],
-    )
-]
-_RELEARN_OPTIONS: Final = chosen(
-    [REQUEST, RUNNING],
-    leave_out=[
-        *("compare", "destroy", "max-forget-accuracy", "max-relearning-gap", "accept"),
-        *_OF_THE_VERSION,
-    ],
-)
-
 
 def add_to(app: typer.Typer) -> None:
     """Register the commands."""
@@ -103,21 +82,21 @@ def add_to(app: typer.Typer) -> None:
         app,
         "demo",
         group=GROUP,
-        settings=_DEMO_OPTIONS,
+        settings=OF_COMMAND["demo"],
         epilog="Example: efface demo --class 3 --seed 1",
     )(demo)
     command(
         app,
         "train",
         group=GROUP,
-        settings=chosen([*LEARNING, RUNNING]),
+        settings=OF_COMMAND["train"],
         epilog="Example: efface train --dataset npz:scans.npz --num-clients 4 --rounds 20",
     )(train)
     command(
         app,
         "forget",
         group=GROUP,
-        settings=_REQUEST_OPTIONS,
+        settings=OF_COMMAND["forget"],
         epilog="Example: efface forget --class 9 --method auto --dry-run; then with --by 'Data "
         "protection' --why 'Request 2026-17'",
     )(forget)
@@ -125,7 +104,7 @@ def add_to(app: typer.Typer) -> None:
         app,
         "relearn",
         group=GROUP,
-        settings=_RELEARN_OPTIONS,
+        settings=OF_COMMAND["relearn"],
         epilog="Example: efface relearn --class 9",
     )(relearn)
 
@@ -265,14 +244,22 @@ def settings_for(
         "home": call.home,
         "forget-classes": joined(classes or ()),
         "forget-clients": ",".join(clients or ()),
-        "method-options": ",".join(method_options or ()),
-        "asked-by": asked_by,
         "why": why,
     }
+    if method_options:
+        told["method-options"] = ",".join(method_options)
+    if asked_by:
+        told["asked-by"] = asked_by
     for name in clients or ():
         if not name.strip() or "," in name:
             raise BadSetting(f"client must be one name without a comma, got {name!r}")
-    return parse({**here, **values, **told})
+    try:
+        return parse({**here, **values, **told})
+    except BadSetting as error:
+        key = str(error).partition(" ")[0]
+        if key not in call.from_file:
+            raise
+        raise BadSetting(f"{error}, in {call.project.path}") from error
 
 
 def carry_out(call: Call, settings: "RunSettings", metrics_port: int | None) -> Answer:
