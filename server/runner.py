@@ -34,7 +34,7 @@ from server.requests.progress import EventFile, Listener, Listeners
 from server.requests.resolved import ResolvedRequest
 from server.settings import RunSettings, essence, parse
 from server.storage.home import Home, write_json
-from server.storage.ledger import Ledger, RequestRow, database_url
+from server.storage.ledger import GONE, Ledger, RequestRow, database_url
 from server.storage.registry import DEMO_PREFIX
 from strategies.rounds.failures import Failure, failure_in
 from strategies.rounds.replies import Expected, check
@@ -68,7 +68,7 @@ def run(settings: RunSettings, listener: Listener) -> Record:
         superlink.check_connection(settings.superlink)  # before anything is written down
     with home.lock(LOCK_SECONDS):
         service = Service.open(home)
-        service.ledger.interrupt_running("the process that ran it ended without a word")
+        service.ledger.interrupt_running(GONE)
         request = service.prepare(settings)
         if settings.engine == "inline":
             return _inline(service, request, settings, listener)
@@ -225,7 +225,7 @@ def serve(grid: Grid, config: dict[str, Any]) -> Record:
     home = open_home(settings)
     with home.lock(LOCK_SECONDS):
         service = Service.open(home)
-        service.ledger.interrupt_running("the process that ran it ended without a word")
+        service.ledger.interrupt_running(GONE)
         request = service.prepare(settings)
         named = NamedGrid(grid, settings.round_timeout, REMOTE_POLL_SECONDS)
         told = _with_events(home, request.row, LogListener())

@@ -16,6 +16,7 @@ from server.cli import (
     site_policy,
     site_run,
     trust,
+    versions,
 )
 
 
@@ -38,7 +39,9 @@ def _application() -> typer.Typer:
     setup.add_to(made)
     running.add_to(made)
     bench.add_to(made)
-    reading.add_to(made)
+    of_models = typer.Typer()
+    reading.add_to(made, of_models)
+    versions.add_to(made, of_models)
     trust.add_to(made)
     site.add_to(made)
     coordinator.add_to(made)

@@ -44,6 +44,7 @@ _CLOSED: Final = (errno.EACCES, errno.EPERM, errno.EROFS)
 # Codes by which an error has an exit code of its own; all others have FAILED.
 _EXIT_CODES: Final = {
     "unknown-id": USAGE,
+    "pruned": USAGE,
     "verification-failed": NOT_VERIFIED,
     "not-shown": NOT_VERIFIED,
     "edited": NOT_VERIFIED,
