@@ -176,8 +176,7 @@ def prune(
 ) -> Answer:
     """Free disk space: destroy weights, yardsticks and stored updates that nothing needs.
 
-    Records, seals, cards and reports stay, and `efface audit` still verifies all. Kept, too, are
-    the first version of a line, at which relearning aims, and those that a request goes on from.
+    Records, seals, cards and reports stay, and `efface audit` still verifies all.
     """
     home, ledger = opened(call)
     from server.requests import pruning

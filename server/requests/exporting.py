@@ -10,8 +10,10 @@ from typing import Any, Final
 
 import safetensors.torch
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.functional import pad
 
+from client.channels.compact import Spread
 from client.errors import BadSetting
 from client.files import write_atomic
 from server.requests import weights
@@ -100,7 +102,28 @@ def _state_dict(network: nn.Module, told: dict[str, Any]) -> bytes:
     return file.getvalue()
 
 
+class _Places(nn.Module):
+    """What `Spread` does, by operations that come through the export to ONNX as they are.
+
+    `index_copy` along channels writes to the wrong ones there.
+    """
+
+    def __init__(self, spread: Spread) -> None:
+        super().__init__()
+        # A channel that was removed is read from one of zeros, put behind those that were kept.
+        places = [len(spread.kept)] * spread.num_channels
+        for place, channel in enumerate(spread.kept):
+            places[channel] = place
+        self.register_buffer("places", torch.tensor(places), persistent=False)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return pad(maps, (0, 0, 0, 0, 0, 1)).index_select(1, self.get_buffer("places"))
+
+
 def _onnx(network: nn.Module, told: dict[str, Any]) -> bytes:
+    for name, module in list(network.named_modules()):
+        if isinstance(module, Spread):
+            network.set_submodule(name, _Places(module))
     example = torch.zeros(BATCH, *told["input_shape"])
     program = torch.onnx.export(
         network,

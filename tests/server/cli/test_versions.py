@@ -16,6 +16,7 @@ import torch
 from safetensors import safe_open
 from typer.testing import CliRunner
 
+from client.channels.compact import Spread
 from client.channels.layout import layout, to_text
 from client.data import datasets
 from client.learning.models import ModelSpec, compact, shaped
@@ -174,12 +175,20 @@ def test_a_compact_network_can_be_written_as_onnx(tmp_path: Path) -> None:
 
     state = build(whole, torch.Generator().manual_seed(0)).state_dict()
     network = loaded(*compact(spec, state)).eval()
+    given = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected = network(given).numpy()
     path = tmp_path / "model.onnx"
     path.write_bytes(exporting._onnx(network, {"input_shape": [1, 8, 8]}))
 
-    given = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(1))
-    with torch.no_grad():
-        np.testing.assert_allclose(of_onnx(path, given), network(given).numpy(), atol=1e-4)
+    np.testing.assert_allclose(of_onnx(path, given), expected, atol=1e-4)
+
+
+def test_the_places_of_removed_channels_are_filled_with_zeros_bit_for_bit() -> None:
+    spread = Spread(5, [1, 4])
+    maps = torch.rand(3, 2, 4, 4, generator=torch.Generator().manual_seed(1))
+
+    assert torch.equal(exporting._Places(spread)(maps), spread(maps))
 
 
 def test_onnx_without_its_packages_says_what_to_install(
