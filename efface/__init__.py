@@ -16,6 +16,7 @@ other can go on with.
 """
 
 from client.errors import BadSetting, DataError, EffaceError
+from client.task import Data, Examples, Task
 from efface.federation import Federation
 from efface.listed import Erased, Plan
 from efface.progress import Progress
@@ -33,9 +34,11 @@ __all__ = [
     "BadSetting",
     "Costs",
     "Curve",
+    "Data",
     "DataError",
     "EffaceError",
     "Erased",
+    "Examples",
     "Federation",
     "Finding",
     "Forgotten",
@@ -46,6 +49,7 @@ __all__ = [
     "Record",
     "RequestRow",
     "Result",
+    "Task",
     "Verdict",
     "VerificationFailed",
     "Version",

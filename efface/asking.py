@@ -13,7 +13,7 @@ Setting: TypeAlias = str | int | float | bool | os.PathLike[str]
 ClassName: TypeAlias = str | int
 
 # Given by the way a federation is made, or by an argument with a name of its own.
-_OF_THE_ENGINE: Final = ("dataset", "engine", "connection")
+_OF_THE_ENGINE: Final = ("task", "engine", "connection")
 _OF_THE_VERSION: Final = ("seed", "threads", "precision", "clients")
 _ARGUMENTS: Final = ("version", "method", "compare", "accept", "trial")
 

@@ -88,8 +88,8 @@ class Federation:
         """
         connection = settings.pop("connection", "") if engine == "superlink" else ""
         self._settings: dict[str, Any] = {
-            **asking.settings("Federation", settings),
             **source.settings_of(data),
+            **_without_data(data, asking.settings("Federation", settings)),
             "engine": engine,
             "connection": connection,
         }
@@ -114,7 +114,8 @@ class Federation:
 
         Args:
             data: "digits" or another published data set (`efface data list`), "npz:PATH" or
-                "folder:PATH".
+                "folder:PATH"; or a task of your own, by its class or as "chest.py:ChestXray", for
+                which the setting `dataset` then names what its `data` reads.
             num_clients: Clients to share the data among; `partition` says how.
             home: Folder of versions, requests and reports; EFFACE_HOME or ~/.efface if None.
             progress: See `Federation`.
@@ -736,3 +737,14 @@ def _one_of(name: str, one: Any, plural: str, several: Any) -> Any:
     if one is not None and several is not None:
         raise BadSetting(f"request must name {name} or {plural}, got both; give one of them")
     return several if one is None else one
+
+
+def _without_data(data: Source, given: dict[str, Any]) -> dict[str, Any]:
+    """Return settings that do not say a second time what the data are.
+
+    Raises:
+        BadSetting: If they do.
+    """
+    if "dataset" in given and "task" not in source.settings_of(data):
+        raise BadSetting(f"dataset must be given once, got {data!r} and {given['dataset']!r}")
+    return given

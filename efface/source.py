@@ -1,28 +1,49 @@
 """What a federation learns: the first argument of every `Federation`, as settings."""
 
-from typing import TypeAlias
+import inspect
+from typing import Any, TypeAlias
 
+from client.data import datasets
 from client.errors import BadSetting
+from client.task import Task
 
-Source: TypeAlias = str  # a data set today; a task of one's own would come in here
+Source: TypeAlias = str | type[Task] | Task
 
 
-def settings_of(source: Source) -> dict[str, str]:
+def settings_of(source: Source) -> dict[str, Any]:
     """Return the settings that say what is learned, by kebab-case key.
-
-    This is the one place that knows what may be given: whoever adds another kind, such as a class
-    that brings its own network and data, turns it into settings here.
 
     Args:
         source: "digits" or another published data set, "npz:PATH", "folder:PATH", or "none" where
-            only the clients have data.
+            only the clients have data. Or a task of one's own: its class, an instance with other
+            options than the defaults, or "FILE.py:CLASS". Its class must stand in a file, at the
+            top: its sources travel to the clients.
 
     Raises:
         BadSetting: If it is something else.
     """
-    if not isinstance(source, str):
+    if isinstance(source, str):
+        if datasets.is_known(source) or source == "none" or ":" not in source:
+            return {"dataset": source}
+        return {"task": source}
+    kind = source if isinstance(source, type) else type(source)
+    if not issubclass(kind, Task):
         raise BadSetting(
-            "data must be a text such as 'digits', 'npz:scans.npz' or 'folder:photos', got a "
-            f"{type(source).__name__}"
+            "data must be a text such as 'digits', 'npz:scans.npz' or 'chest.py:ChestXray', or a "
+            f"task, got a {kind.__name__}"
         )
-    return {"dataset": source}
+    try:
+        file = inspect.getsourcefile(kind)
+    except TypeError:  # typed into a notebook or a terminal
+        file = None
+    if file is None or "." in kind.__qualname__:
+        raise BadSetting(
+            f"task {kind.__name__} must stand at the top of a file, got one that does not: its "
+            "sources travel to the clients; write it to a file and import it"
+        )
+    options = "" if isinstance(source, type) else _texts(source)
+    return {"task": f"{file}:{kind.__name__}", "task-options": options}
+
+
+def _texts(task: Task) -> str:
+    return ",".join(f"{name}={value}" for name, value in task.options.items())

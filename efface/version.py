@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -14,8 +16,10 @@ from server.evidence.record import Forgotten
 from server.evidence.scores import ModelScores
 from server.evidence.serial import read
 from server.nodes.federation import from_numpy
+from server.requests import exporting
 from server.requests.classes import card_names
 from server.storage.ledger import VersionRow
+from server.storage.opened import opened
 from server.storage.registry import Arrays
 
 if TYPE_CHECKING:
@@ -144,6 +148,20 @@ class Version:
         """
         spec = ModelSpec.of_card(self._row.card["model"])
         return loaded(spec, tensors(from_numpy(self.weights()))).eval()
+
+    def export(self, path: str | os.PathLike[str], *, force: bool = False) -> Path:
+        """Write the weights to a file for other programs, and return its path.
+
+        Args:
+            path: Ends in `.safetensors`, `.pt` (a plain state dict) or `.onnx` (the network).
+            force: Whether to write over a file that is there.
+
+        Raises:
+            BadSetting: If the name ends otherwise, or a file is there.
+            EffaceError: If the weights are lost, altered or pruned.
+        """
+        home, ledger = opened(str(self._federation._home))
+        return exporting.export(home, ledger, self._row, Path(path), force=force).path
 
     def evaluate(self, relearning: ClassName | Iterable[ClassName] | None = None) -> ModelScores:
         """Measure it on its data set's test part; see `Federation.evaluate`."""

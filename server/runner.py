@@ -34,8 +34,8 @@ from server.requests.progress import EventFile, Listener, Listeners
 from server.requests.resolved import ResolvedRequest
 from server.settings import RunSettings, essence, parse
 from server.storage.home import Home, write_json
-from server.storage.ledger import Ledger, RequestRow, database_url
-from server.storage.opened import GONE, opened
+from server.storage.ledger import GONE, Ledger, RequestRow, database_url
+from server.storage.opened import opened
 from server.storage.registry import DEMO_PREFIX, Registry
 from strategies.rounds.failures import Failure, failure_in
 from strategies.rounds.replies import Expected, check

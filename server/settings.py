@@ -20,7 +20,7 @@ from client.learning.models import NAMES as MODEL_NAMES
 from client.learning.models import ModelSpec, identified
 from client.learning.networks import WITHOUT_BATCHNORM
 from client.messages import Common
-from client.own_task import task_of
+from client.own_task import source_of, task_of
 from client.secure.context import MIN_NODES
 from client.settings import MIN_CLIP, name
 from client.simulation import partition
@@ -135,9 +135,14 @@ class RunSettings(Settings):
             object.__setattr__(self, "dataset", DEFAULT_DATASET)
 
     @property
+    def task_name(self) -> str:
+        """The task's name on the wire; empty for the built-in one."""
+        return self.task if self.task_code or not self.task else source_of(self.task).name
+
+    @property
     def data_text(self) -> str:
         """What a person calls the data."""
-        return ", ".join(filter(None, [self.task, self.dataset]))
+        return ", ".join(filter(None, [self.task_name, self.dataset]))
 
     @property
     def forget(self) -> ForgetSpec:
@@ -218,7 +223,7 @@ class RunSettings(Settings):
             max_samples=self.max_samples,
             partition_seed=self.partition_seed,
             federation=self.federation,
-            task=self.task,
+            task=self.task_name,
         )
 
     def rooted(self) -> "RunSettings":

@@ -36,7 +36,7 @@ def commands() -> Iterator[tuple[str, click.Command]]:
     for name, command in root.commands.items():
         if isinstance(command, click.Group):
             yield from ((f"{name} {inner}", one) for inner, one in command.commands.items())
-        else:
+        if not isinstance(command, click.Group) or command.invoke_without_command:
             yield name, command
 
 
@@ -53,8 +53,8 @@ def test_every_command_and_option_has_help(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_takes_json_and_home(name: str) -> None:
-    assert {"--json", "--home"} <= {o for p in COMMANDS[name].params for o in p.opts}
+def test_every_command_takes_json_home_and_config(name: str) -> None:
+    assert {"--json", "--home", "--config"} <= {o for p in COMMANDS[name].params for o in p.opts}
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -137,12 +137,17 @@ def documents(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     found = {"demo": run(f"demo {tiny} --accept not-shown --max-relearning-gap 100")}
     store = next((home / "clients").rglob("client-0"))
     for name, command in {
+        "init": f"init {home.parent / 'project'}",
+        "config": "config",
         "error": "forget --class 99",
         "plan": "forget --class 3 --method auto --dry-run",
         "requests": "requests",
         "show request": "show r0002",
         "show version": "show v0002",
         "models": "models",
+        "export": f"export v0002 -o {home.parent / 'model.pt'}",
+        "predict": "predict v0002 digits",
+        "prune": "models prune --keep 0 --dry-run",
         "forgotten": "forgotten",
         "audit": "audit",
         "key": "key",
@@ -175,11 +180,16 @@ def test_the_record_holds_the_documented_keys(documents: dict[str, Any], kind: s
 
 
 SECTIONS = {
+    "`efface init`": "init",
+    "`efface config`": "config",
     "Errors": "error",
     "`efface requests`": "requests",
     "`efface show` of a request": "show request",
     "`efface show` of a version": "show version",
     "`efface models`": "models",
+    "`efface models prune`": "prune",
+    "`efface export`": "export",
+    "`efface predict`": "predict",
     "`efface forgotten`": "forgotten",
     "`efface audit`": "audit",
     "`efface key`": "key",
@@ -204,6 +214,7 @@ def test_a_document_holds_the_documented_keys(documents: dict[str, Any], heading
 @pytest.mark.parametrize(
     ("heading", "key", "name"),
     [
+        ("`efface config`", "settings", "config"),
         ("`efface show` of a request", "request", "show request"),
         ("`efface show` of a version", "version", "show version"),
         ("`efface show` of a version", "lineage", "show version"),

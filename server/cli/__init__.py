@@ -10,11 +10,13 @@ from server.cli import (
     process,
     reading,
     running,
+    setup,
     site,
     site_budget,
     site_policy,
     site_run,
     trust,
+    versions,
 )
 
 
@@ -34,9 +36,12 @@ def _application() -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     made.callback()(_shared)
+    setup.add_to(made)
     running.add_to(made)
     bench.add_to(made)
-    reading.add_to(made)
+    of_models = typer.Typer()
+    reading.add_to(made, of_models)
+    versions.add_to(made, of_models)
     trust.add_to(made)
     site.add_to(made)
     coordinator.add_to(made)

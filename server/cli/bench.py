@@ -71,6 +71,7 @@ def bench(
     if jobs < 1:
         raise BadSetting(f"jobs must be at least 1, got {jobs}")
     checked = load(recipe)
+    data_dir = data_dir or call.project.value("data-dir") or ""
     if not tables:
         check_data(checked, data_dir, device)
     folder = (out or OUT / checked.name).absolute()

@@ -12,18 +12,20 @@ import json
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from inspect import Parameter
 from pathlib import Path
 from typing import Annotated, Any, Final
 
 import click
 import typer
+from click.core import ParameterSource
 from rich.console import Console, RenderableType
 
 from client.errors import INTERRUPTED, BadSetting, DiskFull, EffaceError, code_of
 from client.files import FULL
-from server.cli import options, process
+from server.cli import options, process, project
+from server.cli.project import METHOD_OPTIONS, Project
 from server.format import masked
 from server.storage.home import plain
 
@@ -42,6 +44,7 @@ _CLOSED: Final = (errno.EACCES, errno.EPERM, errno.EROFS)
 # Codes by which an error has an exit code of its own; all others have FAILED.
 _EXIT_CODES: Final = {
     "unknown-id": USAGE,
+    "pruned": USAGE,
     "verification-failed": NOT_VERIFIED,
     "not-shown": NOT_VERIFIED,
     "edited": NOT_VERIFIED,
@@ -56,6 +59,8 @@ class Call:
     home: str  # "" for EFFACE_HOME, else ~/.efface
     json: bool
     errors: Console  # standard error
+    project: Project = field(default_factory=Project)  # what efface.toml says
+    from_file: frozenset[str] = frozenset()  # settings whose value here is efface.toml's
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,7 @@ class Answer:
     document: dict[str, Any]
     shown: Sequence[RenderableType] = field(default_factory=list)
     exit_code: int = 0
+    text: str | None = None  # printed as it is, in place of `shown`: a file's content
 
 
 _SHARED: Final = (
@@ -76,8 +82,23 @@ _SHARED: Final = (
             str,
             typer.Option(
                 "--home",
-                help="Folder of versions, requests and reports; EFFACE_HOME or ~/.efface if not "
-                "given.",
+                help="Folder of versions, requests and reports; EFFACE_HOME, efface.toml's or "
+                "~/.efface if not given.",
+                show_default=False,
+                rich_help_panel=OTHER,
+            ),
+        ],
+    ),
+    Parameter(
+        "config",
+        Parameter.KEYWORD_ONLY,
+        default="",
+        annotation=Annotated[
+            str,
+            typer.Option(
+                "--config",
+                metavar="FILE",
+                help="File of settings; EFFACE_CONFIG or efface.toml in this folder if not given.",
                 show_default=False,
                 rich_help_panel=OTHER,
             ),
@@ -113,6 +134,8 @@ def command(
     group: str | None = None,
     settings: Sequence[options.Option] = (),
     epilog: str | None = None,
+    over: typer.Typer | None = None,
+    reads_file: bool = True,
 ) -> Callable[[Callable[..., Answer]], Callable[..., Answer]]:
     """Register a function as a command of `app`.
 
@@ -125,6 +148,8 @@ def command(
         group: Heading in the list of commands.
         settings: Settings that it takes as options.
         epilog: An example, shown under the help.
+        over: Commands under this one: `efface NAME` runs it, `efface NAME INNER` one of those.
+        reads_file: Whether it reads efface.toml.
     """
 
     def register(function: Callable[..., Answer]) -> Callable[..., Answer]:
@@ -135,21 +160,52 @@ def command(
         ]
         parameters = [*own, *(options.parameter(o) for o in settings), *_SHARED]
 
+        def work(call: Call, told: dict[str, Any], config: str) -> Answer:
+            _check_text({**told, "home": call.home, "config": config})
+            found = project.read(config) if reads_file else Project()
+            call = replace(call, home=call.home or found.value("home") or "", project=found)
+            if not settings:
+                return function(call, **told)
+            flags = options.given(settings, told)
+            values = found.values(name, project.keys_of(name))
+            if "method" in flags:  # another method's options mean nothing to it
+                values.pop(METHOD_OPTIONS, None)
+            call = replace(call, from_file=frozenset(values) - set(flags))
+            told = {key: told[key] for key in (p.name for p in own)}
+            return function(call, values={**values, **flags}, **told)
+
         def body(**told: Any) -> None:
-            call = Call(told.pop("home"), told.pop("as_json"), console_for(sys.stderr))
-            debug = told.pop("debug")
-            if settings:
-                values = options.given(settings, told)
-                told = {key: told[key] for key in (p.name for p in own)} | {"values": values}
-            raise typer.Exit(_carry_out(function, call, told, debug=debug))
+            context = click.get_current_context()
+            if context.invoked_subcommand is not None:
+                _check_alone(context)
+                return
+            before = context.parent.params if context.parent is not None else {}
+            shared = {p.name: told.pop(p.name) or before.get(p.name) or p.default for p in _SHARED}
+            call = Call(shared["home"], shared["as_json"], console_for(sys.stderr))
+            raise typer.Exit(_carry_out(work, call, told, shared["config"], debug=shared["debug"]))
 
         body.__name__, body.__doc__ = function.__name__, function.__doc__
         body.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         body.__annotations__ = {p.name: p.annotation for p in parameters}
-        app.command(name, rich_help_panel=group, epilog=epilog)(body)
+        if over is None:
+            app.command(name, rich_help_panel=group, epilog=epilog)(body)
+        else:
+            over.callback(invoke_without_command=True, epilog=epilog)(body)
+            app.add_typer(over, name=name, rich_help_panel=group)
         return function
 
     return register
+
+
+def _check_alone(context: click.Context) -> None:
+    """Refuse options of a command that stand before one under it, where nobody would read them."""
+    shared = {p.name for p in _SHARED}
+    for one in context.command.params:
+        told = context.get_parameter_source(str(one.name)) is ParameterSource.COMMANDLINE
+        if told and one.name not in shared:
+            raise click.UsageError(
+                f"{one.opts[0]} must be given without {context.invoked_subcommand}, got both"
+            )
 
 
 def console_for(stream: Any) -> Console:
@@ -160,12 +216,16 @@ def console_for(stream: Any) -> Console:
 
 
 def _carry_out(
-    function: Callable[..., Answer], call: Call, told: dict[str, Any], *, debug: bool
+    work: Callable[[Call, dict[str, Any], str], Answer],
+    call: Call,
+    told: dict[str, Any],
+    config: str,
+    *,
+    debug: bool,
 ) -> int:
     """Run a command, print its answer or its error, and return the exit code."""
     try:
-        _check_text(told)
-        answer = function(call, **told)
+        answer = work(call, told, config)
     except typer.Exit as leave:
         return leave.exit_code
     except (typer.Abort, KeyboardInterrupt) as stop:
@@ -195,6 +255,8 @@ def _readable(text: str) -> str:
 
 
 def _rendered(answer: Answer) -> str:
+    if answer.text is not None:
+        return answer.text
     console = console_for(sys.stdout or io.StringIO())
     with console.capture() as captured:
         for part in answer.shown:

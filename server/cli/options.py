@@ -5,7 +5,7 @@ answer at once. A test compares every key, type and default with `RunSettings`.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from inspect import Parameter
 from typing import Annotated, Any, Final
 
@@ -285,3 +285,28 @@ def given(options: Iterable[Option], values: Mapping[str, Any]) -> dict[str, Any
     return {
         option.key: values[option.name] for option in options if values.get(option.name) is not None
     }
+
+
+# A request computes as its version was trained.
+_OF_THE_VERSION: Final = ("seed", "threads", "precision")
+DEMO_METHOD: Final = "quickdrop"
+# What each command that works with the clients takes.
+OF_COMMAND: Final[Mapping[str, list[Option]]] = {
+    "train": chosen([*LEARNING, RUNNING]),
+    "forget": chosen([REQUEST, RUNNING], leave_out=_OF_THE_VERSION),
+    "relearn": chosen(
+        [REQUEST, RUNNING],
+        leave_out=[
+            *("compare", "destroy", "max-forget-accuracy", "max-relearning-gap", "accept"),
+            *_OF_THE_VERSION,
+        ],
+    ),
+    # A demonstration always compares, and starts from what it has just trained.
+    "demo": [
+        replace(option, default_here=DEMO_METHOD) if option.key == "method" else option
+        for option in chosen(
+            [*LEARNING, REQUEST, RUNNING],
+            leave_out=["version", "data", "compare", "trial", "destroy", "clients"],
+        )
+    ],
+}

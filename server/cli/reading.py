@@ -32,13 +32,19 @@ Identifier = Annotated[
 ]
 
 
-def add_to(app: typer.Typer) -> None:
-    """Register the commands."""
-    command(app, "requests", group=GROUP, epilog="Example: efface requests --state failed")(
-        requests
-    )
+def add_to(app: typer.Typer, of_models: typer.Typer) -> None:
+    """Register the commands; `of_models` holds those under `models`."""
+    of_requests = typer.Typer()
+    command(
+        app,
+        "requests",
+        group=GROUP,
+        epilog="Example: efface requests --state failed",
+        over=of_requests,
+    )(requests)
+    command(of_requests, "abort", epilog="Example: efface requests abort r0002")(abort)
     command(app, "show", group=GROUP, epilog="Example: efface show v0002")(show)
-    command(app, "models", group=GROUP)(models)
+    command(app, "models", group=GROUP, over=of_models)(models)
     command(app, "forgotten", group=GROUP)(forgotten)
     command(app, "report", group=GROUP, epilog="Example: efface report r0002 --output r.html")(
         report
@@ -60,13 +66,12 @@ def requests(
             show_default=False,
         ),
     ] = "",
-    abort: Annotated[
+    given_up: Annotated[
         str,
         typer.Option(
             "--abort",
             metavar="ID",
-            help="Give up a request that was interrupted or never began; the version it "
-            "started from stays.",
+            help="The same as `efface requests abort ID`.",
             show_default=False,
         ),
     ] = "",
@@ -77,21 +82,9 @@ def requests(
     known = (*TRANSITIONS, NOT_SHOWN)
     if state and state not in known:
         raise BadSetting(f"state must be one of {', '.join(known)}, got {state!r}")
+    if given_up:
+        return abort(call, given_up)
     home, ledger = opened(call)
-    if abort:
-        from server.storage.opened import give_up
-
-        home, ledger, given_up = give_up(home.path, abort)
-        text = (
-            f"{given_up.id} is given up; version {given_up.base_version or 'none'} stays as it was."
-        )
-        found = ledger.checked(home)
-        document = {
-            "format": FORMAT,
-            "requests": [request_document(given_up, found)],
-            "problems": _documents(found.of(given_up.id)),
-        }
-        return Answer(document, [text])
     seals = ledger.checked(home)
     held = "failed" if state == NOT_SHOWN else state
     rows = ledger.requests(state=held or None)  # type: ignore[arg-type]
@@ -122,6 +115,25 @@ def requests(
         "problems": _documents(seals.problems),
     }
     return _marked(Answer(document, shown), seals.problems)
+
+
+def abort(
+    call: Call,
+    identifier: Annotated[str, typer.Argument(metavar="ID", help="A request such as r0002.")],
+) -> Answer:
+    """Give up a request that was interrupted or never began; its version stays as it was."""
+    home, _ = opened(call)
+    from server.storage.opened import give_up
+
+    home, ledger, row = give_up(home.path, identifier)
+    found = ledger.checked(home)
+    document = {
+        "format": FORMAT,
+        "requests": [request_document(row, found)],
+        "problems": _documents(found.of(row.id)),
+    }
+    text = f"{row.id} is given up; version {row.base_version or 'none'} stays as it was."
+    return Answer(document, [text])
 
 
 def show(call: Call, identifier: Identifier) -> Answer:
@@ -178,7 +190,7 @@ def _show_version(home: "Home", ledger: "Ledger", row: "VersionRow") -> Answer:
     problems = [p for p in seals.problems if p.version in ids and p.request in ids]
     document: dict[str, Any] = {
         "format": FORMAT,
-        "version": version_document(row),
+        "version": version_document(row, ledger.pruned()),
         "lineage": [
             {
                 "version": version.id,
@@ -196,6 +208,7 @@ def _show_version(home: "Home", ledger: "Ledger", row: "VersionRow") -> Answer:
     facts = [
         ("Version", row.id),
         ("State", row.state),
+        ("Weights", _pruned_text(document["version"]["pruned"])),
         ("Federation", row.federation),
         ("Model", _model_text(row)),
         ("Has forgotten", _forgotten(row) or "nothing"),
@@ -218,11 +231,11 @@ def _show_version(home: "Home", ledger: "Ledger", row: "VersionRow") -> Answer:
 def models(call: Call) -> Answer:
     """List all versions: state, where they come from, accuracy."""
     home, ledger = opened(call)
-    rows = ledger.versions()
+    rows, pruned = ledger.versions(), ledger.pruned()
     cells = [
         [
             row.id,
-            row.state,
+            row.state + (", pruned" if row.id in pruned else ""),
             row.parent or display.NOTHING,
             row.request,
             _forgotten(row) or display.NOTHING,
@@ -238,7 +251,7 @@ def models(call: Call) -> Answer:
     problems = [p for p in ledger.checked(home).problems if p.version or not p.request]
     document = {
         "format": FORMAT,
-        "versions": [version_document(row) for row in rows],
+        "versions": [version_document(row, pruned) for row in rows],
         "problems": _documents(problems),
     }
     return _marked(Answer(document, shown), problems)
@@ -433,7 +446,9 @@ def evaluate(
     home, ledger = opened(call)
     from server.requests.evaluation import evaluated
 
-    found = evaluated(home, ledger, version, relearning or (), data_now)
+    found = evaluated(
+        home, ledger, version, relearning or (), data_now or call.project.value("data")
+    )
     names, scores = found.class_names, found.scores
     document = {
         "format": FORMAT,
@@ -535,9 +550,13 @@ def state_text(row: "RequestRow") -> str:
     return "not shown" if row.reason_code == NOT_SHOWN else row.state
 
 
-def version_document(row: "VersionRow") -> dict[str, Any]:
-    """Return a version as JSON holds it."""
-    return asdict(row) | {"created": row.created.isoformat()}
+def version_document(row: "VersionRow", pruned: Mapping[str, str]) -> dict[str, Any]:
+    """Return a version as JSON holds it; `pruned` says when weights were, by version."""
+    return asdict(row) | {"created": row.created.isoformat(), "pruned": pruned.get(row.id)}
+
+
+def _pruned_text(at: str | None) -> str:
+    return "" if at is None else f"pruned {at[:19].replace('T', ' ')} UTC"
 
 
 def request_target(row: "RequestRow", ledger: "Ledger") -> str:

@@ -5,14 +5,14 @@ It is long because each command declares its options with their help, beside wha
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from client.errors import BadSetting
 from server.cli import options
 from server.cli.command import FORMAT, OTHER, Answer, Call, command
-from server.cli.options import LEARNING, REQUEST, RUNNING, chosen
+from server.cli.options import DEMO_METHOD, OF_COMMAND, REQUEST
 from server.report import display
 
 if TYPE_CHECKING:
@@ -73,26 +73,6 @@ MetricsPort = Annotated[
     ),
 ]
 
-# A request computes as its version was trained.
-_OF_THE_VERSION: Final = ("seed", "threads", "precision")
-_REQUEST_OPTIONS: Final = chosen([REQUEST, RUNNING], leave_out=_OF_THE_VERSION)
-DEMO_METHOD: Final = "quickdrop"
-# A demonstration always compares, and starts from what it has just trained.
-_DEMO_OPTIONS: Final = [
-    replace(option, default_here=DEMO_METHOD) if option.key == "method" else option
-    for option in chosen(
-        [*LEARNING, REQUEST, RUNNING],
-        leave_out=["version", "data", "compare", "trial", "destroy", "clients"],
-    )
-]
-_RELEARN_OPTIONS: Final = chosen(
-    [REQUEST, RUNNING],
-    leave_out=[
-        *("compare", "destroy", "max-forget-accuracy", "max-relearning-gap", "accept"),
-        *_OF_THE_VERSION,
-    ],
-)
-
 
 def add_to(app: typer.Typer) -> None:
     """Register the commands."""
@@ -100,21 +80,21 @@ def add_to(app: typer.Typer) -> None:
         app,
         "demo",
         group=GROUP,
-        settings=_DEMO_OPTIONS,
+        settings=OF_COMMAND["demo"],
         epilog="Example: efface demo --class 3 --seed 1",
     )(demo)
     command(
         app,
         "train",
         group=GROUP,
-        settings=chosen([*LEARNING, RUNNING]),
+        settings=OF_COMMAND["train"],
         epilog="Example: efface train --dataset npz:scans.npz --num-clients 4 --rounds 20",
     )(train)
     command(
         app,
         "forget",
         group=GROUP,
-        settings=_REQUEST_OPTIONS,
+        settings=OF_COMMAND["forget"],
         epilog="Example: efface forget --class 9 --method auto --dry-run; then with --by 'Data "
         "protection' --why 'Request 2026-17'",
     )(forget)
@@ -122,7 +102,7 @@ def add_to(app: typer.Typer) -> None:
         app,
         "relearn",
         group=GROUP,
-        settings=_RELEARN_OPTIONS,
+        settings=OF_COMMAND["relearn"],
         epilog="Example: efface relearn --class 9",
     )(relearn)
 
@@ -252,16 +232,25 @@ def settings_for(
     from server.requests.asked import asked
 
     here = {o.key: o.default_here for o in options.OPTIONS if o.default_here is not None}
-    return asked(
-        {**here, **values},
-        mode=mode,
-        home=call.home,
-        classes=classes or (),
-        clients=clients or (),
-        options=method_options or (),
-        asked_by=asked_by,
-        why=why,
-    )
+    # What the command line does not say, efface.toml may: options of the method, who asks.
+    if not method_options:
+        method_options = list(filter(None, [str(values.get("method-options", ""))]))
+    try:
+        return asked(
+            {**here, **values},
+            mode=mode,
+            home=call.home,
+            classes=classes or (),
+            clients=clients or (),
+            options=method_options,
+            asked_by=asked_by or str(values.get("asked-by", "")),
+            why=why,
+        )
+    except BadSetting as error:
+        key = str(error).partition(" ")[0]
+        if key not in call.from_file:
+            raise
+        raise BadSetting(f"{error}, in {call.project.path}") from error
 
 
 def carry_out(call: Call, settings: "RunSettings", metrics_port: int | None) -> Answer:

@@ -254,7 +254,7 @@ def list_data(
     """List the data sets by name, and which of them can be read here."""
     from client.data import datasets
 
-    named = data_dir or os.environ.get("EFFACE_DATA_DIR")
+    named = data_dir or os.environ.get("EFFACE_DATA_DIR") or call.project.value("data-dir")
     where = Path(named) if named else None
     found: list[dict[str, Any]] = []
     for name in datasets.NAMES:

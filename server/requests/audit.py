@@ -26,7 +26,7 @@ class Audit:
     Attributes:
         ledger: What the seals say of the rows.
         problems: All that does not verify.
-        counts: Seals, requests, records, orders and versions looked at.
+        counts: Seals, requests, records, orders and versions looked at; how many are pruned.
     """
 
     ledger: Checked
@@ -48,7 +48,7 @@ def audit(home: Home, ledger: Ledger, *, publics: Sequence[str] = (), head: str 
     done = Audit(found, list(found.problems), {"seals": len(found.hashes)})
     if head and head not in found.hashes:
         done.problems.append(Problem(f"seals must hold {head[:12]}... as noted, got none of it"))
-    done.counts |= {"requests": 0, "records": 0, "orders": 0, "versions": 0}
+    done.counts |= {"requests": 0, "records": 0, "orders": 0, "versions": 0, "pruned": 0}
     for row in ledger.requests():
         done.counts["requests"] += 1
         done.counts["records"] += (home.runs / row.id / records.RECORD).exists()
@@ -59,16 +59,18 @@ def audit(home: Home, ledger: Ledger, *, publics: Sequence[str] = (), head: str 
         done.problems += [Problem(text, row.id, file=str(file)) for text, file in wrong]
     for version in ledger.versions():
         done.counts["versions"] += 1
-        done.problems += _weights(home, version)
+        pruned = version.id in found.pruned
+        done.counts["pruned"] += pruned
+        done.problems += _weights(home, version, pruned=pruned)
     return done
 
 
-def _weights(home: Home, row: VersionRow) -> list[Problem]:
-    """Compare a version's files with its row."""
+def _weights(home: Home, row: VersionRow, *, pruned: bool) -> list[Problem]:
+    """Compare a version's files with its row; of pruned weights a seal says that they are gone."""
     folder = home.versions / row.id
     found = []
     try:
-        if (got := _sha256(folder / WEIGHTS_NAME)) != row.sha256:
+        if not pruned and (got := _sha256(folder / WEIGHTS_NAME)) != row.sha256:
             text = (
                 f"weights of {row.id} must have the SHA-256 {row.sha256[:12]}..., got {got[:12]}..."
             )

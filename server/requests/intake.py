@@ -193,6 +193,7 @@ class Service(Workspace):
 
     def _checked(self, settings: RunSettings) -> _Checked:
         base = self.registry.resolve(settings.version or None)
+        self.registry.check_kept(base)
         settings = inherited(_with_participants(settings, base), base)
         settings.check_sums()
         data = version_data(settings, base)

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -113,11 +113,38 @@ def sweep(cache: Path, erased: Callable[[str], Erased]) -> list[Path]:
     found = sorted(cache.glob(PATTERN))
     gone = [path for path in found if not _may_stay(path, erased)]
     for path in gone:
-        if path.stat().st_nlink > 1:
-            path.unlink()  # another home's, too: `server.bench` shares them
-        else:
-            overwrite(path)
+        destroy(path)
     return gone
+
+
+def destroy(path: Path) -> None:
+    """Destroy one; one that is gone is left at that."""
+    if path.exists() and path.stat().st_nlink > 1:
+        path.unlink()  # another home's, too: `server.bench` shares them
+    else:
+        overwrite(path)
+
+
+def unused(
+    cache: Path, erased: Callable[[str], Erased], bases: Mapping[str, Sequence[Any]]
+) -> list[Path]:
+    """Return the yardsticks that no request on the versions with weights could use.
+
+    Args:
+        cache: Folder of the home.
+        erased: What a federation has forgotten now, by its name.
+        bases: By federation, what each of its versions with weights has forgotten: classes and
+            clients, sorted.
+    """
+    return [
+        path
+        for path in sorted(cache.glob(PATTERN))
+        if not _may_stay(path, erased) or not _of_some(note_of(path)["inputs"], bases)
+    ]
+
+
+def _of_some(inputs: Mapping[str, Any], bases: Mapping[str, Sequence[Any]]) -> bool:
+    return list(map(sorted, inputs["erased"])) in bases.get(inputs["federation"], ())
 
 
 def _may_stay(path: Path, erased: Callable[[str], Erased]) -> bool:

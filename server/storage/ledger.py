@@ -78,6 +78,7 @@ PROCESS_GONE = "process-gone"  # it was killed, or its machine went down
 GIVEN_UP = "given-up"  # by the operator
 ERASED_SINCE = "erased-since"  # a stopped training knows what was erased after it began
 
+GONE = "the process that ran it ended without a word"  # the reason of PROCESS_GONE
 LEDGER_FORMAT = 1
 NEW_ID_ATTEMPTS = 20
 SQLITE_ROOM = 256 * 1024  # bytes that SQLite's files beside the database need at least, and more
@@ -675,6 +676,29 @@ class Ledger:
         """Return the id that the next version will have."""
         with self._read() as session:
             return f"v{_next_number(session, _Version):04d}"
+
+    def note_pruned(self, version_id: str) -> None:
+        """Seal that a version's weights are destroyed for room, before they are.
+
+        Raises:
+            UnknownIdError: If there is no such version.
+            LedgerError: If it is in service, or the ledger is opened without its home's key.
+        """
+        if self._sealing is None:
+            raise LedgerError(
+                "pruning must be sealed with the home's key, got none: open the ledger by its home"
+            )
+        with self._write() as session:
+            row = _known(session, _Version, version_id)
+            if row.state == "in-service":
+                raise LedgerError(f"version to prune must not serve, got {row.id}, which is in use")
+            self._seal(session, "pruned", row.request, {"version": row.id, "sha256": row.sha256})
+
+    def pruned(self) -> dict[str, str]:
+        """Return when each version's weights were pruned, ISO 8601, of those that have none."""
+        query = select(_Seal).where(_Seal.kind == "pruned").order_by(_Seal.number)
+        with self._read() as session:
+            return seal_check.pruned([_seal(one) for one in session.scalars(query)])
 
     # ---- seals ----
 

@@ -2,13 +2,10 @@
 
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
 
 from client.errors import EffaceError
 from server.storage.home import Home
-from server.storage.ledger import Ledger, RequestRow
-
-GONE: Final = "the process that ran it ended without a word"
+from server.storage.ledger import GONE, Ledger, RequestRow
 
 
 def opened(path: str = "") -> tuple[Home, Ledger]:

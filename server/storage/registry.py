@@ -27,7 +27,7 @@ import safetensors.numpy
 from safetensors import SafetensorError
 
 from client.errors import BadSetting, EffaceError
-from client.files import sync_folder, write_atomic
+from client.files import overwrite, sync_folder, write_atomic
 from server.storage.home import Home, HomeBusy, plain, write_json
 from server.storage.ledger import (
     Ledger,
@@ -52,6 +52,12 @@ class RegistryError(EffaceError):
     """A version cannot be written, read or named."""
 
     code = "registry-error"
+
+
+class PrunedError(RegistryError):
+    """A version's weights were destroyed for room; its card and its request's record are there."""
+
+    code = "pruned"
 
 
 def pack(arrays: Mapping[str, np.ndarray[Any, Any]], note: Any = None) -> bytes:
@@ -243,10 +249,12 @@ class Registry:
 
         Raises:
             UnknownIdError: If there is no such version.
+            PrunedError: If they were pruned.
             RegistryError: If the file is missing, truncated, altered or not finite. The message
                 names it.
         """
         row = self._ledger.version(version) if isinstance(version, str) else version
+        self.check_kept(row)
         path = self.weights_path(row.id)
         try:
             data = path.read_bytes()
@@ -265,6 +273,34 @@ class Registry:
         arrays, _ = unpack(data, path)
         check_finite(arrays, str(path))
         return arrays, dict(row.card)
+
+    def check_kept(self, row: VersionRow) -> None:
+        """Refuse a version whose weights were pruned.
+
+        Raises:
+            PrunedError: Saying when.
+        """
+        if (at := self._ledger.pruned().get(row.id)) is not None:
+            raise PrunedError(
+                f"version must have its weights still, got {row.id}, pruned {at[:16]} UTC; name "
+                "another, or restore an older backup of the home elsewhere",
+                see="efface models",
+            )
+
+    def prune(self, row: VersionRow) -> None:
+        """Destroy a version's weights; row, card and seals stay. Done twice, it changes nothing.
+
+        The seal comes first: a stop in between leaves a file too many, never weights that are lost.
+
+        Raises:
+            LedgerError: If it is in service.
+            HomeBusy: If another process holds the home.
+        """
+        with self._home.lock():
+            if row.id not in self._ledger.pruned():
+                self._ledger.note_pruned(row.id)
+            overwrite(self.weights_path(row.id))
+            sync_folder(self.folder(row.id))
 
     def lineage(self, version: str) -> list[VersionRow]:
         """Return `version`, its parent, and so on to the root."""

@@ -40,12 +40,14 @@ class Checked:
         unsigned: Ids of requests that ended before there were seals.
         sealed: The newest seal of each request that has one.
         hashes: Of all seals, in order.
+        pruned: When each version's weights were, of those that have none any more; ISO 8601.
     """
 
     problems: tuple[Problem, ...] = ()
     unsigned: frozenset[str] = frozenset()
     sealed: Mapping[str, Seal] = field(default_factory=dict)
     hashes: Sequence[str] = ()
+    pruned: Mapping[str, str] = field(default_factory=dict)
 
     def of(self, request: str) -> list[Problem]:
         """Return what concerns one request, or the chain as a whole."""
@@ -93,10 +95,16 @@ def check(
         problems += _requests(sealed, began, rows)
         problems += _versions(chain, began, rows)
         problems += _pending(chain, began, rows)
+        problems += _pruned(chain, rows)
     except (KeyError, TypeError, ValueError, AttributeError):
         if not problems:  # a seal as it was made has all that is looked for
             raise
-    return Checked(tuple(problems), unsigned, sealed, hashes)
+    return Checked(tuple(problems), unsigned, sealed, hashes, pruned(chain))
+
+
+def pruned(chain: Sequence[Seal]) -> dict[str, str]:
+    """Return the versions whose weights were pruned, each with the time, ISO 8601."""
+    return {str(s.content.get("version")): s.created for s in chain if s.kind == "pruned"}
 
 
 def _requests(sealed: Mapping[str, Seal], began: Mapping[str, Any], rows: Rows) -> list[Problem]:
@@ -217,3 +225,21 @@ def _pending(chain: Sequence[Seal], began: Mapping[str, Any], rows: Rows) -> lis
         for request, client in sorted(owed.keys() | there.keys())
         if owed.get((request, client)) != there.get((request, client))
     ]
+
+
+def _pruned(chain: Sequence[Seal], rows: Rows) -> list[Problem]:
+    """Compare the versions whose weights were pruned: known, and none that serves."""
+    problems = []
+    for seal in chain:
+        if seal.kind != "pruned":
+            continue
+        name = seal.content["version"]
+        row = rows.versions.get(name)
+        if row is None or (row["sha256"], row["request"]) != (seal.content["sha256"], seal.subject):
+            text = f"pruned weights must be a version's, got {name}, whose row is another"
+        elif row["state"] == "in-service":
+            text = f"version {name} must have weights to serve, got pruned ones"
+        else:
+            continue
+        problems.append(Problem(text, seal.subject, name))
+    return problems

@@ -100,6 +100,7 @@ def test_an_audit_counts_what_it_looked_at(efface: Efface) -> None:
         "records": 2,
         "orders": 1,
         "versions": 2,
+        "pruned": 0,
     }
     assert found["keys"] == [efface.json("key")["public_key"]]
     assert {row["seal"] for row in efface.json("requests")["requests"]} == {"sealed"}

@@ -30,8 +30,9 @@ import server.runner
 from client.data import datasets
 from client.files import room_for
 from client.store import Store
-from server.cli import app, running
+from server.cli import app
 from server.cli.command import FAILED, NOT_VERIFIED, STOPPED, USAGE
+from server.cli.options import OF_COMMAND
 from server.evidence.costs import SpeedUp
 from server.evidence.record import Record, Storage
 from server.nodes.federation import Cost, Round
@@ -260,7 +261,7 @@ def test_a_request_after_a_demonstration_means_the_federation_that_is_not_one(
 def test_a_request_takes_no_option_that_its_version_has_settled(trained: Efface) -> None:
     from server.settings import TRAINING
 
-    assert TRAINING & {o.key for o in [*running._REQUEST_OPTIONS, *running._RELEARN_OPTIONS]} == {
+    assert TRAINING & {o.key for o in [*OF_COMMAND["forget"], *OF_COMMAND["relearn"]]} == {
         "clients",
         "secure-aggregation",  # may be asked for on top of how the version was trained
     }
