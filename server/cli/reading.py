@@ -447,7 +447,7 @@ def evaluate(
     from server.requests.evaluation import evaluated
 
     found = evaluated(
-        home, ledger, version, relearning or (), data_now or call.project.value("data")
+        home, ledger, version, relearning or (), data_now or call.project.value("data") or ""
     )
     names, scores = found.class_names, found.scores
     document = {

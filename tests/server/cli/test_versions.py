@@ -284,7 +284,7 @@ def test_own_images_are_normalised_as_the_version_was_trained(
     rows = list(csv.DictReader(done.stdout.splitlines()))
     expected = outputs(efface.home, "v0001")[:20].argmax(dim=1).tolist()
     assert [int(row["class"]) for row in rows] == expected
-    assert "has no test part: these are its training images" in done.stderr
+    assert "has no test part: these are its training examples" in done.stderr
 
 
 def test_images_of_another_shape_are_refused(efface: Efface, tmp_path: Path) -> None:
@@ -294,7 +294,7 @@ def test_images_of_another_shape_are_refused(efface: Efface, tmp_path: Path) -> 
     done = efface("predict", "v0001", f"npz:{tmp_path}/new.npz")
 
     assert done.exit_code == FAILED
-    assert "must be 1x8x8 (channels, height, width) as v0001 takes them" in done.stderr
+    assert "must be 1x8x8 as v0001 takes them" in done.stderr
     assert "got 1x16x16" in done.stderr
 
 
