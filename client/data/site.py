@@ -13,6 +13,7 @@ from torch import Tensor
 
 from client.data import datasets
 from client.data.datasets import DataSet, Split
+from client.data.source import check_site
 from client.errors import BadSetting, DataError, ImageSize
 from client.messages import Common, ForgetSpec
 from client.policy import Policy, PolicyRefused
@@ -182,6 +183,7 @@ def _share(simulation: Simulation, data_dir: Path | None, node: NodeConfig) -> T
 def _own_data(name: str, data_dir: Path | None) -> DataSet:
     """Return the operator's data. What is wrong with its name is a path that must not go up."""
     try:
+        check_site(name)
         data = datasets.load(name, data_dir)
     except BadSetting as error:
         raise DataError(str(error)) from error

@@ -200,11 +200,13 @@ def _clock(site: SiteFolder) -> Iterator[str | Finding]:
 def _data(site: SiteFolder, policy: Policy) -> Iterator[str | Finding]:
     from client.data import class_names, datasets
     from client.data.site import rare_classes
+    from client.data.source import check_site
 
     name = site.node_config.get("data")
     if not name:
         raise _Mend("node.toml must name data, got none")
     directory = site.node_config.get("data-dir")
+    check_site(str(name))
     data = datasets.load(str(name), Path(str(directory)) if directory else None)
     shape = "x".join(str(int(n)) for n in data.train.images.shape[1:])
     yield f"{len(data.train)} images of {shape} in {data.num_classes} classes"

@@ -47,8 +47,9 @@ OPTIONS: Final = (
         "dataset",
         "digits",
         DATA,
-        "digits, mnist, fashion-mnist, cifar10, cifar100, svhn, npz:PATH, folder:PATH, or none "
-        "where only the clients have data.",
+        "digits, mnist, fashion-mnist, cifar10, cifar100, svhn, npz:PATH, folder:PATH (both with "
+        "options, such as folder:PATH?size=64&color=grey), or none where only the clients have "
+        "data.",
     ),
     Option("data-dir", "", DATA, "Folder of the published data sets' files; also EFFACE_DATA_DIR."),
     Option(

@@ -16,6 +16,7 @@ from server.cli import options
 from server.cli.command import FORMAT, OTHER, Answer, Call, command
 from server.cli.options import LEARNING, REQUEST, RUNNING, chosen
 from server.cli.reading import opened
+from server.cli.sources import Color, Fit, ImageSize, SkipBroken, as_read
 from server.report import display
 
 if TYPE_CHECKING:
@@ -165,6 +166,10 @@ def train(
             show_default=False,
         ),
     ] = None,
+    image_size: ImageSize = None,
+    color: Color = None,
+    fit: Fit = None,
+    skip_broken: SkipBroken = False,
     metrics_port: MetricsPort = None,
     asked_by: AskedBy = "",
     why: Why = "",
@@ -177,6 +182,9 @@ def train(
             f"federation must not begin with {DEMO_PREFIX!r}, got {values['federation']!r}: so "
             "demonstrations are called, which nothing that is forgotten binds"
         )
+    dataset = as_read(values.get("dataset", "digits"), image_size, color, fit, skip_broken)
+    if dataset != values.get("dataset", "digits"):
+        values = {**values, "dataset": dataset}
     values = {**values, "allow-forgotten": ",".join(allow_forgotten or ())}
     settings = settings_for(call, values, mode="train", asked_by=asked_by, why=why)
     return carry_out(call, settings, metrics_port)
