@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Final
 
-from client.data import datasets
+from client.data import datasets, source
 from client.data.splits import DataSet
 from client.errors import BadSetting
 from client.learning.images import IMAGES, ImageTask
@@ -229,9 +229,11 @@ class RunSettings(Settings):
     def rooted(self) -> "RunSettings":
         """Return the same with absolute paths: a later request may come from another folder."""
         directory = str(Path(self.data_dir).expanduser().absolute()) if self.data_dir else ""
-        own, samples = _rooted(self.dataset), _rooted(self.server_samples)
-        path = self.data.removeprefix("npz:").removeprefix("folder:")
-        now = str(Path(path).expanduser().absolute()) if path else ""
+        own, samples = source.rooted(self.dataset), source.rooted(self.server_samples)
+        now = self.data
+        if now and not source.is_own(now):
+            now = str(Path(now).expanduser().absolute())
+        now = source.rooted(now)
         return replace(self, dataset=own, server_samples=samples, data_dir=directory, data=now)
 
     def plain(self) -> dict[str, Any]:
@@ -265,12 +267,21 @@ class RunSettings(Settings):
         known = (*datasets.NAMES, "npz", "folder", "none")
         if self.task:
             self._check_task()
+        elif kind == source.TABLE:
+            raise BadSetting(
+                f"dataset must hold images, which the built-in networks take, got "
+                f"{self.dataset!r}; "
+                "a table needs a task of your own: --task",
+                see="efface data show --help",
+            )
         elif kind not in known:
             raise BadSetting(
                 f"dataset must be one of {', '.join(datasets.NAMES)}, npz:PATH, folder:PATH or "
                 f"none, got {self.dataset!r}",
                 see="efface data list",
             )
+        if kind in source.IMAGES:
+            source.image_reading(source.parse(self.dataset))
         partition.parse(self.partition)
         self.check_participants()
 
@@ -400,13 +411,6 @@ class RunSettings(Settings):
         """
         task = self.learned.fitted(data)
         return identified(ModelSpec.of(task, self.task or IMAGES, self.task_code))
-
-
-def _rooted(name: str) -> str:
-    kind, _, path = name.partition(":")
-    if kind not in ("npz", "folder") or not path:
-        return name
-    return f"{kind}:{Path(path).expanduser().absolute()}"
 
 
 # What a trained model depends on, and so what its version's card keeps.

@@ -134,6 +134,8 @@ def documents(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         assert done.stdout, done.output
         return json.loads(done.stdout)
 
+    heart = home.parent / "heart.csv"
+    heart.write_text("age,sick\n" + "".join(f"{40 + i},{i % 2}\n" for i in range(10)))
     found = {"demo": run(f"demo {tiny} --accept not-shown --max-relearning-gap 100")}
     store = next((home / "clients").rglob("client-0"))
     for name, command in {
@@ -160,6 +162,8 @@ def documents(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "store report": f"store report {store}",
         "site budget": f"site budget {store}",
         "data list": "data list",
+        "data show": "data show digits",
+        "data columns": f"data columns table:{heart}?label=sick -o {home.parent / 'heart.toml'}",
     }.items():
         found[name] = run(command)
     for number, kind in enumerate(("train", "forget", "relearn"), start=1):
@@ -203,6 +207,8 @@ SECTIONS = {
     "`efface store report`": "store report",
     "`efface site budget`": "site budget",
     "`efface data list`": "data list",
+    "`efface data show`": "data show",
+    "`efface data columns`": "data columns",
 }
 
 
@@ -221,6 +227,8 @@ def test_a_document_holds_the_documented_keys(documents: dict[str, Any], heading
         ("`efface forget --dry-run`", "phases", "plan"),
         ("`efface methods`", "methods", "methods"),
         ("`efface store ls`", "generations", "store ls"),
+        ("`efface data show`", "classes", "data show"),
+        ("`efface data columns`", "columns", "data columns"),
     ],
 )
 def test_the_parts_of_a_document_hold_the_documented_keys(

@@ -1,7 +1,7 @@
 """Load a data set by name as uint8 tensors in memory.
 
-The names are `NAMES`, "npz:PATH" and "folder:PATH" (a site's own data, see
-client/data/own_data.py).
+The names are `NAMES`, and those of a site's own data, "npz:PATH", "folder:PATH" and "table:PATH",
+with options after a ? (client/data/source.py).
 `digits` comes inside scikit-learn; the other named sets are files under a data folder, read by
 torchvision.
 
@@ -14,15 +14,18 @@ import lzma
 import os
 import shutil
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from client.data import class_names
-from client.data.own_data import read_folder, read_npz
+from client.data.image_folder import read_folder
+from client.data.own_data import read_npz
+from client.data.source import TABLE, Source, image_reading, is_own, parse, table_reading
 from client.data.splits import DataSet, Split, check_labels, make_split, normalise, pixel_statistics
+from client.data.tables import read_table
 from client.errors import BadSetting, DataError
 from client.torchvision_shim import import_torchvision
 
@@ -97,26 +100,23 @@ def load(name: str, data_dir: Path | None = None, *, download: bool = False) -> 
     read again when they have changed (for folders: when a file was added or removed).
 
     Args:
-        name: One of `NAMES`, "npz:PATH" or "folder:PATH".
+        name: One of `NAMES`, or a set of one's own (`client.data.source`).
         data_dir: Folder that holds the published sets' files, as torchvision lays them out. Not
-            used by "digits", "npz:" and "folder:".
+            used by "digits" and sets of one's own.
         download: Fetch missing files of a published set into `data_dir`.
 
     Raises:
         BadSetting: If the name is unknown, or lacks its PATH or `data_dir`.
         DataError: If files are missing, truncated or break a rule. It names them.
     """
-    kind, colon, path = name.partition(":")
-    if kind in ("npz", "folder") and colon:
-        if not path:
-            raise BadSetting(
-                f"data set must name a path after '{kind}:', got '{name}'", see="efface data list"
-            )
-        own = Path(path).expanduser().absolute()
-        return _load_own(kind, own, _stamp(own))
+    if is_own(name):
+        own = parse(name).rooted()
+        files = [own.path, own.value.get("columns", own.path)]
+        return _load_own(own, tuple(stamp for file in files for stamp in _stamp(Path(file))))
     if name not in NAMES:
         raise BadSetting(
-            f"data set must be one of {', '.join(NAMES)}, npz:PATH, folder:PATH, got '{name}'",
+            f"data set must be one of {', '.join(NAMES)}, npz:PATH, folder:PATH, "
+            f"table:PATH?label=COLUMN, got '{name}'",
             see="efface data list",
         )
     if name == "digits":
@@ -137,8 +137,7 @@ def load(name: str, data_dir: Path | None = None, *, download: bool = False) -> 
 
 def is_known(source: str) -> bool:
     """Return whether a text names a data set of the built-in task, not one for a user's."""
-    kind, colon, _ = source.partition(":")
-    return source in NAMES or (bool(colon) and kind in ("npz", "folder"))
+    return source in NAMES or is_own(source)
 
 
 def unpack(source: Path, destination: Path) -> list[Path]:
@@ -184,15 +183,26 @@ def unpack(source: Path, destination: Path) -> list[Path]:
 
 
 @functools.lru_cache(maxsize=2)
-def _load_own(kind: str, path: Path, stamp: tuple[tuple[int, int], ...]) -> DataSet:
-    return read_npz(path) if kind == "npz" else read_folder(path)
+def _load_own(source: Source, stamp: tuple[tuple[int, int], ...]) -> DataSet:
+    path = Path(source.path)
+    if source.kind == TABLE:
+        data = read_table(path, table_reading(source))
+    elif source.kind == "npz":
+        data = read_npz(path, image_reading(source))
+    else:
+        data = read_folder(path, image_reading(source))
+    return replace(data, name=source.text)
 
 
 def _stamp(path: Path) -> tuple[tuple[int, int], ...]:
     """Return what changes when a site's own data changes, without opening a file."""
     if not path.exists():
         return ()
-    folders = sorted([*path.glob("*/"), *path.glob("*/*/")]) if path.is_dir() else []
+    folders = (
+        sorted(f for deep in ("*/", "*/*/", "*/*/*/") for f in path.glob(deep))
+        if path.is_dir()
+        else []
+    )
     return tuple((entry.stat().st_mtime_ns, entry.stat().st_size) for entry in [path, *folders])
 
 

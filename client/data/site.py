@@ -13,6 +13,7 @@ from torch import Tensor
 
 from client.data import datasets
 from client.data.datasets import DataSet, Split
+from client.data.source import check_site, is_own
 from client.data.whole import whole
 from client.errors import BadSetting, DataError
 from client.messages import Common, ForgetSpec
@@ -193,6 +194,8 @@ def _share(simulation: Simulation, task: Task, data_dir: Path | None, node: Node
 def _own_data(task: Task, name: str, data_dir: Path | None) -> DataSet:
     """Return the operator's data. What is wrong with its name is a path that must not go up."""
     try:
+        if is_own(name):
+            check_site(name)
         data = whole(task, name, data_dir)
     except BadSetting as error:
         raise DataError(str(error)) from error

@@ -216,6 +216,7 @@ def _clock(site: SiteFolder) -> Iterator[str | Finding]:
 def _data(site: SiteFolder, policy: Policy) -> Iterator[str | Finding]:
     from client.data import class_names, datasets
     from client.data.site import rare_classes
+    from client.data.source import check_site
 
     name = site.node_config.get("data")
     if not name:
@@ -224,6 +225,7 @@ def _data(site: SiteFolder, policy: Policy) -> Iterator[str | Finding]:
         yield _note("data", f"{name} is for a task of the coordinator's, which alone can read it")
         return
     directory = site.node_config.get("data-dir")
+    check_site(str(name))
     data = datasets.load(str(name), Path(str(directory)) if directory else None)
     shape = "x".join(map(str, data.train.input_shape))
     yield f"{len(data.train)} images of {shape} in {data.num_classes} classes"

@@ -48,7 +48,8 @@ OPTIONS: Final = (
         "",
         DATA,
         "digits (the default), mnist, fashion-mnist, cifar10, cifar100, svhn, npz:PATH, "
-        "folder:PATH, or none where only the clients have data; what a task of your own reads.",
+        "folder:PATH (both with options, such as folder:PATH?size=64&color=grey), or none where "
+        "only the clients have data; what a task of your own reads.",
     ),
     Option("data-dir", "", DATA, "Folder of the published data sets' files; also EFFACE_DATA_DIR."),
     Option(

@@ -13,6 +13,7 @@ from client.errors import BadSetting
 from server.cli import options
 from server.cli.command import FORMAT, OTHER, Answer, Call, command
 from server.cli.options import DEMO_METHOD, OF_COMMAND, REQUEST
+from server.cli.sources import Color, Fit, ImageSize, SkipBroken, as_read
 from server.report import display
 
 if TYPE_CHECKING:
@@ -142,6 +143,10 @@ def train(
             show_default=False,
         ),
     ] = None,
+    image_size: ImageSize = None,
+    color: Color = None,
+    fit: Fit = None,
+    skip_broken: SkipBroken = False,
     metrics_port: MetricsPort = None,
     asked_by: AskedBy = "",
     why: Why = "",
@@ -150,6 +155,9 @@ def train(
     from server.requests.asked import check_federation
 
     check_federation(str(values.get("federation", "")))
+    read = as_read(values.get("dataset", ""), image_size, color, fit, skip_broken)
+    if read != values.get("dataset", ""):
+        values = {**values, "dataset": read}
     values = {**values, "allow-forgotten": ",".join(allow_forgotten or ())}
     settings = settings_for(call, values, mode="train", asked_by=asked_by, why=why)
     return carry_out(call, settings, metrics_port)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from client.errors import BadSetting, EffaceError, StoreError
+from server.cli import sources
 from server.cli.command import FORMAT, NOT_VERIFIED, Answer, Call, command
 from server.report import display
 from server.report.display import table
@@ -36,9 +37,10 @@ def add_to(app: typer.Typer) -> None:
     )
     command(store, "report")(site_report)
     app.add_typer(store, name="store", rich_help_panel=GROUP)
-    data = typer.Typer(help="Unpack and list data sets.", no_args_is_help=True)
+    data = typer.Typer(help="Unpack, list and look at data sets.", no_args_is_help=True)
     command(data, "unpack", epilog="Example: efface data unpack downloads data")(unpack)
     command(data, "list")(list_data)
+    sources.add_to(data)
     app.add_typer(data, name="data", rich_help_panel=GROUP)
 
 
@@ -286,6 +288,7 @@ def list_data(
     ]
     cells.append(["npz:PATH", "your own arrays in one .npz file"])
     cells.append(["folder:PATH", "your own images, one folder a class"])
+    cells.append(["table:PATH?label=COLUMN", "your own rows, CSV or Parquet"])
     return Answer(
         {"format": FORMAT, "data_dir": None if where is None else str(where), "datasets": found},
         [table(["Data set", "Train + test"], cells, text=2)],

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from client.data.source import is_own, parse
 from client.data.splits import DataSet
 from client.data.whole import whole
 from client.errors import BadSetting, DataError
@@ -48,16 +49,20 @@ def moved(settings: RunSettings) -> RunSettings:
     """
     if not settings.data:
         return settings
-    kind, colon, _ = settings.dataset.partition(":")
+    kind = settings.dataset.partition(":")[0]
     if settings.dataset in ("digits", "none"):
         raise BadSetting(
             f"data must name files of the version's data set, got {settings.data!r} for "
             f"{settings.dataset}, which has none; leave --data out"
         )
-    path = str(Path(settings.data.removeprefix(f"{kind}:")).expanduser().absolute())
-    return (
-        replace(settings, dataset=f"{kind}:{path}") if colon else replace(settings, data_dir=path)
-    )
+    if is_own(settings.dataset):
+        before = parse(settings.dataset)
+        told = settings.data if is_own(settings.data) else f"{kind}:{settings.data}"
+        now = parse(told).rooted()
+        # Read as before, unless it says otherwise.
+        now = replace(now, options=now.options or before.options)
+        return replace(settings, dataset=now.text)
+    return replace(settings, data_dir=str(Path(settings.data).expanduser().absolute()))
 
 
 def keep_stores(folder: Path, before: RunSettings, now: RunSettings) -> None:
