@@ -32,8 +32,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from client.data import datasets
-from client.data.splits import DataSet as Data
-from client.data.splits import Split as Examples
+from client.data.splits import Data, Examples
 from client.errors import BadSetting, DataError
 
 __all__ = ["Data", "Examples", "Task"]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from client.data import datasets, source
-from client.data.splits import DataSet
+from client.data.splits import Data
 from client.errors import BadSetting
 from client.learning.images import IMAGES, ImageTask
 from client.learning.models import NAMES as MODEL_NAMES
@@ -400,7 +400,7 @@ class RunSettings(Settings):
             depth=self.model_depth,
         )
 
-    def model_spec(self, data: DataSet | None) -> ModelSpec:
+    def model_spec(self, data: Data | None) -> ModelSpec:
         """Return the model to build.
 
         Args:

@@ -24,12 +24,12 @@ from client.data import class_names
 from client.data.image_folder import read_folder
 from client.data.own_data import read_npz
 from client.data.source import TABLE, Source, image_reading, is_own, parse, table_reading
-from client.data.splits import DataSet, Split, check_labels, make_split, normalise, pixel_statistics
+from client.data.splits import Data, Examples, check_labels, make_split, normalise, pixel_statistics
 from client.data.tables import read_table
 from client.errors import BadSetting, DataError
 from client.torchvision_shim import import_torchvision
 
-__all__ = ["NAMES", "DataSet", "Split", "load", "normalise", "unpack"]
+__all__ = ["NAMES", "Data", "Examples", "load", "normalise", "unpack"]
 
 NAMES = ("digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "svhn")
 
@@ -92,7 +92,7 @@ _STANDARD = {
 }
 
 
-def load(name: str, data_dir: Path | None = None, *, download: bool = False) -> DataSet:
+def load(name: str, data_dir: Path | None = None, *, download: bool = False) -> Data:
     """Return the data set called `name`.
 
     A process reads a set once and keeps the last two: long-lived Ray actors and the inline engine
@@ -183,7 +183,7 @@ def unpack(source: Path, destination: Path) -> list[Path]:
 
 
 @functools.lru_cache(maxsize=2)
-def _load_own(source: Source, stamp: tuple[tuple[int, int], ...]) -> DataSet:
+def _load_own(source: Source, stamp: tuple[tuple[int, int], ...]) -> Data:
     path = Path(source.path)
     if source.kind == TABLE:
         data = read_table(path, table_reading(source))
@@ -207,7 +207,7 @@ def _stamp(path: Path) -> tuple[tuple[int, int], ...]:
 
 
 @functools.lru_cache(maxsize=1)
-def _load_digits() -> DataSet:
+def _load_digits() -> Data:
     """Return scikit-learn's 8x8 digits; every fifth image of a class, in file order, is test."""
     from sklearn.datasets import load_digits
 
@@ -218,7 +218,7 @@ def _load_digits() -> DataSet:
         test[np.flatnonzero(labels == label)[4::5]] = True
     train = make_split(images[~test], labels[~test], None, where="digits, train")
     mean, std = pixel_statistics(train.in_memory)
-    return DataSet(
+    return Data(
         name="digits",
         train=train,
         test=make_split(images[test], labels[test], None, where="digits, test"),
@@ -230,7 +230,7 @@ def _load_digits() -> DataSet:
 
 
 @functools.lru_cache(maxsize=2)
-def _load_standard(name: str, data_dir: Path) -> DataSet:
+def _load_standard(name: str, data_dir: Path) -> Data:
     standard = _STANDARD[name]
     if standard.files is _IDX_FILES:
         for file in standard.files:
@@ -252,7 +252,7 @@ def _load_standard(name: str, data_dir: Path) -> DataSet:
             raise DataError(f"{where}: must hold at least one image, got none")
         if name == "cifar100" and len(source.classes) == standard.num_classes:
             names = class_names.checked_names(source.classes, where=where)
-    return DataSet(
+    return Data(
         name=name,
         train=parts["train"],
         test=parts["test"],

@@ -14,46 +14,46 @@ from typing import Any, Final
 import numpy as np
 from torch import Tensor
 
-from client.data.splits import DataSet, Inputs
+from client.data.splits import Data, Inputs
 
 CLASS_DIGITS: Final = 16  # hexadecimal, of a fingerprint of a class or of an image
 SKETCH: Final = 16  # images of a class that its sketch holds
 
 
-def identity(data: DataSet) -> str:
+def identity(data: Data) -> str:
     """Return the SHA-256 of a data set's training images and labels, in hexadecimal."""
-    return _digest(data.train.images, data.train.labels)
+    return _digest(data.train.inputs, data.train.labels)
 
 
-def class_identities(data: DataSet) -> dict[int, str]:
+def class_identities(data: Data) -> dict[int, str]:
     """Return a fingerprint of every class's training images, by label.
 
     Neither the images' order nor the class's number enters, nor the other classes: a file with the
     same images of one class is known by it, whatever else it holds.
     """
-    return dict(_digests_by_class(data.train.images, data.train.labels))
+    return dict(_digests_by_class(data.train.inputs, data.train.labels))
 
 
-def class_sketches(data: DataSet) -> dict[int, list[str]]:
+def class_sketches(data: Data) -> dict[int, list[str]]:
     """Return a few of every class's images as fingerprints: those with the smallest digests.
 
     They are a random sample of the images that depends on nothing else, so that another data set
     can be asked how many of the class's images it holds (`overlap`).
     """
-    members = _members(data.train.images, data.train.labels)
+    members = _members(data.train.inputs, data.train.labels)
     return {
         label: [digest.hex()[:CLASS_DIGITS] for digest in each[:SKETCH]] for label, each in members
     }
 
 
-def overlap(data: DataSet, sketch: Sequence[str]) -> float:
+def overlap(data: Data, sketch: Sequence[str]) -> float:
     """Return the share of a class's sketched images that a data set trains on, in [0, 1].
 
     Args:
         data: Where they are looked for, under any label.
         sketch: As `class_sketches` gives it for one class.
     """
-    known = _image_digests(data.train.images, data.train.labels)
+    known = _image_digests(data.train.inputs, data.train.labels)
     return sum(digest in known for digest in sketch) / max(1, len(sketch))
 
 

@@ -19,7 +19,7 @@ from client.data.own_data import PARTS, assemble, same_all_over
 from client.data.picture import Broken, Peek
 from client.data.pixels import check_used, finished, how_fitted
 from client.data.source import ImageReading
-from client.data.splits import DataSet, Split
+from client.data.splits import Data, Examples
 from client.errors import DataError, DataMissing, ImageSize
 
 # What archives, file servers and operating systems leave beside images.
@@ -53,7 +53,7 @@ class _Seen:
     highest: tuple[float, float] | None = None  # of images whose range was not said
 
 
-def read_folder(path: Path, reading: ImageReading | None = None) -> DataSet:
+def read_folder(path: Path, reading: ImageReading | None = None) -> Data:
     """Return the images under PATH/train/<class>/, and PATH/val and PATH/test where they exist.
 
     Classes are named by the folders in PATH/train, and numbered in their natural order: "2" before
@@ -172,7 +172,7 @@ def _pixels(
     colour: bool,
     reading: ImageReading,
     seen: _Seen,
-) -> Split:
+) -> Examples:
     """Return the images of a part; what turns out to be broken goes to `seen`."""
     images = np.zeros((len(members), 3 if colour else 1, *shape), np.uint8)
     labels: list[int] = []
@@ -201,8 +201,8 @@ def _pixels(
         )
     known = [record for record in records if record is not None]
     ids = torch.tensor(known, dtype=torch.int64) if known and len(known) == len(records) else None
-    return Split(
-        images=torch.from_numpy(images[: len(labels)]),
+    return Examples(
+        inputs=torch.from_numpy(images[: len(labels)]),
         labels=torch.tensor(labels, dtype=torch.int64),
         ids=ids,
     )

@@ -14,8 +14,8 @@ from client.data.npz_images import eight_bits
 from client.data.source import ImageReading
 from client.data.splits import (
     MAX_CLASSES,
-    DataSet,
-    Split,
+    Data,
+    Examples,
     check_labels,
     empty_like,
     make_split,
@@ -26,7 +26,7 @@ from client.errors import DataError, DataKeys, DataMissing
 PARTS = ("train", "val", "test")
 
 
-def read_npz(path: Path, reading: ImageReading | None = None) -> DataSet:
+def read_npz(path: Path, reading: ImageReading | None = None) -> Data:
     """Return the data set in one NumPy archive.
 
     Keys: `train_images`, `train_labels`; the same with `val_` and `test_`, each pair optional;
@@ -73,7 +73,7 @@ def read_npz(path: Path, reading: ImageReading | None = None) -> DataSet:
     images, notes = eight_bits(
         {part: arrays.pop(f"{part}_images") for part in present}, reading, where=str(path)
     )
-    parts: dict[str, Split] = {}
+    parts: dict[str, Examples] = {}
     for part in present:
         of_part, kept = images[part], labels.labels[part]
         ids = arrays.get(f"{part}_ids")
@@ -112,7 +112,7 @@ def read_npz(path: Path, reading: ImageReading | None = None) -> DataSet:
     return assemble(f"npz:{path}", parts, num_classes, str(path), names, said)
 
 
-def _constant(parts: Mapping[str, Split]) -> list[str]:
+def _constant(parts: Mapping[str, Examples]) -> list[str]:
     """Return in words how many images are of one value all over, and where the first is."""
     found = []
     for part, split in parts.items():
@@ -134,12 +134,12 @@ def same_all_over(count: int, first: str) -> str:
 
 def assemble(
     name: str,
-    parts: dict[str, Split],
+    parts: dict[str, Examples],
     num_classes: int,
     where: str,
     class_names: tuple[str, ...] = (),
     notes: tuple[str, ...] = (),
-) -> DataSet:
+) -> Data:
     train = parts["train"]
     for part, split in parts.items():
         if split.in_memory.shape[1:] != train.in_memory.shape[1:]:
@@ -153,7 +153,7 @@ def assemble(
             "several classes, say so: num_classes in the .npz file, or empty class folders"
         )
     mean, std = pixel_statistics(train.in_memory)
-    return DataSet(
+    return Data(
         name=name,
         train=train,
         test=parts.get("test", empty_like(train)),

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from client.data import datasets
-from client.data.datasets import DataSet, Split
+from client.data.datasets import Data, Examples
 from client.data.source import check_site, is_own
 from client.data.whole import whole
 from client.errors import BadSetting, DataError
@@ -42,7 +42,7 @@ class Part:
         index: Positions in `split`, int64 `(n,)`.
     """
 
-    split: Split
+    split: Examples
     index: Tensor
 
     def __len__(self) -> int:
@@ -62,7 +62,7 @@ class Site:
     """One node's data. `train` and `heldout` share no example."""
 
     name: str
-    data: DataSet
+    data: Data
     train: Part
     heldout: Part
     task: Task
@@ -78,12 +78,12 @@ class Site:
         What is in memory travels to `device` once, as it is; a batch is prepared there.
         """
         wanted = part.split.wanted(part.index).to(device)
-        if not isinstance(part.split.images, Tensor):
+        if not isinstance(part.split.inputs, Tensor):
             return lambda batch: (
                 self.task.prepare(part.split.take(part.index[batch.cpu()]).to(device), self.data),
                 wanted[batch.to(device)],
             )
-        raw = part.split.images[part.index].to(device)
+        raw = part.split.inputs[part.index].to(device)
 
         def picked(batch: Tensor) -> tuple[Tensor, Tensor]:
             chosen = batch.to(device)
@@ -157,7 +157,7 @@ def open_site(settings: Common, node: NodeConfig, policy: Policy | None = None) 
     return _site(policy, settings, data, train, heldout)
 
 
-def _site(policy: Policy, settings: Common, data: DataSet, train: Part, heldout: Part) -> Site:
+def _site(policy: Policy, settings: Common, data: Data, train: Part, heldout: Part) -> Site:
     least = policy.answers.min_examples
     train, heldout = (
         part.where(~torch.isin(part.labels, torch.tensor(rare_classes(part.labels, least))))
@@ -191,7 +191,7 @@ def _share(simulation: Simulation, task: Task, data_dir: Path | None, node: Node
     return parts[position]
 
 
-def _own_data(task: Task, name: str, data_dir: Path | None) -> DataSet:
+def _own_data(task: Task, name: str, data_dir: Path | None) -> Data:
     """Return the operator's data. What is wrong with its name is a path that must not go up."""
     try:
         if is_own(name):
@@ -209,7 +209,7 @@ def _say(notes: tuple[str, ...]) -> None:
         log.warning("the node's data: %s", note)
 
 
-def _check_fit(data: DataSet, task: Task, policy: Policy) -> None:
+def _check_fit(data: Data, task: Task, policy: Policy) -> None:
     """Refuse data that are not what the task says, and a task for other data than a site has."""
     if not policy.is_real:
         task.checked(data)

@@ -26,18 +26,18 @@ Inputs = Tensor | Dataset[Any]
 
 
 @dataclass(frozen=True)
-class Split:
+class Examples:
     """One part of a data set. The tensors may be shared: do not change them in place.
 
     Attributes:
-        images: Examples (N, ...): a tensor of any type, or a map-style data set that reads one at a
+        inputs: (N, ...): a tensor of any type, or a map-style data set that reads one at a
             time from the disk. Of the built-in task uint8, (N, C, H, W), C 1 or 3, H equal to W.
         labels: int64, (N,), in [0, num_classes).
         ids: int64, (N,): the patient or device that each example comes from; None if not known.
         targets: (N, ...): what a loss of the task's own compares outputs with; None for the labels.
     """
 
-    images: Inputs
+    inputs: Inputs
     labels: Tensor
     ids: Tensor | None = None
     targets: Tensor | None = None
@@ -48,7 +48,7 @@ class Split:
         Raises:
             DataError: If the lengths differ, or labels are no integers.
         """
-        for name in ("images", "labels", "ids", "targets"):
+        for name in ("inputs", "labels", "ids", "targets"):
             value = getattr(self, name)
             if isinstance(value, np.ndarray | list | tuple):
                 object.__setattr__(self, name, torch.as_tensor(np.asarray(value)))
@@ -61,7 +61,7 @@ class Split:
                 "targets go into `targets`, beside labels that are all 0"
             )
         object.__setattr__(self, "labels", labels.to(torch.int64))
-        for name in ("images", "ids", "targets"):
+        for name in ("inputs", "ids", "targets"):
             value = getattr(self, name)
             if value is not None and len(value) != len(labels):
                 raise DataError(f"{name} must be {len(labels)}, one a label, got {len(value)}")
@@ -72,15 +72,15 @@ class Split:
     @property
     def input_shape(self) -> tuple[int, ...]:
         """Of one example."""
-        if isinstance(self.images, Tensor):
-            return tuple(self.images.shape[1:])
+        if isinstance(self.inputs, Tensor):
+            return tuple(self.inputs.shape[1:])
         return tuple(self.take(torch.zeros(1, dtype=torch.int64)).shape[1:])
 
     @property
     def input_dtype(self) -> torch.dtype:
         """Of the examples."""
-        if isinstance(self.images, Tensor):
-            return self.images.dtype
+        if isinstance(self.inputs, Tensor):
+            return self.inputs.dtype
         return self.take(torch.zeros(1, dtype=torch.int64)).dtype
 
     def take(self, index: Tensor) -> Tensor:
@@ -89,9 +89,9 @@ class Split:
         Args:
             index: Positions, int64 `(b,)`.
         """
-        if isinstance(self.images, Tensor):
-            return self.images[index]
-        read = self.images.__getitem__
+        if isinstance(self.inputs, Tensor):
+            return self.inputs[index]
+        read = self.inputs.__getitem__
         with ThreadPoolExecutor(READERS) as pool:  # files are read and decoded outside of Python
             found = list(pool.map(read, index.tolist()))
         return torch.stack([torch.as_tensor(np.asarray(one)) for one in found])
@@ -99,17 +99,17 @@ class Split:
     @property
     def in_memory(self) -> Tensor:
         """All examples, `(N, ...)`; those that are read from the disk are read now."""
-        if isinstance(self.images, Tensor):
-            return self.images
+        if isinstance(self.inputs, Tensor):
+            return self.inputs
         return self.take(torch.arange(len(self)))
 
-    def subset(self, index: Tensor) -> "Split":
+    def subset(self, index: Tensor) -> "Examples":
         """Return some of the examples, in memory."""
         rest = {
             name: None if (value := getattr(self, name)) is None else value[index]
             for name in ("ids", "targets")
         }
-        return Split(self.take(index), self.labels[index], **rest)
+        return Examples(self.take(index), self.labels[index], **rest)
 
     def wanted(self, index: Tensor) -> Tensor:
         """Return what a loss compares outputs with, `(b, ...)`: targets, or else labels."""
@@ -117,7 +117,7 @@ class Split:
 
 
 @dataclass(frozen=True)
-class DataSet:
+class Data:
     """A data set's parts and the normalisation that all of them share.
 
     Attributes:
@@ -132,9 +132,9 @@ class DataSet:
         notes: What a person should know of how the source was read.
     """
 
-    train: Split
-    test: Split = None  # type: ignore[assignment]  # filled below
-    validation: Split | None = None
+    train: Examples
+    test: Examples = None  # type: ignore[assignment]  # filled below
+    validation: Examples | None = None
     name: str = "data"
     num_classes: int = 0
     mean: tuple[float, ...] = ()
@@ -151,7 +151,7 @@ class DataSet:
         if not self.class_names:
             object.__setattr__(self, "class_names", numbers(self.num_classes))
 
-    def named(self, names: Sequence[str]) -> "DataSet":
+    def named(self, names: Sequence[str]) -> "Data":
         """Return the same data with classes of these names, and no others."""
         return replace(self, class_names=tuple(names), num_classes=len(names))
 
@@ -207,8 +207,8 @@ def make_split(
     ids: "np.ndarray[Any, Any] | None",
     *,
     where: str,
-) -> Split:
-    """Return arrays as a Split, after checking every rule but the labels' upper bound.
+) -> Examples:
+    """Return arrays as a Examples, after checking every rule but the labels' upper bound.
 
     Args:
         images: uint8, (N, H, W) or (N, H, W, C), C 1 or 3.
@@ -236,14 +236,14 @@ def make_split(
             f"{where}: images must be square, got {images.shape[1]}x{images.shape[2]}; "
             "crop, pad or resize them first"
         )
-    return Split(
-        images=torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))),
+    return Examples(
+        inputs=torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))),
         labels=_column(labels, len(images), where, "labels"),
         ids=None if ids is None else _column(ids, len(images), where, "ids", smallest=None),
     )
 
 
-def check_labels(split: Split, num_classes: int, *, where: str, remedy: str = "") -> None:
+def check_labels(split: Examples, num_classes: int, *, where: str, remedy: str = "") -> None:
     """Refuse labels that are not in [0, num_classes).
 
     Raises:
@@ -260,13 +260,13 @@ def check_labels(split: Split, num_classes: int, *, where: str, remedy: str = ""
         )
 
 
-def empty_like(split: Split) -> Split:
-    """Return a Split of no examples, of the form of those of `split`."""
-    if not isinstance(split.images, Tensor):
-        return Split(
+def empty_like(split: Examples) -> Examples:
+    """Return a Examples of no examples, of the form of those of `split`."""
+    if not isinstance(split.inputs, Tensor):
+        return Examples(
             torch.empty((0, *split.input_shape), dtype=split.input_dtype), split.labels[:0]
         )
-    return Split(split.images[:0], split.labels[:0])
+    return Examples(split.inputs[:0], split.labels[:0])
 
 
 def _column(

@@ -14,7 +14,7 @@ from client.data.class_names import checked_names, natural_order
 from client.data.columns import Columns, Number, describe, is_missing, load, number
 from client.data.dicom import record_of
 from client.data.source import TableReading
-from client.data.splits import MAX_CLASSES, DataSet, Split
+from client.data.splits import MAX_CLASSES, Data, Examples
 from client.errors import DataError, DataKeys, DataMissing
 
 Cells = Mapping[str, Sequence[str]]
@@ -44,7 +44,7 @@ class Rows:
         return {name: [cells[row] for row in rows] for name, cells in self.inputs.items()}
 
 
-def read_table(path: Path, reading: TableReading) -> DataSet:
+def read_table(path: Path, reading: TableReading) -> Data:
     """Return a table's rows as examples.
 
     What makes a cell an input comes from `reading.columns`, the same file at every site, or else
@@ -96,7 +96,7 @@ def read_table(path: Path, reading: TableReading) -> DataSet:
             "one of several, a columns file of all sites says so"
         )
     train, test = (_split(inputs, labels, ids, chosen) for chosen in (~rows.test, rows.test))
-    return DataSet(
+    return Data(
         name=f"table:{path}",
         train=train,
         test=test,
@@ -312,9 +312,9 @@ def _split(
     labels: "np.ndarray[Any, Any]",
     ids: "np.ndarray[Any, Any] | None",
     chosen: "np.ndarray[Any, Any]",
-) -> Split:
-    return Split(
-        images=torch.from_numpy(inputs[chosen]),
+) -> Examples:
+    return Examples(
+        inputs=torch.from_numpy(inputs[chosen]),
         labels=torch.from_numpy(labels[chosen]),
         ids=None if ids is None else torch.from_numpy(ids[chosen]),
     )

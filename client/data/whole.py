@@ -3,12 +3,12 @@
 import functools
 from pathlib import Path
 
-from client.data.splits import DataSet
+from client.data.splits import Data
 from client.errors import DataError, EffaceError
 from client.task import Task
 
 
-def whole(task: Task, source: str, data_dir: Path | None = None) -> DataSet:
+def whole(task: Task, source: str, data_dir: Path | None = None) -> Data:
     """Return the data set that a task reads from a source.
 
     Args:
@@ -33,5 +33,5 @@ def whole(task: Task, source: str, data_dir: Path | None = None) -> DataSet:
 
 
 @functools.lru_cache(maxsize=2)
-def _read(task: Task, source: str) -> DataSet:
+def _read(task: Task, source: str) -> Data:
     return task.load(source)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from client.data import datasets
-from client.data.splits import DataSet
+from client.data.splits import Data
 from client.errors import BadSetting, DataError, ImageSize
 from client.learning.networks import BUILDERS, NAMES
 from client.task import Task
@@ -79,11 +79,11 @@ class ImageTask(Task):
                 f"{self.width}, depth {self.depth}"
             )
 
-    def load(self, source: str, data_dir: Path | None = None) -> DataSet:
+    def load(self, source: str, data_dir: Path | None = None) -> Data:
         """Return the data set called `source` (see `client.data.datasets.load`)."""
         return datasets.load(source, data_dir)
 
-    def checked(self, data: DataSet) -> DataSet:
+    def checked(self, data: Data) -> Data:
         """Return data that fit the network.
 
         Raises:
@@ -104,7 +104,7 @@ class ImageTask(Task):
             )
         return data
 
-    def fitted(self, data: DataSet | None) -> Self:
+    def fitted(self, data: Data | None) -> Self:
         """Return the task with the data's classes and sizes, where there are data.
 
         Raises:
@@ -122,7 +122,7 @@ class ImageTask(Task):
         own = {"num_classes": data.num_classes, "channels": shape[0], "image_size": shape[1]}
         return type(self)(**{**self.options, **own})
 
-    def prepare(self, inputs: Tensor, data: DataSet) -> Tensor:
+    def prepare(self, inputs: Tensor, data: Data) -> Tensor:
         """Return normalised images, float32."""
         return datasets.normalise(inputs, data.mean, data.std)
 

@@ -294,7 +294,7 @@ def visible(text: str) -> str:
 
 
 def _lines(data: bytes | None) -> list[str]:
-    # Split at line feeds alone: other separators would hide a line in another one.
+    # Examples at line feeds alone: other separators would hide a line in another one.
     text = "" if data is None else data.decode(errors="backslashreplace")
     return text.split("\n") if text else []
 

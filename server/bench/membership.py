@@ -18,7 +18,7 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
 from client import wire
-from client.data.datasets import DataSet, Split
+from client.data.datasets import Data, Examples
 from client.data.site import forget_mask, open_site
 from client.learning.models import ModelSpec
 from client.seeds import generator
@@ -32,8 +32,8 @@ _BATCH: Final = 200
 
 
 def examples(
-    settings: RunSettings, data: DataSet, spec: ModelSpec, forget: ForgetSpec
-) -> tuple[Tensor, Split] | None:
+    settings: RunSettings, data: Data, spec: ModelSpec, forget: ForgetSpec
+) -> tuple[Tensor, Examples] | None:
     """Return the positions of members in `data.train`, and as many unseen examples of each class.
 
     Members are what the request names in the training parts of the simulated clients, which their
@@ -89,9 +89,9 @@ def _describe(settings: RunSettings, spec: ModelSpec, client: str) -> Describe:
 def attack(
     model: nn.Module,
     task: Task,
-    data: DataSet,
+    data: Data,
     members: Tensor,
-    unseen: Split,
+    unseen: Examples,
     device: torch.device,
 ) -> dict[str, float]:
     """Return both attacks' areas under the ROC curve.
@@ -111,7 +111,7 @@ def attack(
 
 
 def _signals(
-    model: nn.Module, task: Task, split: Split, data: DataSet, device: torch.device
+    model: nn.Module, task: Task, split: Examples, data: Data, device: torch.device
 ) -> Mapping[str, Tensor]:
     """Return what the attacks look at, higher for members: `(n,)` each."""
     logs = []

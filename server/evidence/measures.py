@@ -13,7 +13,7 @@ import torch
 from flwr.app import ArrayRecord
 from torch import Tensor, nn
 
-from client.data.datasets import DataSet, Split
+from client.data.datasets import Data, Examples
 from client.learning.evaluation import Scores, evaluate, relearning_curve
 from client.learning.models import ModelSpec, loaded
 from client.learning.training import Pick
@@ -42,7 +42,7 @@ class Judge:
     """
 
     spec: ModelSpec
-    data: DataSet | None
+    data: Data | None
     forget: ForgetSpec
     erased: tuple[int, ...] = ()
 
@@ -62,7 +62,7 @@ class Judge:
             return None
         return self._scores(self.model(arrays), self.data.test)
 
-    def _scores(self, model: nn.Module, split: Split, index: Tensor | None = None) -> Scores:
+    def _scores(self, model: nn.Module, split: Examples, index: Tensor | None = None) -> Scores:
         """Score a model on some examples, the machine's cores side by side.
 
         Each core takes a stretch on one thread: torch's own threads wait for one another at every
@@ -145,7 +145,7 @@ class Judge:
             "mean": sum(curve) / len(curve),
         }
 
-    def _picker(self, split: Split, index: Tensor | None = None) -> Pick:
+    def _picker(self, split: Examples, index: Tensor | None = None) -> Pick:
         data, task = self.data, self.spec.task
         if data is None:
             raise ValueError("data must be given, got None")

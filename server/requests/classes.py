@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from io import StringIO
 from typing import Any
 
-from client.data.datasets import DataSet
+from client.data.datasets import Data
 from client.errors import BadSetting
 from client.learning.models import ModelSpec
 from server.format import class_text
@@ -21,7 +21,7 @@ def card_names(card: Mapping[str, Any]) -> tuple[str, ...] | None:
     return tuple(names) if names else None
 
 
-def card_data(data: DataSet | None, names: Sequence[str], spec: ModelSpec) -> dict[str, Any]:
+def card_data(data: Data | None, names: Sequence[str], spec: ModelSpec) -> dict[str, Any]:
     """Return what a version's card keeps of its data: enough to use its weights elsewhere.
 
     Args:
@@ -120,7 +120,7 @@ def _known(names: Sequence[str] | None) -> str:
     return f"; known: {shown}" + (", ..." if len(names) > _MOST_SHOWN else "")
 
 
-def check_as_trained(version: str, card: Mapping[str, Any], data: DataSet | None) -> None:
+def check_as_trained(version: str, card: Mapping[str, Any], data: Data | None) -> None:
     """Refuse data whose classes or sizes are not those that a version was trained on.
 
     Raises:

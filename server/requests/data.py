@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from client.data.source import is_own, parse
-from client.data.splits import DataSet
+from client.data.splits import Data
 from client.data.whole import whole
 from client.errors import BadSetting, DataError
 from client.seeds import generator
@@ -20,14 +20,14 @@ from server.storage.ledger import VersionRow
 from strategies.federation import Samples
 
 
-def server_data(settings: RunSettings) -> DataSet | None:
+def server_data(settings: RunSettings) -> Data | None:
     """Return the coordinator's data set, or None if it has none."""
     if settings.dataset == "none":
         return None
     return whole(settings.learned, settings.dataset, _data_dir(settings))
 
 
-def version_data(settings: RunSettings, base: VersionRow) -> DataSet | None:
+def version_data(settings: RunSettings, base: VersionRow) -> Data | None:
     """Return the coordinator's data set for a request on a version, or None if it has none.
 
     Raises:
@@ -87,7 +87,7 @@ def _data_dir(settings: RunSettings) -> Path | None:
     return Path(directory) if directory else None
 
 
-def check_simulation(settings: RunSettings, data: DataSet | None) -> None:
+def check_simulation(settings: RunSettings, data: Data | None) -> None:
     """Refuse once what every simulated client would refuse on its own.
 
     Raises:
@@ -107,7 +107,7 @@ def check_simulation(settings: RunSettings, data: DataSet | None) -> None:
         )
 
 
-def check_shares(settings: RunSettings, data: DataSet | None) -> None:
+def check_shares(settings: RunSettings, data: Data | None) -> None:
     """Refuse once a partition that simulated clients could not share the data by.
 
     Raises:
@@ -122,7 +122,7 @@ def check_shares(settings: RunSettings, data: DataSet | None) -> None:
     shares(settings, data)
 
 
-def shares(settings: RunSettings, data: DataSet | None) -> tuple[torch.Tensor, ...] | None:
+def shares(settings: RunSettings, data: Data | None) -> tuple[torch.Tensor, ...] | None:
     """Return the positions of every simulated client's examples; None where clients are real."""
     s = settings
     if not s.simulated or data is None:
@@ -139,7 +139,7 @@ def shares(settings: RunSettings, data: DataSet | None) -> tuple[torch.Tensor, .
     )
 
 
-def own_samples(settings: RunSettings, data: DataSet | None) -> tuple[Samples, DataSet | None]:
+def own_samples(settings: RunSettings, data: Data | None) -> tuple[Samples, Data | None]:
     """Return the coordinator's own examples, and its data without those taken from the test part.
 
     Raises:
@@ -170,7 +170,7 @@ def own_samples(settings: RunSettings, data: DataSet | None) -> tuple[Samples, D
     return Samples(images, source.labels[index]), left
 
 
-def check_samples(settings: RunSettings, data: DataSet | None) -> None:
+def check_samples(settings: RunSettings, data: Data | None) -> None:
     """Refuse a request that needs examples of the coordinator's own without them.
 
     Raises:

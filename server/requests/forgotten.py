@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
-from client.data.datasets import DataSet
+from client.data.datasets import Data
 from client.data.identity import class_identities, identity, overlap
 from client.errors import BadSetting
 from client.wire import ForgetSpec
@@ -76,7 +76,7 @@ def erasures(ledger: Ledger) -> list[Erasure]:
 
 
 def check_training(
-    ledger: Ledger, settings: RunSettings, data: DataSet | None, federation: str
+    ledger: Ledger, settings: RunSettings, data: Data | None, federation: str
 ) -> list[Erasure]:
     """Refuse a training that would touch what is forgotten, and return what it may touch.
 
@@ -162,9 +162,7 @@ def _allowed(settings: RunSettings) -> list[str]:
     return [part.strip() for part in settings.allow_forgotten.split(",") if part.strip()]
 
 
-def _touches(
-    settings: RunSettings, data: DataSet | None, federation: str, erasure: Erasure
-) -> bool:
+def _touches(settings: RunSettings, data: Data | None, federation: str, erasure: Erasure) -> bool:
     if erasure.federation.startswith(DEMO_PREFIX):
         return False
     then = erasure.request.settings
@@ -189,7 +187,7 @@ def _touches(
     return _same_data(settings, data, erasure)
 
 
-def _renumbered(data: DataSet, erasure: Erasure) -> bool:
+def _renumbered(data: Data, erasure: Erasure) -> bool:
     by_class = erasure.card.get("class_sha256", {})
     now = class_identities(data)
     return any(
@@ -211,7 +209,7 @@ def _renamed(names: Sequence[str], erasure: Erasure) -> bool:
     return False
 
 
-def _same_data(settings: RunSettings, data: DataSet | None, erasure: Erasure) -> bool:
+def _same_data(settings: RunSettings, data: Data | None, erasure: Erasure) -> bool:
     """Return whether data hold what was forgotten: its class's images, or a client's among all."""
     if data is None:
         return False
@@ -265,7 +263,7 @@ def learned_again(touched: Sequence[Erasure]) -> list[str]:
 # ---- a version's data ---------------------------------------------------------------------------
 
 
-def check_data(settings: RunSettings, base: VersionRow, data: DataSet | None) -> list[str]:
+def check_data(settings: RunSettings, base: VersionRow, data: Data | None) -> list[str]:
     """Refuse data that are not those of a version, and return what could not be checked.
 
     Of real clients the coordinator has test images at most: where these are others now, it is said.

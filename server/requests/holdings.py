@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from client.data.datasets import DataSet
+from client.data.datasets import Data
 from client.wire import ForgetSpec
 from strategies.parts.effort import Holding
 
 
 def counted(
-    data: DataSet, shares: Sequence[Tensor], num_classes: int, *, holdout: float
+    data: Data, shares: Sequence[Tensor], num_classes: int, *, holdout: float
 ) -> dict[str, Tensor]:
     """Return the training examples of each class of simulated nodes, `(K,)`, by name."""
     labels = data.train.labels

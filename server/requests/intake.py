@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from client.data.datasets import DataSet
+from client.data.datasets import Data
 from client.errors import BadSetting, DiskFull, EffaceError, code_of, kind_of
 from client.learning.models import ModelSpec, build
 from client.own_task import source_of
@@ -254,7 +254,7 @@ class Service(Workspace):
         return _Checked(asked, settings.method, base, situation, chosen, warnings)
 
     def _situation(
-        self, settings: RunSettings, base: VersionRow, data: DataSet | None
+        self, settings: RunSettings, base: VersionRow, data: Data | None
     ) -> planning.Situation:
         root = self.registry.lineage(base.id)[-1]
         samples = 0

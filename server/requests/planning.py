@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from torch import Tensor
 
-from client.data.datasets import DataSet
+from client.data.datasets import Data
 from client.errors import BadSetting
 from client.learning.models import ModelSpec
 from server.nodes.federation import Cost
@@ -81,7 +81,7 @@ class Situation:
     settings: RunSettings
     base: VersionRow
     spec: ModelSpec
-    data: DataSet | None
+    data: Data | None
     shares: Sequence[Tensor] | None
     kept: History | None
     server_examples: int

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from client.data.datasets import DataSet
+from client.data.datasets import Data
 from client.learning.models import ModelSpec
 from server.requests.data import own_samples, server_data
 from server.settings import RunSettings, parse
@@ -47,7 +47,7 @@ class ResolvedRequest:
     row: RequestRow
     settings: RunSettings
     spec: ModelSpec
-    data: DataSet | None
+    data: Data | None
     samples: Samples | None
     method: Method | None
     registry: Registry = field(repr=False)
@@ -69,7 +69,7 @@ def resolve(
     row: RequestRow,
     registry: Registry,
     settings: RunSettings | None = None,
-    data: DataSet | None = None,
+    data: Data | None = None,
 ) -> ResolvedRequest:
     """Return a request with all that it names.
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from client import own_task
 from client.data.whole import whole
 from client.errors import BadSetting, CodeMismatch, DataError
 from client.learning.models import (
@@ -126,15 +127,16 @@ def test_what_a_task_does_not_say_is_asked_for() -> None:
 
 
 def test_a_task_is_found_by_the_hash_of_its_sources_alone(tmp_path: Path) -> None:
-    name, code = kept(tmp_path, f"{TASKS / 'tables.py'}:Wine")
-    assert name == "tables:Wine"
+    text = (TASKS / "tables.py").read_text() + "# of this test alone\n"
+    name, code = kept(tmp_path, f"{written(tmp_path, text)}:Wine")
+    assert name == "mine:Wine"
     assert len(code) == 64
     assert task_of(name, '{"hidden":8}', code).options == {"hidden": 8, "dropout": 0.1}
     other = code[::-1]
     with pytest.raises(CodeMismatch, match=f"must be here with the code {other[:12]}, got none"):
         task_of(name, code=other)
-    (tmp_path / code / "tables.py").write_text("print('another')")
-    task_of.__globals__["_class_of"].cache_clear()
+    (tmp_path / code / "mine.py").write_text("print('another')")
+    own_task._class_of.cache_clear()
     with pytest.raises(CodeMismatch):
         task_of(name, '{"hidden":9}', code)
 
@@ -212,7 +214,7 @@ def test_data_that_are_not_what_the_task_says_are_refused(examples: Examples, me
 def test_labels_must_be_integers_one_an_example() -> None:
     with pytest.raises(DataError, match="labels must be integers"):
         Examples(np.zeros((2, 2)), np.array([0.5, 1.0]))
-    with pytest.raises(DataError, match="images must be 2, one a label, got 3"):
+    with pytest.raises(DataError, match="inputs must be 2, one a label, got 3"):
         Examples(np.zeros((3, 2)), [0, 1])
     assert Examples(np.zeros((2, 2)), np.array([[0], [1]])).labels.tolist() == [0, 1]
 

@@ -207,7 +207,7 @@ def test_a_versions_model_scores_as_it_was_measured(served: efface.Federation) -
     version, test = served.version("v0001"), datasets.load("digits").test
     assert version.mean is not None
     assert version.std is not None
-    pixels = test.images.float() / 255
+    pixels = test.inputs.float() / 255
     with torch.no_grad():
         found = version.model()((pixels - version.mean[0]) / version.std[0]).argmax(1)
     right = (found == test.labels).double().mean().item()

@@ -28,7 +28,7 @@ def folders(root: Path, *names: str, part: str = "train") -> str:
 def test_numbered_class_folders_keep_their_numbers(tmp_path: Path) -> None:
     data = load(folders(tmp_path, *map(str, range(12))))
     # The image in folder k is grey k all over, and its label is k.
-    assert data.train.images[:, 0, 0, 0].tolist() == data.train.labels.tolist() == [*range(12)]
+    assert data.train.inputs[:, 0, 0, 0].tolist() == data.train.labels.tolist() == [*range(12)]
     assert data.class_names == tuple(map(str, range(12)))
 
 
@@ -43,7 +43,7 @@ def test_all_parts_number_the_classes_as_the_training_part_does(tmp_path: Path) 
     names = tuple(map(str, range(12)))
     folders(tmp_path, *names)
     data = load(folders(tmp_path, *names, part="test"))
-    assert data.test.images[:, 0, 0, 0].tolist() == data.test.labels.tolist() == [*range(12)]
+    assert data.test.inputs[:, 0, 0, 0].tolist() == data.test.labels.tolist() == [*range(12)]
 
 
 def test_what_systems_leave_behind_is_no_class_and_no_image_and_is_counted(

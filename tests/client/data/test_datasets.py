@@ -59,25 +59,25 @@ def test_normalise_refuses_other_types_and_channels():
 def test_digits_keeps_every_sample_in_a_stratified_fifth():
     data = load("digits")
 
-    assert data.train.images.shape[1:] == data.test.images.shape[1:] == (1, 8, 8)
-    assert data.train.images.dtype == torch.uint8
+    assert data.train.inputs.shape[1:] == data.test.inputs.shape[1:] == (1, 8, 8)
+    assert data.train.inputs.dtype == torch.uint8
     assert data.train.labels.dtype == torch.int64
     assert len(data.train) + len(data.test) == 1797
     train, test = torch.bincount(data.train.labels), torch.bincount(data.test.labels)
     assert torch.equal(test, (train + test) // 5)
-    assert int(data.train.images.max()) == 255
+    assert int(data.train.inputs.max()) == 255
     assert (data.num_classes, data.validation, data.train.ids) == (10, None, None)
 
 
 def test_digits_are_normalised_by_their_own_training_pixels():
     data = load("digits")
-    values = normalise(data.train.images, data.mean, data.std).double()
+    values = normalise(data.train.inputs, data.mean, data.std).double()
     assert float(values.mean()) == pytest.approx(0, abs=1e-6)
     assert float(values.std(correction=0)) == pytest.approx(1, abs=1e-6)
 
 
 def test_a_process_reads_a_set_once():
-    assert load("digits").train.images is load("digits").train.images
+    assert load("digits").train.inputs is load("digits").train.inputs
 
 
 def test_an_unknown_name_lists_the_known_ones():
@@ -143,9 +143,9 @@ def test_idx_files_are_read(tmp_path, name, folder):
 
     data = load(name, tmp_path)
 
-    assert torch.equal(data.train.images, torch.from_numpy(pixels(12, 28, 28, seed=12))[:, None])
+    assert torch.equal(data.train.inputs, torch.from_numpy(pixels(12, 28, 28, seed=12))[:, None])
     assert data.train.labels.tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1]
-    assert data.test.images.shape == (5, 1, 28, 28)
+    assert data.test.inputs.shape == (5, 1, 28, 28)
     assert len(data.mean) == len(data.std) == 1
 
 
@@ -211,10 +211,10 @@ def test_cifar_files_are_read_channels_first(tmp_path, monkeypatch):
 
     # A file's row is 1024 red, 1024 green, 1024 blue values: (3, 32, 32) already.
     first = torch.from_numpy(pixels(2, 3072, seed=0)).view(2, 3, 32, 32)
-    assert torch.equal(data.train.images[:2], first)
+    assert torch.equal(data.train.inputs[:2], first)
     assert data.train.labels.tolist() == [3, 4] * 5
-    assert data.test.images.shape == (2, 3, 32, 32)
-    assert data.train.images.is_contiguous()
+    assert data.test.inputs.shape == (2, 3, 32, 32)
+    assert data.train.inputs.is_contiguous()
 
 
 @pytest.mark.parametrize("file", ["data_batch_3", "batches.meta"])
@@ -245,7 +245,7 @@ def test_svhn_is_read_with_ten_as_zero(tmp_path, monkeypatch):
 
     data = load("svhn", tmp_path)
 
-    assert torch.equal(data.train.images, torch.from_numpy(images.transpose(3, 2, 0, 1).copy()))
+    assert torch.equal(data.train.inputs, torch.from_numpy(images.transpose(3, 2, 0, 1).copy()))
     assert data.train.labels.tolist() == [0, 1, 2, 0]
 
     (tmp_path / "other").mkdir()
@@ -352,7 +352,7 @@ def test_an_npz_file_is_read(tmp_path):
     data = load(name)
 
     assert data.name == name
-    assert torch.equal(data.train.images, torch.from_numpy(pixels(6, 9, 9))[:, None])
+    assert torch.equal(data.train.inputs, torch.from_numpy(pixels(6, 9, 9))[:, None])
     assert data.train.ids.tolist() == [7, 7, 8, 8, 9, 9]
     assert data.validation.labels.tolist() == [1, 2]  # from shape (N, 1)
     assert data.test.labels.tolist() == [2, 1, 0]
@@ -371,16 +371,16 @@ def test_colour_images_are_channels_first_with_statistics_of_each_channel(tmp_pa
         )
     )
 
-    assert torch.equal(data.train.images, torch.from_numpy(train.transpose(0, 3, 1, 2).copy()))
+    assert torch.equal(data.train.inputs, torch.from_numpy(train.transpose(0, 3, 1, 2).copy()))
     assert data.mean == pytest.approx(tuple(train.mean(axis=(0, 1, 2)) / 255))
     assert data.std == pytest.approx(tuple(train.std(axis=(0, 1, 2)) / 255))
     assert data.validation is None
-    assert data.test.images.shape == (0, 3, 9, 9)
+    assert data.test.inputs.shape == (0, 3, 9, 9)
 
 
 def test_a_constant_channel_can_be_normalised(tmp_path):
     data = load(npz(tmp_path, train_images=np.full((6, 9, 9), 40, np.uint8)))
-    assert bool(torch.isfinite(normalise(data.train.images, data.mean, data.std)).all())
+    assert bool(torch.isfinite(normalise(data.train.inputs, data.mean, data.std)).all())
 
 
 def test_num_classes_in_the_file_counts_for_a_site_without_the_last_class(tmp_path):
@@ -478,8 +478,8 @@ def test_class_folders_are_read_in_order(tmp_path):
     data = load(f"folder:{folders(tmp_path)}")
 
     assert data.train.labels.tolist() == [0, 0, 1]  # cat, cat, dog
-    assert torch.equal(data.train.images[0], as_tensor(pixels(10, 10, seed=2)))  # a before b
-    assert torch.equal(data.test.images[0], as_tensor(pixels(10, 10, seed=4)))
+    assert torch.equal(data.train.inputs[0], as_tensor(pixels(10, 10, seed=2)))  # a before b
+    assert torch.equal(data.test.inputs[0], as_tensor(pixels(10, 10, seed=4)))
     assert data.test.labels.tolist() == [1]
     assert (data.num_classes, data.validation) == (2, None)
 
@@ -489,10 +489,10 @@ def test_grey_images_beside_colour_ones_become_colour(tmp_path):
 
     data = load(f"folder:{tmp_path}")
 
-    assert data.train.images.shape == (4, 3, 10, 10)
-    assert torch.equal(data.train.images[3], torch.from_numpy(colour.transpose(2, 0, 1).copy()))
-    assert torch.equal(data.train.images[0][0], data.train.images[0][2])
-    assert data.test.images.shape == (1, 3, 10, 10)
+    assert data.train.inputs.shape == (4, 3, 10, 10)
+    assert torch.equal(data.train.inputs[3], torch.from_numpy(colour.transpose(2, 0, 1).copy()))
+    assert torch.equal(data.train.inputs[0][0], data.train.inputs[0][2])
+    assert data.test.inputs.shape == (1, 3, 10, 10)
 
 
 def test_an_empty_class_folder_keeps_its_number_and_an_absent_test_part_is_empty(tmp_path):
@@ -501,7 +501,7 @@ def test_an_empty_class_folder_keeps_its_number_and_an_absent_test_part_is_empty
     data = load(f"folder:{tmp_path}")
     assert data.train.labels.tolist() == [1]
     assert data.num_classes == 2
-    assert data.test.images.shape == (0, 1, 10, 10)
+    assert data.test.inputs.shape == (0, 1, 10, 10)
 
 
 def test_an_added_image_is_seen(tmp_path):
@@ -614,7 +614,7 @@ def test_real_mnist_unpacks_and_has_the_stated_statistics(tmp_path):
     unpack(REAL / "MNIST", tmp_path / "MNIST")
     data = load("mnist", tmp_path)
     assert (len(data.train), len(data.test)) == (60_000, 10_000)
-    values = data.train.images.double() / 255
+    values = data.train.inputs.double() / 255
     assert float(values.mean()) == pytest.approx(data.mean[0], abs=5e-5)
     assert float(values.std()) == pytest.approx(data.std[0], abs=5e-5)
 
@@ -627,7 +627,7 @@ def test_real_cifar10_unpacks_and_has_the_stated_statistics(tmp_path):
     data = load("cifar10", tmp_path)
     assert torch.equal(torch.bincount(data.train.labels), torch.full((10,), 5000))
     assert torch.equal(torch.bincount(data.test.labels), torch.full((10,), 1000))
-    values = data.train.images.float().transpose(0, 1).flatten(1).double() / 255
+    values = data.train.inputs.float().transpose(0, 1).flatten(1).double() / 255
     assert values.mean(dim=1).tolist() == pytest.approx(data.mean, abs=1e-4)
     assert values.std(dim=1).tolist() == pytest.approx(data.std, abs=1e-4)
 
@@ -638,4 +638,4 @@ def test_real_cifar10_unpacks_and_has_the_stated_statistics(tmp_path):
 def test_a_real_medical_npz_file_is_read():
     data = load(f"npz:{REAL / 'pneumoniamnist-balanced' / 'pneumoniamnist.npz'}")
     assert (len(data.train), len(data.validation), len(data.test)) == (2428, 270, 468)
-    assert (data.num_classes, tuple(data.train.images.shape[1:])) == (2, (1, 28, 28))
+    assert (data.num_classes, tuple(data.train.inputs.shape[1:])) == (2, (1, 28, 28))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from client.data.datasets import load
-from client.data.splits import DataSet
+from client.data.splits import Data
 from client.errors import DataError
 
 pydicom = pytest.importorskip("pydicom")
@@ -44,7 +44,7 @@ def write(path: Path, values: np.ndarray = STORED, **tags: object) -> Path:
     return path
 
 
-def read(root: Path, query: str = "") -> DataSet:
+def read(root: Path, query: str = "") -> Data:
     return load(f"folder:{root}?{query}")
 
 
@@ -52,7 +52,7 @@ def first(root: Path, query: str = "", **tags: object) -> list[int]:
     """Return the first row of an image of class 0 with these tags."""
     write(root / "train" / "a" / "1.dcm", **tags)  # type: ignore[arg-type]
     write(root / "train" / "b" / "2.dcm")
-    return read(root, query).train.images[0, 0, 0].tolist()
+    return read(root, query).train.inputs[0, 0, 0].tolist()
 
 
 def test_without_a_window_the_stored_bits_are_the_range(tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def test_inverted_grey_is_turned_over(tmp_path: Path) -> None:
 def test_colours_are_colours(tmp_path: Path) -> None:
     write(tmp_path / "train" / "a" / "1.dcm", np.full((10, 10, 3), (9, 8, 7), np.uint8))
     write(tmp_path / "train" / "b" / "2.dcm")
-    assert read(tmp_path).train.images[0, :, 0, 0].tolist() == [9, 8, 7]
+    assert read(tmp_path).train.inputs[0, :, 0, 0].tolist() == [9, 8, 7]
 
 
 def test_of_the_patient_a_hash_is_kept(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from client.data.datasets import load
-from client.data.splits import DataSet
+from client.data.splits import Data
 from client.errors import DataError, ImageSize
 
 GREY = np.arange(100, dtype=np.uint8).reshape(10, 10)
@@ -35,13 +35,13 @@ def cats(tmp_path: Path) -> Path:
     return tmp_path / "train" / "cat"
 
 
-def read(cats: Path, query: str = "") -> DataSet:
+def read(cats: Path, query: str = "") -> Data:
     return load(f"folder:{cats.parent.parent}?{query}")
 
 
 def first(cats: Path, query: str = "") -> np.ndarray:
     """Return the pixels of the first image: (H, W) if grey, else (H, W, 3)."""
-    pixels = read(cats, query).train.images[0].permute(1, 2, 0).numpy()
+    pixels = read(cats, query).train.inputs[0].permute(1, 2, 0).numpy()
     return pixels[..., 0] if pixels.shape[2] == 1 else pixels
 
 
@@ -112,7 +112,7 @@ def test_broken_files_are_left_out_on_request_and_listed(cats: Path) -> None:
     data = read(cats, "skip-broken=1")
 
     assert data.train.labels.tolist() == [0, 1]
-    assert data.train.images[:, 0].tolist() == [GREY.tolist()] * 2
+    assert data.train.inputs[:, 0].tolist() == [GREY.tolist()] * 2
     note = next(note for note in data.notes if "left out" in note)
     assert note.startswith("2 broken files were left out: ")
     assert "b.png (too many pixels" in note
@@ -152,8 +152,8 @@ def test_a_palette_of_colours_makes_the_set_rgb_and_this_is_said(cats: Path) -> 
 
     data = read(cats)
 
-    assert data.train.images.shape == (2, 3, 10, 10)
-    assert data.train.images[0, :, 0, 0].tolist() == [*RED]
+    assert data.train.inputs.shape == (2, 3, 10, 10)
+    assert data.train.inputs[0, :, 0, 0].tolist() == [*RED]
     assert any(
         note.startswith("1 of 2 images have colours, and so all were") for note in data.notes
     )
@@ -339,7 +339,7 @@ def test_a_folder_takes_its_finished_images_in_memory_and_one_more(cats: Path) -
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    finished = data.train.images.numel()  # bytes: 401 * 3 * 64 * 64 = 4.9 MB
+    finished = data.train.inputs.numel()  # bytes: 401 * 3 * 64 * 64 = 4.9 MB
     assert finished == 401 * 3 * 64 * 64
     # One image in several forms, and what Python keeps of 400 paths.
     assert peak < finished + 1.5e6
@@ -349,6 +349,6 @@ def test_the_same_folder_gives_the_same_tensors_as_ever(cats: Path) -> None:
     save(cats / "a.png", Image.fromarray(255 - GREY))
     expected = torch.from_numpy(np.stack([255 - GREY, GREY]))[:, None]
     data = read(cats)
-    assert torch.equal(data.train.images, expected)
-    assert data.train.images.is_contiguous()
+    assert torch.equal(data.train.inputs, expected)
+    assert data.train.inputs.is_contiguous()
     assert data.notes == ()

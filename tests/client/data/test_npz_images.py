@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from client.data.datasets import load
-from client.data.splits import DataSet
+from client.data.splits import Data
 from client.errors import DataError
 
 RNG = np.random.default_rng(0)
@@ -14,13 +14,13 @@ IMAGES = RNG.integers(0, 256, (6, 8, 8), np.uint8)
 LABELS = np.array([0, 1, 2, 0, 1, 2])
 
 
-def read(folder: Path, query: str = "", **arrays: object) -> DataSet:
+def read(folder: Path, query: str = "", **arrays: object) -> Data:
     path = folder / f"{len(list(folder.iterdir()))}.npz"
     np.savez(path, **{"train_images": IMAGES, "train_labels": LABELS, **arrays})  # type: ignore[arg-type]
     return load(f"npz:{path}?{query}")
 
 
-def said(data: DataSet, words: str) -> bool:
+def said(data: Data, words: str) -> bool:
     return any(words in note for note in data.notes)
 
 
@@ -53,7 +53,7 @@ def test_other_types_are_scaled_from_a_range_that_is_known(
 ) -> None:
     made = np.concatenate([images, images, images[:2]])[None, None].repeat(6, 0).repeat(8, 1)
     data = read(tmp_path, query, train_images=made)
-    assert data.train.images[0, 0, 0, :3].tolist() == black_grey_white
+    assert data.train.inputs[0, 0, 0, :3].tolist() == black_grey_white
     assert said(data, note)
 
 
@@ -76,7 +76,7 @@ def test_what_is_not_known_is_asked_for(tmp_path: Path, images: np.ndarray, mess
 def test_all_parts_are_scaled_alike(tmp_path: Path) -> None:
     tests = {"test_images": np.full((1, 8, 8), 0.2), "test_labels": np.array([0])}
     data = read(tmp_path, train_images=IMAGES / 255, **tests)
-    assert data.test.images.unique().tolist() == [51]
+    assert data.test.inputs.unique().tolist() == [51]
     with pytest.raises(
         DataError, match="uint8 in all parts, or all of one other type, got float64"
     ):
@@ -87,19 +87,19 @@ def test_arrays_are_resized_padded_and_made_grey(tmp_path: Path) -> None:
     wide = np.full((6, 8, 16, 3), (255, 0, 0), np.uint8)
     data = read(tmp_path, "size=8&color=grey", train_images=wide)
     # 16 becomes 8, 8 becomes 4: two rows of black above and below; red is 76 in grey.
-    assert data.train.images[0, 0, :, 0].tolist() == [0, 0, 76, 76, 76, 76, 0, 0]
+    assert data.train.inputs[0, 0, :, 0].tolist() == [0, 0, 76, 76, 76, 76, 0, 0]
     assert said(data, "6 images were resized to 8x8, 6 of them not square and padded with black")
 
 
 def test_grey_arrays_become_rgb_on_request(tmp_path: Path) -> None:
     data = read(tmp_path, "color=rgb")
-    assert data.train.images.shape == (6, 3, 8, 8)
-    assert data.train.images[0, 1].tolist() == IMAGES[0].tolist()
+    assert data.train.inputs.shape == (6, 3, 8, 8)
+    assert data.train.inputs[0, 1].tolist() == IMAGES[0].tolist()
 
 
 def test_uint8_without_a_word_is_taken_as_it_is(tmp_path: Path) -> None:
     data = read(tmp_path)
-    assert data.train.images[:, 0].tolist() == IMAGES.tolist()
+    assert data.train.inputs[:, 0].tolist() == IMAGES.tolist()
     assert data.notes == ()
     with pytest.raises(DataError, match="range must be left out for uint8 images"):
         read(tmp_path, "range=0..15")
@@ -121,7 +121,7 @@ def test_deep_numbers_with_a_last_axis_of_three_are_no_colours_unless_said(tmp_p
         DataError, match=r"must be uint8 to be taken for RGB, got uint16 \(6, 8, 8, 3"
     ):
         read(tmp_path, train_images=three)
-    assert read(tmp_path, "color=rgb", train_images=three).train.images.shape == (6, 3, 8, 8)
+    assert read(tmp_path, "color=rgb", train_images=three).train.inputs.shape == (6, 3, 8, 8)
 
 
 def test_images_of_one_value_are_counted(tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def test_images_with_nan_are_left_out_with_their_labels_on_request(tmp_path: Pat
     data = read(tmp_path, "skip-broken=1", train_images=images, train_ids=np.arange(6))
     assert data.train.labels.tolist() == [0, 1, 2, 1, 2]
     assert data.train.ids.tolist() == [0, 1, 2, 4, 5]
-    assert data.train.images[3, 0].tolist() == IMAGES[4].tolist()
+    assert data.train.inputs[3, 0].tolist() == IMAGES[4].tolist()
     assert said(data, "1 images with NaN pixels were left out: train 3")
 
 

@@ -9,7 +9,7 @@ import torch
 from client.data.columns import Category, Columns, Number, load, merge, to_give_away, to_toml
 from client.data.datasets import load as load_data
 from client.data.source import parse, table_reading
-from client.data.splits import DataSet
+from client.data.splits import Data
 from client.data.tables import own_columns, read_rows
 from client.errors import DataError
 
@@ -27,7 +27,7 @@ def write(path: Path, text: str = HEART) -> Path:
     return path
 
 
-def read(path: Path, query: str = "label=sick&id=patient&drop=pain") -> DataSet:
+def read(path: Path, query: str = "label=sick&id=patient&drop=pain") -> Data:
     return load_data(f"table:{path}?{query}")
 
 
@@ -38,7 +38,7 @@ def give_away(path: Path, query: str) -> tuple[Columns, list[str]]:
     return to_give_away(columns, rows.training(), where=str(path))
 
 
-def said(data: DataSet, words: str) -> bool:
+def said(data: Data, words: str) -> bool:
     return any(words in note for note in data.notes)
 
 
@@ -50,8 +50,8 @@ def test_a_table_becomes_standardised_numbers_and_ones_for_categories(tmp_path: 
     # Ages 40, 50, 60, 50: mean 50, variance (100 + 0 + 100 + 0) / 4 = 50. Then f, m.
     far = 10 / 50**0.5
     expected = torch.tensor([[-far, 0, 1], [0, 1, 0], [far, 0, 1], [0, 0, 0]])
-    torch.testing.assert_close(data.train.images, expected)
-    assert data.train.images.dtype == torch.float32
+    torch.testing.assert_close(data.train.inputs, expected)
+    assert data.train.inputs.dtype == torch.float32
     assert data.train.labels.tolist() == [0, 1, 0, 1]
     assert data.train.ids.tolist() == [7, 7, 8, 9]
     assert (data.class_names, data.mean, data.std) == (("no", "yes"), (), ())
@@ -63,7 +63,7 @@ def test_a_table_becomes_standardised_numbers_and_ones_for_categories(tmp_path: 
 
 def test_numbers_may_stand_for_categories(tmp_path: Path) -> None:
     data = read(write(tmp_path / "h.csv"), "label=sick&id=patient&drop=age,sex&categories=pain")
-    assert data.train.images.tolist() == [[1, 0], [0, 1], [1, 0], [0, 1]]
+    assert data.train.inputs.tolist() == [[1, 0], [0, 1], [1, 0], [0, 1]]
 
 
 @pytest.mark.parametrize("delimiter", [";", "\t"])
@@ -71,7 +71,7 @@ def test_other_delimiters_and_a_byte_order_mark_are_understood(
     tmp_path: Path, delimiter: str
 ) -> None:
     path = write(tmp_path / "h.csv", "\ufeff" + HEART.replace(",", delimiter))
-    assert read(path).train.images.shape == (4, 3)
+    assert read(path).train.inputs.shape == (4, 3)
 
 
 def test_parquet_gives_the_same_as_csv(tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ def test_parquet_gives_the_same_as_csv(tmp_path: Path) -> None:
     )
     parquet.write_table(table, tmp_path / "h.parquet")
     one, other = read(tmp_path / "h.parquet"), read(write(tmp_path / "h.csv"))
-    assert torch.equal(one.train.images, other.train.images)
+    assert torch.equal(one.train.inputs, other.train.inputs)
     assert torch.equal(one.train.ids, other.train.ids)
 
 
@@ -105,7 +105,7 @@ def test_a_share_of_each_class_is_the_test_part(tmp_path: Path) -> None:
     assert data.test.labels.tolist() == [0, 1, 0, 1]
     kept = [x for x in range(20) if x not in (8, 9, 18, 19)]
     mean, std = np.mean(kept), np.std(kept)  # of the training rows alone
-    assert data.test.images[:, 0].tolist() == pytest.approx(
+    assert data.test.inputs[:, 0].tolist() == pytest.approx(
         [(x - mean) / std for x in (8, 9, 18, 19)]
     )
 
@@ -204,8 +204,8 @@ def test_all_sites_read_the_same_input_from_the_same_cell(tmp_path: Path) -> Non
     assert load(file) == merged
     a, b = (read(p, f"label=sick&columns={file}") for p in paths)
     std = (65000 / 12 - 65**2) ** 0.5
-    assert a.train.images[0].tolist() == pytest.approx([(10 - 65) / std, 1, 0])
-    assert b.train.images[0].tolist() == pytest.approx([(70 - 65) / std, 0, 1])
+    assert a.train.inputs[0].tolist() == pytest.approx([(10 - 65) / std, 1, 0])
+    assert b.train.inputs[0].tolist() == pytest.approx([(70 - 65) / std, 0, 1])
     assert a.class_names == b.class_names == ("n", "y")
     assert not said(a, "own rows")
 
@@ -227,7 +227,7 @@ def test_a_category_that_the_file_lacks_is_none_of_them(tmp_path: Path) -> None:
     path = many(tmp_path / "b.csv", *B)
     (tmp_path / "c.toml").write_text(to_toml(give_away(path, "label=sick")[0]))
     data = read(path, f"label=sick&columns={tmp_path / 'c.toml'}")
-    assert data.train.images[-1, 1:].tolist() == [0]
+    assert data.train.inputs[-1, 1:].tolist() == [0]
     assert said(data, "1 cells hold categories that the columns file lacks")
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from client.data.datasets import DataSet, Split
+from client.data.datasets import Data, Examples
 from client.data.site import Part, Site
 from client.errors import BadSetting
 from client.learning.attention import ByFormula
@@ -483,8 +483,8 @@ def make_site() -> Site:
     labels = torch.tensor([0, 1, 0, 3, 0, 1, 0, 1, 0])
     images = (torch.arange(9, dtype=torch.uint8) * 20)[:, None, None, None].expand(9, 1, 8, 8)
     noise = torch.randint(0, 20, (9, 1, 8, 8), generator=torch.Generator().manual_seed(0))
-    split = Split(images + noise.to(torch.uint8), labels, None)
-    data = DataSet(split, split, name="greys", num_classes=4, mean=(0.5,), std=(0.25,))
+    split = Examples(images + noise.to(torch.uint8), labels, None)
+    data = Data(split, split, name="greys", num_classes=4, mean=(0.5,), std=(0.25,))
     task = image_model("convnet", 4, channels=1, image_size=8).task
     nothing = torch.empty(0, dtype=torch.int64)
     return Site("a", data, Part(split, torch.arange(9)), Part(split, nothing), task)

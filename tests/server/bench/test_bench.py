@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 
 from client.data import datasets
-from client.data.datasets import DataSet, Split
+from client.data.datasets import Data, Examples
 from client.errors import BadSetting, EffaceError
 from client.learning.spec import image_model
 from client.wire import ForgetSpec
@@ -461,7 +461,7 @@ def test_costs_have_decades_and_tell_nothing_from_not_measured() -> None:
 # ---- membership ---------------------------------------------------------------------------------
 
 
-def digits(**more: Any) -> tuple[RunSettings, DataSet]:
+def digits(**more: Any) -> tuple[RunSettings, Data]:
     told = {"mode": "train", "num_clients": 2, "partition": "iid", "engine": "inline", **more}
     return RunSettings(**told).check(), datasets.load("digits")
 
@@ -504,14 +504,14 @@ class PixelIsLogit(nn.Module):
 
 
 def test_the_attacks_see_confidence() -> None:
-    def split(pixels: list[int]) -> Split:
+    def split(pixels: list[int]) -> Examples:
         images = torch.zeros((len(pixels), 1, 8, 8), dtype=torch.uint8)
         images[:, 0, 0, 0] = torch.tensor(pixels, dtype=torch.uint8)
-        return Split(images, torch.zeros(len(pixels), dtype=torch.int64), None)
+        return Examples(images, torch.zeros(len(pixels), dtype=torch.int64), None)
 
     # Mean 0.5: pixels below 127.5 are negative logits of the true class, sure and wrong.
     train, unseen = split([255, 200]), split([150, 0])
-    data = DataSet(train, unseen, name="pixels", num_classes=2, mean=(0.5,), std=(0.1,))
+    data = Data(train, unseen, name="pixels", num_classes=2, mean=(0.5,), std=(0.1,))
 
     task = image_model("convnet", 2, channels=1, image_size=8).task
     found = membership.attack(

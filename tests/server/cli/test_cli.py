@@ -277,7 +277,7 @@ def test_own_data_is_found_from_another_folder(
     digits = datasets.load("digits")
     parts = {}
     for name, split in (("train", digits.train), ("test", digits.test)):
-        parts[f"{name}_images"] = split.images.permute(0, 2, 3, 1).numpy()
+        parts[f"{name}_images"] = split.inputs.permute(0, 2, 3, 1).numpy()
         parts[f"{name}_labels"] = split.labels.numpy()
     np.savez(tmp_path / "own.npz", **parts)
     monkeypatch.chdir(tmp_path)

@@ -135,7 +135,7 @@ def own_file(path: Path) -> None:
     data = datasets.load("digits")
     parts = {}
     for name, split in (("train", data.train), ("test", data.test)):
-        parts[f"{name}_images"] = split.images.permute(0, 2, 3, 1).numpy()
+        parts[f"{name}_images"] = split.inputs.permute(0, 2, 3, 1).numpy()
         parts[f"{name}_labels"] = split.labels.numpy()
     np.savez(path, **parts)
 

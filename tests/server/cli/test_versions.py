@@ -81,7 +81,7 @@ def efface(shared: Path, tmp_path: Path) -> Efface:
 
 def inputs() -> torch.Tensor:
     data = datasets.load("digits")
-    return datasets.normalise(data.test.images, data.mean, data.std)
+    return datasets.normalise(data.test.inputs, data.mean, data.std)
 
 
 def outputs(home: Path, version: str) -> torch.Tensor:
@@ -274,7 +274,7 @@ def test_own_images_are_normalised_as_the_version_was_trained(
     efface: Efface, tmp_path: Path
 ) -> None:
     data = datasets.load("digits")
-    few = data.test.images[:20].permute(0, 2, 3, 1).numpy()
+    few = data.test.inputs[:20].permute(0, 2, 3, 1).numpy()
     labels = data.test.labels[:20].numpy()
     np.savez(tmp_path / "new.npz", train_images=few, train_labels=labels)
 

@@ -100,7 +100,7 @@ def own_digits(path: Path) -> str:
     data = datasets.load("digits")
     parts = {}
     for name, split in (("train", data.train), ("test", data.test)):
-        parts[f"{name}_images"] = split.images.permute(0, 2, 3, 1).numpy()
+        parts[f"{name}_images"] = split.inputs.permute(0, 2, 3, 1).numpy()
         parts[f"{name}_labels"] = split.labels.numpy()
     np.savez(path, **parts)
     return f"npz:{path}"
@@ -205,7 +205,7 @@ def test_other_data_are_not_touched(without_9: Path, tmp_path: Path) -> None:
     few = data.train.labels != 9
     np.savez(
         tmp_path / "others.npz",
-        train_images=data.train.images[few].permute(0, 2, 3, 1).numpy(),
+        train_images=data.train.inputs[few].permute(0, 2, 3, 1).numpy(),
         train_labels=data.train.labels[few].numpy(),
     )
     told = {"dataset": f"npz:{tmp_path / 'others.npz'}", "num_clients": 2, "rounds": 1}
@@ -219,7 +219,7 @@ def test_the_same_images_of_the_class_are_refused_in_any_company(
     some = train.labels.flip(0) % 2 == 1  # 1, 3, 5, 7 and 9 backwards, called 0 to 4
     np.savez(
         tmp_path / "odd.npz",
-        train_images=train.images.flip(0)[some].permute(0, 2, 3, 1).numpy(),
+        train_images=train.inputs.flip(0)[some].permute(0, 2, 3, 1).numpy(),
         train_labels=(train.labels.flip(0)[some] // 2).numpy(),
     )
     with pytest.raises(BadSetting, match="forgotten by r0002"):
@@ -233,7 +233,7 @@ def test_images_more_fewer_or_altered_make_no_other_class(without_9: Path, tmp_p
     train = datasets.load("digits").train
 
     def copy(name: str, keep: Any) -> str:
-        images, labels = train.images.clone(), train.labels
+        images, labels = train.inputs.clone(), train.labels
         images[(labels == 9).nonzero()[0], 0, 0, 0] ^= 1  # one image of the class has changed
         path = tmp_path / f"{name}.npz"
         kept = keep.numpy()
