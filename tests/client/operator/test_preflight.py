@@ -260,3 +260,23 @@ def test_what_is_wrong_with_the_connection_is_told(site: Path, server: str, tmp_
         state, told = found(site, connect=True)["connection"]
         assert state == MEND
         assert why in told
+
+
+def test_a_sites_table_needs_the_columns_file_of_all_and_is_not_tried(
+    site: Path, tmp_path: Path
+) -> None:
+    rows = "".join(f"{i},{'ny'[i % 2]}\n" for i in range(20))
+    (tmp_path / "heart.csv").write_text("age,sick\n" + rows)
+    name = f"table:{tmp_path}/heart.csv?label=sick"
+    write(site, data=name)
+    state, text = found(site)["data"]
+    assert state == MEND
+    assert "must name the columns file that all sites share" in text
+
+    (tmp_path / "heart.toml").write_text(
+        'format = 1\nlabel = "sick"\nclasses = ["n", "y"]\nrows = 9\n'
+        '[columns.age]\nkind = "number"\nmean = 9.5\nstd = 5.0\n'
+    )
+    write(site, data=f"{name}&columns={tmp_path}/heart.toml")
+    assert found(site)["data"][0] != MEND
+    assert found(site)["trial"] == (NOTE, "not tried: a table is for a task of the coordinator's")
