@@ -33,6 +33,7 @@ from client.errors import BadSetting, NoSyntheticSet, StoreError
 from client.law import check_order, noise_multiplier
 from client.learning.models import loaded, traced
 from client.learning.private import DerivedDraws, Draws, Noise, SecretDraws
+from client.learning.sizes import at_once
 from client.learning.training import Loss, Pick, covering, minibatches
 from client.memory import keep_freed_memory
 from client.messages import Common, ForgetSpec
@@ -160,6 +161,11 @@ class Node:
     def task(self) -> Task:
         """What is learned."""
         return self.settings.model_spec.task
+
+    @property
+    def at_once(self) -> int | None:
+        """How many examples may pass through the model together; None for any number."""
+        return at_once(self.settings.model_spec)
 
     @property
     def loss(self) -> Loss | None:

@@ -75,10 +75,11 @@ class Site:
     def pick(self, part: Part, device: torch.device) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
         """Return a function from positions in `part` to prepared inputs and what they are to give.
 
-        What is in memory travels to `device` once, as it is; a batch is prepared there.
+        To a GPU, what is in memory travels once, as it is, and a batch is prepared there. On a CPU
+        it stays where it is: a copy of each node's part would be all of the data once more.
         """
         wanted = part.split.wanted(part.index).to(device)
-        if not isinstance(part.split.inputs, Tensor):
+        if device.type == "cpu" or not isinstance(part.split.inputs, Tensor):
             return lambda batch: (
                 self.task.prepare(part.split.take(part.index[batch.cpu()]).to(device), self.data),
                 wanted[batch.to(device)],

@@ -134,6 +134,7 @@ def fit(node: Node, settings: Fit) -> Answer:
             proximal=settings.proximal,
             precision=settings.precision,
             loss=node.loss,
+            at_once=node.at_once,
             gradients=None if distiller is None else distiller.bind(model),
         )
     seconds = 0.0
