@@ -157,3 +157,35 @@ def test_a_table_forgets_nothing_that_torch_draws_elsewhere(tmp_path: Path) -> N
     before = torch.get_rng_state()
     trained(tmp_path / "home", "tables.py:Wine", rounds=1)
     assert torch.equal(before, torch.get_rng_state())
+
+
+NORMED = '''
+import torch
+from torch import nn
+from client.task import Data, Examples, Task
+
+class Normed(Task):
+    """Clients by `ids`: the last holds one example."""
+    input_shape = (4,)
+    class_names = ("a", "b")
+
+    def network(self):
+        return nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 2))
+
+    def data(self, source):
+        inputs = torch.randn(41, 4, generator=torch.Generator().manual_seed(0))
+        owners = torch.arange(41) // 20
+        examples = Examples(inputs, (inputs[:, 0] > 0).long(), ids=owners)
+        return Data(examples, Examples(inputs[:20], (inputs[:20, 0] > 0).long()))
+'''
+
+
+def test_batchnorm_and_one_example_are_no_fault_in_the_middle_of_a_run(tmp_path: Path) -> None:
+    (tmp_path / "normed.py").write_text(NORMED)
+    told = {"task": f"{tmp_path / 'normed.py'}:Normed", "partition": "natural", "holdout": 0.0}
+    with pytest.raises(BadSetting, match="batch-size must be at least 2 for Normed, got 1"):
+        ask(tmp_path / "home", **told, batch_size=1)
+    # Batches of 19 leave one over of 20; the third client's one example cannot be trained on.
+    record = ask(tmp_path / "home", **told, batch_size=19, local_steps=4)
+    assert record.model_version == "v0001"
+    assert not record.absences
