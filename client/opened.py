@@ -204,7 +204,7 @@ class Node:
     # -- examples: what an answer is computed from is noted where it is handed out ---------------
 
     def pick(self, part: Part) -> Pick:
-        """Return a function from positions in `part` to normalised images and labels."""
+        """Return a function from positions in `part` to prepared inputs and their labels."""
         picked, seen = self.site.pick(part, self.device), self._rows(part)
 
         def noted(batch: Tensor) -> tuple[Tensor, Tensor]:
@@ -227,7 +227,7 @@ class Node:
         return changed
 
     def examples(self, part: Part) -> tuple[Tensor, Tensor]:
-        """Return all images and labels of a part, normalised."""
+        """Return all prepared inputs and labels of a part."""
         return self.pick(part)(torch.arange(len(part)))
 
     def count(self, part: Part) -> int:

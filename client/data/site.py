@@ -35,7 +35,7 @@ NODE_CONFIG: Final = '--node-config \'data="npz:/path" store="/path" policy="/pa
 
 @dataclass(frozen=True)
 class Part:
-    """Some examples of a split: an index, so that many nodes share one copy of the images.
+    """Some examples of a split: an index, so that many nodes share one copy of the inputs.
 
     Attributes:
         split: Images uint8 `(N, C, H, W)` and labels int64 `(N,)`.
@@ -67,7 +67,7 @@ class Site:
     heldout: Part
     task: Task
 
-    def images(self, part: Part, chosen: Tensor | None = None) -> Tensor:
+    def inputs(self, part: Part, chosen: Tensor | None = None) -> Tensor:
         """Return prepared inputs of `part`, `(b, ...)`, all or the `chosen`."""
         index = part.index if chosen is None else part.index[chosen]
         return self.task.prepare(part.split.take(index), self.data)

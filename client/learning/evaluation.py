@@ -58,7 +58,7 @@ def evaluate(
     """Return the model's scores on the examples `0 .. num_examples - 1` of `pick`.
 
     Args:
-        model: Classifier from images `(B, C, H, W)` to logits `(B, K)`.
+        model: From inputs `(B, ...)` to outputs `(B, K)`.
         pick: From positions to images and labels.
         num_examples: Zero gives zero counts.
         num_classes: K.

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 Pick = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""From positions `(B,)` to images `(B, C, H, W)` float32 and labels `(B,)`, on the device."""
+"""From positions `(B,)` to prepared inputs `(B, ...)` and labels `(B,)`, on the device."""
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ def local_sgd(
         w <- w - lr * (grad L(w; B) + proximal * (w - w_0))
 
     Args:
-        model: Classifier from images `(B, C, H, W)` to logits `(B, K)`.
+        model: From inputs `(B, ...)` to outputs `(B, K)`.
         pick: The data.
         batches: Positions of each step's batch.
         lr: Learning rate, positive.
