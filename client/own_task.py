@@ -1,7 +1,7 @@
 """A task of the users' own: found by the hash of its source files, imported from those alone.
 
 A task travels in the bundle, in client/own/HASH/, so that what an operator allows covers it; where
-nodes are simulated, in a folder that `TASKS` names. It is one Python file, or a package's folder.
+nodes are simulated, in a home. It is one Python file, or a package's folder.
 """
 
 import functools
@@ -20,15 +20,11 @@ from typing import Any, Final
 from client.errors import BadSetting, CodeMismatch
 from client.learning.images import IMAGES, ImageTask
 from client.task import Task
-
-OWN: Final = Path(__file__).parent / "own"  # in a bundle
-TASKS: Final = "EFFACE_TASKS"
-"""Environment variable that our engines set for the nodes they simulate: the folder of tasks."""
+from client.task_folders import folders
 
 MOST_BYTES: Final = 2_000_000
 _MAKING: Final = "EFFACE_TASK"  # how imported modules are called: they must hide no other
 _importing = threading.RLock()
-_folders: list[Path] = [OWN]
 _FUNCTIONS: Final = ("network", "data", "transform", "augment", "loss", "score")
 
 
@@ -106,13 +102,6 @@ def source_of(text: str) -> Source:
     return Source(".".join(parts) + (f":{name}" if name else ""), files)
 
 
-def look_in(tasks: Path) -> None:
-    """Have this process, and those that it starts, look for tasks in a folder, too."""
-    if tasks not in _folders:
-        _folders.append(tasks)
-    os.environ[TASKS] = str(tasks)
-
-
 def read(folder: Path, name: str) -> Source:
     """Return a source that was kept in a folder."""
     files = {
@@ -153,7 +142,7 @@ def _task_of(name: str, options: str, code: str) -> Task:
 
 @functools.lru_cache(maxsize=64)
 def _class_of(name: str, code: str) -> type[Task]:
-    for root in (*_folders, *map(Path, filter(None, [os.environ.get(TASKS)]))):
+    for root in folders():
         folder = root / code
         if code and folder.is_dir() and read(folder, name).code == code:
             return _loaded(folder, name, code)

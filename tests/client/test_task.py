@@ -23,8 +23,9 @@ from client.learning.models import (
     state_of,
     traced,
 )
-from client.own_task import look_in, source_of, task_of
+from client.own_task import source_of, task_of
 from client.task import Data, Examples, Task, canonical, option_values
+from client.task_folders import look_in
 
 TASKS = Path(__file__).parent.parent / "tasks"
 
