@@ -123,7 +123,7 @@ def predict(
     ] = "",
     force: Force = False,
 ) -> Answer:
-    """Say which class a version takes each image for, and how sure it is: CSV, a line an image."""
+    """Say which class a version takes each example for, and how sure it is: CSV, a line each."""
     home, ledger = opened(call)
     from client.files import write_atomic
     from server.requests import exporting, predicting, weights
@@ -159,7 +159,7 @@ def predict(
         "notes": list(found.notes),
     }
     if path is not None:
-        return Answer(document, [f"{path}: {len(found.labels):,} images"])
+        return Answer(document, [f"{path}: {len(found.labels):,} examples"])
     return Answer(document, text=found.csv())
 
 
