@@ -82,7 +82,7 @@ def evaluated(
     cautions = check_data(settings, row, data)
     if data is None or not len(data.test):
         raise DataError(
-            f"version {row.id} must have test images here, got none: only the clients have data"
+            f"version {row.id} must have test examples here, got none: only the clients have data"
         )
     check_as_trained(row.id, card, data)
     spec = settings.model_spec(data)

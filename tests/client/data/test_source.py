@@ -35,13 +35,15 @@ def test_every_option_of_images_is_understood() -> None:
 
 def test_every_option_of_tables_is_understood() -> None:
     text = (
-        "table:/a.csv?label=Heart disease%3F&id=p&drop=a,b%2Cc&categories=d&columns=/c.toml&test=.2"
+        "table:/a.csv?label=Heart disease%3F&id=p&site=s&drop=a,b%2Cc&categories=d"
+        "&columns=/c.toml&test=.2"
     )
     with pytest.raises(BadSetting, match=r"test must be the share of the test part, .* got '\.2'"):
         table_reading(parse(text))
     assert table_reading(parse(text.replace("=.2", "=0.2"))) == TableReading(
         label="Heart disease?",
         record="p",
+        site="s",
         drop=("a", "b,c"),
         categories=("d",),
         columns=Path("/c.toml"),
