@@ -200,7 +200,7 @@ class Task:
                 )
             highest, known = int(part.labels.max()), self.num_classes
             if self.class_names and not 0 <= int(part.labels.min()) <= highest < known:
-                raise DataError(f"labels must lie in [0, {known}), got {highest}")
+                raise DataError(f"labels must lie in [0, {known}), got {highest}; count from 0")
         return data.named(self.class_names) if self.class_names else data
 
     def fitted(self, data: Data | None) -> Self:
