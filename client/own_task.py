@@ -92,14 +92,25 @@ def source_of(text: str) -> Source:
     while (top.parent / "__init__.py").is_file():
         top = top.parent
     found = [path] if top == path else sorted(top.rglob("*.py"))
-    files = {str(file.relative_to(top.parent)): file.read_bytes() for file in found}
-    parts = list(path.relative_to(top.parent).with_suffix("").parts)
+    within = {file.relative_to(top.parent): file for file in found}
+    files = {str(place): file.read_bytes() for place, file in within.items() if _travels(place)}
+    own = path.relative_to(top.parent)
+    if str(own) not in files:
+        raise BadSetting(
+            "task's file must be named like a Python module, in plain letters, and not like a "
+            f"test, which no bundle holds, got {own}"
+        )
+    parts = list(own.with_suffix("").parts)
     parts = parts[:-1] if parts[-1] == "__init__" else parts
-    if not all(part.isidentifier() for part in parts):
-        raise BadSetting(f"task's file must be named like a Python module, got {path.name}")
     if (size := sum(map(len, files.values()))) > MOST_BYTES:
         raise BadSetting(f"task must take at most {MOST_BYTES:,} bytes, got {size:,} in {top}")
     return Source(".".join(parts) + (f":{name}" if name else ""), files)
+
+
+def _travels(path: Path) -> bool:
+    """Return whether a file can be imported, and Flower puts it into a bundle."""
+    plain = all(part.isascii() and part.isidentifier() for part in path.with_suffix("").parts)
+    return plain and not path.stem.startswith("test_") and not path.stem.endswith("_test")
 
 
 def read(folder: Path, name: str) -> Source:
