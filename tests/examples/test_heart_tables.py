@@ -22,6 +22,12 @@ def test_the_commands_run_as_they_stand_and_end_as_readme_shows(tmp_path: Path) 
     # The pages talk of a table, not of images.
     for page in (walk.folder / ".efface" / "reports").glob("*.html"):
         text = page.read_text().split("<body")[1].lower()
-        for name in ("data:image/", "image-lr", "image-steps", "image-momentum"):  # settings
+        for name in (
+            "data:image/",
+            "model-image-size",
+            "image-lr",
+            "image-steps",
+            "image-momentum",
+        ):
             text = text.replace(name, "")
         assert "image" not in text
