@@ -62,7 +62,7 @@ def test_a_users_task_is_refused_until_allowed_then_trained_and_a_client_forgott
             running.start_site(name, {"data": f"{i}/2"}, policy={"updates": '"single"'})
             for i, name in enumerate(NAMES)
         ]
-        wait_until(lambda: running.online() >= set(NAMES), running, time.monotonic() + 180)
+        wait_until(lambda: running.online() >= set(NAMES), running, time.monotonic() + 300)
         for folder in folders:
             site(running, "allow", folder, "--installed")
         told = {"mode": "train", "task": f"{mine}:Wine", "task_options": "hidden=12"}
