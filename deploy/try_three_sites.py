@@ -157,7 +157,7 @@ def main(folder: Path) -> None:
         expect("that this site's operator allowed" in refused, "sites must refuse its bundle")
         print(f"{LIAR} sends random numbers in place of its keys:", flush=True)
         (running.folder / "lie").write_text("query.keys")
-        named = efface(running, *AGAIN, *DEPLOYED, *there, fails=True)["message"]
+        named = efface(running, *AGAIN, *DEPLOYED, *there, SUMS, fails=True)["message"]
         print(f"  {named}", flush=True)
         accused = f"keys of {LIAR} must be signed by the key that this node pinned for it"
         expect(named.count(accused) == 2, f"both others must name {LIAR}")
