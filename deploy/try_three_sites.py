@@ -6,7 +6,7 @@ turns hostile itself.
 In a checkout, with Efface installed. A SuperLink with TLS and node authentication and three times
 `efface site run`, each with data, policy (`updates = "sums"`), key and pinned peers of its own, as
 DEPLOY.md sets them up; site-c's operator can have its gate send what it likes. Every message is a
-new process at every site, and a sum takes five: on two idle cores that is ten minutes.
+new process at every site, and a sum takes five: on two cores that is a quarter of an hour.
 tests/attacks/test_three_sites.py tries the same, and many more lies of a client, without processes.
 FOLDER must not exist yet; all that was started is stopped at the end.
 """
