@@ -268,7 +268,7 @@ def _trial(site: SiteFolder, policy: Policy) -> Iterator[str | Finding]:
     except EffaceError as error:
         raise _Mend("not tried: the data cannot be read") from error
     if len(data.train.input_shape) != 3:
-        yield _note("trial", "not tried: a table is for a task of the coordinator's")
+        yield _note("trial message", "not tried: the data are for a task of the coordinator's")
         return
     channels, size = data.train.input_shape[:2]
     spec = image_model("convnet", data.num_classes, channels, size, width=8, depth=1)

@@ -307,4 +307,7 @@ def test_a_sites_table_needs_the_columns_file_of_all_and_is_not_tried(
     )
     write(site, data=f"{name}&columns={tmp_path}/heart.toml")
     assert found(site)["data"][0] != MEND
-    assert found(site)["trial"] == (NOTE, "not tried: a table is for a task of the coordinator's")
+    assert found(site)["trial message"] == (
+        NOTE,
+        "not tried: the data are for a task of the coordinator's",
+    )

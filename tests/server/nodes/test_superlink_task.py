@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from client.errors import EffaceError
+from client.operator.folder import bundles_of
+from server.cli.site_run import installed_bundle
 from server.evidence.record import Record
 from server.requests.intake import Service
 from server.runner import run
@@ -38,13 +40,13 @@ def ask(home: Path, running: RunningFederation, **told: Any) -> Record:
     return run(RunSettings(**settings).check(), Silent())
 
 
-def site(running: RunningFederation, *words: str | Path) -> dict[str, Any]:
-    """Run `efface site ...` as an operator does, and return its answer."""
-    command = [PROGRAMS / "efface", "site", *words, "--json"]
+def shown(running: RunningFederation, site: Path, bundle: str) -> str:
+    """Return what `efface site diff` shows its operator."""
+    command = [PROGRAMS / "efface", "site", "diff", site, bundle, "--json"]
     done = subprocess.run(command, capture_output=True, text=True, env=running.environment)
     assert done.returncode == 0, done.stdout + done.stderr
-    answer: dict[str, Any] = json.loads(done.stdout)
-    return answer
+    found: str = json.loads(done.stdout)["diff"]
+    return found
 
 
 @pytest.mark.processes
@@ -62,9 +64,10 @@ def test_a_users_task_is_refused_until_allowed_then_trained_and_a_client_forgott
             running.start_site(name, {"data": f"{i}/2"}, policy={"updates": '"single"'})
             for i, name in enumerate(NAMES)
         ]
-        wait_until(lambda: running.online() >= set(NAMES), running, time.monotonic() + 180)
+        wait_until(lambda: running.online() >= set(NAMES), running, time.monotonic() + 300)
+        without = installed_bundle()
         for folder in folders:
-            site(running, "allow", folder, "--installed")
+            bundles_of(folder).allow(without.hash, "the installed one", without)
         told = {"mode": "train", "task": f"{mine}:Wine", "task_options": "hidden=12"}
 
         # 1. The bundle with the task is none that a site knows, though the rest of it is.
@@ -72,17 +75,17 @@ def test_a_users_task_is_refused_until_allowed_then_trained_and_a_client_forgott
             ask(home, running, **told)
         (task,) = (home / "tasks").iterdir()
         for folder in folders:
-            (came,) = site(running, "allowed", folder)["waiting"]
-            changes = site(running, "diff", folder, came)["diff"]
+            (came,) = bundles_of(folder).waiting()
+            changes = bundles_of(folder).difference(came).code
             assert f"+++ b/client/own/{task.name}/mine.py" in changes
             assert "+    hidden: int = 16" in changes
-            site(running, "allow", folder, came, "--note", "with the task of wines")
+            bundles_of(folder).allow(came, "with the task of wines")
 
         # 2. Now they train, and one leaves.
         trained = ask(home, running, **told)
         done = ask(
-            home, running, mode="forget", forget_clients="site-b", method="not", trial=True,
-            method_options="rounds=1",
+            home, running, mode="forget", forget_clients="site-b", method="retraining",
+            trial=True,
         )  # fmt: skip
         assert not any("Traceback" in running.log(name) for name in NAMES)
 
@@ -90,13 +93,13 @@ def test_a_users_task_is_refused_until_allowed_then_trained_and_a_client_forgott
         mine.write_text(mine.read_text().replace("hidden: int = 16", "hidden: int = 20"))
         with pytest.raises(EffaceError, match="that this site's operator allowed"):
             ask(home, running, **told)
-        (came,) = site(running, "allowed", folders[0])["waiting"]
-        changes = site(running, "diff", folders[0], came)["diff"].splitlines()
+        (came,) = bundles_of(folders[0]).waiting()
+        changes = shown(running, folders[0], came).splitlines()
         changed = [line for line in changes if line[0] in "+-" and line[:3] not in ("+++", "---")]
         assert changed == ["-    hidden: int = 16", "+    hidden: int = 20"]
     assert not running.left_over()
 
-    # Nodes learned, and the one that stayed went on learning, by the task's own network and data.
+    # Both learned, and then the one that stayed, by the task's own network and data.
     assert (trained.model, trained.num_classes, done.base_version) == ("Wine", 3, "v0001")
     before, after = weights(home, "v0001"), weights(home, done.model_version)
     assert before["0.weight"].shape == (12, 13)
