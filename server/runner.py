@@ -17,6 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from client import wire
 from client.errors import EffaceError, kind_of
+from client.operator import pace
 from client.steps.measuring import Describe
 from server.evidence.record import Costs, Record, to_json
 from server.nodes import database
@@ -234,6 +235,7 @@ def serve(grid: Grid, config: dict[str, Any]) -> Record:
         grid: Flower's.
         config: The run config.
     """
+    pace.quicken_pulls()
     settings = parse(config)
     home = open_home(settings)
     with home.lock(LOCK_SECONDS):
