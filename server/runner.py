@@ -46,6 +46,7 @@ DEMO_OPTIONS: Final = "unlearn-lr=0.05,unlearn-epochs=6,relearn-lr=0.1,relearn-r
 # A second process on the same home waits that long, then refuses: longer than a ServerApp that was
 # stopped lives on (21 s, until its next heartbeat).
 LOCK_SECONDS: Final = 30.0
+PACK: Final = "EFFACE_PACK"  # 0 in the environment: every array travels by itself, which is slower
 SUPERLINK_DEADLINE: Final = 7 * 24 * 3600.0  # seconds; a run has its own deadlines for each round
 
 
@@ -236,13 +237,14 @@ def serve(grid: Grid, config: dict[str, Any]) -> Record:
         config: The run config.
     """
     pace.quicken_pulls()
+    packs = os.environ.get(PACK) != "0"
     settings = parse(config)
     home = open_home(settings)
     with home.lock(LOCK_SECONDS):
         service = Service.open(home)
         service.ledger.interrupt_running(GONE)
         request = service.prepare(settings)
-        named = NamedGrid(grid, settings.round_timeout, REMOTE_POLL_SECONDS)
+        named = NamedGrid(grid, settings.round_timeout, REMOTE_POLL_SECONDS, packs=packs)
         told = _with_events(home, request.row, LogListener())
         return service.execute(request, named, told, partial(name_nodes, named, service, request))
 
