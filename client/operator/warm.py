@@ -123,9 +123,6 @@ class Copy:
 
 def _work(work: Callable[[], None], folder: Path, parent: int) -> NoReturn:
     """Do a copy's work; it never returns into the executor's own."""
-    import numpy
-    import torch
-
     status = 1
     try:
         # As a new process has it: no handler, file, folder or random number of the executor's.
@@ -138,6 +135,9 @@ def _work(work: Callable[[], None], folder: Path, parent: int) -> NoReturn:
         os.chdir(folder)
         os.environ.update(HOME=str(folder), TMPDIR=str(folder))
         tempfile.tempdir = None
+        import numpy  # loaded already
+        import torch
+
         numpy.random.seed()
         torch.default_generator.seed()
         work()
