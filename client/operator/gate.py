@@ -47,6 +47,7 @@ def main() -> None:
     logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for each question
     site, parent = SiteFolder.load(Path(sys.argv[1])), int(sys.argv[2])
     isolation.give_up_privileges(parent)
+    isolation.first_to_go()
     serve(site, sys.stdin.buffer.read().decode())
 
 

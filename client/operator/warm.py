@@ -131,6 +131,7 @@ def _work(work: Callable[[], None], folder: Path, parent: int) -> NoReturn:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT))
         isolation.end_with(parent)
         isolation.close_memory(False)
+        isolation.first_to_go()
         _let_go()
         os.chdir(folder)
         os.environ.update(HOME=str(folder), TMPDIR=str(folder))

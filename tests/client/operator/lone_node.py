@@ -32,6 +32,7 @@ from tests.policies import written_policy
 
 ROOT = Path(__file__).parents[3]
 NODE_ID = 7
+PATIENCE = 300.0  # seconds; a machine may be busy
 
 
 @dataclass
@@ -44,7 +45,7 @@ class LoneNode:
     log: list[str] = field(default_factory=list)
 
     def answer(
-        self, app: str, content: RecordDict | None = None, seconds: float = 60.0
+        self, app: str, content: RecordDict | None = None, seconds: float = PATIENCE
     ) -> Message | None:
         """Have an allowed bundle with this client/app.py answer a message; None if it does not."""
         packed = BytesIO()
@@ -56,7 +57,7 @@ class LoneNode:
         return self.send(found, content, seconds)
 
     def send(
-        self, bundle: Bundle, content: RecordDict | None = None, seconds: float = 60.0
+        self, bundle: Bundle, content: RecordDict | None = None, seconds: float = PATIENCE
     ) -> Message | None:
         """Have a bundle answer a message; None if it does not within some seconds."""
         self.runs += 1
@@ -148,7 +149,7 @@ def executor(
     reader = threading.Thread(target=read, daemon=True)
     reader.start()
     try:
-        assert ready.wait(120), node.log
+        assert ready.wait(PATIENCE), node.log
         yield process
     finally:
         process.terminate()

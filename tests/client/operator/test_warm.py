@@ -15,7 +15,7 @@ from flwr.app import Message
 
 from client.operator import warm
 from client.operator.bundles import Bundle
-from tests.client.operator.lone_node import LoneNode, executor, lone_node
+from tests.client.operator.lone_node import PATIENCE, LoneNode, executor, lone_node
 
 ROOT = Path(__file__).parents[3]
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="copies are Linux's")
@@ -46,6 +46,10 @@ STATE = """
     status = open("/proc/self/status").read().split("\\n")
     told["privileges"] = [l for l in status if l.startswith("NoNewPrivs")]
     told["umask"] = [l.split()[-1] for l in status if l.startswith("Umask")]
+    told["spared"] = [int(open(f"/proc/{p}/oom_score_adj").read()) for p in (os.getpid(), os.getppid())]
+    files = [os.readlink(f"/proc/self/fd/{n}") for n in os.listdir("/proc/self/fd")[:-1] if int(n) > 2]
+    told["files"] = sorted(f.partition(":")[0] for f in files if f != "/dev/null")
+    told["environment"] = {n: v for n, v in os.environ.items() if n not in ("HOME", "TMPDIR")}
     told["signals"] = [int(signal.getsignal(signal.SIGTERM)), signal.getsignal(signal.SIGINT) is signal.default_int_handler]
 """  # noqa: E501
 TRAIN = """
@@ -82,14 +86,17 @@ def test_a_copy_is_as_a_new_process_and_as_if_no_message_had_been_before(node: L
                 assert one["parent"] == process.pid
     copied, new = found[()], found[("--cold",)]
     assert copied[0]["pid"] != copied[1]["pid"]
-    for one, other in zip(copied[0]["draws"], copied[1]["draws"], strict=True):
-        assert one != other  # a copied generator would repeat itself
+    for pair in (copied, new):
+        for one, other in zip(pair[0]["draws"], pair[1]["draws"], strict=True):
+            assert one != other  # a copied generator would repeat itself
     for one in (*copied, *new):
+        # The kernel takes the message's process, not the executor.
+        assert one["spared"][0] - one["spared"][1] == 500
         assert one["left"] is None
         assert one["folder"] == one["home"] == one["temporary"]
         assert str(one["where"]).startswith(str(one["folder"]))  # the bundle's, not the installed
         assert not Path(str(one["folder"])).exists()
-    same = ("client", "privileges", "umask")
+    same = ("client", "privileges", "umask", "files", "environment")
     for name in same:
         assert copied[0][name] == copied[1][name] == new[0][name], name
     # SIGINT is how Flower stops a task in its own process, whatever a shell had ignored.
@@ -147,11 +154,13 @@ def test_the_executors_death_takes_its_message_along(node: LoneNode) -> None:
     time.sleep(600)
 """
     with executor(node) as process:
-        assert node.answer(HEAD + hanging + TAIL, seconds=5.0) is None
+        assert node.answer(HEAD + hanging + TAIL, seconds=0.5) is None
+        deadline = time.monotonic() + PATIENCE
+        while not (node.site.folder / "pid").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
         copy = int((node.site.folder / "pid").read_text())
         process.send_signal(signal.SIGKILL)
-        process.wait(10)
-        deadline = time.monotonic() + 10
+        process.wait(PATIENCE)
         while Path(f"/proc/{copy}").exists() and time.monotonic() < deadline:
             time.sleep(0.05)
         assert not Path(f"/proc/{copy}").exists()
