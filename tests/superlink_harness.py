@@ -164,7 +164,7 @@ class RunningFederation:
         client = ControlHttpClient.from_server_address(
             server_address=f"127.0.0.1:{self.control_port}",
             insecure=False,
-            root_certificates=str(self.folder / "ca" / "ca.crt"),
+            root_certificates=(self.folder / "ca" / "ca.crt").read_bytes(),
             interceptors=[RuntimeVersionHttpInterceptor(component_name="flwr CLI")],
         )
         try:
