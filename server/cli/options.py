@@ -137,7 +137,8 @@ OPTIONS: Final = (
         "scale",
         10,
         DISTILLATION,
-        "One synthetic image stands for so many real ones; 0 to make none.",
+        "One synthetic example stands for so many real ones; 0 to make none. Not given, none is "
+        "made where none can be.",
     ),
     Option("image-lr", 0.1, DISTILLATION, "Learning rate of the synthetic images."),
     Option("image-steps", 1, DISTILLATION, "Steps on the images at every matching."),
@@ -162,7 +163,8 @@ OPTIONS: Final = (
         "quickdrop-calibrated",
         REQUEST,
         "Method; `efface methods` lists them. auto for the shortest by estimate that can serve the "
-        "request and is known to forget; to relearn, the one that forgot.",
+        "request and is known to forget; to relearn, the one that forgot. Not given, and if the "
+        "default cannot serve the request, as auto.",
     ),
     Option(
         "server-samples",
@@ -251,6 +253,7 @@ NAMED_DIFFERENTLY: Final = frozenset(
         "why",
         "allow-forgotten",
         "task-code",
+        "by-default",
     }
 )
 LEARNING: Final = (DATA, MODEL, TRAINING, DISTILLATION)
