@@ -33,6 +33,7 @@ from server.storage.history import History
 from server.storage.ledger import VersionRow
 from strategies.parts import guard
 from strategies.rounds.base import ClientLost
+from strategies.smaller_steps import smaller_steps
 
 FINGERPRINTS: Final = ("data_sha256", "class_sha256", "class_sketch")  # of data, in a card
 
@@ -76,11 +77,25 @@ def execute(work: Work) -> Record:
     settle_pending(work)
     for note in () if work.request.data is None else work.request.data.notes:
         work.listener.note(f"data: {note}")
-    if row.kind == "train":
-        _train(work)
-    else:
-        _change(work)
+    try:
+        if row.kind == "train":
+            _train(work)
+        else:
+            _change(work)
+    except ClientLost as error:
+        if not error.diverged:
+            raise
+        text = f"{error}; {_remedy(work, error.phase)}"
+        raise ClientLost(text, failures=error.failures, phase=error.phase) from error
     return work.publish()
+
+
+def _remedy(work: Work, phase: str) -> str:
+    """Return what to change where a phase's steps went too far."""
+    s, method = work.request.settings, work.request.method
+    if method is None:
+        return f"train with smaller steps, such as --lr {s.lr / 10:g} (now {s.lr:g})"
+    return smaller_steps(method, phase, s.forget.level, lr=s.lr)
 
 
 def _train(work: Work) -> None:

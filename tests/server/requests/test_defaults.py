@@ -77,7 +77,7 @@ def test_under_noise_none_are_made(tmp_path: Path) -> None:
 
 
 def test_a_scale_that_is_named_is_refused_where_it_cannot_serve(tmp_path: Path) -> None:
-    with pytest.raises(BadSetting, match="scale must be 0 for task Sugar, got 10: .*--scale 0"):
+    with pytest.raises(BadSetting, match=r"scale must be 0 for task Sugar, got 10: .*--scale 0"):
         train(tmp_path, "others.py:Sugar", scale=10)
     with pytest.raises(BadSetting, match=r"scale must be 0 with noise-multiplier.*add --scale 0"):
         train(tmp_path, "tables.py:Wine", scale=10, **{"noise-multiplier": 1.0})
@@ -102,7 +102,7 @@ def test_a_method_that_is_named_or_given_options_is_refused_where_it_cannot_serv
 ) -> None:
     train(tmp_path, "others.py:Sugar")
     for more in ({"method": "quickdrop-calibrated"}, {"options": "recover-rounds=1"}):
-        with pytest.raises(BadSetting, match="got Sugar with a loss .* choose another method: "):
+        with pytest.raises(BadSetting, match=r"got Sugar with a loss .* choose another method: "):
             change(tmp_path, "forget", clients="client-1", **more)
     assert len(Service.open(Home(tmp_path)).ledger.requests()) == 1
 
