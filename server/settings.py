@@ -324,14 +324,12 @@ class RunSettings(Settings):
         Raises:
             BadSetting: Naming the first.
         """
-        plain = type(self)()
-        for spec in fields(self):
-            own = spec.name == "model" or spec.name.startswith("model_")
-            if own and (value := getattr(self, spec.name)) != getattr(plain, spec.name):
+        told, default = self.plain(), type(self)().plain()
+        for key in IMAGE_NETWORK:
+            if told[key] != default[key]:
                 raise BadSetting(
-                    f"{spec.name.replace('_', '-')} must be left out with a task of one's own, got "
-                    f"{value}; its options are given by "
-                    "--task-options NAME=VALUE"
+                    f"{key} must be left out with a task of one's own, got {told[key]}; its "
+                    "options are given by --task-options NAME=VALUE"
                 )
 
     def _check_noise(self) -> None:
@@ -420,6 +418,15 @@ class RunSettings(Settings):
         return identified(ModelSpec.of(task, self.task or IMAGES, self.task_code))
 
 
+# The built-in task's network, of which other tasks know nothing.
+IMAGE_NETWORK: Final = (
+    "model",
+    "model-width",
+    "model-depth",
+    "model-classes",
+    "model-channels",
+    "model-image-size",
+)
 # What a trained model depends on, and so what its version's card keeps.
 TRAINING: Final = frozenset(
     {

@@ -135,7 +135,7 @@ def _train(work: Work) -> None:
     )
     card = work.card(
         lineage=work.request.row.token,
-        data=classes.card_data(work.request.data, names, work.request.spec),
+        data=classes.card_data(s, work.request.data, names, work.request.spec),
         updates=work.request.row.token if s.keep_updates else None,
         erased={"classes": list(erased.classes), "clients": list(erased.clients)},
         scores=plain(scores),
@@ -236,7 +236,7 @@ def _change(work: Work) -> None:
     gone = _plus(earlier, forget) if forgetting else earlier
     new_card = work.card(
         lineage=card["lineage"],
-        data=card.get("data") or classes.card_data(work.request.data, names, work.request.spec),
+        data=card.get("data") or classes.card_data(s, work.request.data, names, work.request.spec),
         erased=gone,
         scores=plain(result if forgetting else _as_served(result, after, model, gone)),
         training=card["training"],

@@ -269,7 +269,7 @@ class Situation:
                 + "; ".join(f"{name}: {reason}" for name, reason in refused.items()),
                 see="efface methods",
             )
-        # Where no time is known, images stand for it.
+        # Where no time is known, examples stand for it.
         speed = self.speed or Speed(image=1.0)
         cost = {name: sum(speed.seconds(s, s.rounds) for s in self.planned(name)) for name in able}
         shown = KNOWN_TO_FORGET[self.settings.forget.level]
@@ -278,7 +278,7 @@ class Situation:
         if again and len(candidates) > 1:  # it would be compared with itself
             candidates.remove("retraining")
         first, *others = sorted(candidates, key=cost.__getitem__)
-        unit = "images" if self.speed is None else "s"
+        unit = "examples" if self.speed is None else "s"
         rest = ", ".join(f"{name} {_short(cost[name])}" for name in others)
         why = (
             f"it takes about {_short(cost[first])} {unit}"

@@ -431,7 +431,7 @@ def test_without_the_cost_of_training_images_stand_for_time() -> None:
     found = situation(card={"training": {}})
     chosen = found.choose()
     assert set(chosen.seconds.values()) == {None}
-    assert " images" in chosen.why
+    assert " examples" in chosen.why
     plan = found.document(chosen.method)
     assert plan["seconds"] is None
     assert "does not say what training cost" in plan["not_known"][0]
