@@ -76,6 +76,12 @@ class NoBaseModel(StoreError):
     code = "no-base-model"
 
 
+class Diverged(EffaceError):
+    """Loss or weights stopped being finite numbers: the steps were too large."""
+
+    code = "diverged"
+
+
 class AggregationRefused(EffaceError):
     """A node takes no further part in a sum: what it was told does not keep to the protocol."""
 

@@ -19,6 +19,7 @@ from client.budget import BudgetSpent, NoiseRequired
 from client.errors import (
     AggregationRefused,
     BadSetting,
+    Diverged,
     EffaceError,
     NoBaseModel,
     NoSyntheticSet,
@@ -179,4 +180,6 @@ def _told(error: Exception) -> str:
         | NoBaseModel,
     )
     text = str(error) if ours else "the node's own log says why"
+    if isinstance(error, Diverged):
+        text = f"loss or weights stopped being finite; {text}"  # and no number of them
     return marked(error, f"{type(error).__name__}: {text}")

@@ -19,7 +19,7 @@ import torch
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from torch import Tensor
 
-from client.errors import BadSetting, CodeMismatch, EffaceError
+from client.errors import BadSetting, CodeMismatch, Diverged, EffaceError
 from client.messages import Common, Declaration, ForgetSpec
 from client.packing import unpacked
 from client.settings import (
@@ -172,7 +172,7 @@ def reply(
         if kind == "per-class" and len(numbers) != num_classes:
             raise EffaceError(f"metric {name} must hold {num_classes} numbers, got {len(numbers)}")
         if not all(isinstance(n, int | float) and math.isfinite(n) for n in numbers):
-            raise EffaceError(f"metric {name} must be a finite number, got {value!r}")
+            raise Diverged(f"metric {name} must be a finite number, got {value!r}")
     arrays = ArrayRecord()
     if state is not None:
         if declared.arrays == "none":
@@ -211,7 +211,7 @@ def _parameters(state: Mapping[str, Tensor], like: Mapping[str, Form]) -> ArrayR
         if tensor.dtype != getattr(torch, like[name].dtype, None):
             raise EffaceError(f"array {name} must be {like[name].dtype}, got {tensor.dtype}")
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise EffaceError(
+            raise Diverged(
                 f"array {name} must be finite, got NaN or infinity; lower the learning rate"
             )
     return ArrayRecord({name: _array(tensor) for name, tensor in state.items()})

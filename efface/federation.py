@@ -237,7 +237,8 @@ class Federation:
             why: Why it was asked; kept in the ledger.
             progress: Instead of the federation's own.
             settings: Of model, training and machine, such as `rounds=20`, `lr=0.1`, `seed=1`; they
-                win over those given to the federation.
+                win over those given to the federation. Without `scale`, no synthetic examples are
+                made of a task for which none can be.
 
         Returns:
             The new version; `version.result` has its record.
@@ -287,8 +288,8 @@ class Federation:
             classes: Several classes.
             client: A client.
             clients: Several clients.
-            method: Its name (`efface methods`), quickdrop-calibrated if None; "auto" for the
-                shortest that can serve the request.
+            method: Its name (`efface methods`); "auto" for the shortest that can serve the
+                request; quickdrop-calibrated if None, or where that cannot serve it as "auto".
             options: The method's hyper-parameters, such as `{"recover_rounds": 2}`.
             compare: "retrain" trains without the data too, as the yardstick that a verdict needs.
             accept: "not-shown" puts the version in service though too little was measured to say.
@@ -360,7 +361,8 @@ class Federation:
             classes: Likewise.
             client: Likewise.
             clients: Likewise.
-            method: Its name, quickdrop-calibrated if None; "auto" for the one that forgot.
+            method: Its name; "auto" for the one that forgot; quickdrop-calibrated if None, or
+                where that cannot serve as "auto".
             options: The method's hyper-parameters.
             trial: Whether to keep the result out of service.
             version: Where to start; the one in service if None.

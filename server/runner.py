@@ -33,6 +33,7 @@ from server.requests.execution import refusal
 from server.requests.intake import Service
 from server.requests.progress import EventFile, Listener, Listeners, Waiting
 from server.requests.resolved import ResolvedRequest
+from server.requests.tasks import with_scale
 from server.settings import RunSettings, essence, parse
 from server.storage.home import Home, write_json
 from server.storage.ledger import GONE, Ledger, RequestRow, database_url
@@ -301,7 +302,7 @@ def demo(settings: RunSettings, listener: Listener, *, forget: str) -> Record:
         forget_class = class_number(forget, data.class_names, data.num_classes)
     else:
         forget_class = class_number(forget, None, settings.model_classes)
-    name = _stopped_demo(home, settings, forget_class)
+    name = _stopped_demo(home, with_scale(settings, None)[0], forget_class)
     name = name or f"{DEMO_PREFIX}{datetime.now():%Y-%m-%d %H:%M:%S.%f}"
     settings = replace(settings, federation=name)
 

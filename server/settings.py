@@ -34,6 +34,7 @@ _device: Final = Rule(lambda v: v.split(":")[0] in ("auto", "cpu", "cuda"), "be 
 _name: Final = name()
 _text: Final = Rule(lambda v: len(v) <= 2000, "be at most 2000 characters")
 DEFAULT_DATASET: Final = "digits"
+DEFAULT_METHOD: Final = "quickdrop-calibrated"
 LONGEST_LIST: Final = 80  # characters of clients' names in a federation's own
 
 
@@ -103,7 +104,7 @@ class RunSettings(Settings):
     # Request
     version: str = setting(_text, "")  # base; empty for the one in service
     data: str = setting(_text, "")  # where the version's data lie now, if they have moved
-    method: str = setting(_text, "quickdrop-calibrated")
+    method: str = setting(_text, DEFAULT_METHOD)
     method_options: str = setting(_text, "")  # "unlearn-lr=0.02,recover-rounds=3"
     server_samples: str = setting(_text, "")  # the coordinator's own: "test:1600" or "npz:PATH"
     forget_classes: str = setting(_text, "")  # "9" or "3,5"
@@ -116,6 +117,8 @@ class RunSettings(Settings):
     trial: bool = setting(Rule(lambda v: True, "be given"), False)
     asked_by: str = setting(_text, "")
     why: str = setting(_text, "")
+    # Which of scale and method nobody named: where they cannot serve, what does takes their place
+    by_default: str = setting(_text, "")
 
     # Running
     seed: int = setting(_seed, 0)
@@ -200,6 +203,10 @@ class RunSettings(Settings):
                 raise BadSetting(f"method-options must be name=value,name=value, got {part!r}")
             options[name.strip()] = value.strip()
         return options
+
+    def is_default(self, key: str) -> bool:
+        """Return whether nobody named the setting, so that what serves may take its place."""
+        return key in self.by_default.split(",")
 
     @property
     def superlink(self) -> str:
@@ -317,14 +324,12 @@ class RunSettings(Settings):
         Raises:
             BadSetting: Naming the first.
         """
-        plain = type(self)()
-        for spec in fields(self):
-            own = spec.name == "model" or spec.name.startswith("model_")
-            if own and (value := getattr(self, spec.name)) != getattr(plain, spec.name):
+        told, default = self.plain(), type(self)().plain()
+        for key in IMAGE_NETWORK:
+            if told[key] != default[key]:
                 raise BadSetting(
-                    f"{spec.name.replace('_', '-')} must be left out with a task of one's own, got "
-                    f"{value}; its options are given by "
-                    "--task-options NAME=VALUE"
+                    f"{key} must be left out with a task of one's own, got {told[key]}; its "
+                    "options are given by --task-options NAME=VALUE"
                 )
 
     def _check_noise(self) -> None:
@@ -413,6 +418,15 @@ class RunSettings(Settings):
         return identified(ModelSpec.of(task, self.task or IMAGES, self.task_code))
 
 
+# The built-in task's network, of which other tasks know nothing.
+IMAGE_NETWORK: Final = (
+    "model",
+    "model-width",
+    "model-depth",
+    "model-classes",
+    "model-channels",
+    "model-image-size",
+)
 # What a trained model depends on, and so what its version's card keeps.
 TRAINING: Final = frozenset(
     {
@@ -509,6 +523,7 @@ def essence(settings: Mapping[str, Any]) -> dict[str, Any]:
         "data-dir",
         "data",
         "device",
+        "by-default",
     ]
     if not settings.get("clients"):
         ways.append("clients")  # which rows of old do not have

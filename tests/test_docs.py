@@ -102,6 +102,10 @@ def test_the_flower_app_has_the_settings_defaults() -> None:
     assert project["tool"]["flwr"]["app"]["config"] == {**RunSettings().plain(), "dataset": ""}
 
 
+def test_options_of_all_tasks_say_no_images() -> None:
+    assert [option.key for option in OPTIONS if "image" in option.help.lower()] == []
+
+
 # ---- docs/json.md -------------------------------------------------------------------------------
 
 

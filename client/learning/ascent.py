@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from client.errors import EffaceError
+from client.errors import Diverged, EffaceError
 from client.learning.training import Loss, Trained, minibatches, steps_in, still
 
 
@@ -56,7 +56,8 @@ def ascend(
         Steps, images and mean loss.
 
     Raises:
-        EffaceError: If there is no image, or the loss stops being finite.
+        EffaceError: If there is no image.
+        Diverged: If the loss stops being finite.
     """
     if not len(labels):
         raise EffaceError("forget data must hold at least one example, got none on this node")
@@ -78,7 +79,7 @@ def ascend(
         total = each.mean()
         losses.append(float(total.detach()))
         if not math.isfinite(losses[-1]):
-            raise EffaceError(
+            raise Diverged(
                 f"loss while unlearning must stay finite, got {losses[-1]} after {len(losses)} "
                 f"steps; lower the learning rate (now {lr:g})"
             )

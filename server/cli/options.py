@@ -74,7 +74,7 @@ OPTIONS: Final = (
         "task",
         "",
         MODEL,
-        "A task of your own in place of images: FILE.py:CLASS or PACKAGE:CLASS.",
+        "A task of your own in place of the built-in one: FILE.py:CLASS or PACKAGE:CLASS.",
     ),
     Option("task-options", "", MODEL, "Options of that task: NAME=VALUE,NAME=VALUE."),
     Option(
@@ -137,10 +137,11 @@ OPTIONS: Final = (
         "scale",
         10,
         DISTILLATION,
-        "One synthetic image stands for so many real ones; 0 to make none.",
+        "One synthetic example stands for so many real ones; 0 to make none. Not given, none is "
+        "made where none can be.",
     ),
-    Option("image-lr", 0.1, DISTILLATION, "Learning rate of the synthetic images."),
-    Option("image-steps", 1, DISTILLATION, "Steps on the images at every matching."),
+    Option("image-lr", 0.1, DISTILLATION, "Learning rate of the synthetic examples."),
+    Option("image-steps", 1, DISTILLATION, "Steps on them at every matching."),
     Option("image-momentum", 0.5, DISTILLATION, "Momentum of those steps, 0 to 0.999."),
     Option("distill-every", 5, DISTILLATION, "Match gradients at every so many SGD steps."),
     Option(
@@ -162,14 +163,15 @@ OPTIONS: Final = (
         "quickdrop-calibrated",
         REQUEST,
         "Method; `efface methods` lists them. auto for the shortest by estimate that can serve the "
-        "request and is known to forget; to relearn, the one that forgot.",
+        "request and is known to forget; to relearn, the one that forgot. Not given, and if the "
+        "default cannot serve the request, as auto.",
     ),
     Option(
         "server-samples",
         "",
         REQUEST,
         "The coordinator's own examples, for methods that need some: test:NUMBER of the test "
-        "images, or npz:PATH.",
+        "part, or npz:PATH.",
     ),
     Option("compare", "none", REQUEST, "retrain: also train without the data, as the yardstick."),
     Option(
@@ -195,7 +197,7 @@ OPTIONS: Final = (
         "destroy",
         False,
         REQUEST,
-        "Destroy the class's synthetic images afterwards; relearning then needs the real ones.",
+        "Destroy the class's synthetic examples afterwards; relearning then needs the real ones.",
     ),
     Option("trial", False, REQUEST, "Keep the result as a trial: nothing enters service."),
     Option(
@@ -251,6 +253,7 @@ NAMED_DIFFERENTLY: Final = frozenset(
         "why",
         "allow-forgotten",
         "task-code",
+        "by-default",
     }
 )
 LEARNING: Final = (DATA, MODEL, TRAINING, DISTILLATION)

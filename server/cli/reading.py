@@ -636,6 +636,10 @@ def _model_text(row: "VersionRow") -> str:
     shape = "x".join(map(str, data.get("image_shape") or ()))
     pruned = sum(len(line.partition(":")[2].split(",")) for line in card.get("pruned", ()))
     left = "removed" if card.get("compact") else "kept at zero"
-    return f"{title}, {data.get('num_classes')} classes, examples of {shape}" + (
+    count, task = data.get("num_classes"), "task " if card.get("code") else ""
+    classes = "no classes" if count == 1 else f"{count} classes"
+    train, test = (data.get(f"num_{part}") for part in ("train", "test"))
+    sizes = "" if train is None else f", {train:,} to train on, {test:,} to test on"
+    return f"{task}{title}, {classes}, examples of {shape}{sizes}" + (
         f"; {pruned} pruned channels, {left}" if pruned else ""
     )

@@ -122,7 +122,8 @@ def demo(
     from server.evidence.record import to_json
     from server.runner import demo as run_demo
 
-    values = {"method": DEMO_METHOD, **values}
+    if not values.get("task"):  # whatever serves another task is the default there
+        values = {"method": DEMO_METHOD, **values}
     settings = settings_for(call, values, mode="train", method_options=method_options)
     with watched(call, metrics_port) as (listener, metrics):
         record = run_demo(settings, listener, forget=forget_class)

@@ -79,7 +79,7 @@ def ls(call: Call, folder: Folder) -> Answer:
         ],
         text=3,
     )
-    shown: list[Any] = [sets if generations else "No synthetic images."]
+    shown: list[Any] = [sets if generations else "No synthetic examples."]
     shown.append(settled if state.applied else "No request was applied here.")
     return Answer(document, shown)
 
@@ -103,7 +103,7 @@ def destroy(
         str,
         typer.Option(
             "--lineage",
-            help="Only the images made in this training, by the name that `efface store ls` "
+            help="Only the examples made in this training, by the name that `efface store ls` "
             "shows, such as r0001-20261121T101500000000.",
             show_default=False,
         ),
@@ -111,7 +111,10 @@ def destroy(
     classes: Annotated[
         list[int] | None,
         typer.Option(
-            "--class", "-c", help="Only images of this class; may be repeated.", show_default=False
+            "--class",
+            "-c",
+            help="Only examples of this class; may be repeated.",
+            show_default=False,
         ),
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
@@ -119,10 +122,10 @@ def destroy(
         bool, typer.Option("--dry-run", help="Say what would be destroyed, and do nothing.")
     ] = False,
 ) -> Answer:
-    """Destroy synthetic images for good; tombstones stay."""
+    """Destroy synthetic examples for good; tombstones stay."""
     store = opened(folder)
     images = _matching(store, lineage, classes)
-    what = f"{'all' if images is None else images} synthetic images in {folder}"
+    what = f"{'all' if images is None else images} synthetic examples in {folder}"
     document = {"format": FORMAT, "store": str(folder), "destroyed": 0, "would_destroy": images}
     if dry_run:
         return Answer(document, [f"Would destroy {what}."])
@@ -133,7 +136,7 @@ def destroy(
     chosen = None if classes is None else tuple(classes)
     destroyed = store.destroy(lineage or None, chosen)
     document["destroyed"] = destroyed
-    return Answer(document, [f"Destroyed {destroyed} synthetic images in {folder}."])
+    return Answer(document, [f"Destroyed {destroyed} synthetic examples in {folder}."])
 
 
 def site_report(

@@ -119,6 +119,8 @@ class Record(Costs):
     model: str | None = None
     num_clients: int | None = None
     num_classes: int | None = None
+    num_train: int | None = None
+    num_test: int | None = None
     class_names: tuple[str, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
     original: ModelScores | None = None

@@ -341,12 +341,16 @@ def provenance_rows(record: Record) -> list[tuple[str, str]]:
     lineage = " \N{RIGHTWARDS ARROW} ".join(
         version for version in (record.base_version, record.model_version) if version
     )
-    data = [record.dataset] if record.dataset else []
+    data = [f"task {record.model}"] if record.settings.get("task") else []
+    data += [record.dataset] if record.dataset else []
     if record.num_classes is not None:
-        data.append(f"{record.num_classes} classes")
+        data.append("no classes" if record.num_classes == 1 else f"{record.num_classes} classes")
     names = record.class_names
     if len(names) <= _MOST_CLASSES_IN_TABLE and any(n != str(i) for i, n in enumerate(names)):
         data.append("called " + ", ".join(names))
+    if record.num_train is not None:
+        test = "" if record.num_test is None else f" and {as_count(record.num_test)} test"
+        data.append(f"{as_count(record.num_train)} training{test} examples")
     split = [record.partition] if record.partition else []
     if record.num_clients is not None:
         split.append(clients_of(record))

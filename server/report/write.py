@@ -28,7 +28,7 @@ from server.report.tables import (
     speed_up_rows,
 )
 from server.report.verdict import worded
-from server.report.words import as_setting, facts_of, is_yardstick, outcome_of, title_of
+from server.report.words import facts_of, is_yardstick, outcome_of, shown_settings, title_of
 
 
 def write_report(record: Record, path: Path) -> Path:
@@ -91,6 +91,6 @@ def render(record: Record, *, linked: bool = False) -> str:
         speed_up=speed_up_rows(record),
         overhead=overhead_line(record),
         provenance=provenance_rows(record),
-        settings=sorted((str(key), as_setting(value)) for key, value in record.settings.items()),
+        settings=shown_settings(record),
         linked=linked,
     )

@@ -1,12 +1,15 @@
 """What a person asked for, as settings: the one way in for the command line and for Python."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from client.errors import BadSetting
 from server.requests.classes import joined
 from server.settings import RunSettings, parse
 from server.storage.registry import DEMO_PREFIX
+
+# Settings whose defaults do not serve every task: not named, they give way to what does.
+MAY_GIVE_WAY: Final = ("scale", "method")
 
 
 def asked(
@@ -43,6 +46,7 @@ def asked(
         "method-options": ",".join(options),
         "asked-by": asked_by,
         "why": why,
+        "by-default": ",".join(key for key in MAY_GIVE_WAY if key not in values),
     }
     for name in clients:
         if not name.strip() or "," in name:

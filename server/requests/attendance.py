@@ -91,7 +91,7 @@ def settle_pending(work: "Work") -> None:
         ledger.settle_pending(row.id, owed.client)
         work.listener.note(
             f"{owed.client} is back and has done what {row.id} ({row.kind} {target(row)}) asks: "
-            f"{destroyed} synthetic images destroyed"
+            f"{destroyed} synthetic examples destroyed"
         )
 
 

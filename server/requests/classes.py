@@ -11,6 +11,7 @@ from client.errors import BadSetting
 from client.learning.models import ModelSpec
 from server.format import class_text
 from server.nodes.class_names import ClassesDiffer
+from server.settings import RunSettings
 
 _MOST_SHOWN = 20
 
@@ -21,10 +22,13 @@ def card_names(card: Mapping[str, Any]) -> tuple[str, ...] | None:
     return tuple(names) if names else None
 
 
-def card_data(data: Data | None, names: Sequence[str], spec: ModelSpec) -> dict[str, Any]:
+def card_data(
+    settings: RunSettings, data: Data | None, names: Sequence[str], spec: ModelSpec
+) -> dict[str, Any]:
     """Return what a version's card keeps of its data: enough to use its weights elsewhere.
 
     Args:
+        settings: Of its training.
         data: The coordinator's data set. Without one every site normalises by its own mean and
             standard deviation, and the card has none.
         names: Of the classes.
@@ -36,7 +40,16 @@ def card_data(data: Data | None, names: Sequence[str], spec: ModelSpec) -> dict[
         "image_shape": list(spec.task.input_shape or ()),
         "mean": None if data is None else list(data.mean),
         "std": None if data is None else list(data.std),
+        **sizes(settings, data),
     }
+
+
+def sizes(settings: RunSettings, data: Data | None) -> dict[str, int | None]:
+    """Return how many examples the coordinator's data set trains and tests on; None without one."""
+    if data is None:
+        return {"num_train": None, "num_test": None}
+    most = settings.max_samples or len(data.train)
+    return {"num_train": min(most, len(data.train)), "num_test": len(data.test)}
 
 
 def joined(texts: Sequence[str]) -> str:

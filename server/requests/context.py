@@ -22,11 +22,12 @@ from server.nodes.federation import Cost, GridFederation, Round, to_numpy
 from server.nodes.grid import NamedGrid
 from server.provenance import command, commit, hardware
 from server.requests import costs, messages, records
+from server.requests.classes import sizes
 from server.requests.progress import Listener
 from server.requests.resolved import ResolvedRequest
 from server.requests.workspace import Workspace
 from server.requests.yardstick import Yardstick
-from server.settings import RunSettings, essence
+from server.settings import IMAGE_NETWORK, RunSettings, essence
 from server.storage.history import History
 from server.storage.journal import Journal
 from server.storage.ledger import Outcome, RequestRow
@@ -162,6 +163,7 @@ class Work:
         training = spent.get("train", training)
         rounds = costs.timeline(federation.notes)
         participation, absences = gathered(federation.parts)
+        examples = sizes(s, self.request.data)
         needs = METHODS[method].needs if method in METHODS else None
         return Record(
             **vars(costs.measured(spent)),
@@ -187,6 +189,8 @@ class Work:
             model=self.request.spec.task.title,
             num_clients=s.num_participants,
             num_classes=self.request.spec.num_classes,
+            num_train=examples["num_train"],
+            num_test=examples["num_test"],
             settings=s.plain(),
             retrained=None if yardstick is None else yardstick.scores,
             retrain_cached=None if yardstick is None else yardstick.cached,
@@ -267,8 +271,9 @@ def version_card(
     settings: RunSettings, spec: ModelSpec, row: RequestRow, **values: Any
 ) -> dict[str, Any]:
     """Return what to know about a version: how its model was made, by what, on what."""
+    of_others = IMAGE_NETWORK if settings.task else ()
     return {
-        "settings": settings.training(),
+        "settings": {k: v for k, v in settings.training().items() if k not in of_others},
         "data_dir": settings.data_dir,
         "model": asdict(spec),
         "request": row.id,

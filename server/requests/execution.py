@@ -33,6 +33,7 @@ from server.storage.history import History
 from server.storage.ledger import VersionRow
 from strategies.parts import guard
 from strategies.rounds.base import ClientLost
+from strategies.smaller_steps import smaller_steps
 
 FINGERPRINTS: Final = ("data_sha256", "class_sha256", "class_sketch")  # of data, in a card
 
@@ -76,11 +77,25 @@ def execute(work: Work) -> Record:
     settle_pending(work)
     for note in () if work.request.data is None else work.request.data.notes:
         work.listener.note(f"data: {note}")
-    if row.kind == "train":
-        _train(work)
-    else:
-        _change(work)
+    try:
+        if row.kind == "train":
+            _train(work)
+        else:
+            _change(work)
+    except ClientLost as error:
+        if not error.diverged:
+            raise
+        text = f"{error}; {_remedy(work, error.phase)}"
+        raise ClientLost(text, failures=error.failures, phase=error.phase) from error
     return work.publish()
+
+
+def _remedy(work: Work, phase: str) -> str:
+    """Return what to change where a phase's steps went too far."""
+    s, method = work.request.settings, work.request.method
+    if method is None:
+        return f"train with smaller steps, such as --lr {s.lr / 10:g} (now {s.lr:g})"
+    return smaller_steps(method, phase, s.forget.level, lr=s.lr)
 
 
 def _train(work: Work) -> None:
@@ -120,7 +135,7 @@ def _train(work: Work) -> None:
     )
     card = work.card(
         lineage=work.request.row.token,
-        data=classes.card_data(work.request.data, names, work.request.spec),
+        data=classes.card_data(s, work.request.data, names, work.request.spec),
         updates=work.request.row.token if s.keep_updates else None,
         erased={"classes": list(erased.classes), "clients": list(erased.clients)},
         scores=plain(scores),
@@ -221,7 +236,7 @@ def _change(work: Work) -> None:
     gone = _plus(earlier, forget) if forgetting else earlier
     new_card = work.card(
         lineage=card["lineage"],
-        data=card.get("data") or classes.card_data(work.request.data, names, work.request.spec),
+        data=card.get("data") or classes.card_data(s, work.request.data, names, work.request.spec),
         erased=gone,
         scores=plain(result if forgetting else _as_served(result, after, model, gone)),
         training=card["training"],

@@ -349,7 +349,7 @@ def pending_text(pending: Sequence[Pending], ledger: Ledger) -> list[str]:
     """Return what waits at clients that were offline, a sentence each."""
     return [
         f"{p.client} was offline when {p.request} ({target(ledger.request(p.request))}) ended: it "
-        "has no tombstone of it and may hold synthetic images, until a request reaches it"
+        "has no tombstone of it and may hold synthetic examples, until a request reaches it"
         for p in pending
     ]
 

@@ -38,9 +38,9 @@ from server.requests.data import (
 from server.requests.execution import Unsettled, execute
 from server.requests.progress import Listener
 from server.requests.resolved import ResolvedRequest, resolve
-from server.requests.tasks import check_level, check_task
+from server.requests.tasks import check_level, check_task, with_scale
 from server.requests.workspace import Workspace
-from server.settings import RunSettings, essence, federation_name, parse
+from server.settings import DEFAULT_METHOD, RunSettings, essence, federation_name, parse
 from server.storage.ledger import Erased, RequestRow, VersionRow
 from strategies.rounds.base import ClientLost
 from strategies.table import METHODS, method
@@ -113,6 +113,7 @@ class Service(Workspace):
 
     def _prepare_train(self, settings: RunSettings) -> ResolvedRequest:
         settings = self._with_task(settings)
+        settings, notes = with_scale(settings, None)
         settings.check_training()
         if settings.participants:
             settings = replace(settings, clients=",".join(settings.participants))
@@ -126,14 +127,18 @@ class Service(Workspace):
                 "holdout must be positive when the coordinator has no data, got 0: nothing could "
                 "be measured"
             )
-        build(settings.model_spec(data), torch.Generator())
-        check_task(settings, settings.model_spec(data))
+        spec = settings.model_spec(data)
+        build(spec, torch.Generator())
+        settings, more = with_scale(settings, spec)
+        settings = replace(settings, by_default="")
+        check_task(settings, spec)
         federation = federation_name(settings)
         touched = forgotten.check_training(self.ledger, settings, data, federation)
         row = self._write_down(
             settings, kind="train", method="fedavg", federation=federation, forget=ForgetSpec()
         )
-        self.note_warnings(row, [*self._edited(), *forgotten.learned_again(touched)])
+        learned_again = forgotten.learned_again(touched)
+        self.note_warnings(row, [*notes, *more, *self._edited(), *learned_again])
         return resolve(row, self.registry, settings, data)
 
     def _with_task(self, settings: RunSettings) -> RunSettings:
@@ -229,10 +234,20 @@ class Service(Workspace):
         situation = self._situation(settings, base, data)
         if settings.mode == "forget":
             check_left(situation)
+        # With options of its own, the default is as good as named.
+        default = settings.is_default("method") and not settings.options
+        settings = replace(settings, by_default="")
+        why = situation.why_no_default() if default and not automatic else None
+        if why is not None:
+            automatic, settings = True, replace(settings, method=planning.AUTO)
+            situation = replace(situation, settings=settings)
         chosen = None
         if automatic:
             forgetting = settings.mode == "forget"
             chosen = situation.choose() if forgetting else self._as_forgotten(erased, base, forget)
+            if why is not None:
+                place = f"method {chosen.method} takes the place of {DEFAULT_METHOD}, the default"
+                warnings.append(f"{place}: {why.removesuffix('; choose another method')}")
         elif settings.mode == "forget":
             situation.check(settings.method)
         asked = settings

@@ -161,6 +161,25 @@ class Situation:
 
     def reason(self, name: str) -> str | None:
         """Return why a method cannot serve the request here, or None if nothing speaks against."""
+        if (why := self._lacking(name)) is not None:
+            return why
+        try:
+            if METHODS[name].needs.server_data:
+                check_samples(_named(self.settings, name), self.data)
+            self.planned(name)
+        except (BadSetting, NothingTouched) as error:
+            return str(error)
+        return None
+
+    def why_no_default(self) -> str | None:
+        """Return why the method, which nobody named, gives way to another; None if it does not."""
+        if self.settings.mode != "forget":
+            return self._lacking(self.settings.method)
+        why = self.reason(self.settings.method)
+        return why if why is None or self.able() else None
+
+    def _lacking(self, name: str) -> str | None:
+        """Return what a method needs that task, version or settings do not have, or None."""
         s, needs, level = self.settings, METHODS[name].needs, self.settings.forget.level
         if level not in needs.levels:
             served = " or ".join(sorted(needs.levels))
@@ -195,12 +214,6 @@ class Situation:
                 f"with --aggregate {s.aggregate} and --clip-updates {s.clip_updates:g}, and the "
                 "method weighs updates in a way of its own"
             )
-        try:
-            if needs.server_data:
-                check_samples(_named(self.settings, name), self.data)
-            self.planned(name)
-        except (BadSetting, NothingTouched) as error:
-            return str(error)
         return None
 
     def able(self) -> list[str]:
@@ -256,19 +269,28 @@ class Situation:
                 + "; ".join(f"{name}: {reason}" for name, reason in refused.items()),
                 see="efface methods",
             )
-        # Where no time is known, images stand for it.
+        # Where no time is known, examples stand for it.
         speed = self.speed or Speed(image=1.0)
         cost = {name: sum(speed.seconds(s, s.rounds) for s in self.planned(name)) for name in able}
         shown = KNOWN_TO_FORGET[self.settings.forget.level]
         candidates = [name for name in able if name in shown] or able
+        again = "retraining" in candidates and self.settings.compare == "retrain"
+        if again and len(candidates) > 1:  # it would be compared with itself
+            candidates.remove("retraining")
         first, *others = sorted(candidates, key=cost.__getitem__)
-        unit = "images" if self.speed is None else "s"
+        unit = "examples" if self.speed is None else "s"
         rest = ", ".join(f"{name} {_short(cost[name])}" for name in others)
         why = (
             f"it takes about {_short(cost[first])} {unit}"
             + (f" ({rest})" if rest else "")
             + f"; the rule: {RULE}"
         )
+        if again:
+            why += (
+                "; retraining is left out, for --compare retrain does it already"
+                if first != "retraining"
+                else "; leave out --compare retrain, which is the same training over again"
+            )
         seconds = {name: None if self.speed is None else cost[name] for name in able}
         return Chosen(first, why, refused, seconds)
 

@@ -1,10 +1,44 @@
 """What a task can be trained and asked for, checked before any work."""
 
+from dataclasses import replace
+
 from client.errors import BadSetting
 from client.learning.models import ModelSpec, traced
 from client.wire import ForgetSpec
 from server.settings import RunSettings
 from strategies.suited import undistillable
+
+
+def with_scale(settings: RunSettings, spec: ModelSpec | None) -> tuple[RunSettings, list[str]]:
+    """Return the settings of a training without synthetic sets where none can be made.
+
+    A scale that somebody named stays as it is, to be refused.
+
+    Args:
+        settings: The training's.
+        spec: Its model; None before it is known.
+
+    Returns:
+        The settings, and what is to be said of them.
+    """
+    if not settings.scale or not settings.is_default("scale"):
+        return settings, []
+    why = None
+    if settings.noise_multiplier:
+        why = "they are made from gradients without noise"
+    elif spec is not None and spec.task.is_own:
+        why = _not_distilled(spec)
+    if why is None:
+        return settings, []
+    note = f"no synthetic examples are made, as by --scale 0: {why}"
+    return replace(settings, scale=0), [note]
+
+
+def _not_distilled(spec: ModelSpec) -> str | None:
+    """Return why no synthetic examples can be made for a user's task; None if they can."""
+    if spec.task.own_loss:
+        return f"task {spec.task.title} has a loss of its own"
+    return undistillable(spec)
 
 
 def check_task(settings: RunSettings, spec: ModelSpec) -> None:
@@ -22,7 +56,7 @@ def check_task(settings: RunSettings, spec: ModelSpec) -> None:
     if not task.is_own:
         return
     if settings.scale:
-        why = "it has a loss of its own" if task.own_loss else undistillable(spec)
+        why = _not_distilled(spec)
         if why is not None:
             raise BadSetting(
                 f"scale must be 0 for task {task.title}, got {settings.scale}: no synthetic "

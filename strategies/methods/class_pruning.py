@@ -50,7 +50,7 @@ class ClassPruning(Hyperparameters):
     )
     # Not 1: a client sends no sum over one image alone.
     samples_per_class: int = option(
-        0, all_or_some(), "images of a class that a client looks at; 0 for all it has"
+        0, all_or_some(), "examples of a class that a client looks at; 0 for all it has"
     )
     rounds: int = option(10, at_least(0), "rounds of fine-tuning, at most")
     target: float = option(

@@ -119,7 +119,7 @@ class DecentralisedChannels(InfluentialChannels):
     steps: int = option(10, COUNT, "SGD steps of a client in a round, T")
     lr: float = option(0.1, RATE, "learning rate of the chosen channels")
     momentum: float = option(0.0, between(0.0, 0.999), "momentum of SGD")
-    batch_size: int = option(64, COUNT, "images in a batch")
+    batch_size: int = option(64, COUNT, "examples in a batch")
 
     needs: ClassVar[Needs] = Needs(
         channels=True, levels=frozenset({"class"}), sums=frozenset({"class"})
@@ -159,7 +159,7 @@ class CentralisedChannels(InfluentialChannels):
     steps: int = option(40, COUNT, "SGD steps of the server")
     lr: float = option(0.1, RATE, "learning rate of the chosen channels")
     momentum: float = option(0.0, between(0.0, 0.999), "momentum of SGD")
-    batch_size: int = option(64, COUNT, "images in a batch")
+    batch_size: int = option(64, COUNT, "examples in a batch")
 
     needs: ClassVar[Needs] = Needs(
         channels=True,

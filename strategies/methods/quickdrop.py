@@ -48,7 +48,7 @@ class QuickDrop(Hyperparameters):
     recover_lr: float = option(
         0.03, RATE, "learning rate of recovery, eta_theta; 0.01 in the paper"
     )
-    recover_batch: int = option(16, COUNT, "images in a batch of recovery")
+    recover_batch: int = option(16, COUNT, "examples in a batch of recovery")
     finetune_steps: int = option(
         0, at_least(0), "networks on which the synthetic sets are improved before recovery, F"
     )
@@ -58,7 +58,7 @@ class QuickDrop(Hyperparameters):
     )
     relearn_epochs: int = option(10, COUNT, "passes over the set S in a round of relearning")
     relearn_lr: float = option(0.05, RATE, "learning rate of relearning, eta_theta")
-    batch_size: int = option(64, COUNT, "images in a batch of the ascent and of relearning")
+    batch_size: int = option(64, COUNT, "examples in a batch of the ascent and of relearning")
     threshold: float = option(
         1.0,
         PERCENT,

@@ -84,12 +84,12 @@ class CalibratedQuickDrop(Hyperparameters):
     hold: float = option(
         1.0,
         between(0.0, 1e3),
-        "weight of -log(1 - p) in recovery, p the probability of a forgotten image's class",
+        "weight of -log(1 - p) in recovery, p the probability of a forgotten example's class",
     )
     hold_features: float = option(
         2.0,
         between(0.0, 1e3),
-        "weight of the mean square of forgotten images' features in recovery",
+        "weight of the mean square of forgotten examples' features in recovery",
     )
     relearn_holder_rounds: int = option(4, COUNT, "rounds of relearning by the holders alone")
     relearn_rounds: int = option(
@@ -97,7 +97,7 @@ class CalibratedQuickDrop(Hyperparameters):
     )
     full_steps: int = option(10, COUNT, "SGD steps of a node in a round of relearning, T")
     full_lr: float = option(0.05, RATE, "learning rate of relearning on real data, eta_theta")
-    batch_size: int = option(64, COUNT, "images in a batch of relearning")
+    batch_size: int = option(64, COUNT, "examples in a batch of relearning")
     threshold: float = option(
         1.0,
         PERCENT,

@@ -46,7 +46,7 @@ class RealSubset(OnRealSubset, QuickDrop):
     scale: int = option(
         0,
         at_least(0),
-        "images of a class and node for each one drawn, s; 0 for training's, or 10 if it had none",
+        "examples of a class and node for each one drawn, s; 0 for training's, or 10 without one",
     )
 
     needs: ClassVar[Needs] = Needs(levels=_LEVELS, sums=_LEVELS)
@@ -60,7 +60,7 @@ class CalibratedRealSubset(OnRealSubset, CalibratedQuickDrop):
     scale: int = option(
         0,
         at_least(0),
-        "images of a class and node for each one drawn, s; 0 for training's, or 10 if it had none",
+        "examples of a class and node for each one drawn, s; 0 for training's, or 10 without one",
     )
 
     # A client's share of every class is a count by name.

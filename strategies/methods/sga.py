@@ -37,7 +37,7 @@ class GradientAscent(OrdinaryRelearning, Hyperparameters):
         10, COUNT, "passes over the forget set, D_f, in a round of the ascent, in place of T steps"
     )
     unlearn_lr: float = option(0.02, RATE, "learning rate of the ascent, eta_theta")
-    batch_size: int = option(64, COUNT, "images in a batch of the ascent")
+    batch_size: int = option(64, COUNT, "examples in a batch of the ascent")
     depth: float = option(
         8.0,
         between(0.0, 1e3),

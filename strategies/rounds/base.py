@@ -17,7 +17,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
-from client.errors import EffaceError
+from client.errors import Diverged, EffaceError
 from client.messages import Common
 from client.seeds import generator
 from client.wire import CodeMismatch, Form
@@ -73,15 +73,27 @@ class ClientLost(EffaceError):
 
     Attributes:
         failures: Of the nodes that it is about, as far as they are known.
+        phase: Of the round that it ended; empty where it was none.
     """
 
     code = "client-lost"
 
     def __init__(
-        self, message: str = "", *, see: str = "", failures: Collection[Failure] = ()
+        self,
+        message: str = "",
+        *,
+        see: str = "",
+        failures: Collection[Failure] = (),
+        phase: str = "",
     ) -> None:
         super().__init__(message, see=see)
         self.failures = tuple(failures)
+        self.phase = phase
+
+    @property
+    def diverged(self) -> bool:
+        """Whether steps were too large at one of the nodes."""
+        return any(failure.code == Diverged.code for failure in self.failures)
 
     @property
     def passing(self) -> bool:
@@ -421,6 +433,7 @@ class Rounds(FedAvg):
                 f"round {server_round} of {self.settings.phase} must have {needed} answers "
                 f"of {asked} clients, got {len(answers)} ({reasons})",
                 failures=self.failures,
+                phase=self.settings.phase,
             )
         if lost := sorted(set(self.required) - set(answers)):
             raise ClientLost(
@@ -428,6 +441,7 @@ class Rounds(FedAvg):
                 f"clients that hold what is to be forgotten, got none of {', '.join(lost)} "
                 f"({reasons})",
                 failures=[f for f in self.failures if f.client in lost],
+                phase=self.settings.phase,
             )
 
 

@@ -20,6 +20,7 @@ def test_every_option_has_words_of_one_line(of: tuple[str, str]) -> None:
     assert words == " ".join(words.split()) != ""
     assert len(words) <= 100
     assert not words.endswith(".")
+    assert "image" not in words  # data of any kind are forgotten
     assert words != of[1].replace("_", " ")  # the name again says nothing
 
 

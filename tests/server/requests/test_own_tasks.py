@@ -170,6 +170,30 @@ def test_a_command_that_only_looks_finds_the_code_that_the_home_keeps(
     assert plan(asked.check())["forget"]["classes"] == (2,)
 
 
+@pytest.mark.parametrize(
+    ("task", "words"),
+    [
+        ("tables.py:Wine", "task Wine, 3 classes, called barolo, grignolino, barbera, "),
+        ("others.py:Sugar", "task Sugar, no classes, 442 training and 0 test examples"),
+    ],
+)
+def test_report_and_card_name_the_task_and_not_the_built_in_network(
+    tmp_path: Path, task: str, words: str
+) -> None:
+    record = trained(tmp_path, task, rounds=1)
+    page = Path(str(record.report)).read_text()
+    assert f"<dd>{words}" in page
+    assert "convnet" not in page
+    assert "model-width" not in page
+    card = json.loads((tmp_path / "versions" / "v0001" / "card.json").read_text())["card"]
+    assert not [key for key in card["settings"] if key.startswith("model")]
+    data = card["data"]
+    assert (data["num_train"], data["num_test"]) == (record.num_train, record.num_test)
+    # A request on it reads the card as one of old.
+    done = ask(tmp_path, mode="forget", forget_clients="client-0", method="not", trial=True)
+    assert done.model_version == "v0002"
+
+
 def test_a_bundle_holds_the_task_and_its_hash_names_it(tmp_path: Path) -> None:
     home = tmp_path / "home"
     trained(home, "tables.py:Wine", rounds=1)

@@ -373,6 +373,20 @@ def test_of_those_that_are_shown_to_forget_the_shortest_is_taken(
         assert situation().choose().method == "puf"  # ten rounds at most against twenty
 
 
+def test_what_is_compared_with_retraining_is_not_retrained_itself(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(planning, "KNOWN_TO_FORGET", {"class": ("puf", "retraining")})
+    assert situation(settings={"rounds": 1}).choose().method == "retraining"  # the shorter of them
+    compared = situation(settings={"rounds": 1, "compare": "retrain"}).choose()
+    assert compared.method == "puf"
+    assert "retraining is left out, for --compare retrain does it already" in compared.why
+    monkeypatch.setattr(planning, "KNOWN_TO_FORGET", {"class": ("retraining",)})
+    alone = situation(settings={"compare": "retrain"}).choose()
+    assert alone.method == "retraining"
+    assert "leave out --compare retrain, which is the same training over again" in alone.why
+
+
 def test_where_none_of_them_can_serve_the_shortest_of_the_others_is_taken(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -417,7 +431,7 @@ def test_without_the_cost_of_training_images_stand_for_time() -> None:
     found = situation(card={"training": {}})
     chosen = found.choose()
     assert set(chosen.seconds.values()) == {None}
-    assert " images" in chosen.why
+    assert " examples" in chosen.why
     plan = found.document(chosen.method)
     assert plan["seconds"] is None
     assert "does not say what training cost" in plan["not_known"][0]

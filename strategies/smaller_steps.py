@@ -1,0 +1,34 @@
+"""What to change where a method's steps went so far that loss or weights are no numbers."""
+
+from dataclasses import asdict, is_dataclass
+from typing import Any
+
+from strategies.method import Method
+
+
+def smaller_steps(method: Method, phase: str, level: str, *, lr: float) -> str:
+    """Return the option that makes the steps of a phase smaller, and its value now.
+
+    Args:
+        method: With the request's options.
+        phase: In which it happened: "unlearn", "recover", "relearn", ...
+        level: Of the request.
+        lr: Of the version's training, which is that of ordinary rounds.
+    """
+    known: dict[str, Any] = asdict(method) if is_dataclass(method) else {}
+    names = [*_of(phase, level)]
+    if phase in ("unlearn", "recover"):  # recovery by ordinary rounds, from where that led
+        names += [*_of("unlearn", level), "lr", "eta_u"]
+    for name in names:
+        if name in known:
+            return _said(f"--set {name.replace('_', '-')}=", known[name])
+    return f"these rounds take the version's own lr, {lr:g}: train again with a lower --lr"
+
+
+def _of(phase: str, level: str) -> list[str]:
+    """Return what a phase's learning rate may be called, at a level first."""
+    return [*([f"client_{phase}_lr"] if level == "client" else []), f"{phase}_lr"]
+
+
+def _said(option: str, now: float) -> str:
+    return f"try smaller steps, such as {option}{now / 10:g} (now {now:g})"

@@ -1,0 +1,82 @@
+"""Steps that were too large: the error names the phase and the option that makes them smaller."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from server.runner import run
+from server.settings import RunSettings
+from strategies.rounds.base import ClientLost
+from strategies.smaller_steps import smaller_steps
+from strategies.table import method
+
+OTHERS = Path(__file__).parents[2] / "tasks" / "others.py"
+JOB = {
+    **{"engine": "inline", "num_clients": 3, "partition": "iid", "device": "cpu", "rounds": 2},
+    **{"local_steps": 4, "batch_size": 16, "lr": 1e-5, "scale": 0, "evaluate_every": 0},
+}
+
+
+class Quiet:
+    def round(self, done: Any, scores: Any) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+
+def ask(home: Path, **more: Any) -> None:
+    run(RunSettings(**{**JOB, "home": str(home), **more}).check(), Quiet())
+
+
+@pytest.fixture
+def task(tmp_path: Path) -> str:
+    """Return a regression on numbers that are not scaled, whose loss runs away."""
+    text = OTHERS.read_text().replace("(targets - targets.mean()) / targets.std()", "10 * targets")
+    assert "10 * targets" in text
+    (tmp_path / "raw.py").write_text(text)
+    return f"{tmp_path / 'raw.py'}:Sugar"
+
+
+def test_an_ascent_that_diverges_names_the_option_and_a_value(tmp_path: Path, task: str) -> None:
+    home = tmp_path / "home"
+    ask(home, task=task)
+    asked = {"mode": "forget", "forget_clients": "client-1", "method": "sga", "trial": True}
+    with pytest.raises(ClientLost) as lost:
+        ask(home, **asked)
+    assert lost.value.phase == "unlearn"
+    assert [failure.code for failure in lost.value.failures] == ["diverged"]
+    told = str(lost.value)
+    assert told.startswith("round 1 of unlearn must have 1 answers of 1 clients, got 0 (client-1: ")
+    assert "loss or weights stopped being finite" in told
+    assert told.endswith("try smaller steps, such as --set unlearn-lr=0.002 (now 0.02)")
+
+
+def test_a_training_that_diverges_names_its_own(tmp_path: Path, task: str) -> None:
+    with pytest.raises(ClientLost, match=r"such as --lr 0\.5 \(now 5\)$") as lost:
+        ask(tmp_path / "home", task=task, lr=5.0)
+    assert lost.value.phase == "train"
+
+
+@pytest.mark.parametrize(
+    ("name", "phase", "level", "words"),
+    [
+        ("quickdrop", "unlearn", "class", "--set unlearn-lr=0.002 (now 0.02)"),
+        ("quickdrop", "recover", "class", "--set recover-lr="),
+        ("quickdrop", "relearn", "class", "--set relearn-lr=0.005 (now 0.05)"),
+        ("quickdrop-calibrated", "unlearn", "client", "--set client-unlearn-lr="),
+        ("quickdrop-calibrated", "unlearn", "class", "--set unlearn-lr=0.001 (now 0.01)"),
+        ("sga", "recover", "client", "--set unlearn-lr="),  # its own recovery has no rate
+        ("sga", "relearn", "class", "the version's own lr, 0.1: train again"),
+        ("sga", "retrain", "class", "the version's own lr, 0.1: train again"),
+        ("puf", "unlearn", "client", "--set eta-u=0.2 (now 2)"),
+        ("influential-de", "unlearn", "class", "--set lr=0.01 (now 0.1)"),
+        ("s2u", "unlearn", "client", "the version's own lr, 0.1: train again"),
+    ],
+)
+def test_each_method_and_phase_has_an_option(name: str, phase: str, level: str, words: str) -> None:
+    assert words in smaller_steps(method(name, level, {}), phase, level, lr=0.1)
+
+
+def test_the_value_now_is_the_requests() -> None:
+    asked = method("sga", "class", {"unlearn-lr": "0.5"})
+    assert "unlearn-lr=0.05 (now 0.5)" in smaller_steps(asked, "unlearn", "class", lr=0.1)
