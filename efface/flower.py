@@ -1,8 +1,8 @@
 """Unlearning for a Flower app that trains in its own way: no home, no ledger, no verdict.
 
-The app keeps its ClientApp, its ServerApp and its training. Its ClientApp answers Efface's messages,
-too (`answer`), and its ServerApp has a model forget with them (`forget`). All else that Efface does,
-it does for a task that it trained itself: `Federation`.
+The app keeps its ClientApp, its ServerApp and its training. Its ClientApp answers Efface's
+messages, too (`answer`), and its ServerApp has a model forget with them (`forget`). All else that
+Efface does, it does for a task that it trained itself: `Federation`.
 
 Example:
     ```python
@@ -112,7 +112,9 @@ def forget(
         EffaceError: If a node that has to take part does not.
     """
     if (class_ is None) == (not client):
-        raise BadSetting("request must name class_ or client, got " + ("both" if client else "none"))
+        raise BadSetting(
+            "request must name class_ or client, got " + ("both" if client else "none")
+        )
     source = offer(task)
     settings = RunSettings(
         mode="forget",
@@ -135,7 +137,11 @@ def forget(
         seed=seed,
         round_timeout=timeout,
     ).check()
-    spec = identified(ModelSpec(name=source.name, code=source.code, options=canonical(task().options)))
+    spec = identified(
+        ModelSpec(name=source.name, code=source.code, options=canonical(task().options))
+    )
+    if class_ is not None and not 0 <= class_ < spec.num_classes:
+        raise BadSetting(f"class must lie in [0, {spec.num_classes}), got {class_}")
     chosen = _method(settings, spec)
     named = NamedGrid(grid, settings.round_timeout)
     common = messages.common(
@@ -156,6 +162,9 @@ def forget(
             first_weights=partial(initial_weights, spec, seed),
         )
         name_by_partition(named, federation.settings(Describe, client="unnamed", phase="names"))
+        known = sorted(node.name for node in named.get_nodes())
+        if client and client not in known:
+            raise BadSetting(f"client must be one of {', '.join(known)}, got {client}")
         before = federation.accuracies(arrays)
         found = chosen.forget(federation, arrays)
         return Unlearned(found, before, federation.accuracies(found), dict(federation.costs))

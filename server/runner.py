@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.serverapp import Grid
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -22,8 +21,8 @@ from server.evidence.record import Costs, Record, to_json
 from server.nodes import database
 from server.nodes.engines import superlink
 from server.nodes.federation import Cost, Round
-from server.nodes.naming import name_by_partition
 from server.nodes.grid import LOCAL_POLL_SECONDS, REMOTE_POLL_SECONDS, Interrupted, NamedGrid
+from server.nodes.naming import name_by_partition
 from server.report.write import write_report
 from server.requests import records
 from server.requests.attendance import await_clients
@@ -38,8 +37,7 @@ from server.storage.home import Home, write_json
 from server.storage.ledger import GONE, Ledger, RequestRow, database_url
 from server.storage.opened import opened
 from server.storage.registry import DEMO_PREFIX, Registry
-from strategies.rounds.failures import Failure, failure_in
-from strategies.rounds.replies import Expected, check
+from strategies.rounds.failures import Failure
 
 log = logging.getLogger("efface.server")
 DEMO_OPTIONS: Final = "unlearn-lr=0.05,unlearn-epochs=6,relearn-lr=0.1,relearn-rounds=3"

@@ -1,7 +1,6 @@
 """The clients' side."""
 
 import torch
-from efface import flower
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
@@ -9,6 +8,7 @@ from digits_app.task import Net, load_data
 from digits_app.task import test as test_fn
 from digits_app.task import train as train_fn
 from digits_app.unlearning import Digits
+from efface import flower
 
 app = ClientApp()
 flower.answer(app, Digits)

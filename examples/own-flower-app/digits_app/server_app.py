@@ -1,13 +1,13 @@
 """The server's side."""
 
 import torch
-from efface import flower
 from flwr.app import ArrayRecord, ConfigRecord, Context
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 
-from digits_app.task import Net
-from digits_app.unlearning import Digits, print_accuracies
+from digits_app.task import Net, by_digit, load_test
+from digits_app.unlearning import CLIENTS, Digits
+from efface import flower
 
 app = ServerApp()
 
@@ -25,12 +25,18 @@ def main(grid: Grid, context: Context) -> None:
         train_config=ConfigRecord({"lr": config["lr"]}),
         num_rounds=config["num-rounds"],
     )
-    torch.save(result.arrays.to_torch_state_dict(), "model.pt")
+    report("trained", result.arrays)
 
-    how = {"num_clients": len(list(grid.get_node_ids())), "rounds": config["num-rounds"]}
-    how |= {"local_epochs": config["local-epochs"], "batch_size": 32, "lr": config["lr"]}
-    print_accuracies("Original", result.arrays)
+    ours = {"num_clients": CLIENTS, "rounds": config["num-rounds"], "lr": config["lr"]}
+    ours |= {"batch_size": 32, "momentum": 0.9, "local_epochs": config["local-epochs"]}
     for method in ("retraining", "sga"):
-        done = flower.forget(grid, result.arrays, Digits, class_=9, method=method, momentum=0.9, **how)
-        print_accuracies(method, done.arrays)
-    torch.save(done.arrays.to_torch_state_dict(), "model.pt")
+        done = flower.forget(grid, result.arrays, Digits, class_=9, method=method, **ours)
+        report(method, done.arrays)
+
+
+def report(name: str, arrays: ArrayRecord) -> None:
+    """Keep a model, and print its accuracy on each digit."""
+    net = Net()
+    net.load_state_dict(arrays.to_torch_state_dict())
+    torch.save(net.state_dict(), f"{name}.pt")
+    print(f"{name:10}  {by_digit(net, load_test())}")

@@ -62,6 +62,14 @@ def train(net: nn.Module, data: TensorDataset, epochs: int, lr: float) -> float:
 
 
 @torch.no_grad()
+def by_digit(net: nn.Module, data: TensorDataset) -> str:
+    """Return the accuracy on each digit, in percent."""
+    images, labels = data.tensors
+    right = net.eval()(images).argmax(1) == labels
+    return " ".join(f"{100 * right[labels == k].float().mean():4.0f}" for k in range(10))
+
+
+@torch.no_grad()
 def test(net: nn.Module, data: TensorDataset) -> tuple[float, float]:
     """Return loss and accuracy."""
     images, labels = data.tensors

@@ -67,14 +67,14 @@ class Layer(nn.Module):
         self.inner, self.outer = nn.Linear(width, form.inner), nn.Linear(form.inner, width)
         self.norms = nn.ModuleList(nn.LayerNorm(width, eps=1e-12) for _ in range(2))
 
-    def forward(self, x_BTD: Tensor, there_BT: Tensor) -> Tensor:
+    def forward(self, x: Tensor, there: Tensor) -> Tensor:  # (B, T, D), (B, T)
         split = [
-            part(x_BTD).unflatten(2, (self.heads, -1)).transpose(1, 2)
+            part(x).unflatten(2, (self.heads, -1)).transpose(1, 2)
             for part in (self.query, self.key, self.value)
         ]
-        seen = scaled_dot_product_attention(*split, attn_mask=there_BT[:, None, None, :])
-        x_BTD = self.norms[0](x_BTD + self.attended(seen.transpose(1, 2).flatten(2)))
-        found: Tensor = self.norms[1](x_BTD + self.outer(gelu(self.inner(x_BTD))))
+        seen = scaled_dot_product_attention(*split, attn_mask=there[:, None, None, :])
+        x = self.norms[0](x + self.attended(seen.transpose(1, 2).flatten(2)))
+        found: Tensor = self.norms[1](x + self.outer(gelu(self.inner(x))))
         return found
 
 
@@ -94,14 +94,14 @@ class Encoder(nn.Module):
             layer.query.adapt(rank)
             layer.value.adapt(rank)
 
-    def forward(self, tokens_BT: Tensor) -> Tensor:
-        there_BT = tokens_BT != PAD
-        there_BT[:, 0] = True  # so that a text of nothing has a mean, too
-        x_BTD = self.norm(self.words(tokens_BT) + self.places.weight[: tokens_BT.shape[1]])
+    def forward(self, tokens: Tensor) -> Tensor:
+        there = tokens != PAD
+        there[:, 0] = True  # so that a text of nothing has a mean, too
+        x = self.norm(self.words(tokens) + self.places.weight[: tokens.shape[1]])
         for layer in self.layers:
-            x_BTD = layer(x_BTD, there_BT)
-        weights_BT1 = there_BT[:, :, None].to(x_BTD.dtype)
-        return (x_BTD * weights_BT1).sum(1) / weights_BT1.sum(1)
+            x = layer(x, there)
+        weights = there[:, :, None].to(x.dtype)
+        return (x * weights).sum(1) / weights.sum(1)
 
 
 class Classifier(nn.Module):
@@ -114,8 +114,8 @@ class Classifier(nn.Module):
         self.scaled = nn.LayerNorm(width, elementwise_affine=False)
         self.head = nn.Linear(width, num_classes)
 
-    def forward(self, tokens_BT: Tensor) -> Tensor:
-        found: Tensor = self.head(self.scaled(self.encoder(tokens_BT)))
+    def forward(self, tokens: Tensor) -> Tensor:
+        found: Tensor = self.head(self.scaled(self.encoder(tokens)))
         return found
 
 

@@ -1,4 +1,4 @@
-"""Texts to token ids: the encoder's own WordPiece, or words by a hash, which needs no vocabulary."""
+"""Texts to token ids: the encoder's own WordPiece, or words by a hash, without a vocabulary."""
 
 import re
 import unicodedata
