@@ -2,8 +2,9 @@
 
 import torch
 
-from digits_app.task import Net, load_data, load_test
 from efface import Data, Examples, Task
+
+from .task import Net, load_data, load_test
 
 CLIENTS = 5
 
