@@ -52,7 +52,7 @@ def efface(*words: str, home: Path, path: Path | None = None) -> str:
         env=own | {"PYTHONPATH": ":".join(places), "EFFACE_HOME": str(home)},
         capture_output=True,
         text=True,
-        timeout=500,
+        timeout=600,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
