@@ -18,7 +18,7 @@ def test_the_commands_run_as_they_stand_and_end_as_readme_shows(tmp_path: Path) 
     assert "".join(told).count("Verdict: passed") == 2
     done = walk.type("efface", "show", "v0001", "--json")
     card = json.loads(done.stdout)["version"]["card"]
-    assert card["model"]["task"] == "heart:Table"
+    assert "heart:Table" in json.dumps(card["model"])
     # The pages talk of a table, not of images.
     for page in (walk.folder / ".efface" / "reports").glob("*.html"):
         assert "image" not in page.read_text().split("<body")[1].replace("data:image/", "").lower()

@@ -1,4 +1,4 @@
-"""An example's folder, copied, and the commands that its README shows, typed one after the other."""
+"""A copy of an example, and the commands that its README shows, typed one after the other."""
 
 import os
 import re
