@@ -33,6 +33,7 @@ from client.errors import BadSetting, NoSyntheticSet, StoreError
 from client.law import check_order, noise_multiplier
 from client.learning.models import loaded, traced
 from client.learning.private import DerivedDraws, Draws, Noise, SecretDraws
+from client.learning.sizes import at_once
 from client.learning.training import Loss, Pick, covering, minibatches
 from client.memory import keep_freed_memory
 from client.messages import Common, ForgetSpec
@@ -162,6 +163,11 @@ class Node:
         return self.settings.model_spec.task
 
     @property
+    def at_once(self) -> int | None:
+        """How many examples may pass through the model together; None for any number."""
+        return at_once(self.settings.model_spec)
+
+    @property
     def loss(self) -> Loss | None:
         """The loss of each example, where the task has one of its own."""
         return self.task.loss if self.task.own_loss else None
@@ -198,7 +204,7 @@ class Node:
     # -- examples: what an answer is computed from is noted where it is handed out ---------------
 
     def pick(self, part: Part) -> Pick:
-        """Return a function from positions in `part` to normalised images and labels."""
+        """Return a function from positions in `part` to prepared inputs and their labels."""
         picked, seen = self.site.pick(part, self.device), self._rows(part)
 
         def noted(batch: Tensor) -> tuple[Tensor, Tensor]:
@@ -221,7 +227,7 @@ class Node:
         return changed
 
     def examples(self, part: Part) -> tuple[Tensor, Tensor]:
-        """Return all images and labels of a part, normalised."""
+        """Return all prepared inputs and labels of a part."""
         return self.pick(part)(torch.arange(len(part)))
 
     def count(self, part: Part) -> int:

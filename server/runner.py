@@ -30,7 +30,7 @@ from server.requests.classes import class_number
 from server.requests.data import server_data
 from server.requests.execution import refusal
 from server.requests.intake import Service
-from server.requests.progress import EventFile, Listener, Listeners
+from server.requests.progress import EventFile, Listener, Listeners, Waiting
 from server.requests.resolved import ResolvedRequest
 from server.settings import RunSettings, essence, parse
 from server.storage.home import Home, write_json
@@ -102,7 +102,9 @@ def _inline(
     os.environ["EFFACE_STORE"] = str(service.home.clients)
     with InlineGrid(app, stored.num_clients, node_config=node) as inner:
         grid = NamedGrid(inner, settings.round_timeout, LOCAL_POLL_SECONDS)
-        return service.execute(request, grid, _with_events(service.home, request.row, listener))
+        told = _with_events(service.home, request.row, listener)
+        grid.on_answers = told.answers
+        return service.execute(request, grid, told)
 
 
 def _ray(home: Home, request: ResolvedRequest, settings: RunSettings, listener: Listener) -> Record:
@@ -119,6 +121,7 @@ def _ray(home: Home, request: ResolvedRequest, settings: RunSettings, listener: 
             service = Service.open(home)
             named = NamedGrid(grid, settings.round_timeout, LOCAL_POLL_SECONDS, stop=stop)
             told = _with_events(home, request.row, listener)
+            named.on_answers = told.answers
             named_first = partial(name_nodes, named, service, request)
             found.append(service.execute(request, named, told, named_first))
 
@@ -242,6 +245,7 @@ def serve(grid: Grid, config: dict[str, Any]) -> Record:
         request = service.prepare(settings)
         named = NamedGrid(grid, settings.round_timeout, REMOTE_POLL_SECONDS)
         told = _with_events(home, request.row, LogListener())
+        named.on_answers = told.answers
         return service.execute(request, named, told, partial(name_nodes, named, service, request))
 
 
@@ -357,7 +361,7 @@ def defaults() -> dict[str, str | int | float | bool]:
     return {f.name.replace("_", "-"): f.default for f in fields(RunSettings)}  # type: ignore[misc]
 
 
-def _with_events(home: Home, row: RequestRow, listener: Listener) -> Listener:
+def _with_events(home: Home, row: RequestRow, listener: Listener) -> Listeners:
     folder = home.runs / row.id
     folder.mkdir(mode=0o700, exist_ok=True)
     return Listeners([EventFile(folder / "events.jsonl"), listener])
@@ -413,6 +417,10 @@ class _Tail:
     def _pass_on(self, event: dict[str, Any]) -> None:
         if event["event"] == "note":
             self.listener.note(event["text"])
+            return
+        if event["event"] == "answers":
+            if isinstance(self.listener, Waiting):
+                self.listener.answers(event["come"], event["of"])
             return
         failures = [Failure(**failure) for failure in event["failures"]]
         done = Round(

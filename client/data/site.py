@@ -35,7 +35,7 @@ NODE_CONFIG: Final = '--node-config \'data="npz:/path" store="/path" policy="/pa
 
 @dataclass(frozen=True)
 class Part:
-    """Some examples of a split: an index, so that many nodes share one copy of the images.
+    """Some examples of a split: an index, so that many nodes share one copy of the inputs.
 
     Attributes:
         split: Images uint8 `(N, C, H, W)` and labels int64 `(N,)`.
@@ -67,7 +67,7 @@ class Site:
     heldout: Part
     task: Task
 
-    def images(self, part: Part, chosen: Tensor | None = None) -> Tensor:
+    def inputs(self, part: Part, chosen: Tensor | None = None) -> Tensor:
         """Return prepared inputs of `part`, `(b, ...)`, all or the `chosen`."""
         index = part.index if chosen is None else part.index[chosen]
         return self.task.prepare(part.split.take(index), self.data)
@@ -75,10 +75,11 @@ class Site:
     def pick(self, part: Part, device: torch.device) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
         """Return a function from positions in `part` to prepared inputs and what they are to give.
 
-        What is in memory travels to `device` once, as it is; a batch is prepared there.
+        To a GPU, what is in memory travels once, as it is, and a batch is prepared there. On a CPU
+        it stays where it is: a copy of each node's part would be all of the data once more.
         """
         wanted = part.split.wanted(part.index).to(device)
-        if not isinstance(part.split.inputs, Tensor):
+        if device.type == "cpu" or not isinstance(part.split.inputs, Tensor):
             return lambda batch: (
                 self.task.prepare(part.split.take(part.index[batch.cpu()]).to(device), self.data),
                 wanted[batch.to(device)],

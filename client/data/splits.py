@@ -193,7 +193,11 @@ def pixel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ..
     values = torch.arange(256, dtype=torch.float64) / 255
     means, stds = [], []
     for channel in range(images.shape[1]):
-        counts = torch.bincount(images[:, channel].flatten(), minlength=256).to(torch.float64)
+        # Some images at a time: a channel of all of them would be copied.
+        each = (
+            torch.bincount(some[:, channel].flatten(), minlength=256) for some in images.split(1024)
+        )
+        counts = torch.stack(list(each)).sum(0).to(torch.float64)
         mean = (counts @ values) / counts.sum()
         variance = (counts @ (values - mean) ** 2) / counts.sum()
         means.append(float(mean))

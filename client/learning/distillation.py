@@ -64,7 +64,7 @@ def initialise(
         count = enough(-(-len(of_class) // scale), len(of_class), least)
         chosen.append(of_class[torch.randperm(len(of_class), generator=generator)[:count]])
     index = torch.cat(chosen) if chosen else torch.empty(0, dtype=torch.int64)
-    return SyntheticSet(site.images(part, index).clone(), labels[index].clone())
+    return SyntheticSet(site.inputs(part, index).clone(), labels[index].clone())
 
 
 # ---- class-wise gradients from one pass ---------------------------------------------------------
@@ -495,7 +495,7 @@ def condense(
                     continue
                 batch = next(minibatches(len(rows[label]), batch_size, 1, generator))
                 picked = rows[label][batch]
-                batch_images = site.images(part, picked).to(images.device)
+                batch_images = site.inputs(part, picked).to(images.device)
                 of_class = torch.full((len(picked),), label, device=images.device)
                 real[label] = real_gradients(model, batch_images, of_class)[2][label]
             matcher.match(model, real)

@@ -2,12 +2,15 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from client.learning.training import Loss, local_sgd, minibatches
+
+BATCH: Final = 100  # images a pass; larger ones only cost memory on a CPU
 
 
 @dataclass(frozen=True)
@@ -48,18 +51,18 @@ def evaluate(
     num_examples: int,
     num_classes: int,
     *,
-    batch_size: int = 100,
+    batch_size: int = BATCH,
     loss: Loss | None = None,
     score: Loss | None = None,
 ) -> Scores:
     """Return the model's scores on the examples `0 .. num_examples - 1` of `pick`.
 
     Args:
-        model: Classifier from images `(B, C, H, W)` to logits `(B, K)`.
+        model: From inputs `(B, ...)` to outputs `(B, K)`.
         pick: From positions to images and labels.
         num_examples: Zero gives zero counts.
         num_classes: K.
-        batch_size: Images a pass; larger ones only cost memory on a CPU.
+        batch_size: Images a pass.
         loss: Of each example, where the task has one of its own: then all are of one class.
         score: Of each example, in [0, 1], where the task has one of its own.
     """

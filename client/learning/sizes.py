@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 
-from client.learning.models import shaped
+from client.learning.models import shaped, traced
 from client.learning.spec import ModelSpec
 
 
@@ -24,6 +24,23 @@ class Size:
     activations: int
 
 
+USUAL: Final = 64  # examples of a batch
+AT_ONCE: Final = 384 * 2**20  # bytes of all layers' outputs and their gradients in one pass
+
+
+def at_once(spec: ModelSpec) -> int | None:
+    """Return how many examples may pass through a model together in training; None for any number.
+
+    Only maps of large images come near the limit. BatchNorm needs the whole of a batch; others are
+    left whole, too, where 64 examples fit.
+    """
+    if traced(spec).mixes_examples:
+        return None
+    bytes_each = 2 * 4 * size_of(spec).activations  # float32, forth and back
+    fitting = max(1, AT_ONCE // max(1, bytes_each))
+    return None if fitting >= USUAL else fitting
+
+
 @lru_cache(maxsize=16)
 def size_of(spec: ModelSpec) -> Size:
     """Return a model's size, from its layout alone: torch's meta device has no memory.
@@ -31,7 +48,7 @@ def size_of(spec: ModelSpec) -> Size:
     Raises:
         BadSetting: If the spec is wrong.
     """
-    model = shaped(spec)
+    model = shaped(spec).eval()  # in training, dropout would draw from torch's own generator
     numbers = sum(t.numel() for t in model.state_dict().values())
     activations = 0
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 Pick = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""From positions `(B,)` to images `(B, C, H, W)` float32 and labels `(B,)`, on the device."""
+"""From positions `(B,)` to prepared inputs `(B, ...)` and labels `(B,)`, on the device."""
 
 
 @dataclass(frozen=True)
@@ -156,6 +156,7 @@ def local_sgd(
     proximal: float = 0.0,
     precision: str = "float32",
     loss: Loss | None = None,
+    at_once: int | None = None,
     gradients: Callable[[int, Tensor, Tensor], tuple[Sequence[Tensor | None], Tensor] | None]
     | None = None,
 ) -> Trained:
@@ -164,7 +165,7 @@ def local_sgd(
         w <- w - lr * (grad L(w; B) + proximal * (w - w_0))
 
     Args:
-        model: Classifier from images `(B, C, H, W)` to logits `(B, K)`.
+        model: From inputs `(B, ...)` to outputs `(B, K)`.
         pick: The data.
         batches: Positions of each step's batch.
         lr: Learning rate, positive.
@@ -173,6 +174,8 @@ def local_sgd(
         proximal: mu of FedProx; the centre is the model as it comes in.
         precision: "float32" or "bfloat16" (autocast of the forward pass).
         loss: Of each example, where the task has one of its own; else cross-entropy.
+        at_once: Examples that pass through the model together, at most (`client.learning.sizes`):
+            a batch of more is passed in parts, whose gradients add up to the batch's. None for all.
         gradients: Asked at every step with its number, images and labels: a caller that has the
             real gradient already (gradient matching), or another one (under noise), returns it with
             the loss, in the order of the trainable parameters; None leaves the step to this one.
@@ -191,12 +194,19 @@ def local_sgd(
         given = gradients(step, images, labels) if gradients is not None else None
         if given is None:
             optimiser.zero_grad()
-            with autocast(images.device, precision):
-                outputs = model(images)
-                total = (
-                    cross_entropy(outputs, labels) if loss is None else loss(outputs, labels).mean()
-                )
-            total.backward()
+            total = torch.zeros((), device=images.device)
+            for inputs, wanted in _parts(images, labels, at_once):
+                with autocast(images.device, precision):
+                    outputs = model(inputs)
+                    mean = (
+                        cross_entropy(outputs, wanted)
+                        if loss is None
+                        else loss(outputs, wanted).mean()
+                    )
+                if len(wanted) < len(labels):
+                    mean = mean * (len(wanted) / len(labels))
+                mean.backward()
+                total = total + mean.detach()
         else:
             known, total = given
             for weight, gradient in zip(weights, known, strict=True):
@@ -206,5 +216,13 @@ def local_sgd(
         optimiser.step()
         losses.append(total.detach())
         samples += len(labels)
-    mean = float(torch.stack(losses).double().mean()) if losses else 0.0
-    return Trained(len(losses), samples, mean)
+    mean_loss = float(torch.stack(losses).double().mean()) if losses else 0.0
+    return Trained(len(losses), samples, mean_loss)
+
+
+def _parts(inputs: Tensor, labels: Tensor, at_once: int | None) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield a batch in parts of at most so many examples; whole where it is no larger."""
+    if at_once is None or len(labels) <= at_once:
+        yield inputs, labels
+        return
+    yield from zip(inputs.split(at_once), labels.split(at_once), strict=True)

@@ -10,7 +10,7 @@ from client.data import class_names
 from client.data.sampling import at_random
 from client.data.site import erased_mask, forget_mask
 from client.learning.curvature import fisher_diagonal
-from client.learning.evaluation import Scores, evaluate
+from client.learning.evaluation import BATCH, Scores, evaluate
 from client.learning.private import noised_counts
 from client.messages import CLASS_3, Common, Declaration
 from client.node import Answer, Metrics, Node, ReplyArrays, answers
@@ -60,7 +60,13 @@ def heldout(node: Node, settings: Heldout) -> Answer:
         chosen = part.where(mask)
         pick = node.pick(chosen)
         scores = evaluate(
-            model, pick, len(chosen), settings.model_classes, loss=node.loss, score=node.score
+            model,
+            pick,
+            len(chosen),
+            settings.model_classes,
+            batch_size=min(BATCH, node.at_once or BATCH),
+            loss=node.loss,
+            score=node.score,
         )
         if draws is not None:
             noise = node.policy.privacy.counts_noise

@@ -7,6 +7,7 @@ from typing import ClassVar
 from client.errors import BadSetting
 from client.learning.curvature import local_quasi_newton
 from client.learning.in_situ import InSitu
+from client.learning.models import traced
 from client.learning.private import private_sgd
 from client.learning.training import local_sgd, steps_in
 from client.messages import WORK, Common, Declaration
@@ -72,8 +73,9 @@ def fit(node: Node, settings: Fit) -> Answer:
     keep = node.side(settings.side, node.site.train.labels)
     part = node.site.train.where(keep)
     model = node.model()
-    # What one example alone changes in a model is its own gradient.
-    if not len(part) or (settings.side == "forget" and len(part) < node.least):
+    # What one example alone changes in a model is its own gradient; BatchNorm cannot train on it.
+    lone = len(part) == 1 and traced(settings.model_spec).mixes_examples
+    if lone or not len(part) or (settings.side == "forget" and len(part) < node.least):
         return {**worked(0), "seconds-distill": 0.0}, model
     least = node.policy.answers.min_batch
     num_steps = settings.steps or steps_in(
@@ -134,6 +136,7 @@ def fit(node: Node, settings: Fit) -> Answer:
             proximal=settings.proximal,
             precision=settings.precision,
             loss=node.loss,
+            at_once=node.at_once,
             gradients=None if distiller is None else distiller.bind(model),
         )
     seconds = 0.0

@@ -470,7 +470,7 @@ def evaluate(
         for c, percent in enumerate(scores["per_class_accuracy"])
     ]
     shown: list[Any] = [
-        f"{found.version} on {sum(found.counts):,} test examples of {found.dataset}: "
+        f"{found.version} on {sum(found.counts):,} test examples of {found.data_text}: "
         f"{display.accuracies(scores)}",
         *found.notes,
         table(["Class", "", "Examples", "Accuracy %"], cells, text=2),

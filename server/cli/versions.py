@@ -69,11 +69,14 @@ def export(
     shape = ", ".join(map(str, facts["input_shape"]))
     shown = [
         str(done.path),
-        f"{facts['version']}: {facts['model']}, inputs ({shape}) float32, "
+        f"{facts['version']}: {facts['model']}, inputs ({shape}) {facts['input_dtype']}, "
         f"{len(facts['class_names'])} classes, {display.size(done.num_bytes)}",
     ]
     if facts["channels_pruned"]:
         shown.append(f"{facts['channels_pruned']} channels pruned, {gone}")
+    if weights.task(row).is_own:
+        shown.append("Inputs are as the task's transform returns them.")
+        return Answer(document, shown)
     shown.append(
         "Every site normalises images by its own mean and deviation."
         if facts["mean"] is None
@@ -93,7 +96,10 @@ def predict(
     source: Annotated[
         str,
         typer.Argument(
-            metavar="SOURCE", help="A data set, in the forms of --dataset.", show_default=False
+            metavar="SOURCE",
+            help="A data set, in the forms of --dataset; for a task of your own, what its `data` "
+            "reads.",
+            show_default=False,
         ),
     ],
     output: Annotated[

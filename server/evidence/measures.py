@@ -14,8 +14,9 @@ from flwr.app import ArrayRecord
 from torch import Tensor, nn
 
 from client.data.datasets import Data, Examples
-from client.learning.evaluation import Scores, evaluate, relearning_curve
+from client.learning.evaluation import BATCH, Scores, evaluate, relearning_curve
 from client.learning.models import ModelSpec, loaded
+from client.learning.sizes import at_once
 from client.learning.training import Pick
 from client.seeds import generator
 from client.wire import ForgetSpec, tensors
@@ -76,7 +77,13 @@ class Judge:
         def score(part: Tensor) -> Scores:
             torch.set_num_threads(1)
             return evaluate(
-                model, lambda b: pick(part[b]), len(part), task.num_classes, loss=loss, score=right
+                model,
+                lambda b: pick(part[b]),
+                len(part),
+                task.num_classes,
+                batch_size=min(BATCH, at_once(self.spec) or BATCH),
+                loss=loss,
+                score=right,
             )
 
         model.eval()

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -17,6 +17,7 @@ from strategies.rounds.failures import cleaned
 
 REMOTE_POLL_SECONDS: Final = 0.1
 LOCAL_POLL_SECONDS: Final = 0.005
+TELL_SECONDS: Final = 1.0  # between two words of how many have answered
 NUMBER_BYTES: Final = 8
 
 
@@ -56,6 +57,7 @@ class NamedGrid(Grid):
     stop: threading.Event = field(default_factory=threading.Event)
     only: frozenset[str] = frozenset()  # names of those that take part; the others get no message
     _open: frozenset[int] = frozenset()  # their ids, as last seen
+    on_answers: Callable[[int, int], None] | None = None  # told how many of how many have
     one_by_one: bool = False  # whether a reply came that could not be read with the others
 
     def wait_for(self, num_clients: int, seconds: float, without: Sequence[str] = ()) -> None:
@@ -162,6 +164,7 @@ class NamedGrid(Grid):
         replies: list[Message] = []
         seconds = self.round_timeout if timeout is None else min(timeout, self.round_timeout)
         deadline = time.monotonic() + seconds
+        told = time.monotonic()
         while pending and time.monotonic() < deadline:
             self._check_stop()
             for reply in self._pulled(pending, sent, place):
@@ -169,6 +172,9 @@ class NamedGrid(Grid):
                 self.traffic.up += size(reply)
                 replies.append(reply)
             if pending:
+                if self.on_answers is not None and time.monotonic() - told > TELL_SECONDS:
+                    told = time.monotonic()
+                    self.on_answers(len(replies), len(sent))
                 time.sleep(self.poll_seconds)
         return sorted(replies, key=lambda m: place[m.metadata.reply_to_message_id])
 

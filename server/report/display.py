@@ -3,6 +3,7 @@
 It is long because every table that more than one command shows is here, with how it narrows.
 """
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -41,6 +42,7 @@ LEAST_IMPORTANT: Final = (
     *("Secure aggregation", "Holders online", "Needs", "Request", "Method"),
 )
 BETWEEN: Final = "preparing and measuring"
+WAITING_SECONDS: Final = 60.0
 
 
 class PlainLines:
@@ -48,8 +50,10 @@ class PlainLines:
 
     def __init__(self, console: Console) -> None:
         self.console = console
+        self._said = time.monotonic()
 
     def round(self, done: "Round", scores: dict[str, Any] | None) -> None:
+        self._said = time.monotonic()
         parts = [f"{done.phase} {done.number}/{done.of}"]
         if scores:
             parts.append(accuracies(scores))
@@ -63,6 +67,12 @@ class PlainLines:
 
     def note(self, text: str) -> None:
         self.console.print(text, markup=False)
+
+    def answers(self, come: int, of: int) -> None:
+        """Say it once a minute: these lines stay."""
+        if time.monotonic() - self._said > WAITING_SECONDS:
+            self._said = time.monotonic()
+            self.note(f"{come} of {of} clients have answered")
 
 
 class Bars:
@@ -90,6 +100,10 @@ class Bars:
 
     def note(self, text: str) -> None:
         self.progress.console.print(text, markup=False)
+
+    def answers(self, come: int, of: int) -> None:
+        """Show it beside the last bar, until the next round is over."""
+        self.progress.update(self.between, rounds=f"{come} of {of} clients")
 
     def _add(self, name: str, *, total: int | None) -> TaskID:
         return self.progress.add_task(name, total=total, rounds="", accuracy="", left="")

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from client.files import private
 from server.format import masked
@@ -24,6 +24,14 @@ class Listener(Protocol):
         """Something worth a line happened."""
 
 
+@runtime_checkable
+class Waiting(Protocol):
+    """Somebody who watches while clients work, too."""
+
+    def answers(self, come: int, of: int) -> None:
+        """So many of the clients that were asked have answered; others still work."""
+
+
 class Listeners:
     """Passes on to several listeners."""
 
@@ -37,6 +45,11 @@ class Listeners:
     def note(self, text: str) -> None:
         for listener in self.listeners:
             listener.note(masked(text))
+
+    def answers(self, come: int, of: int) -> None:
+        for listener in self.listeners:
+            if isinstance(listener, Waiting):
+                listener.answers(come, of)
 
 
 class EventFile:
@@ -63,6 +76,9 @@ class EventFile:
 
     def note(self, text: str) -> None:
         self._write({"event": "note", "text": masked(text)})
+
+    def answers(self, come: int, of: int) -> None:
+        self._write({"event": "answers", "come": come, "of": of})
 
     def _write(self, event: dict[str, Any]) -> None:
         with open(self.path, "a", opener=private) as file:

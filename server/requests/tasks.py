@@ -8,12 +8,17 @@ from strategies.suited import undistillable
 
 
 def check_task(settings: RunSettings, spec: ModelSpec) -> None:
-    """Refuse a training that a user's task does not serve.
+    """Refuse a training that a task does not serve.
 
     Raises:
         BadSetting: Saying why, and what to change.
     """
     task = spec.task
+    if settings.batch_size == 1 and traced(spec).mixes_examples:
+        raise BadSetting(
+            f"batch-size must be at least 2 for {task.title}, got 1: BatchNorm cannot train on one "
+            "example"
+        )
     if not task.is_own:
         return
     if settings.scale:

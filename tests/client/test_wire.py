@@ -469,7 +469,7 @@ def test_a_handler_cannot_get_an_image_past_the_reply() -> None:
     @answers(Fit)
     def leak(node: Node, settings: Fit) -> tuple[dict[str, Any], nn.Module]:
         model = network()
-        model.register_buffer("seen", node.site.images(node.site.train))
+        model.register_buffer("seen", node.site.inputs(node.site.train))
         return {"num-examples": node.count(node.site.train)}, model
 
     asked = message(Fit.message.name, config_of(Fit), weights())

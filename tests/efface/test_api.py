@@ -19,6 +19,7 @@ from efface.asking import TAKEN
 from server.cli import app
 from server.cli.options import NAMED_DIFFERENTLY, OPTIONS
 from server.settings import RunSettings
+from tests.tasks.tables import Wine
 
 ROOT = Path(__file__).parent.parent.parent
 # Small enough that a request takes about a second. The limits let a model pass that has hardly
@@ -497,3 +498,38 @@ def test_a_superlink_federation_is_described_without_asking_for_it(tmp_path: Pat
 
     assert federation.name == "none, 2 clients (site-a, site-b) of SuperLink hospitals"
     assert federation.versions() == []
+
+
+# ---- a task of one's own -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("given", ["class", "instance", "text"])
+def test_a_task_is_the_first_argument(tmp_path: Path, given: str) -> None:
+    source = {
+        "class": Wine,
+        "instance": Wine(hidden=8),
+        "text": f"{Path(inspect.getfile(Wine))}:Wine",
+    }[given]
+    federation = efface.Federation.inline(
+        source, num_clients=3, home=tmp_path / "home", partition="iid", scale=0, progress=False
+    )
+    version = federation.train(rounds=2, local_steps=4, batch_size=16)
+    hidden = 8 if given == "instance" else 16
+    assert version.weights()["0.weight"].shape == (hidden, 13)
+    assert version.model()(torch.zeros(2, 13)).shape == (2, 3)
+    assert version.class_names == Wine.class_names
+    path = version.export(tmp_path / "wine.pt")
+    assert torch.load(path, weights_only=True)["0.weight"].shape == (hidden, 13)
+
+
+def test_a_task_without_a_file_is_refused(tmp_path: Path) -> None:
+    class Lost(efface.Task):
+        input_shape = (2,)
+        class_names = ("a", "b")
+
+    with pytest.raises(efface.BadSetting, match="task Lost must stand at the top of a file"):
+        efface.Federation.inline(Lost, home=tmp_path / "home")
+    with pytest.raises(efface.BadSetting, match="or a task, got a int"):
+        efface.Federation.inline(7, home=tmp_path / "home")  # type: ignore[arg-type]
+    with pytest.raises(efface.BadSetting, match="dataset must be given once, got 'digits'"):
+        efface.Federation.inline("digits", dataset="mnist", home=tmp_path / "home")

@@ -509,7 +509,7 @@ def test_a_class_gets_its_count_divided_by_the_scale_rounded_up(scale: int) -> N
 def test_the_first_synthetic_images_are_different_real_ones_of_their_class() -> None:
     site = make_site()
     found = initialise(site, EVERYTHING, 2, seeded())
-    real = site.images(site.train)
+    real = site.inputs(site.train)
     matches = (found.images[:, None] == real[None]).flatten(2).all(dim=2)  # (n, N)
     assert matches.sum(dim=1).tolist() == [1] * len(found)
     rows = matches.double().argmax(dim=1)

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from client.learning.sizes import at_once
+from client.learning.spec import image_model
 from client.learning.training import images_in, local_sgd, minibatches, proximal_gradients, steps_in
 from tests.messages import network
 
@@ -167,3 +169,22 @@ def test_bfloat16_runs_and_stays_close() -> None:
     for one, other in zip(full.parameters(), half.parameters(), strict=True):
         assert other.dtype == torch.float32
         torch.testing.assert_close(one, other, atol=0.02, rtol=0.05)
+
+
+@pytest.mark.parametrize("at_once", [1, 5, 12])
+def test_a_batch_in_parts_is_the_step_of_the_whole(at_once: int) -> None:
+    images, labels = make_data()
+    whole, parts = network(), network()
+    first = local_sgd(whole, picker(images, labels), one_batch(12), lr=0.1)
+    second = local_sgd(parts, picker(images, labels), one_batch(12), lr=0.1, at_once=at_once)
+    assert second.loss == pytest.approx(first.loss, rel=1e-5)
+    assert (second.num_steps, second.samples) == (1, 12)
+    for name, tensor in whole.state_dict().items():
+        torch.testing.assert_close(parts.state_dict()[name], tensor, rtol=1e-4, atol=1e-6)
+
+
+def test_only_large_images_pass_in_parts() -> None:
+    # 384 MiB hold 14.5 images of 224 pixels forth, and half as many forth and back.
+    assert at_once(image_model("convnet", 10, 3, 224, width=32, depth=2)) == 7
+    assert at_once(image_model("convnet", 10, 3, 32, width=128, depth=3)) is None
+    assert at_once(image_model("resnet18", 10, 3, 224)) is None  # BatchNorm: all of it

@@ -50,7 +50,7 @@ def test_a_node_answers_the_gradient_of_all_its_examples_of_a_side(side: str) ->
     site = open_site(told(Common), {"partition-id": 0})
     part = site.train.where((site.train.labels == 3) == (side == "forget"))
     model = network()
-    logits = model(site.images(part))
+    logits = model(site.inputs(part))
     if side == "retain":
         loss = cross_entropy(logits, part.labels)
     else:

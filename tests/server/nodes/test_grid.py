@@ -1,8 +1,10 @@
 """The grid that knows names and deadlines, over nodes that come late, twice, or not at all."""
 
+import threading
 from pathlib import Path
 
 import pytest
+from flwr.app import Context, Message, RecordDict
 from flwr.proto.node_pb2 import NodeInfo
 
 from client.app import app
@@ -56,3 +58,26 @@ def test_two_nodes_of_one_name_are_refused() -> None:
         grid = NamedGrid(inner, round_timeout=1, poll_seconds=0.01)
         with pytest.raises(ClientsMissing, match="unique, got two nodes called hospital-a"):
             grid.wait_for(2, 1)
+
+
+def test_while_clients_work_it_is_told_how_many_have_answered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("server.nodes.grid.TELL_SECONDS", 0.0)
+    gates, heard = [threading.Event() for _ in range(3)], []
+
+    def answer(message: Message, context: Context) -> Message:
+        gates[context.node_id - 1].wait(30)
+        return Message(RecordDict(), reply_to=message)
+
+    def told(come: int, of: int) -> None:
+        heard.append((come, of))
+        for gate in gates[: come + 1]:
+            gate.set()
+
+    with InlineGrid(answer, 3, workers=3) as inner:
+        gates[0].set()
+        grid = NamedGrid(inner, 60.0, 0.005, on_answers=told)
+        sent = [Message(RecordDict(), dst_node_id=n, message_type="query.test") for n in (1, 2, 3)]
+        assert len(grid.send_and_receive(sent)) == 3
+    assert heard == [(1, 3), (2, 3)]

@@ -7,14 +7,19 @@ from typing import Any
 import pytest
 import torch
 
+from client import own_task, task_folders
 from client.errors import BadSetting
-from client.own_task import OWN
+from client.task_folders import OWN
 from server.evidence.record import Record
 from server.nodes.engines.superlink import stage_app
+from server.requests import exporting
+from server.requests.evaluation import evaluated
 from server.requests.intake import Service
-from server.runner import run
+from server.runner import plan, run
 from server.settings import RunSettings
 from server.storage.home import Home
+from server.storage.ledger import Ledger
+from server.storage.opened import opened
 from strategies.table import METHODS
 
 TASKS = Path(__file__).parents[2] / "tasks"
@@ -142,6 +147,29 @@ def test_a_version_keeps_the_code_that_trained_it(tmp_path: Path) -> None:
     assert done.model == "Wine"
 
 
+def test_a_command_that_only_looks_finds_the_code_that_the_home_keeps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained(tmp_path, "tables.py:Wine", rounds=1)
+
+    def as_in_a_new_process() -> tuple[Home, Ledger]:
+        monkeypatch.setattr(task_folders, "_folders", [])
+        monkeypatch.delenv(task_folders.TASKS)
+        own_task._class_of.cache_clear()
+        own_task._task_of.cache_clear()
+        return opened(str(tmp_path))
+
+    home, ledger = as_in_a_new_process()
+    assert evaluated(home, ledger).class_names == ("barolo", "grignolino", "barbera")
+    home, ledger = as_in_a_new_process()
+    row = ledger.version("v0001")
+    written = exporting.export(home, ledger, row, tmp_path / "wine.safetensors")
+    assert written.facts["class_names"] == ["barolo", "grignolino", "barbera"]
+    as_in_a_new_process()
+    asked = RunSettings(mode="forget", home=str(tmp_path), forget_classes="barbera", method="sga")
+    assert plan(asked.check())["forget"]["classes"] == (2,)
+
+
 def test_a_bundle_holds_the_task_and_its_hash_names_it(tmp_path: Path) -> None:
     home = tmp_path / "home"
     trained(home, "tables.py:Wine", rounds=1)
@@ -157,3 +185,35 @@ def test_a_table_forgets_nothing_that_torch_draws_elsewhere(tmp_path: Path) -> N
     before = torch.get_rng_state()
     trained(tmp_path / "home", "tables.py:Wine", rounds=1)
     assert torch.equal(before, torch.get_rng_state())
+
+
+NORMED = '''
+import torch
+from torch import nn
+from client.task import Data, Examples, Task
+
+class Normed(Task):
+    """Clients by `ids`: the last holds one example."""
+    input_shape = (4,)
+    class_names = ("a", "b")
+
+    def network(self):
+        return nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 2))
+
+    def data(self, source):
+        inputs = torch.randn(41, 4, generator=torch.Generator().manual_seed(0))
+        owners = torch.arange(41) // 20
+        examples = Examples(inputs, (inputs[:, 0] > 0).long(), ids=owners)
+        return Data(examples, Examples(inputs[:20], (inputs[:20, 0] > 0).long()))
+'''
+
+
+def test_batchnorm_and_one_example_are_no_fault_in_the_middle_of_a_run(tmp_path: Path) -> None:
+    (tmp_path / "normed.py").write_text(NORMED)
+    told = {"task": f"{tmp_path / 'normed.py'}:Normed", "partition": "natural", "holdout": 0.0}
+    with pytest.raises(BadSetting, match="batch-size must be at least 2 for Normed, got 1"):
+        ask(tmp_path / "home", **told, batch_size=1)
+    # Batches of 19 leave one over of 20; the third client's one example cannot be trained on.
+    record = ask(tmp_path / "home", **told, batch_size=19, local_steps=4)
+    assert record.model_version == "v0001"
+    assert not record.absences

@@ -7,7 +7,7 @@ import pytest
 
 from server.nodes.federation import Cost, Round
 from server.nodes.metrics import Metrics
-from server.requests.progress import EventFile, MetricsListener
+from server.requests.progress import EventFile, Listeners, MetricsListener
 from server.runner import _Tail
 from strategies.rounds.base import Failure
 
@@ -43,6 +43,21 @@ def test_a_round_is_heard_in_another_process_as_it_was_told(tmp_path: Path) -> N
 
     assert listening.heard == [(ROUND, {"forget_accuracy": 1.0}), "round: BadSetting: no answer"]
     assert not tail.read()
+
+
+class Patient(Listening):
+    def answers(self, come: int, of: int) -> None:
+        self.heard.append((come, of))
+
+
+def test_who_waits_hears_how_many_have_answered_also_in_another_process(tmp_path: Path) -> None:
+    path, patient, hasty = tmp_path / "events.jsonl", Patient(), Listening()
+    tails = [_Tail(path, listener) for listener in (patient, hasty)]
+    Listeners([EventFile(path), patient, hasty]).answers(2, 5)
+    for tail in tails:
+        assert tail.read()
+    assert patient.heard == [(2, 5), (2, 5)]
+    assert hasty.heard == []
 
 
 @pytest.mark.parametrize("failure", FAILURES, ids=lambda failure: failure.code)

@@ -196,7 +196,7 @@ def test_nodes_are_averaged_by_their_examples(side: str) -> None:
     for number in range(NUM_CLIENTS):
         site = open_site(asked(client=f"client-{number}"), {"partition-id": number})
         named = site.train.labels == 3
-        images.append(site.images(site.train.where(named if side == "forget" else ~named)))
+        images.append(site.inputs(site.train.where(named if side == "forget" else ~named)))
     every = fisher_diagonal(network(), torch.cat(images))
     for name, expected in every.items():
         found = torch.from_numpy(arrays[name].numpy())

@@ -96,7 +96,7 @@ def test_a_round_on_one_node_is_one_step_up_the_loss_of_its_forget_data(
     part = site.train.where(site.train.labels == 3)
     assert len(part) > 1
     own = network()
-    cross_entropy(own(site.images(part)), part.labels).backward()
+    cross_entropy(own(site.inputs(part)), part.labels).backward()
     for name, parameter in own.named_parameters():
         expected = (parameter + 0.1 * parameter.grad).detach()  # type: ignore[operator]
         found = torch.from_numpy(result.arrays[name].numpy())

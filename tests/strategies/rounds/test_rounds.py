@@ -528,7 +528,7 @@ def test_a_round_on_one_node_is_that_nodes_sgd() -> None:
         result = FederatedAveraging(settings).start(grid, weights(), num_rounds=1)
     site = open_site(told(Common, num_clients=1, max_samples=50), {"partition-id": 0})
     own = network()
-    images, labels = site.images(site.train), site.train.labels
+    images, labels = site.inputs(site.train), site.train.labels
     torch.nn.functional.cross_entropy(own(images), labels).backward()
     for name, parameter in own.named_parameters():
         expected = (parameter - 0.1 * parameter.grad).detach()  # type: ignore[operator]
