@@ -10,28 +10,11 @@ from flwr.clientapp import ClientApp
 
 from client.errors import BadSetting
 from client.own_task import offer, task_of
-from client.task import Data, Examples, Task
 from efface import flower
 from server.nodes.engines.inline import InlineGrid
+from tests.tasks.rows import Row
 
 CLIENTS = 3
-
-
-class Row(Task):
-    """Points in a row; client 2 alone has those of the last class."""
-
-    input_shape = (2,)
-    class_names = ("left", "middle", "right")
-
-    def network(self) -> torch.nn.Module:
-        return torch.nn.Linear(2, 3)
-
-    def data(self, source: str) -> Data:
-        labels = torch.arange(180) // 60
-        noise = torch.randn(180, 2, generator=torch.Generator().manual_seed(0))
-        places = torch.tensor([[-3.0, 0.0], [3.0, 0.0], [9.0, 0.0]])
-        ids = torch.where(labels == 2, 2, torch.arange(180) % 2)
-        return Data(Examples(places[labels] + 0.3 * noise, labels, ids=ids))
 
 
 def trained() -> ArrayRecord:
@@ -99,7 +82,7 @@ def test_an_offered_task_is_found_by_its_name_and_code() -> None:
     source = offer(Row)
 
     assert type(task_of(source.name, "{}", source.code)) is Row
-    assert source.name == "test_flower:Row"
+    assert source.name == "rows:Row"
 
 
 def test_a_task_that_stands_in_no_file_is_not_offered() -> None:
