@@ -12,6 +12,8 @@ from flwr.clientapp import ClientApp
 from client import steps
 from client.errors import EffaceError
 from client.node import Handler
+from client.own_task import offer
+from client.task import Task
 
 
 def handlers() -> dict[str, Handler[Any]]:
@@ -32,7 +34,23 @@ def handlers() -> dict[str, Handler[Any]]:
     return found
 
 
+def answer(app: ClientApp, *tasks: type[Task]) -> None:
+    """Have a ClientApp answer Efface's messages, beside its own.
+
+    Its own handlers stay as they are: those of Efface have names of their own
+    (`@app.train("ascend")`), and Flower's plain `train` and `evaluate` are not among them.
+
+    Args:
+        app: Changed.
+        tasks: Of the app, which messages may then name. They are found in the app itself, with its
+            whole package, and need not come in a bundle.
+    """
+    for task in tasks:
+        offer(task)
+    for name, handler in handlers().items():
+        category, _, action = name.partition(".")
+        getattr(app, category)(action)(handler)
+
+
 app = ClientApp()
-for _name, _handler in handlers().items():
-    _category, _, _action = _name.partition(".")
-    getattr(app, _category)(_action)(_handler)
+answer(app)

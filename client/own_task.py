@@ -7,6 +7,7 @@ nodes are simulated, in a home. It is one Python file, or a package's folder.
 import functools
 import hashlib
 import importlib.util
+import inspect
 import json
 import os
 import sys
@@ -25,6 +26,7 @@ from client.task_folders import folders
 MOST_BYTES: Final = 2_000_000
 _MAKING: Final = "EFFACE_TASK"  # how imported modules are called: they must hide no other
 _importing = threading.RLock()
+_offered: dict[tuple[str, str], type[Task]] = {}  # by name and code: this process's own app's
 _FUNCTIONS: Final = ("network", "data", "transform", "augment", "loss", "score")
 
 
@@ -107,6 +109,37 @@ def source_of(text: str) -> Source:
     return Source(".".join(parts) + (f":{name}" if name else ""), files)
 
 
+def source_of_class(kind: type[Task]) -> Source:
+    """Return the source of a task that is imported here.
+
+    Raises:
+        BadSetting: If it does not stand at the top of a file.
+    """
+    try:
+        file = inspect.getsourcefile(kind)
+    except (TypeError, OSError):  # typed into a notebook or a terminal
+        file = None
+    if file is None or "." in kind.__qualname__:
+        raise BadSetting(
+            f"task {kind.__name__} must stand at the top of a file, got one that does not: its "
+            "sources travel to the clients; write it to a file and import it"
+        )
+    return source_of(f"{file}:{kind.__name__}")
+
+
+def offer(kind: type[Task]) -> Source:
+    """Have a task that is imported here be found by its name and code; return its source.
+
+    For an app that holds both: nothing travels, and the code is compared all the same.
+
+    Raises:
+        BadSetting: If it does not stand at the top of a file.
+    """
+    source = source_of_class(kind)
+    _offered[source.name, source.code] = kind
+    return source
+
+
 def _travels(path: Path) -> bool:
     """Return whether a file can be imported, and Flower puts it into a bundle."""
     plain = all(part.isascii() and part.isidentifier() for part in path.with_suffix("").parts)
@@ -153,6 +186,8 @@ def _task_of(name: str, options: str, code: str) -> Task:
 
 @functools.lru_cache(maxsize=64)
 def _class_of(name: str, code: str) -> type[Task]:
+    if (name, code) in _offered:
+        return _offered[name, code]
     for root in folders():
         folder = root / code
         if code and folder.is_dir() and read(folder, name).code == code:

@@ -5,6 +5,7 @@ from typing import Any, TypeAlias
 
 from client.data import datasets
 from client.errors import BadSetting
+from client.own_task import source_of_class
 from client.task import Task
 
 Source: TypeAlias = str | type[Task] | Task
@@ -32,17 +33,9 @@ def settings_of(source: Source) -> dict[str, Any]:
             "data must be a text such as 'digits', 'npz:scans.npz' or 'chest.py:ChestXray', or a "
             f"task, got a {kind.__name__}"
         )
-    try:
-        file = inspect.getsourcefile(kind)
-    except TypeError:  # typed into a notebook or a terminal
-        file = None
-    if file is None or "." in kind.__qualname__:
-        raise BadSetting(
-            f"task {kind.__name__} must stand at the top of a file, got one that does not: its "
-            "sources travel to the clients; write it to a file and import it"
-        )
+    source_of_class(kind)
     options = "" if isinstance(source, type) else _texts(source)
-    return {"task": f"{file}:{kind.__name__}", "task-options": options}
+    return {"task": f"{inspect.getsourcefile(kind)}:{kind.__name__}", "task-options": options}
 
 
 def _texts(task: Task) -> str:

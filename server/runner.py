@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.serverapp import Grid
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -24,6 +23,7 @@ from server.nodes import database
 from server.nodes.engines import superlink
 from server.nodes.federation import Cost, Round
 from server.nodes.grid import LOCAL_POLL_SECONDS, REMOTE_POLL_SECONDS, Interrupted, NamedGrid
+from server.nodes.naming import name_by_partition
 from server.report.write import write_report
 from server.requests import records
 from server.requests.attendance import await_clients
@@ -39,8 +39,7 @@ from server.storage.home import Home, write_json
 from server.storage.ledger import GONE, Ledger, RequestRow, database_url
 from server.storage.opened import opened
 from server.storage.registry import DEMO_PREFIX, Registry
-from strategies.rounds.failures import Failure, failure_in
-from strategies.rounds.replies import Expected, check
+from strategies.rounds.failures import Failure
 
 log = logging.getLogger("efface.server")
 DEMO_OPTIONS: Final = "unlearn-lr=0.05,unlearn-epochs=6,relearn-lr=0.1,relearn-rounds=3"
@@ -261,8 +260,6 @@ def name_nodes(grid: NamedGrid, service: Service, request: ResolvedRequest) -> N
     """
     settings = request.settings
     await_clients(service, request.row, settings, grid)
-    if all(node.name for node in grid.get_nodes()):
-        return
     told = Describe(
         client="unnamed",
         fingerprint=wire.fingerprint(),
@@ -271,18 +268,7 @@ def name_nodes(grid: NamedGrid, service: Service, request: ResolvedRequest) -> N
         phase="names",
         **settings.common(request.spec),
     ).check()
-    content = RecordDict({"arrays": ArrayRecord(), "config": told.config()})
-    unnamed = [node.node_id for node in grid.get_nodes() if not node.name]
-    kind = Describe.message.name
-    messages = [Message(content, dst_node_id=n, message_type=kind) for n in unnamed]
-    for reply in grid.send_and_receive(messages):
-        node = reply.metadata.src_node_id
-        if reply.has_error():
-            raise EffaceError(f"node {node} must answer, got {failure_in(reply.error, '').reason}")
-        _, numbers = check(reply.content, Expected(told.message, None, told.model_classes))
-        position = int(numbers["partition"])
-        grid.names[node] = f"client-{position}" if position >= 0 else f"node-{node}"
-    grid.take_traffic()
+    name_by_partition(grid, told)
 
 
 def demo(settings: RunSettings, listener: Listener, *, forget: str) -> Record:

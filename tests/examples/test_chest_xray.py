@@ -24,9 +24,13 @@ def test_the_commands_run_and_the_verdict_is_of_the_client_that_left(tmp_path: P
     # Two steps teach nothing that could be shown to be forgotten: the code says so.
     done = walk.type(*forget, "--set", "rounds=1", "--set", "batch-size=8", "--json")
     assert done.returncode == 3, done.stderr
-    told = json.loads(done.stdout)
-    assert told["code"] in ("verification-failed", "not-shown"), told
-    assert "report:" in told["message"]
+    assert json.loads(done.stdout)["code"] in ("verification-failed", "not-shown")
+    done = walk.type("efface", "show", "r0002", "--json")
+    found = json.loads(done.stdout)
+    assert found["request"]["clients"] == ["client-2"]
+    assert found["record"]["verdict"]["state"] in ("failed", "not-shown")
+    assert found["record"]["verdict"]["yardstick"] == "retrained"
+    assert Path(found["record"]["report"]).is_file()
 
 
 def test_readme_shows_a_run_that_passed(tmp_path: Path) -> None:

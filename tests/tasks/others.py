@@ -88,3 +88,48 @@ class Adapted(Task):
     def data(self, source: str) -> Data:
         inputs, targets = load_diabetes(return_X_y=True)
         return Data(Examples((20 * inputs).astype("float32"), (targets > 150).astype("int64")))
+
+
+class Bottleneck(nn.Module):
+    """An adapter: what it adds to its input has a low rank, and is nothing at first."""
+
+    def __init__(self, width: int, rank: int) -> None:
+        super().__init__()
+        self.down = nn.Linear(width, rank, bias=False)
+        self.up = nn.Linear(rank, width, bias=False)
+        nn.init.zeros_(self.up.weight)
+
+    def forward(self, found: Tensor) -> Tensor:
+        changed: Tensor = found + self.up(self.down(found))
+        return changed
+
+
+class AdaptedEncoder(nn.Module):
+    """A frozen transformer of 164,000 parameters with an adapter behind each of its layers."""
+
+    def __init__(self, rank: int) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(1000, 64)
+        self.layers = nn.ModuleList(
+            nn.TransformerEncoderLayer(64, 4, 256, dropout=0.0, batch_first=True) for _ in range(2)
+        )
+        self.embed.requires_grad_(False)
+        self.layers.requires_grad_(False)
+        self.adapters = nn.ModuleList(Bottleneck(64, rank) for _ in self.layers)
+        self.last = nn.Linear(64, 3)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        found: Tensor = self.embed(tokens)
+        for layer, adapter in zip(self.layers, self.adapters, strict=True):
+            found = adapter(layer(found))
+        logits: Tensor = self.last(found.mean(dim=1))
+        return logits
+
+
+class AdaptedWords(Words):
+    """The same texts: adapters and the last layer are trained, and they alone travel."""
+
+    rank: int = 2
+
+    def network(self) -> nn.Module:
+        return AdaptedEncoder(self.rank)

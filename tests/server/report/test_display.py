@@ -5,7 +5,8 @@ import io
 import pytest
 from rich.console import Console
 
-from server.report.display import table
+from server.evidence.record import Record
+from server.report.display import cost_table, table
 
 HEAD = ["Version", "State", "From", "Request", "Forgot", "Created (UTC)", "Federation", "Retain %"]
 FEDERATION = "digits, 10 clients, dirichlet:0.5, seed 0"
@@ -67,3 +68,8 @@ def test_the_least_important_columns_go_first() -> None:
 
 def test_all_columns_stay_where_there_is_room() -> None:
     assert "digits, 10 clients, dirichlet:0.5, seed 0" in lines(200)[1]
+
+
+def test_costs_count_examples_which_may_be_no_images() -> None:
+    heads = [column.header for column in cost_table(Record(seconds={"train": 1.0})).columns]
+    assert heads == ["Phase", "Seconds", "Rounds", "Examples seen", "Up", "Down"]

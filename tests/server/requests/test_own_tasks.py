@@ -21,6 +21,7 @@ from server.storage.home import Home
 from server.storage.ledger import Ledger
 from server.storage.opened import opened
 from strategies.table import METHODS
+from tests.tasks.others import AdaptedEncoder
 
 TASKS = Path(__file__).parents[2] / "tasks"
 JOB = {
@@ -209,6 +210,27 @@ def test_a_table_forgets_nothing_that_torch_draws_elsewhere(tmp_path: Path) -> N
     before = torch.get_rng_state()
     trained(tmp_path / "home", "tables.py:Wine", rounds=1)
     assert torch.equal(before, torch.get_rng_state())
+
+
+def test_of_an_adapted_transformer_under_two_percent_travel(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    record = trained(home, "others.py:AdaptedWords", rounds=4)
+    network = AdaptedEncoder(rank=2)
+    size = sum(4 * parameter.numel() for parameter in network.parameters())  # float32
+    trainable = [p for p in network.parameters() if p.requires_grad]
+    names = {name for name, p in network.named_parameters() if p.requires_grad}
+    assert set(weights(home, "v0001")) == names
+    messages = 4 * 3  # rounds and clients
+    told = record.bytes["train"]
+    assert told is not None
+    for traffic in (told.up, told.down):
+        assert traffic is not None
+        assert sum(4 * p.numel() for p in trainable) < traffic / messages < 0.02 * size
+
+    done = ask(home, mode="forget", forget_classes="2", method="sga", trial=True,
+               method_options="unlearn-lr=0.2")  # fmt: skip
+    assert done.recovered is not None
+    assert done.recovered.forget_accuracy == 0.0
 
 
 NORMED = '''
