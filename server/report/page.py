@@ -225,6 +225,19 @@ footer { margin-top: 3rem; padding-top: .8rem; border-top: 1px solid var(--rule)
 </section>
 {% endif %}
 
+{% if features or why_no_features %}
+<section id="features">
+<h2>Below the last layer</h2>
+{% if features %}
+<p>A result that forgot reads as Retrained does in every column; one that lies nearer to Original still holds some of the class in its features, whatever its outputs say.</p>
+{{ show(features, "Model", "Test images; the last layer’s inputs") }}
+<p class="note"><b>Head back</b>: with Original’s row of the last layer; a high number is a find, a low one shows nothing by itself. <b>Blank head</b>: mean of the relearning curve from a last layer that says nothing of the class. <b>Class means</b>: by the nearest class mean. <b>Probe</b>: a new last layer trained on ten images of each class. Any model of images knows some of a class it never saw, so the last three are to be read against Retrained’s row. <b>CKA</b> and <b>neighbours</b> say how alike the model and Retrained see the same images; another retraining would not reach 1 either. None of these decides the verdict yet.</p>
+{% else %}
+<p>{{ why_no_features }}</p>
+{% endif %}
+</section>
+{% endif %}
+
 {% if channels %}
 <section id="channels">
 <h2>Channels</h2>

@@ -26,11 +26,12 @@ PATTERN: Final = "retrained-*.safetensors"
 
 @dataclass(frozen=True)
 class Yardstick:
-    """Scores of Retrained, what its training cost, and whether it was found in the cache."""
+    """Scores of Retrained, what its training cost, whether it was in the cache, and its weights."""
 
     scores: ModelScores
     cost: Cost
     cached: bool
+    weights: ArrayRecord
 
 
 def inputs_of(
@@ -97,7 +98,7 @@ def retrained(
         relearning_curve=relearning(judge, weights, federation, "retrained"),
         timeline=timeline(notes),
     )
-    return Yardstick(scores, cost, cached)
+    return Yardstick(scores, cost, cached, weights)
 
 
 def sweep(cache: Path, erased: Callable[[str], Erased]) -> list[Path]:
