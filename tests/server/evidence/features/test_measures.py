@@ -8,7 +8,8 @@ from flwr.app import ArrayRecord
 from torch import Tensor
 
 from client.data.datasets import Data, Examples
-from client.learning.models import build, image_model, state_of, traced
+from client.learning.models import build, state_of, traced
+from client.learning.spec import image_model
 from client.learning.training import local_sgd, minibatches
 from client.seeds import generator
 from client.wire import ForgetSpec
