@@ -102,6 +102,6 @@ def _outputs_of(model: nn.Module, head: str) -> Iterator[dict[str, Tensor]]:
 
 def _flat(output: Tensor) -> Tensor:
     if output.dim() == 4 and max(output.shape[2:]) > SIDE:
-        sides = [min(SIDE, side) for side in output.shape[2:]]
-        output = adaptive_avg_pool2d(output, sides)
+        height, width = output.shape[2:]
+        output = adaptive_avg_pool2d(output, (min(SIDE, height), min(SIDE, width)))
     return output.flatten(1).float().cpu()

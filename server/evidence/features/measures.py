@@ -172,7 +172,9 @@ def _drawn(judge: Judge) -> _Drawn | None:
     labels = judge.data.test.labels
     classes: Sequence[int] = judge.forget.classes
     draws = generator(0, "feature set", *map(str, sorted(classes)))
-    forgotten, shown, labelled, retained = [], [], [], []
+    forgotten: list[Tensor] = []
+    retained: list[Tensor] = []
+    shown, labelled = [], []
     for label in sorted({*classes, *judge.retained}):
         positions = (labels == label).nonzero().flatten()
         positions = positions[torch.randperm(len(positions), generator=draws)]
