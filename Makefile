@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 EXTRAS := $(VENV)/.extras
 
-.PHONY: demo test docs notebook clean
+.PHONY: demo test docs notebook examples clean
 
 demo: $(READY)
 	$(BIN)/efface demo --home .efface/demo
@@ -25,6 +25,16 @@ docs: $(EXTRAS)
 # The example notebook, built and executed anew.
 notebook: $(EXTRAS)
 	$(BIN)/python examples/notebook/build.py
+
+# Every example in full, as its README says; `make test` runs them in a small form.
+examples: $(READY)
+	cd examples/chest-xray && rm -rf .efface && PATH=$(CURDIR)/$(BIN):$$PATH && python prepare.py && \
+	  efface train && efface forget --client client-2
+	cd examples/heart-tables && rm -rf .efface && PATH=$(CURDIR)/$(BIN):$$PATH && python prepare.py && \
+	  for site in north south west; do \
+	    efface data columns "table:$$site.csv?label=cultivar&drop=site" -o $$site.toml || exit; done && \
+	  efface data columns north.toml south.toml west.toml -o columns.toml && efface train && \
+	  efface forget --class barolo --trial && efface forget --client client-2
 
 # Written last, so that a broken installation is done again.
 $(READY): pyproject.toml

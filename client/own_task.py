@@ -1,7 +1,7 @@
 """A task of the users' own: found by the hash of its source files, imported from those alone.
 
 A task travels in the bundle, in client/own/HASH/, so that what an operator allows covers it; where
-nodes are simulated, in a folder that `TASKS` names. It is one Python file, or a package's folder.
+nodes are simulated, in a home. It is one Python file, or a package's folder.
 """
 
 import functools
@@ -20,15 +20,11 @@ from typing import Any, Final
 from client.errors import BadSetting, CodeMismatch
 from client.learning.images import IMAGES, ImageTask
 from client.task import Task
-
-OWN: Final = Path(__file__).parent / "own"  # in a bundle
-TASKS: Final = "EFFACE_TASKS"
-"""Environment variable that our engines set for the nodes they simulate: the folder of tasks."""
+from client.task_folders import folders
 
 MOST_BYTES: Final = 2_000_000
 _MAKING: Final = "EFFACE_TASK"  # how imported modules are called: they must hide no other
 _importing = threading.RLock()
-_folders: list[Path] = [OWN]
 _FUNCTIONS: Final = ("network", "data", "transform", "augment", "loss", "score")
 
 
@@ -96,21 +92,25 @@ def source_of(text: str) -> Source:
     while (top.parent / "__init__.py").is_file():
         top = top.parent
     found = [path] if top == path else sorted(top.rglob("*.py"))
-    files = {str(file.relative_to(top.parent)): file.read_bytes() for file in found}
-    parts = list(path.relative_to(top.parent).with_suffix("").parts)
+    within = {file.relative_to(top.parent): file for file in found}
+    files = {str(place): file.read_bytes() for place, file in within.items() if _travels(place)}
+    own = path.relative_to(top.parent)
+    if str(own) not in files:
+        raise BadSetting(
+            "task's file must be named like a Python module, in plain letters, and not like a "
+            f"test, which no bundle holds, got {own}"
+        )
+    parts = list(own.with_suffix("").parts)
     parts = parts[:-1] if parts[-1] == "__init__" else parts
-    if not all(part.isidentifier() for part in parts):
-        raise BadSetting(f"task's file must be named like a Python module, got {path.name}")
     if (size := sum(map(len, files.values()))) > MOST_BYTES:
         raise BadSetting(f"task must take at most {MOST_BYTES:,} bytes, got {size:,} in {top}")
     return Source(".".join(parts) + (f":{name}" if name else ""), files)
 
 
-def look_in(tasks: Path) -> None:
-    """Have this process, and those that it starts, look for tasks in a folder, too."""
-    if tasks not in _folders:
-        _folders.append(tasks)
-    os.environ[TASKS] = str(tasks)
+def _travels(path: Path) -> bool:
+    """Return whether a file can be imported, and Flower puts it into a bundle."""
+    plain = all(part.isascii() and part.isidentifier() for part in path.with_suffix("").parts)
+    return plain and not path.stem.startswith("test_") and not path.stem.endswith("_test")
 
 
 def read(folder: Path, name: str) -> Source:
@@ -153,7 +153,7 @@ def _task_of(name: str, options: str, code: str) -> Task:
 
 @functools.lru_cache(maxsize=64)
 def _class_of(name: str, code: str) -> type[Task]:
-    for root in (*_folders, *map(Path, filter(None, [os.environ.get(TASKS)]))):
+    for root in folders():
         folder = root / code
         if code and folder.is_dir() and read(folder, name).code == code:
             return _loaded(folder, name, code)

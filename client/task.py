@@ -196,11 +196,12 @@ class Task:
                 )
             if self.input_shape is not None and dtype != self.input_dtype:
                 raise DataError(
-                    f"examples must be {self.input_dtype}, as task {self.title} says, got {dtype}"
+                    f"examples must be {self.input_dtype}, as task {self.title} says, got {dtype}; "
+                    "convert them in `data`, or set input_dtype"
                 )
             highest, known = int(part.labels.max()), self.num_classes
             if self.class_names and not 0 <= int(part.labels.min()) <= highest < known:
-                raise DataError(f"labels must lie in [0, {known}), got {highest}")
+                raise DataError(f"labels must lie in [0, {known}), got {highest}; count from 0")
         return data.named(self.class_names) if self.class_names else data
 
     def fitted(self, data: Data | None) -> Self:

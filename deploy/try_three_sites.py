@@ -1,15 +1,18 @@
-"""Three real sites on this machine train and forget in sums, and refuse hostile coordinators.
+"""Three real sites on this machine train and forget in sums, refuse hostile coordinators, and one
+turns hostile itself.
 
     python deploy/try_three_sites.py FOLDER
 
 In a checkout, with Efface installed. A SuperLink with TLS and node authentication and three times
 `efface site run`, each with data, policy (`updates = "sums"`), key and pinned peers of its own, as
-DEPLOY.md sets them up. Every message is a new process at every site, and a sum takes five: on two
-cores that is half an hour. tests/attacks/test_three_sites.py tries the same, and hostile clients,
-without processes. FOLDER must not exist yet; all that was started is stopped at the end.
+DEPLOY.md sets them up; site-c's operator can have its gate send what it likes. Every message is a
+new process at every site, and a sum takes five: on two cores that is a quarter of an hour.
+tests/attacks/test_three_sites.py tries the same, and many more lies of a client, without processes.
+FOLDER must not exist yet; all that was started is stopped at the end.
 """
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -44,9 +47,80 @@ FORGET = [
     *("forget", "--class", "3", "--accept", "not-shown", "--method", "sga"),
     *("--set", "unlearn-rounds=1", "--set", "unlearn-lr=0.05", "--set", "rounds=1"),
 ]
+AGAIN = [word if word != "3" else "5" for word in FORGET]
 DEPLOYED = ["--engine", "superlink", "--evaluate-every", "0", "--round-timeout", "300"]
 SUMS = "--secure-aggregation"
 ALONE = ("query.describe", "query.settle")  # whether there is enough, and whether it was done
+LIAR = NAMES[2]
+# What site-c's operator puts on the path of its own node: once a file LIE is there, it sends random
+# numbers of the right form in place of all arrays of the message type that stands in the file.
+LYING = """
+import sys
+from pathlib import Path
+
+LIE = Path({lie!r})
+if {{"client.operator.executor", "client.operator.gate"}} & set(sys.orig_argv):
+    from flwr.supernode.runtime import run_clientapp
+
+    honest = run_clientapp.push_message
+
+    def push_message(node, reply, context):
+        if LIE.exists() and reply.metadata.message_type == LIE.read_text():
+            import numpy as np
+            from flwr.app import Array, ArrayRecord
+
+            for key, record in list(reply.content.array_records.items()):
+                drawn = ArrayRecord()
+                for name, array in record.items():
+                    size = int(np.dtype(array.dtype).itemsize * np.prod(array.shape))
+                    draws = np.frombuffer(np.random.default_rng().bytes(size), array.dtype)
+                    drawn[name] = Array(draws.reshape(array.shape).copy())
+                reply.content[key] = drawn
+        return honest(node, reply, context)
+
+    run_clientapp.push_message = push_message
+"""
+TRAIN = [
+    *("train", "--num-clients", "3", "--dataset", "none", "--model-classes", "10"),
+    *("--model-channels", "1", "--model-image-size", "8", "--model-width", "8"),
+    *("--model-depth", "1", "--rounds", "1", "--local-steps", "60", "--scale", "0", "--lr", "0.1"),
+]
+FORGET = [
+    *("forget", "--class", "3", "--accept", "not-shown", "--method", "sga"),
+    *("--set", "unlearn-rounds=1", "--set", "unlearn-lr=0.05", "--set", "rounds=1"),
+]
+AGAIN = [word if word != "3" else "5" for word in FORGET]
+DEPLOYED = ["--engine", "superlink", "--evaluate-every", "0", "--round-timeout", "300"]
+SUMS = "--secure-aggregation"
+ALONE = ("query.describe", "query.settle")  # whether there is enough, and whether it was done
+LIAR = NAMES[2]
+# What site-c's operator puts on the path of its own node: once a file LIE is there, its gate sends
+# random numbers of the right form in place of all arrays of the message type that stands in it.
+LYING_GATE = """
+import sys
+from pathlib import Path
+
+LIE = Path({lie!r})
+if "client.operator.gate" in sys.orig_argv and LIE.exists():
+    import numpy as np
+    from flwr.app import Array, ArrayRecord
+    from flwr.supernode.runtime import run_clientapp
+
+    honest = run_clientapp.push_message
+
+    def push_message(node, reply, context):
+        if reply.metadata.message_type == LIE.read_text():
+            for key, record in reply.content.array_records.items():
+                drawn = ArrayRecord()
+                for name, array in record.items():
+                    size = int(np.dtype(array.dtype).itemsize * np.prod(array.shape))
+                    draws = np.frombuffer(np.random.default_rng().bytes(size), array.dtype)
+                    drawn[name] = Array(draws.reshape(array.shape).copy())
+                reply.content[key] = drawn
+        return honest(node, reply, context)
+
+    run_clientapp.push_message = push_message
+"""
 
 
 def main(folder: Path) -> None:
@@ -81,6 +155,15 @@ def main(folder: Path) -> None:
         refused = foreign_bundle(running, folder)
         print(f"  {refused}", flush=True)
         expect("that this site's operator allowed" in refused, "sites must refuse its bundle")
+        print(f"{LIAR} sends random numbers in place of its keys:", flush=True)
+        (running.folder / "lie").write_text("query.keys")
+        named = efface(running, *AGAIN, *DEPLOYED, *there, SUMS, fails=True)["message"]
+        print(f"  {named}", flush=True)
+        accused = f"keys of {LIAR} must be signed by the key that this node pinned for it"
+        expect(named.count(accused) == 2, f"both others must name {LIAR}")
+        kept = in_service(running, home)
+        expect(kept == record["model_version"], f"the old version must stay in service, got {kept}")
+        print(f"{kept} is still in service.", flush=True)
 
 
 def make_sites(running: RunningFederation, key: str) -> None:
@@ -88,6 +171,10 @@ def make_sites(running: RunningFederation, key: str) -> None:
     digits = load_digits()
     images = (digits.images * 15).astype(np.uint8)
     order = np.random.default_rng(0).permutation(len(images))
+    lying = running.folder / "lying"
+    lying.mkdir()
+    (lying / "sitecustomize.py").write_text(LYING.format(lie=str(running.folder / "lie")))
+    path = os.pathsep.join([str(lying), running.environment.get("PYTHONPATH", "")])
     for name in NAMES:
         make_federation(running.folder, "node-key", name)
     running.register(*NAMES)
@@ -115,7 +202,8 @@ def make_sites(running: RunningFederation, key: str) -> None:
         table = "".join(f"{entry} = {json.dumps(value)}\n" for entry, value in node.items())
         (site / "node.toml").write_text(table)
         efface(running, "site", "allow", str(site), "--installed")
-        running.start(name, [PROGRAMS / "efface", "site", "run", site])
+        own = ["env", f"PYTHONPATH={path.rstrip(os.pathsep)}"] if name == LIAR else []
+        running.start(name, [*own, PROGRAMS / "efface", "site", "run", site])
 
 
 def foreign_bundle(running: RunningFederation, folder: Path) -> str:
@@ -136,6 +224,12 @@ def foreign_bundle(running: RunningFederation, folder: Path) -> str:
         expect(waiting == [bundle], f"{name} must keep the bundle for its operator, unused")
     lines = running.log(NAMES[0]).splitlines()
     return next((line for line in lines if bundle in line), "no site said why")
+
+
+def in_service(running: RunningFederation, home: Path) -> str:
+    """Return the version that is in service."""
+    listed = efface(running, "models", "--home", str(home))["versions"]
+    return ", ".join(one["id"] for one in listed if one["state"] == "in-service")
 
 
 def log(running: RunningFederation, name: str) -> list[dict[str, Any]]:

@@ -23,9 +23,14 @@ def command(settings: RunSettings, kind: str) -> str:
     """Return the command line that asks for the same again: every setting that is not a default."""
     said = ["efface", kind]
     given, usual = settings.plain(), RunSettings().plain()
-    own = ("mode", "home", "request", "version", "asked-by", "why")
+    own = ("mode", "home", "request", "version", "asked-by", "why", "task-code")
     for key, value in given.items():
-        if value == usual[key] or key in own or (kind != "train" and key in TRAINING):
+        if (
+            value == usual[key]
+            or value == ""
+            or key in own
+            or (kind != "train" and key in TRAINING)
+        ):
             continue
         name = {"forget-classes": "class", "forget-clients": "client", "method-options": "set"}
         several = key in name or key == "allow-forgotten"

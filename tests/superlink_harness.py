@@ -150,7 +150,7 @@ class RunningFederation:
             [str(PROGRAMS / "flwr"), *arguments],
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=180,
             env={**self.environment, "FLWR_HOME": str(self.home)},
         )
 
@@ -232,7 +232,7 @@ def running_federation(
     node_configs: Mapping[str, Mapping[str, object]] | None = None,
     *,
     environment: Mapping[str, str] | None = None,
-    deadline: float = 90.0,
+    deadline: float = 300.0,
 ) -> Iterator[RunningFederation]:
     """Start a SuperLink and one SuperNode for each name, and stop them at the end.
 
@@ -281,7 +281,7 @@ def make_federation(folder: Path, *arguments: str) -> str:
         [sys.executable, str(DEPLOY_SCRIPT), "--folder", str(folder), *arguments],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

@@ -25,7 +25,7 @@ _OF_IMAGES: Final = ("size", "color", "fit", "range", "skip-broken")
 KNOWN: Final = {
     "npz": (*_OF_IMAGES, "labels"),
     "folder": _OF_IMAGES,
-    TABLE: ("label", "id", "drop", "categories", "columns", "test"),
+    TABLE: ("label", "id", "site", "drop", "categories", "columns", "test"),
 }
 _SEE: Final = "efface data list"
 _NUMBER: Final = r"-?[0-9]+(?:\.[0-9]+)?"
@@ -57,13 +57,16 @@ class Source:
         """The options' values, decoded."""
         return {key: unquote(value) for key, value in self.options}
 
-    def rooted(self) -> "Source":
-        """Return the same with absolute paths."""
+    def rooted(self, folder: Path | None = None) -> "Source":
+        """Return the same with absolute paths, seen from a folder: the working directory's."""
         options = tuple(
-            (key, quote(_absolute(unquote(value)), safe="/ ~") if key == "columns" else value)
+            (
+                key,
+                quote(_absolute(unquote(value), folder), safe="/ ~") if key == "columns" else value,
+            )
             for key, value in self.options
         )
-        return replace(self, path=_absolute(self.path), options=options)
+        return replace(self, path=_absolute(self.path, folder), options=options)
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,8 @@ class TableReading:
     Attributes:
         label: Column of the classes.
         record: Column that says whose a row is; "" for none. It is no input.
+        site: Column that says which site a row is of, for `--partition natural`; "" for none. It is
+            no input.
         drop: Columns that are no input.
         categories: Columns of numbers that stand for categories.
         columns: File with the columns' statistics; None to take the table's own.
@@ -103,6 +108,7 @@ class TableReading:
 
     label: str
     record: str = ""
+    site: str = ""
     drop: tuple[str, ...] = ()
     categories: tuple[str, ...] = ()
     columns: Path | None = None
@@ -188,6 +194,7 @@ def table_reading(source: Source) -> TableReading:
     return TableReading(
         label=value["label"],
         record=value.get("id", ""),
+        site=value.get("site", ""),
         drop=lists["drop"],
         categories=lists["categories"],
         columns=Path(_absolute(value["columns"])) if "columns" in value else None,
@@ -214,7 +221,7 @@ def with_options(text: str, options: Mapping[str, str]) -> str:
     return source.text
 
 
-def rooted(text: str) -> str:
+def rooted(text: str, folder: Path | None = None) -> str:
     """Return a text with absolute paths; one that names no data of one's own as it is.
 
     Raises:
@@ -222,7 +229,7 @@ def rooted(text: str) -> str:
     """
     if not is_own(text) or not text.partition(":")[2]:
         return text
-    return parse(text).rooted().text
+    return parse(text).rooted(folder).text
 
 
 def check_site(text: str) -> None:
@@ -239,8 +246,8 @@ def check_site(text: str) -> None:
         )
 
 
-def _absolute(path: str) -> str:
-    return str(Path(path).expanduser().absolute())
+def _absolute(path: str, folder: Path | None = None) -> str:
+    return str((folder or Path()).joinpath(Path(path).expanduser()).absolute())
 
 
 def _choice(value: Mapping[str, str], key: str, known: tuple[str, ...]) -> str | None:

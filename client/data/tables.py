@@ -30,12 +30,14 @@ class Rows:
         inputs: The columns that are inputs, each a text a row.
         labels: The class of each row, by name.
         records: Whose row each is; None where no column says.
+        sites: Which site each is of; None where no column says.
         test: Which rows are the test part, bool, (N,).
     """
 
     inputs: Cells
     labels: list[str]
     records: list[str] | None
+    sites: list[str] | None
     test: "np.ndarray[Any, Any]"
 
     def training(self) -> Cells:
@@ -55,7 +57,8 @@ def read_table(path: Path, reading: TableReading) -> Data:
     Returns:
         A data set whose `images` are float32 (N, F), ready to be learned from: `mean` and `std` are
         empty. F is 1 for each column of numbers and one for each category, columns in natural
-        order of their names. `ids` are the numbers of `reading.record`, or hashes of its texts.
+        order of their names. `ids` are the numbers of `reading.record`, or hashes of its texts;
+        with `reading.site` the sites' places in their names' natural order, which `notes` says.
         The test part is the given share of each class's rows, or of the ids, spread evenly in
         the file's order.
 
@@ -90,6 +93,9 @@ def read_table(path: Path, reading: TableReading) -> Data:
         )
     labels = np.array([place[label] for label in rows.labels], np.int64)
     ids = None if rows.records is None else _ids(rows.records)
+    if rows.sites is not None:
+        ids, said_of_sites = _sites(rows.sites, where)
+        notes.append(said_of_sites)
     if len(columns.classes) < 2:
         raise DataError(
             f"{where} must hold at least 2 classes, got {len(columns.classes)}; if this site has "
@@ -132,16 +138,18 @@ def read_rows(path: Path, reading: TableReading) -> Rows:
         DataError: If the file cannot be read, lacks a named column, or labels are no classes.
     """
     cells = dict(_cells(path))
-    for name in (reading.label, reading.record, *reading.drop, *reading.categories):
+    for name in (reading.label, reading.record, reading.site, *reading.drop, *reading.categories):
         if name and name not in cells:
             raise DataKeys(f"{path} must have a column {name!r}, got {', '.join(cells)}")
     labels = _labels(cells[reading.label], reading.label, path)
     records = [cell.strip() for cell in cells[reading.record]] if reading.record else None
-    away = {reading.label, reading.record, *reading.drop}
+    sites = [cell.strip() for cell in cells[reading.site]] if reading.site else None
+    away = {reading.label, reading.record, reading.site, *reading.drop}
     inputs = {name: column for name, column in cells.items() if name not in away}
     if not inputs:
         raise DataError(f"{path} must have a column beside {', '.join(sorted(away - {''}))}")
-    return Rows(inputs, labels, records, _test_rows(records or labels, reading.test, bool(records)))
+    test = _test_rows(records or labels, reading.test, bool(records))
+    return Rows(inputs, labels, records, sites, test)
 
 
 def _cells(path: Path) -> Cells:
@@ -305,6 +313,18 @@ def _ids(records: list[str]) -> "np.ndarray[Any, Any]":
         ],
         np.int64,
     )
+
+
+def _sites(sites: list[str], where: str) -> tuple["np.ndarray[Any, Any]", str]:
+    """Return each row's site as a number, and in words which is which."""
+    if (wrong := next((i for i, name in enumerate(sites) if is_missing(name)), None)) is not None:
+        raise DataError(f"{where}: each row must name its site, got none in row {wrong + 1}")
+    names = sorted(set(sites), key=natural_order)
+    place = {name: number_ for number_, name in enumerate(names)}
+    shown = ", ".join(f"{number_} is {name}" for number_, name in enumerate(names[:10]))
+    more = ", ..." if len(names) > 10 else ""
+    told = f"rows of {len(names)} sites: {shown}{more}; with --partition natural, client by client"
+    return np.array([place[name] for name in sites], np.int64), told
 
 
 def _split(

@@ -48,7 +48,7 @@ def size_of(spec: ModelSpec) -> Size:
     Raises:
         BadSetting: If the spec is wrong.
     """
-    model = shaped(spec)
+    model = shaped(spec).eval()  # in training, dropout would draw from torch's own generator
     numbers = sum(t.numel() for t in model.state_dict().values())
     activations = 0
 

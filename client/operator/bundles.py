@@ -13,6 +13,7 @@ import hashlib
 import io
 import re
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -24,6 +25,7 @@ from client.files import write_atomic
 
 HASH: Final = re.compile(r"[0-9a-f]{64}")
 CODE: Final = "client/"  # the folder of a bundle that touches a site's data
+TASK: Final = re.compile(r"client/own/[0-9a-f]{64}/")  # a user's task, by its hash
 APP: Final = "client/app.py"  # where a node finds the handlers
 KEPT: Final = 8  # bundles that came
 LARGEST: Final = 10 * 2**20  # bytes; flwr's own limit of a bundle
@@ -261,17 +263,26 @@ class Bundles:
 def difference(old: Bundle | None, new: Bundle) -> Difference:
     """Return what `new` changes against `old`; against nothing, everything is new."""
     before, after = ({} if b is None else b.files for b in (old, new))
+    gone, came = _task(before), _task(after)
+    paired = bool(gone and came)
     shown: list[str] = []
     elsewhere: dict[str, str] = {}
     for name in sorted({*before, *after}):
-        if before.get(name) == after.get(name) or name.startswith(".info/"):
+        was, now = name, name
+        if paired and name.startswith(came):  # what it was, under the task's former hash
+            was = gone + name.removeprefix(came)
+        elif paired and name.startswith(gone):
+            now = came + name.removeprefix(gone)
+            if now in after:
+                continue
+        if before.get(was) == after.get(now) or name.startswith(".info/"):
             continue  # .info/ is flwr's own list of the other files' hashes
         if name.startswith(CODE):
             shown += difflib.unified_diff(
-                _lines(before.get(name)),
-                _lines(after.get(name)),
-                f"a/{name}" if name in before else "/dev/null",
-                f"b/{name}" if name in after else "/dev/null",
+                _lines(before.get(was)),
+                _lines(after.get(now)),
+                f"a/{was}" if was in before else "/dev/null",
+                f"b/{now}" if now in after else "/dev/null",
                 lineterm="",
             )
         else:
@@ -279,6 +290,15 @@ def difference(old: Bundle | None, new: Bundle) -> Difference:
             elsewhere[name] = {(False, True): "new", (True, False): "gone"}.get(there, "changed")
     code = visible("\n".join(shown))
     return Difference(None if old is None else old.hash, new.hash, code, elsewhere)
+
+
+def _task(files: Mapping[str, bytes]) -> str:
+    """Return the folder of a bundle's one task of a user's own; "" if it has none, or several.
+
+    It is called by the hash of what it holds, and so changes with every line.
+    """
+    found = {match[0] for name in files if (match := TASK.match(name))}
+    return found.pop() if len(found) == 1 else ""
 
 
 def visible(text: str) -> str:

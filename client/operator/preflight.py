@@ -227,8 +227,12 @@ def _data(site: SiteFolder, policy: Policy) -> Iterator[str | Finding]:
     directory = site.node_config.get("data-dir")
     check_site(str(name))
     data = datasets.load(str(name), Path(str(directory)) if directory else None)
-    shape = "x".join(map(str, data.train.input_shape))
-    yield f"{len(data.train)} images of {shape} in {data.num_classes} classes"
+    shape = data.train.input_shape
+    if len(shape) == 3:
+        what = "images of " + "x".join(map(str, shape))
+    else:
+        what = f"rows of {shape[0]} numbers"
+    yield f"{len(data.train)} {what} in {data.num_classes} classes"
     for note in data.notes:
         yield _note("data", note)
     if data.class_names == class_names.numbers(data.num_classes):
@@ -240,7 +244,7 @@ def _data(site: SiteFolder, policy: Policy) -> Iterator[str | Finding]:
             "data", f"left out, for there are fewer than {least} examples of each: class {names}"
         )
     if len(data.train) < least:
-        raise _Mend(f"data must hold at least {least} images, got {len(data.train)}")
+        raise _Mend(f"data must hold at least {least} examples, got {len(data.train)}")
 
 
 def _trial(site: SiteFolder, policy: Policy) -> Iterator[str | Finding]:
@@ -251,19 +255,20 @@ def _trial(site: SiteFolder, policy: Policy) -> Iterator[str | Finding]:
     from client import wire
     from client.app import handlers
     from client.data import datasets
+    from client.data.source import TABLE
     from client.learning.spec import image_model
     from client.steps.measuring import Describe
 
     name, directory = site.node_config.get("data"), site.node_config.get("data-dir")
-    if name and not datasets.is_known(str(name)):
-        yield _note("trial", "not tried: the data are for a task of the coordinator's")
+    if name and (not datasets.is_known(str(name)) or str(name).startswith(f"{TABLE}:")):
+        yield _note("trial message", "not tried: the data are for a task of the coordinator's")
         return
     try:
         data = datasets.load(str(name), Path(str(directory)) if directory else None)
     except EffaceError as error:
         raise _Mend("not tried: the data cannot be read") from error
     if len(data.train.input_shape) != 3:
-        yield _note("trial", "not tried: a table is for a task of the coordinator's")
+        yield _note("trial message", "not tried: the data are for a task of the coordinator's")
         return
     channels, size = data.train.input_shape[:2]
     spec = image_model("convnet", data.num_classes, channels, size, width=8, depth=1)

@@ -5,16 +5,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Self
 
-from client.settings import Settings, any_seed, at_least, setting, short_or_empty, text
+from client.settings import Rule, Settings, any_seed, at_least, setting, short_or_empty, text
 
 PREFIX: Final = "sim-"
+# A table's source holds two absolute paths and the names of columns.
+_SOURCE: Final = Rule(lambda v: len(v) <= 2000, "be at most 2000 characters")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Simulation(Settings):
     """How simulated nodes share a data set. A site with data of its own is not told this."""
 
-    dataset: str = setting(short_or_empty())  # empty where the task itself knows it
+    dataset: str = setting(_SOURCE)  # empty where the task itself knows it
     partition: str = setting(text(), "iid")
     num_clients: int = setting(at_least(1))
     max_samples: int = setting(at_least(0), 0)  # training images over all clients, 0 for all

@@ -21,6 +21,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final
 
+from client.data import source
 from client.errors import BadSetting
 from server.cli import options
 
@@ -188,7 +189,7 @@ def _rooted(key: str, value: str, folder: Path) -> str:
     kind, colon, rest = value.partition(":")
     if key in SOURCES and colon:
         # Of kinds without a path, such as test:1600, the rest is none.
-        return f"{kind}:{folder / Path(rest).expanduser()}" if kind in ("npz", "folder") else value
+        return source.rooted(value, folder) if source.is_own(value) else value
     if key == "task" and value:  # FILE.py:CLASS or MODULE:CLASS
         place = kind if "/" in kind or kind.endswith(".py") else kind.replace(".", "/")
         return f"{folder / Path(place).expanduser()}{colon}{rest}"

@@ -470,10 +470,10 @@ def evaluate(
         for c, percent in enumerate(scores["per_class_accuracy"])
     ]
     shown: list[Any] = [
-        f"{found.version} on {sum(found.counts):,} test images of {found.dataset}: "
+        f"{found.version} on {sum(found.counts):,} test examples of {found.data_text}: "
         f"{display.accuracies(scores)}",
         *found.notes,
-        table(["Class", "", "Images", "Accuracy %"], cells, text=2),
+        table(["Class", "", "Examples", "Accuracy %"], cells, text=2),
     ]
     if found.asked:
         shown += _curve_lines(target_text({"classes": found.asked}, names), found.curve)
@@ -483,7 +483,7 @@ def evaluate(
 
 def _curve_lines(named: str, curve: Mapping[str, Any] | None) -> list[Any]:
     if curve is None:
-        return [f"Relearning of {named}: not measured, there are too few test images"]
+        return [f"Relearning of {named}: not measured, there are too few test examples"]
     cells = [
         [str(steps), number(percent)]
         for steps, percent in zip(curve["steps"], curve["forget_accuracy"], strict=True)

@@ -69,11 +69,14 @@ def export(
     shape = ", ".join(map(str, facts["input_shape"]))
     shown = [
         str(done.path),
-        f"{facts['version']}: {facts['model']}, inputs ({shape}) float32, "
+        f"{facts['version']}: {facts['model']}, inputs ({shape}) {facts['input_dtype']}, "
         f"{len(facts['class_names'])} classes, {display.size(done.num_bytes)}",
     ]
     if facts["channels_pruned"]:
         shown.append(f"{facts['channels_pruned']} channels pruned, {gone}")
+    if weights.task(row).is_own:
+        shown.append("Inputs are as the task's transform returns them.")
+        return Answer(document, shown)
     shown.append(
         "Every site normalises images by its own mean and deviation."
         if facts["mean"] is None
@@ -93,7 +96,10 @@ def predict(
     source: Annotated[
         str,
         typer.Argument(
-            metavar="SOURCE", help="A data set, in the forms of --dataset.", show_default=False
+            metavar="SOURCE",
+            help="A data set, in the forms of --dataset; for a task of your own, what its `data` "
+            "reads.",
+            show_default=False,
         ),
     ],
     output: Annotated[
@@ -123,7 +129,7 @@ def predict(
     ] = "",
     force: Force = False,
 ) -> Answer:
-    """Say which class a version takes each image for, and how sure it is: CSV, a line an image."""
+    """Say which class a version takes each example for, and how sure it is: CSV, a line each."""
     home, ledger = opened(call)
     from client.files import write_atomic
     from server.requests import exporting, predicting, weights
@@ -159,7 +165,7 @@ def predict(
         "notes": list(found.notes),
     }
     if path is not None:
-        return Answer(document, [f"{path}: {len(found.labels):,} images"])
+        return Answer(document, [f"{path}: {len(found.labels):,} examples"])
     return Answer(document, text=found.csv())
 
 

@@ -106,7 +106,7 @@ def not_measured(missing: Missing, level: str) -> str:
             f"{what}: no data that these clients hold out were there to measure on (they are "
             "offline, or trained with --holdout 0)"
         )
-    return f"{what}: the coordinator has too few test images of what was to be forgotten"
+    return f"{what}: the coordinator has too few test examples of what was to be forgotten"
 
 
 def refusal(

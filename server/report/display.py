@@ -227,7 +227,7 @@ def plan(found: Mapping[str, Any]) -> list[RenderableType]:
                 number(phase["seconds"], 2),
             ]
         )
-    head_cells = ["Phase", "Rounds", "Clients", "Images seen", "Up", "Down", "Seconds, about"]
+    head_cells = ["Phase", "Rounds", "Clients", "Examples seen", "Up", "Down", "Seconds, about"]
     shown: list[RenderableType] = [head, *choice(found["chosen"]), table(head_cells, cells)]
     if found["seconds"] is not None:
         shown.append(
@@ -293,7 +293,7 @@ def cost_table(record: Record) -> Table:
                 size(None if traffic is None else traffic.down),
             ]
         )
-    return table(["Phase", "Seconds", "Rounds", "Images seen", "Up", "Down"], cells)
+    return table(["Phase", "Seconds", "Rounds", "Examples seen", "Up", "Down"], cells)
 
 
 def speed_up_line(record: Record) -> str:

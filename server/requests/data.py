@@ -154,7 +154,7 @@ def own_samples(settings: RunSettings, data: Data | None) -> tuple[Samples, Data
     elif kind == "test" and rest.isdecimal() and int(rest) > 0:
         if data is None or len(data.test) <= int(rest):
             raise BadSetting(
-                f"server-samples must leave test images to measure on, got {rest} of "
+                f"server-samples must leave test examples to measure on, got {rest} of "
                 f"{0 if data is None else len(data.test)}"
             )
         draws = generator(settings.seed, "server samples")

@@ -26,6 +26,7 @@ class Evaluated:
     Attributes:
         version: Its id.
         dataset: The data set's name.
+        data_text: What a person calls the data: a task of one's own, and its data set.
         counts: Test images of each class.
         class_names: Names of the classes; None where the version knows numbers alone.
         erased: Classes and clients that it has forgotten.
@@ -39,6 +40,7 @@ class Evaluated:
 
     version: str
     dataset: str
+    data_text: str
     counts: tuple[int, ...]
     class_names: tuple[str, ...] | None
     erased: Mapping[str, Any]
@@ -80,7 +82,7 @@ def evaluated(
     cautions = check_data(settings, row, data)
     if data is None or not len(data.test):
         raise DataError(
-            f"version {row.id} must have test images here, got none: only the clients have data"
+            f"version {row.id} must have test examples here, got none: only the clients have data"
         )
     check_as_trained(row.id, card, data)
     spec = settings.model_spec(data)
@@ -94,6 +96,7 @@ def evaluated(
     return Evaluated(
         version=row.id,
         dataset=settings.dataset,
+        data_text=settings.data_text,
         counts=tuple(data.test.labels.bincount(minlength=spec.num_classes).tolist()),
         class_names=names,
         erased=card["erased"],

@@ -124,7 +124,7 @@ def _onnx(network: nn.Module, told: dict[str, Any]) -> bytes:
     for name, module in list(network.named_modules()):
         if isinstance(module, Spread):
             network.set_submodule(name, _Places(module))
-    example = torch.zeros(BATCH, *told["input_shape"])
+    example = torch.zeros(BATCH, *told["input_shape"], dtype=getattr(torch, told["input_dtype"]))
     program = torch.onnx.export(
         network,
         (example,),

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Self
 
-from client.own_task import look_in
+from client.task_folders import look_in
 from client.wire import ForgetSpec
 from server.requests import planning, records, yardstick
 from server.storage import history

@@ -4,6 +4,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from client.errors import EffaceError
+from client.task_folders import look_in
 from server.storage.home import Home
 from server.storage.ledger import GONE, Ledger, RequestRow
 
@@ -20,6 +21,7 @@ def opened(path: str = "") -> tuple[Home, Ledger]:
         NoSuchHome: If it is named and not there.
     """
     home = Home(path or None, reading=True)
+    look_in(home.tasks)
     ledger = Ledger.look(home)
     if not ledger.requests(state="running") or home.held():
         return home, ledger

@@ -16,8 +16,8 @@ from typing import ClassVar
 
 import torch
 from flwr.app import Array, ArrayRecord
+from torch import nn
 
-from client.channels.layout import layout
 from client.errors import BadSetting
 from client.learning.models import build
 from client.wire import at_least
@@ -50,13 +50,13 @@ class WeightNegation(OrdinaryRelearning, Hyperparameters):
         wanted = federation.accuracies(model).retain
 
         # 1. theta'_l = -theta_l for the layers l in L_neg, on the server.
-        layers = layout(build(federation.spec, torch.Generator()))
+        layers = weights_by_layer(build(federation.spec, torch.Generator()))
         if self.layers >= len(layers):
             raise BadSetting(
                 f"layers must be at most {len(layers) - 1} of the model's {len(layers)}, got "
                 f"{self.layers}"
             )
-        names = [f"{layer.name}.weight" for layer in layers[: self.layers]]
+        names = [name for layer in layers[: self.layers] for name in layer]
         before = model
         model = federation.locally("unlearn", lambda: negated(before, names))
 
@@ -64,6 +64,23 @@ class WeightNegation(OrdinaryRelearning, Hyperparameters):
         return fine_tune(
             federation, model, rounds=self.rounds, wanted=wanted, tolerance=self.tolerance
         )
+
+
+def weights_by_layer(network: nn.Module) -> list[list[str]]:
+    """Return the names of each layer's trained weights; the last layer is the classifier.
+
+    They are the arrays of two dimensions or more: those of biases and norms have one.
+    """
+    found = [
+        [
+            f"{module}.{name}"
+            for name, array in layer.named_parameters(recurse=False)
+            if array.dim() > 1 and array.requires_grad
+        ]
+        for module, layer in network.named_modules()
+        if module  # what the network itself holds, such as positions, is no layer
+    ]
+    return [names for names in found if names]
 
 
 def negated(model: ArrayRecord, names: Collection[str]) -> ArrayRecord:

@@ -20,8 +20,6 @@ from client.operator.folder import bundles_of
 from server.cli.site_run import installed_bundle
 from server.nodes.database import purge
 from server.nodes.engines import superlink
-from server.requests.intake import Service
-from server.storage.home import Home
 from tests.superlink_harness import (
     RunningFederation,
     make_federation,
@@ -67,7 +65,7 @@ def main(grid, context):
         for n in names
     ]
     told = {}
-    for reply in grid.send_and_receive(asked, timeout=60):
+    for reply in grid.send_and_receive(asked, timeout=300):
         name = names[reply.metadata.src_node_id]
         if reply.has_error():
             told[name] = {"code": reply.error.code, "reason": reply.error.reason}
@@ -118,7 +116,7 @@ def test_a_foreign_bundle_is_refused_before_a_line_of_it_runs(
     canaries, told = tmp_path / "canaries", tmp_path / "told.json"
     app = hostile_bundle(tmp_path / "app", canaries, federation.folder / "keys")
     folder = federation.folder / "sites" / SITE
-    wait_until(lambda: federation.online() >= {SITE, PLAIN}, federation, limit=_in(60))
+    wait_until(lambda: federation.online() >= {SITE, PLAIN}, federation, limit=_in(300))
     mine = installed_bundle()
     bundles_of(folder).allow(mine.hash, "the installed one", mine)
 
@@ -126,7 +124,7 @@ def test_a_foreign_bundle_is_refused_before_a_line_of_it_runs(
     run = superlink.submit(
         app, federation.connection, {"home": str(told)}, flwr_home=federation.home
     )
-    superlink.wait(run, federation.connection, deadline=120, flwr_home=federation.home)
+    superlink.wait(run, federation.connection, deadline=600, flwr_home=federation.home)
 
     found = json.loads(told.read_text())
     assert found[PLAIN]["images"] == [300, 8, 8]
@@ -154,20 +152,6 @@ def test_a_foreign_bundle_is_refused_before_a_line_of_it_runs(
     assert any(secret in file.read_bytes() for file in database.parent.glob("state.db*"))
     purge(database)
     assert not any(secret in file.read_bytes() for file in database.parent.glob("state.db*"))
-
-    # 4. The bundle that is allowed works at the same node.
-    federation.processes.pop(PLAIN).terminate()
-    wait_until(lambda: federation.online() == {SITE}, federation, limit=_in(60))
-    job = {
-        **{"mode": "train", "home": str(tmp_path / "home"), "dataset": "none"},
-        **{"num-clients": 1, "rounds": 1, "local-steps": 1, "scale": 0, "model-width": 4},
-        **{"model-classes": 10, "model-channels": 1, "model-image-size": 8},
-    }
-    again = superlink.stage_app(tmp_path / "ours")
-    run = superlink.submit(again, federation.connection, job, flwr_home=federation.home)
-    done = superlink.wait(run, federation.connection, deadline=120, flwr_home=federation.home)
-    assert done.status == "finished:completed"
-    assert Service.open(Home(tmp_path / "home")).registry.resolve(None).id == "v0001"
 
 
 def _in(seconds: float) -> float:

@@ -23,8 +23,9 @@ from client.learning.models import (
     state_of,
     traced,
 )
-from client.own_task import look_in, source_of, task_of
+from client.own_task import source_of, task_of
 from client.task import Data, Examples, Task, canonical, option_values
+from client.task_folders import look_in
 
 TASKS = Path(__file__).parent.parent / "tasks"
 
@@ -160,6 +161,23 @@ def test_a_package_is_a_task_with_relative_imports(tmp_path: Path) -> None:
     name, code = kept(tmp_path / "kept", written(tmp_path, text, "chest/task.py") + ":Chest")
     assert name == "chest.task:Chest"
     assert task_of(name, code=code).options == {"size": 5}
+
+
+def test_of_a_package_only_what_can_be_imported_and_comes_into_a_bundle_travels(
+    tmp_path: Path,
+) -> None:
+    text = "from client.task import Task\nclass Chest(Task): pass\n"
+    file = written(tmp_path, text, "chest/__init__.py")
+    for other in ("test_chest.py", "deep/chest_test.py", ".venv/lib.py", "my notes/a.py"):
+        written(tmp_path, "", f"chest/{other}")
+    written(tmp_path, "", "chest/deep/layers.py")
+    assert set(source_of(f"{file}:Chest").files) == {"chest/__init__.py", "chest/deep/layers.py"}
+
+
+@pytest.mark.parametrize("name", ["test_chest.py", "chest_test.py", "röntgen.py", "my-chest.py"])
+def test_a_file_that_no_bundle_would_hold_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(BadSetting, match="must be named like a Python module"):
+        source_of(f"{written(tmp_path, '', name)}:Mine")
 
 
 def test_functions_of_a_module_are_a_task(tmp_path: Path) -> None:

@@ -263,7 +263,7 @@ def test_nodes_answer_over_grpc_under_their_registered_names(
         run_id,
         federation.connection,
         on_poll=lambda: polls.append(1),
-        deadline=90,
+        deadline=300,
         ask_seconds=0.5,
         flwr_home=federation.home,
     )
@@ -288,7 +288,7 @@ def test_a_failed_run_is_reported_with_its_last_log_lines(federation: RunningFed
     run_id = superlink.submit(TINY_APP, connection, {"mode": "fail"}, flwr_home=home)
 
     with pytest.raises(superlink.RunFailedError, match="failed on purpose") as caught:
-        superlink.wait(run_id, connection, deadline=90, ask_seconds=0.5, flwr_home=home)
+        superlink.wait(run_id, connection, deadline=300, ask_seconds=0.5, flwr_home=home)
 
     assert "finished:failed" in str(caught.value)
     assert 'raise RuntimeError("the tiny app failed on purpose")' in str(caught.value)
@@ -568,7 +568,7 @@ def test_the_commands_of_compose_run_as_plain_processes(tmp_path: Path) -> None:
             flwr_home=federation.home,
         )
         superlink.wait(
-            run_id, federation.connection, deadline=90, ask_seconds=0.5, flwr_home=federation.home
+            run_id, federation.connection, deadline=300, ask_seconds=0.5, flwr_home=federation.home
         )
     finally:
         federation.stop()

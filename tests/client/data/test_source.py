@@ -35,13 +35,15 @@ def test_every_option_of_images_is_understood() -> None:
 
 def test_every_option_of_tables_is_understood() -> None:
     text = (
-        "table:/a.csv?label=Heart disease%3F&id=p&drop=a,b%2Cc&categories=d&columns=/c.toml&test=.2"
+        "table:/a.csv?label=Heart disease%3F&id=p&site=s&drop=a,b%2Cc&categories=d"
+        "&columns=/c.toml&test=.2"
     )
     with pytest.raises(BadSetting, match=r"test must be the share of the test part, .* got '\.2'"):
         table_reading(parse(text))
     assert table_reading(parse(text.replace("=.2", "=0.2"))) == TableReading(
         label="Heart disease?",
         record="p",
+        site="s",
         drop=("a", "b,c"),
         categories=("d",),
         columns=Path("/c.toml"),
@@ -64,7 +66,7 @@ def test_a_path_may_hold_a_question_mark_if_it_ends_with_one_more() -> None:
     [
         ("folder:a?sise=8", "must be one of size, color, fit, range, skip-broken, got 'sise'"),
         ("folder:a?labels=named", "option of folder: must be one of size, .*got 'labels'"),
-        ("table:a?size=8", "must be one of label, id, drop, categories, columns, test, got 'size'"),
+        ("table:a?size=8", "must be one of label, id, site, drop, .*, test, got 'size'"),
         ("npz:a?size=8&size=9", "option size of npz: must have one value, got it twice"),
         ("npz:a?size=", "option size of npz: must have one value, got none"),
         ("npz:?size=8", r"must name a path after 'npz:', got 'npz:\?size=8'"),

@@ -61,6 +61,20 @@ def test_a_table_becomes_standardised_numbers_and_ones_for_categories(tmp_path: 
     assert said(data, "scaled by this table's own rows; sites with a table each need one columns")
 
 
+def test_a_column_of_sites_is_no_input_and_leaves_the_test_part_to_each_class(
+    tmp_path: Path,
+) -> None:
+    text = "age,site,sick\n" + "".join(f"{40 + i},{'wn'[i % 2]},{i // 4 % 2}\n" for i in range(16))
+    data = read(write(tmp_path / "h.csv", text), "label=sick&site=site&test=0.25")
+    assert data.train.inputs.shape == (12, 1)
+    assert len(data.test) == 4  # two of each class: not whole sites
+    # In natural order of the names: n is 0, w is 1.
+    assert data.train.ids.tolist()[:3] == [1, 0, 1]
+    assert said(data, "rows of 2 sites: 0 is n, 1 is w")
+    with pytest.raises(DataError, match="each row must name its site, got none in row 2"):
+        read(write(tmp_path / "i.csv", text.replace("41,n", "41,")), "label=sick&site=site")
+
+
 def test_numbers_may_stand_for_categories(tmp_path: Path) -> None:
     data = read(write(tmp_path / "h.csv"), "label=sick&id=patient&drop=age,sex&categories=pain")
     assert data.train.inputs.tolist() == [[1, 0], [0, 1], [1, 0], [0, 1]]

@@ -118,6 +118,26 @@ def test_what_came_is_kept_for_the_operator_to_look_at(bundles: Bundles) -> None
     assert bundles.waiting() == []
 
 
+def test_of_a_users_task_its_change_is_shown_though_its_folder_is_another() -> None:
+    old, new, other = (f"client__own__{digit * 64}__" for digit in "abc")
+    before = made(**{f"{old}wine": "size = 16\nrows = 3\n", f"{old}same": "x\n"})
+    after = made(**{f"{new}wine": "size = 20\nrows = 3\n", f"{new}same": "x\n"})
+    shown = difference(before, after).code
+    assert shown.splitlines() == [
+        f"--- a/client/own/{'a' * 64}/wine.py",
+        f"+++ b/client/own/{'b' * 64}/wine.py",
+        "@@ -1,3 +1,3 @@",
+        "-size = 16",
+        "+size = 20",
+        " rows = 3",
+        " ",
+    ]
+    # Which of two tasks became which, nobody knows: all of them is shown.
+    two = made(**{f"{new}wine": "size = 20\n", f"{other}wine": "size = 16\nrows = 3\n"})
+    assert "-rows = 3" in difference(before, two).code
+    assert "+rows = 3" in difference(before, two).code
+
+
 def test_a_difference_is_against_the_last_one_allowed_before(bundles: Bundles) -> None:
     third = made(client__app="one = 3\n")
     for one in (FIRST, SECOND, third):

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from client.data.columns import describe, to_toml
 from client.operator import preflight as module
 from client.operator.folder import bundles_of
 from client.operator.preflight import MEND, NOTE, OK, preflight
@@ -74,6 +75,33 @@ def test_a_site_where_no_bundle_may_run_is_told_so(site: Path) -> None:
     assert "efface site allow" in text
     bundles_of(site).allow("0" * 64, "")
     assert found(site)["bundles"] == (OK, "1 bundle may run here")
+
+
+def test_a_sites_table_is_counted_and_no_message_is_tried(site: Path) -> None:
+    rows = "".join(f"{age},{'yes' if age % 2 else 'no'}\n" for age in range(20, 60))
+    (site / "heart.csv").write_text("age,sick\n" + rows)
+    named = f"table:{site / 'heart.csv'}?label=sick"
+    cells = {"age": [str(age) for age in range(20, 60)]}
+    columns = describe(cells, label="sick", classes=("no", "yes"), where="heart.csv")
+    (site / "heart.toml").write_text(to_toml(columns))
+    write(site, data=f"{named}&columns={site / 'heart.toml'}")
+    checks = [(one.check, one.state, one.text) for one in preflight(site, connect=False)]
+    assert ("data", OK, "40 rows of 1 numbers in 2 classes") in checks
+    assert [state for name, state, _ in checks if name == "trial message"] == [NOTE]
+    write(site, data=named)
+    assert found(site)["data"][0] == MEND
+    assert "efface data columns" in found(site)["data"][1]
+
+
+def test_data_that_a_task_alone_can_read_are_left_to_it(site: Path) -> None:
+    write(site, data="every 2nd from 0")
+    checks = found(site)
+    assert [name for name, (state, _) in checks.items() if state == MEND] == []
+    assert checks["data"] == (
+        NOTE,
+        "every 2nd from 0 is for a task of the coordinator's, which alone can read it",
+    )
+    assert checks["trial message"][0] == NOTE
 
 
 def no_folder(site: Path) -> None:
@@ -279,4 +307,7 @@ def test_a_sites_table_needs_the_columns_file_of_all_and_is_not_tried(
     )
     write(site, data=f"{name}&columns={tmp_path}/heart.toml")
     assert found(site)["data"][0] != MEND
-    assert found(site)["trial"] == (NOTE, "not tried: a table is for a task of the coordinator's")
+    assert found(site)["trial message"] == (
+        NOTE,
+        "not tried: the data are for a task of the coordinator's",
+    )

@@ -125,6 +125,9 @@ def test_paths_are_relative_to_the_file_that_is_named(
     assert train.dataset == f"npz:{folder}/a/scans.npz"
     assert (forget.server_samples, forget.data) == ("test:16", f"folder:{folder}/a/photos")
     assert train.home == forget.home == f"{folder}/a/h"
+    (folder / "a" / "mine.toml").write_text('dataset = "table:t.csv?label=x&columns=c.toml"')
+    run("train")
+    assert settings[-1].dataset == f"table:{folder}/a/t.csv?label=x&columns={folder}/a/c.toml"
 
 
 def test_a_methods_options_hold_for_the_method_beside_them(

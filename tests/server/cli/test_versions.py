@@ -270,6 +270,21 @@ def test_predictions_as_a_document_and_as_a_file(efface: Efface, tmp_path: Path)
     assert efface("predict", "v0001", "digits", "-o", str(path)).exit_code == USAGE
 
 
+def test_a_task_of_ones_own_is_spoken_of_as_examples_not_images(tmp_path: Path) -> None:
+    tasks = Path(__file__).parents[2] / "tasks"
+    efface = Efface(tmp_path / "home")
+    small = ("--num-clients", "2", "--rounds", "1", "--local-steps", "2", "--scale", "0")
+    trained = efface("train", "--task", f"{tasks / 'others.py'}:Words", *small)
+    assert "Examples seen" in trained.stdout, trained.output
+
+    said = efface("export", "v0001", "-o", str(tmp_path / "words.pt")).stdout
+    assert "inputs (12) int64" in said
+    assert "as the task's transform returns them" in said
+    assert "on 60 test examples of others:Words:" in efface("evaluate").stdout
+    written = efface("predict", "v0001", "any", "-o", str(tmp_path / "words.csv"))
+    assert "words.csv: 60 examples" in written.stdout.replace("\n", "")
+
+
 def test_own_images_are_normalised_as_the_version_was_trained(
     efface: Efface, tmp_path: Path
 ) -> None:

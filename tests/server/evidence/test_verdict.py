@@ -153,7 +153,7 @@ def test_without_test_images_the_reason_is_not_a_comparison_that_was_made() -> N
     assert found.state == "not-shown"
     assert found.missing == (Missing("relearning-curve", "no-test-images"),)
     told = not_measured(found.missing[0], "class")
-    assert "test images" in told
+    assert "test examples" in told
     assert "--compare retrain" not in told
 
 

@@ -7,14 +7,19 @@ from typing import Any
 import pytest
 import torch
 
+from client import own_task, task_folders
 from client.errors import BadSetting
-from client.own_task import OWN
+from client.task_folders import OWN
 from server.evidence.record import Record
 from server.nodes.engines.superlink import stage_app
+from server.requests import exporting
+from server.requests.evaluation import evaluated
 from server.requests.intake import Service
-from server.runner import run
+from server.runner import plan, run
 from server.settings import RunSettings
 from server.storage.home import Home
+from server.storage.ledger import Ledger
+from server.storage.opened import opened
 from strategies.table import METHODS
 
 TASKS = Path(__file__).parents[2] / "tasks"
@@ -140,6 +145,29 @@ def test_a_version_keeps_the_code_that_trained_it(tmp_path: Path) -> None:
     mine.write_text("raise RuntimeError('this is another file now')")
     done = ask(home, mode="forget", forget_clients="client-0", method="not", trial=True)
     assert done.model == "Wine"
+
+
+def test_a_command_that_only_looks_finds_the_code_that_the_home_keeps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained(tmp_path, "tables.py:Wine", rounds=1)
+
+    def as_in_a_new_process() -> tuple[Home, Ledger]:
+        monkeypatch.setattr(task_folders, "_folders", [])
+        monkeypatch.delenv(task_folders.TASKS)
+        own_task._class_of.cache_clear()
+        own_task._task_of.cache_clear()
+        return opened(str(tmp_path))
+
+    home, ledger = as_in_a_new_process()
+    assert evaluated(home, ledger).class_names == ("barolo", "grignolino", "barbera")
+    home, ledger = as_in_a_new_process()
+    row = ledger.version("v0001")
+    written = exporting.export(home, ledger, row, tmp_path / "wine.safetensors")
+    assert written.facts["class_names"] == ["barolo", "grignolino", "barbera"]
+    as_in_a_new_process()
+    asked = RunSettings(mode="forget", home=str(tmp_path), forget_classes="barbera", method="sga")
+    assert plan(asked.check())["forget"]["classes"] == (2,)
 
 
 def test_a_bundle_holds_the_task_and_its_hash_names_it(tmp_path: Path) -> None:

@@ -132,7 +132,7 @@ def test_the_centralised_scheme_sends_not_one_byte(home: Path) -> None:
     ("more", "message"),
     [
         ({"method": "influential-ce"}, "got no server-samples"),
-        ({"method": "influential-ce", "server_samples": "test:9999"}, "must leave test images"),
+        ({"method": "influential-ce", "server_samples": "test:9999"}, "must leave test examples"),
         ({"method": "influential-ce", "server_samples": "some"}, "test:NUMBER or npz:PATH"),
         ({"method": "influential-ce", "server_samples": "test:1"}, "every class to forget"),
         ({"method": "influential-de", "method_options": "delta=0"}, r"delta must lie in \(0, 1\]"),

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import torch
 from flwr.app import ArrayRecord
+from torch import nn
 
 from client.errors import BadSetting
 from client.learning.models import ModelSpec, build
 from client.learning.spec import image_model
 from client.wire import ForgetSpec
-from strategies.methods.not_negation import WeightNegation, negated
+from strategies.methods.not_negation import WeightNegation, negated, weights_by_layer
 from tests.messages import weights
 from tests.recording import MODEL, Recording
 
@@ -70,6 +71,15 @@ def test_a_residual_networks_first_convolution_is_its_first_layer() -> None:
     spec = image_model("resnet20", num_classes=10, channels=1, image_size=8)
     model = ArrayRecord(build(spec, torch.Generator().manual_seed(0)).state_dict())
     assert changed(model, forget(model, spec).first("unlearn").model) == {"body.0.weight"}
+
+
+def test_layers_of_every_kind_count_and_frozen_ones_do_not() -> None:
+    network = nn.Sequential(nn.Conv1d(3, 4, 5), nn.GroupNorm(2, 4), nn.GRU(4, 2), nn.Linear(2, 2))
+    found = [["0.weight"], ["2.weight_ih_l0", "2.weight_hh_l0"], ["3.weight"]]
+    network.register_parameter("positions", nn.Parameter(torch.zeros(3, 9)))
+    assert weights_by_layer(network) == found
+    network[0].requires_grad_(False)  # it does not travel
+    assert weights_by_layer(network) == found[1:]
 
 
 def test_the_classifier_is_never_negated() -> None:

@@ -1,0 +1,33 @@
+"""The example of tables runs as its README says, and comes to what it says."""
+
+import json
+from pathlib import Path
+
+from tests.examples.walking import Walk, shape
+
+
+def test_the_commands_run_as_they_stand_and_end_as_readme_shows(tmp_path: Path) -> None:
+    walk = Walk("heart-tables", tmp_path)
+    told = []
+    for words in walk.commands():
+        done = walk.type(*words)
+        assert done.returncode == 0, (words, done.stderr)
+        told.append(done.stdout)
+
+    assert shape("".join(told)) == shape(walk.output())
+    assert "".join(told).count("Verdict: passed") == 2
+    done = walk.type("efface", "show", "v0001", "--json")
+    card = json.loads(done.stdout)["version"]["card"]
+    assert "heart:Table" in json.dumps(card["model"])
+    # The pages talk of a table, not of images.
+    for page in (walk.folder / ".efface" / "reports").glob("*.html"):
+        text = page.read_text().split("<body")[1].lower()
+        for name in (
+            "data:image/",
+            "model-image-size",
+            "image-lr",
+            "image-steps",
+            "image-momentum",
+        ):
+            text = text.replace(name, "")
+        assert "image" not in text
