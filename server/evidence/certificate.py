@@ -5,7 +5,8 @@
     sentences(statement)   what it certifies, in plain words
 
 A statement holds what a request's record says of the whole: no weights, no updates, no inputs, no
-number of one client's own, and no path of the coordinator's machine.
+path of the coordinator's machine, and no number of one client's own; where one client alone is
+forgotten, the accuracy on its held-out data is the evidence, and is there.
 """
 
 import re
@@ -28,7 +29,8 @@ STATEMENT_TYPE: Final = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE: Final = "urn:efface:unlearning/v1"
 SHA256: Final = re.compile(r"[0-9a-f]{64}")
 ROLES: Final = ("before", "after")
-# Of a model's scores: what is of the whole, and of no client alone.
+# Of a model's scores: what is of the whole. Where a request names one client, what was to be
+# forgotten is that client's alone, and its accuracy is what the certificate is about.
 _SCORES: Final = (
     *("forget_accuracy", "retain_accuracy", "loss", "per_class_accuracy", "relearning_curve"),
 )
@@ -245,6 +247,8 @@ def read(data: bytes, public: str) -> dict[str, Any]:
 def _check_inside(found: Mapping[str, Any]) -> None:
     """Check that a statement's parts belong together, and the signatures that it quotes."""
     told = found["predicate"]
+    if not isinstance(told["limits"], list) or any(type(one) is not str for one in told["limits"]):
+        raise InvalidCertificate("limits must be a list of sentences, got another form")
     subject = [
         {"name": f"{role}/{told['versions'][role]['id']}", "digest": {"sha256": digest}}
         for role in ROLES

@@ -1,11 +1,7 @@
 """DSSE envelopes: a payload, its type, and one Ed25519 signature over both.
 
-"Dead Simple Signing Envelope" v1 (https://github.com/secure-systems-lab/dsse). What is signed is
-
-    "DSSEv1" SP len(type) SP type SP len(payload) SP payload
-
-It is written here, in a few lines on `cryptography`: the library `securesystemslib` has it too, but
-its Ed25519 needs a newer `cryptography` than Flower lets this project have.
+"Dead Simple Signing Envelope" v1, https://github.com/secure-systems-lab/dsse, by the library
+`securesystemslib`.
 
 Reading is strict, beyond what DSSE asks: what a signature does not cover (the key's id, how base64
 is written, further fields) may have one form only, so that no byte of meaning changes unseen.
@@ -15,7 +11,12 @@ import base64
 import json
 from typing import Any, Final
 
+from securesystemslib.dsse import Envelope
+from securesystemslib.exceptions import VerificationError
+from securesystemslib.signer import Signature, SSlibKey
+
 from client.errors import EffaceError
+from client.keys import public_key
 from server.storage import keys
 from server.storage.keys import Signer
 
@@ -28,24 +29,12 @@ class InvalidCertificate(EffaceError):
     code = "invalid-certificate"
 
 
-def pre_authentication(kind: str, payload: bytes) -> bytes:
-    """Return the bytes that the signature of a payload of a type is made of."""
-    name = kind.encode()
-    return b"DSSEv1 %d %b %d %b" % (len(name), name, len(payload), payload)
-
-
 def sealed(kind: str, payload: bytes, signer: Signer) -> bytes:
     """Return a payload in its signed envelope, as a JSON file holds it."""
-    signature = {
-        "keyid": signer.fingerprint,
-        "sig": signer.sign(pre_authentication(kind, payload)),
-    }
-    document = {
-        "payload": base64.b64encode(payload).decode(),
-        "payloadType": kind,
-        "signatures": [signature],
-    }
-    return json.dumps(document, indent=2).encode() + b"\n"
+    envelope = Envelope(payload, kind, {})
+    made = base64.b64decode(signer.sign(envelope.pae())).hex()
+    envelope.signatures[signer.fingerprint] = Signature(signer.fingerprint, made)
+    return json.dumps(envelope.to_dict(), indent=2).encode() + b"\n"
 
 
 def opened(data: bytes, kind: str, public: str) -> bytes:
@@ -76,11 +65,15 @@ def opened(data: bytes, kind: str, public: str) -> bytes:
         )
     payload = _decoded(document["payload"], "payload")
     _decoded(signatures[0]["sig"], "signature")
-    if not keys.verified([public], pre_authentication(kind, payload), signatures[0]["sig"]):
+    name, raw = keys.fingerprint(public), public_key(public).public_bytes_raw()
+    key = SSlibKey(name, "ed25519", "ed25519", {"public": raw.hex()})
+    try:
+        Envelope.from_dict(document).verify([key], threshold=1)
+    except VerificationError as error:
         raise InvalidCertificate(
             "signature must be of this content, got one that is not: the file was changed, or "
             "signed with another key"
-        )
+        ) from error
     return payload
 
 
