@@ -229,9 +229,15 @@ footer { margin-top: 3rem; padding-top: .8rem; border-top: 1px solid var(--rule)
 <section id="features">
 <h2>Below the last layer</h2>
 {% if features %}
-<p>A result that forgot reads as Retrained does in every column; one that lies nearer to Original still holds some of the class in its features, whatever its outputs say.</p>
-{{ show(features, "Model", "Test images; the last layer’s inputs") }}
-<p class="note"><b>Head back</b>: with Original’s row of the last layer; a high number is a find, a low one shows nothing by itself. <b>Blank head</b>: mean of the relearning curve from a last layer that says nothing of the class. <b>Class means</b>: by the nearest class mean. <b>Probe</b>: a new last layer trained on ten images of each class. Any model of images knows some of a class it never saw, so the last three are to be read against Retrained’s row. <b>CKA</b> and <b>neighbours</b> say how alike the model and Retrained see the same images; another retraining would not reach 1 either. None of these decides the verdict yet.</p>
+{% if feature_sentence %}<p>{{ feature_sentence }}</p>{% endif %}
+<p>A model’s last layer can be edited so that it no longer names a class, while the layers below still know it. These measures look below. A result that forgot reads as Retrained does in every column; one that lies nearer to Original still holds some of the class, whatever it answers. They are for information, and do not decide the verdict yet.</p>
+{{ show(features, "Model", "On test images") }}
+<ul class="note">
+<li><b>Head back</b>: how much is recognised with Original’s last layer put back. A high number is a find; a low one shows nothing by itself.</li>
+<li><b>Blank head</b>: how fast the class is learned again from a last layer that says nothing of it; the mean of the relearning curve.</li>
+<li><b>Class means</b> and <b>probe</b>: how much is recognised with a simple new last layer, made of few labelled images (50 and 10 of each class). Any model of images tells classes apart that it never saw: read them against Retrained’s row.</li>
+<li><b>CKA</b> and <b>neighbours</b>: how alike the model and Retrained see the same images; 1 is the same, and another retraining would not reach it either.</li>
+</ul>
 {% else %}
 <p>{{ why_no_features }}</p>
 {% endif %}

@@ -12,7 +12,7 @@ from client.files import write_atomic
 from server.evidence.participation import remarks
 from server.evidence.record import Record
 from server.report.channels import channel_section
-from server.report.features import feature_table, why_no_features
+from server.report.features import feature_sentence, feature_table, why_no_features
 from server.report.page import PAGE
 from server.report.pictures import cost_plot, phases_plot, relearning_plot
 from server.report.tables import (
@@ -81,6 +81,7 @@ def render(record: Record, *, linked: bool = False) -> str:
         relearning_plot=relearning_plot(record),
         relearning=relearning_table(record),
         features=feature_table(record),
+        feature_sentence=feature_sentence(record),
         why_no_features=why_no_features(record),
         channels=channel_section(record),
         forgets=record.forget is not None,
