@@ -157,6 +157,11 @@ def documents(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "forgotten": "forgotten",
         "audit": "audit",
         "key": "key",
+        "certificate": f"certificate r0002 -o {home.parent / 'certificate.json'}",
+        "certificate verify": (
+            f"certificate verify {home.parent / 'certificate.json'} "
+            f"--key {home / 'keys' / 'coordinator.pub'}"
+        ),
         "report": "report r0002",
         "methods": "methods",
         "evaluate": "evaluate v0001 --relearning 9",
@@ -200,6 +205,8 @@ SECTIONS = {
     "`efface predict`": "predict",
     "`efface forgotten`": "forgotten",
     "`efface audit`": "audit",
+    "`efface certificate`": "certificate",
+    "`efface certificate verify`": "certificate verify",
     "`efface key`": "key",
     "`efface report`": "report",
     "`efface forget --dry-run`": "plan",

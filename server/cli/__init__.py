@@ -6,6 +6,7 @@ import typer
 
 from server.cli import (
     bench,
+    certificate,
     coordinator,
     process,
     reading,
@@ -43,6 +44,7 @@ def _application() -> typer.Typer:
     reading.add_to(made, of_models)
     versions.add_to(made, of_models)
     trust.add_to(made)
+    certificate.add_to(made)
     site.add_to(made)
     coordinator.add_to(made)
     at_site = typer.Typer(

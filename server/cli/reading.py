@@ -20,6 +20,7 @@ from server.report import display
 from server.report.display import number, table
 
 if TYPE_CHECKING:
+    from server.evidence.features.scores import FeatureMeasures
     from server.storage.home import Home
     from server.storage.ledger import Ledger, RequestRow, VersionRow
     from server.storage.seal_check import Checked, Problem
@@ -431,6 +432,16 @@ def evaluate(
             show_default=False,
         ),
     ] = None,
+    features: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--features",
+            metavar="NAME|NUMBER",
+            help="Also measure what is known of the class below the last layer, beside the version "
+            "before and Retrained; may be repeated.",
+            show_default=False,
+        ),
+    ] = None,
     data_now: Annotated[
         str,
         typer.Option(
@@ -444,10 +455,16 @@ def evaluate(
 ) -> Answer:
     """Measure a version on its data set's test part, class by class."""
     home, ledger = opened(call)
+    from server.evidence.serial import plain
     from server.requests.evaluation import evaluated
 
     found = evaluated(
-        home, ledger, version, relearning or (), data_now or call.project.value("data") or ""
+        home,
+        ledger,
+        version,
+        relearning or (),
+        data_now or call.project.value("data") or "",
+        features or (),
     )
     names, scores = found.class_names, found.scores
     document = {
@@ -459,6 +476,8 @@ def evaluate(
         "class_names": list(names or ()),
         **scores,
         "relearning_curve": found.curve,
+        "features": None if found.features is None else plain(found.features),
+        "features_from": found.features_from,
     }
     cells = [
         [
@@ -477,8 +496,28 @@ def evaluate(
     ]
     if found.asked:
         shown += _curve_lines(target_text({"classes": found.asked}, names), found.curve)
+    if found.features is not None:
+        of = target_text({"classes": found.features_of}, names)
+        shown += _feature_lines(of, found.version, str(found.features_from), found.features)
     shown += [f"note: {note}" for note in found.cautions]
     return Answer(document, shown)
+
+
+def _feature_lines(named: str, version: str, before: str, found: "FeatureMeasures") -> list[Any]:
+    from server.report.features import SHORT, WHY_NOT, feature_rows
+
+    if found.why_not is not None:
+        return [f"Below the last layer, {named}: {WHY_NOT[found.why_not]}"]
+    lines: list[Any] = [
+        f"Below the last layer, {named} (percent; then how like Retrained, 0 to 1):",
+        table(["Model", *SHORT], feature_rows(found, version, f"Original ({before})"), text=1),
+    ]
+    if found.retrained is None:
+        lines.append(
+            "note: no Retrained was kept to compare with: efface forget --compare retrain trains "
+            "one; any model knows some of a class that it never saw"
+        )
+    return lines
 
 
 def _curve_lines(named: str, curve: Mapping[str, Any] | None) -> list[Any]:

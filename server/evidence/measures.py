@@ -53,9 +53,9 @@ class Judge:
         gone = {*self.erased, *self.forget.classes}
         return [c for c in range(self.spec.num_classes) if c not in gone]
 
-    def model(self, arrays: ArrayRecord) -> nn.Module:
-        """Return the network with these weights."""
-        return loaded(self.spec, tensors(arrays))
+    def model(self, arrays: ArrayRecord, spec: ModelSpec | None = None) -> nn.Module:
+        """Return a network, `spec` if it is not this one's, with these weights."""
+        return loaded(spec or self.spec, tensors(arrays))
 
     def test(self, arrays: ArrayRecord) -> Scores | None:
         """Return the scores on the coordinator's test part."""
@@ -69,7 +69,7 @@ class Judge:
         Each core takes a stretch on one thread: torch's own threads wait for one another at every
         layer, and for ever when the machine is busy.
         """
-        pick, task = self._picker(split, index), self.spec.task
+        pick, task = self._split_picker(split, index), self.spec.task
         loss, right = (task.loss, task.score) if task.own_loss else (None, None)
         positions = torch.arange(len(split.labels) if index is None else len(index))
         stretches = [part for part in positions.chunk(os.cpu_count() or 1) if len(part)]
@@ -119,6 +119,10 @@ class Judge:
         It needs test images of forgotten classes: half of them, 50 at most, are in the relearning
         set with 450 others; the rest measure. The set and its order are the same for all versions.
         """
+        return self.relearned(self.model(arrays))
+
+    def relearned(self, model: nn.Module) -> dict[str, Any] | None:
+        """Return the same of a network, which is trained in place."""
         if self.data is None or self.forget.level != "class":
             return None
         test = self.data.test
@@ -132,13 +136,13 @@ class Judge:
         chosen = torch.cat([forgotten[:num_forget], others[:RELEARN_OTHERS]])
         measured = forgotten[num_forget:]
 
-        def forget_accuracy(model: nn.Module) -> float:
-            return self._scores(model, test, measured).accuracy() or 0.0
+        def forget_accuracy(trained: nn.Module) -> float:
+            return self._scores(trained, test, measured).accuracy() or 0.0
 
         torch.set_num_threads(1)
         curve = relearning_curve(
-            self.model(arrays),
-            self._picker(test, chosen),
+            model,
+            self._split_picker(test, chosen),
             len(chosen),
             forget_accuracy,
             steps=RELEARN_STEPS,
@@ -152,7 +156,13 @@ class Judge:
             "mean": sum(curve) / len(curve),
         }
 
-    def _picker(self, split: Examples, index: Tensor | None = None) -> Pick:
+    def picker(self, index: Tensor) -> Pick:
+        """Return what picks inputs and labels of the test part, by positions in `index`."""
+        if self.data is None:
+            raise ValueError("data must be given, got None")
+        return self._split_picker(self.data.test, index)
+
+    def _split_picker(self, split: Examples, index: Tensor | None = None) -> Pick:
         data, task = self.data, self.spec.task
         if data is None:
             raise ValueError("data must be given, got None")

@@ -13,6 +13,7 @@ from typing import Any, Final
 from client.errors import BadSetting
 from server.evidence import wording
 from server.evidence.costs import SpeedUp
+from server.evidence.features.scores import FeatureMeasures
 from server.evidence.participation import Absence, Participation, remarks
 from server.evidence.scores import ModelScores, RoundScores
 from server.evidence.serial import plain, read
@@ -125,6 +126,7 @@ class Record(Costs):
     settings: Mapping[str, Any] = field(default_factory=dict)
     original: ModelScores | None = None
     retrained: ModelScores | None = None
+    features: FeatureMeasures | None = None
     channels: Mapping[str, Any] | None = None
     model_bytes: int | None = None
     unlearned: ModelScores | None = None

@@ -225,6 +225,25 @@ footer { margin-top: 3rem; padding-top: .8rem; border-top: 1px solid var(--rule)
 </section>
 {% endif %}
 
+{% if features or why_no_features %}
+<section id="features">
+<h2>Below the last layer</h2>
+{% if features %}
+{% if feature_sentence %}<p>{{ feature_sentence }}</p>{% endif %}
+<p>A model’s last layer can be edited so that it no longer names a class, while the layers below still know it. These measures look below. A result that forgot reads as Retrained does in every column; one that lies nearer to Original still holds some of the class, whatever it answers. They are for information, and do not decide the verdict yet.</p>
+{{ show(features, "Model", "On test images") }}
+<ul class="note">
+<li><b>Head back</b>: how much is recognised with Original’s last layer put back. A high number is a find; a low one shows nothing by itself.</li>
+<li><b>Blank head</b>: how fast the class is learned again from a last layer that says nothing of it; the mean of the relearning curve.</li>
+<li><b>Class means</b> and <b>probe</b>: how much is recognised with a simple new last layer, made of few labelled images (50 and 10 of each class). Any model of images tells classes apart that it never saw: read them against Retrained’s row.</li>
+<li><b>CKA</b> and <b>neighbours</b>: how alike the model and Retrained see the same images; 1 is the same, and another retraining would not reach it either.</li>
+</ul>
+{% else %}
+<p>{{ why_no_features }}</p>
+{% endif %}
+</section>
+{% endif %}
+
 {% if channels %}
 <section id="channels">
 <h2>Channels</h2>

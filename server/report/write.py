@@ -12,6 +12,7 @@ from client.files import write_atomic
 from server.evidence.participation import remarks
 from server.evidence.record import Record
 from server.report.channels import channel_section
+from server.report.features import feature_sentence, feature_table, why_no_features
 from server.report.page import PAGE
 from server.report.pictures import cost_plot, phases_plot, relearning_plot
 from server.report.tables import (
@@ -79,6 +80,9 @@ def render(record: Record, *, linked: bool = False) -> str:
         phases_plot=phases_plot(record),
         relearning_plot=relearning_plot(record),
         relearning=relearning_table(record),
+        features=feature_table(record),
+        feature_sentence=feature_sentence(record),
+        why_no_features=why_no_features(record),
         channels=channel_section(record),
         forgets=record.forget is not None,
         retrained=record.retrained is not None,

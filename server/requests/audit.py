@@ -61,11 +61,11 @@ def audit(home: Home, ledger: Ledger, *, publics: Sequence[str] = (), head: str 
         done.counts["versions"] += 1
         pruned = version.id in found.pruned
         done.counts["pruned"] += pruned
-        done.problems += _weights(home, version, pruned=pruned)
+        done.problems += of_version(home, version, pruned=pruned)
     return done
 
 
-def _weights(home: Home, row: VersionRow, *, pruned: bool) -> list[Problem]:
+def of_version(home: Home, row: VersionRow, *, pruned: bool) -> list[Problem]:
     """Compare a version's files with its row; of pruned weights a seal says that they are gone."""
     folder = home.versions / row.id
     found = []

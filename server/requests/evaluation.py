@@ -4,17 +4,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from client.errors import DataError
+from flwr.app import ArrayRecord
+
+from client.data.datasets import Data
+from client.errors import BadSetting, DataError
+from client.learning.models import ModelSpec
 from client.wire import ForgetSpec
+from server.evidence.features.scores import FeatureMeasures
 from server.evidence.measures import Judge
 from server.nodes.federation import from_numpy
 from server.requests.classes import card_names, check_as_trained, class_number
 from server.requests.data import version_data
 from server.requests.forgotten import check_data
 from server.requests.intake import inherited
+from server.requests.yardstick import kept
 from server.settings import RunSettings
 from server.storage.home import Home
-from server.storage.ledger import Ledger
+from server.storage.ledger import Ledger, VersionRow
 from server.storage.registry import Registry
 from server.storage.seals import EditedError
 
@@ -34,6 +40,10 @@ class Evaluated:
         scores: Accuracies in percent, by the names of `ModelScores`.
         curve: How fast the classes asked for come back; None where none was, or there are too few
             test images.
+        features: What it, the version before it and Retrained know of classes below their last
+            layers; None if it was not asked for.
+        features_of: These classes.
+        features_from: Id of the version before, "Original".
         notes: What was noticed when the data were read.
         cautions: What could not be checked of them.
     """
@@ -47,6 +57,9 @@ class Evaluated:
     asked: tuple[int, ...]
     scores: Mapping[str, Any]
     curve: Mapping[str, Any] | None
+    features: FeatureMeasures | None
+    features_of: tuple[int, ...]
+    features_from: str | None
     notes: tuple[str, ...]
     cautions: tuple[str, ...]
 
@@ -57,6 +70,7 @@ def evaluated(
     version: str = "",
     relearning: Sequence[str] = (),
     data_now: str = "",
+    features: Sequence[str] = (),
 ) -> Evaluated:
     """Measure a version on its data set's test part, class by class.
 
@@ -66,9 +80,10 @@ def evaluated(
         version: Its id; empty for the one in service.
         relearning: Classes, by name or number, of which to measure how fast they come back.
         data_now: Where the version's data lie now, if they have moved.
+        features: Classes of which to measure what is known below the last layer.
 
     Raises:
-        BadSetting: If a class is unknown.
+        BadSetting: If a class is unknown, or no version before had it.
         DataError: If there are no test images.
         EditedError: If the version does not verify.
     """
@@ -93,6 +108,13 @@ def evaluated(
     forget = ForgetSpec("class", asked or erased) if asked or erased else ForgetSpec()
     judge = Judge(spec, data, forget, tuple(c for c in erased if c not in asked))
     model = from_numpy(arrays)
+    below: FeatureMeasures | None = None
+    before: VersionRow | None = None
+    named: tuple[int, ...] = ()
+    if features:
+        named = tuple(sorted({class_number(text, names, spec.num_classes) for text in features}))
+        before = _before(registry, row, named)
+        below = _below(home, registry, row, before, named, data, spec, model, data_now)
     return Evaluated(
         version=row.id,
         dataset=settings.dataset,
@@ -103,6 +125,52 @@ def evaluated(
         asked=asked,
         scores=judge.quick(model),
         curve=judge.relearning(model) if asked else None,
+        features=below,
+        features_of=named,
+        features_from=None if before is None else before.id,
         notes=tuple(data.notes),
         cautions=tuple(cautions),
+    )
+
+
+def _before(registry: Registry, row: VersionRow, classes: Sequence[int]) -> VersionRow:
+    """Return the newest version on the way here that had forgotten none of these classes.
+
+    Raises:
+        BadSetting: If there is none.
+    """
+    for one in registry.lineage(row.id):
+        if not set(classes) & set(one.card["erased"]["classes"]):
+            return one
+    raise BadSetting(
+        f"features must be of classes that a version before {row.id} had, got {list(classes)}"
+    )
+
+
+def _below(
+    home: Home,
+    registry: Registry,
+    row: VersionRow,
+    before: VersionRow,
+    classes: tuple[int, ...],
+    data: Data,
+    spec: ModelSpec,
+    model: ArrayRecord,
+    data_now: str,
+) -> FeatureMeasures:
+    """Return what a version, the one before and Retrained know below their last layers."""
+    # Only here: scikit-learn takes a second to load.
+    from server.evidence.features.measures import feature_measures
+
+    settings = inherited(RunSettings(data=data_now), before)
+    first = settings.model_spec(data)
+    earlier = before.card["erased"]
+    forget = ForgetSpec("class", classes)
+    yardstick = kept(home.cache, row.federation, forget, earlier, settings.training())
+    judge = Judge(first, data, forget, tuple(earlier["classes"]))
+    return feature_measures(
+        judge,
+        (first, from_numpy(registry.load(before)[0])),
+        (spec, model),
+        None if yardstick is None else (first, yardstick),
     )

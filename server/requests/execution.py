@@ -26,6 +26,7 @@ from server.nodes.federation import Cost, GridFederation, Round, from_numpy
 from server.requests import classes, forgotten, records
 from server.requests.attendance import await_clients, settle_pending
 from server.requests.context import Work, outcome
+from server.requests.features import measured
 from server.requests.orders import Order, order_of
 from server.requests.yardstick import Yardstick, inputs_of, relearning, retrained
 from server.settings import RunSettings
@@ -217,11 +218,13 @@ def _change(work: Work) -> None:
             method=row.method,
             crept_back=crept_back,
         )
+        below = measured(judge, federation, (before.spec, first), (after.spec, model), yardstick)
         refused = crept_back is not None or not _admitted(verdict, s)
         record = compose(
             yardstick=yardstick,
             original=original,
             recovered=result,
+            features=below,
             verdict=verdict,
             refused=refused,
         )

@@ -80,7 +80,7 @@ def order_of(home: Home, row: RequestRow, settings: RunSettings, lineage: str) -
     )
     path = home.runs / row.id / NAME
     if path.exists():
-        found = _read(path)
+        found = read(path)
         if _content(found) != _content(told):
             raise EffaceError(
                 f"order of {row.id} must be the request's own, got another one in {path}: it was "
@@ -98,7 +98,7 @@ def order_of(home: Home, row: RequestRow, settings: RunSettings, lineage: str) -
 def problems(path: Path, row: RequestRow, publics: Sequence[str]) -> list[tuple[str, Path]]:
     """Return what of a kept order does not verify, with its file."""
     try:
-        found = _read(path)
+        found = read(path)
     except EffaceError as error:
         return [(str(error), path)]
     named = (found.request, found.action, found.level, found.classes, found.clients)
@@ -118,7 +118,12 @@ def _content(order: Order) -> dict[str, Any]:
     return {k: v for k, v in vars(order).items() if k not in ("time", "key", "signature")}
 
 
-def _read(path: Path) -> Order:
+def read(path: Path) -> Order:
+    """Return a kept order.
+
+    Raises:
+        EffaceError: If it cannot be read.
+    """
     try:
         found = json.loads(path.read_text())
         found.pop("format")

@@ -10,6 +10,7 @@ from typing import Any, Final
 from flwr.app import ArrayRecord
 
 from client.files import overwrite, write_atomic
+from client.wire import ForgetSpec
 from server.evidence.measures import Judge
 from server.evidence.scores import Curve, ModelScores
 from server.evidence.serial import read
@@ -26,11 +27,12 @@ PATTERN: Final = "retrained-*.safetensors"
 
 @dataclass(frozen=True)
 class Yardstick:
-    """Scores of Retrained, what its training cost, and whether it was found in the cache."""
+    """Scores of Retrained, what its training cost, whether it was in the cache, and its weights."""
 
     scores: ModelScores
     cost: Cost
     cached: bool
+    weights: ArrayRecord
 
 
 def inputs_of(
@@ -97,7 +99,37 @@ def retrained(
         relearning_curve=relearning(judge, weights, federation, "retrained"),
         timeline=timeline(notes),
     )
-    return Yardstick(scores, cost, cached)
+    return Yardstick(scores, cost, cached, weights)
+
+
+def kept(
+    cache: Path,
+    federation: str,
+    forget: ForgetSpec,
+    erased: Mapping[str, Sequence[Any]],
+    training: Mapping[str, Any],
+) -> ArrayRecord | None:
+    """Return a yardstick that a request has left in the cache, None if none did.
+
+    Args:
+        cache: Folder of the home.
+        federation: Its name.
+        forget: What the yardstick was trained without.
+        erased: What had been forgotten before: "classes" and "clients".
+        training: All that the version's training depended on.
+    """
+    gone = [sorted(erased["classes"]), sorted(erased["clients"])]
+    named = [forget.level, sorted(forget.classes), sorted(forget.clients)]
+    for path in sorted(cache.glob(PATTERN)):
+        inputs = note_of(path)["inputs"]
+        told = inputs["forget"]
+        same = [told["level"], sorted(told["classes"]), sorted(told["clients"])] == named
+        same &= [sorted(part) for part in inputs["erased"]] == gone
+        same &= inputs["federation"] == federation
+        same &= all(training.get(key) == value for key, value in inputs["training"].items())
+        if same:
+            return from_numpy(unpack(path.read_bytes(), path)[0])
+    return None
 
 
 def sweep(cache: Path, erased: Callable[[str], Erased]) -> list[Path]:

@@ -1,0 +1,194 @@
+"""All measures below the last layer, of the model before a request, its result, and Retrained.
+
+Every model sees the same test images, drawn once. Of each class 50 are *shown*: the class means are
+of them, and the probe learns from the first 10; accuracies are on others, and so is the likeness.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, cast
+
+import torch
+from flwr.app import ArrayRecord
+from torch import Tensor, nn
+
+from client.learning.evaluation import BATCH
+from client.learning.models import ModelSpec, traced
+from client.learning.sizes import at_once
+from client.seeds import generator
+from server.evidence.features.blank_head import blank_rows
+from server.evidence.features.class_means import nearest_class_mean
+from server.evidence.features.head_back import head_back
+from server.evidence.features.layers import features, layer_outputs
+from server.evidence.features.likeness import linear_cka, neighbour_agreement
+from server.evidence.features.probe import probed
+from server.evidence.features.scores import FEATURES, FeatureMeasures, FeatureScores, Layer
+from server.evidence.measures import Judge
+from server.evidence.scores import Curve
+from server.evidence.serial import read
+
+SHOWN: Final = 50  # images of a class behind its mean, at most half of them
+LABELLED: Final = 10  # of these, what the probe learns from
+MEASURED: Final = 1000  # images of the forgotten classes that accuracies are on, at most
+COMPARED: Final = 200  # images of either side on which two models are compared
+
+Weights = tuple[ModelSpec, ArrayRecord]
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """Positions in the test part; `forgotten` are no part of `shown`, and `labelled` are."""
+
+    forgotten: Tensor
+    shown: Tensor
+    labelled: Tensor
+    retained: Tensor
+
+
+def feature_measures(
+    judge: Judge, original: Weights, result: Weights, retrained: Weights | None
+) -> FeatureMeasures:
+    """Return what three models know of the forgotten classes below their last layers.
+
+    Args:
+        judge: Says what is forgotten and retained, and has the test images.
+        original: Network and weights before the request.
+        result: After it; channels may have gone.
+        retrained: The yardstick's; without it there is no likeness.
+
+    Returns:
+        The measures; the same inputs give the same numbers.
+    """
+    given = [weights for weights in (original, result, retrained) if weights is not None]
+    if judge.forget.level != "class" or any(traced(spec).head is None for spec, _ in given):
+        return FeatureMeasures(why_not="no-last-layer")
+    drawn = _drawn(judge)
+    if drawn is None:
+        return FeatureMeasures(why_not="too-few-images")
+    torch.set_num_threads(1)
+    yardstick = None if retrained is None else _outputs(judge, retrained, drawn)
+    first = _last_layer(judge, original)
+
+    def scores(weights: Weights, *, compare: bool = True) -> FeatureScores:
+        return _scores(judge, weights, first, drawn, yardstick if compare else None)
+
+    return FeatureMeasures(
+        original=scores(original),
+        retrained=None if retrained is None else scores(retrained, compare=False),
+        result=scores(result),
+    )
+
+
+def _scores(
+    judge: Judge,
+    weights: Weights,
+    original: nn.Linear,
+    drawn: _Drawn,
+    yardstick: dict[str, Tensor] | None,
+) -> FeatureScores:
+    spec, head = weights[0], str(traced(weights[0]).head)
+    classes = judge.forget.classes
+    model = judge.model(weights[1], spec)
+    last = cast(nn.Linear, model.get_submodule(head))
+    positions = torch.cat([drawn.forgotten, drawn.shown])
+    found, labels = features(
+        model, head, judge.picker(positions), len(positions), batch_size=_batch(spec)
+    )
+    count = len(drawn.forgotten)
+    measured, wanted = found[:count], labels[:count]
+    shown, shown_labels = found[count:], labels[count:]
+    few = torch.isin(drawn.shown, drawn.labelled)
+    layers, forget, retain = _likeness(judge, weights, drawn, yardstick)
+    with torch.no_grad():
+        back = head_back(
+            measured,
+            wanted,
+            (last.weight, last.bias),
+            (original.weight, original.bias),
+            classes,
+        )
+    means = nearest_class_mean(measured, wanted, shown, shown_labels)
+    probe = probed(measured, wanted, shown[few], shown_labels[few])
+    blank_rows(model, head, classes, judge.retained)
+    curve = judge.relearned(model)
+    return FeatureScores(
+        head_back=back,
+        blank_head=None if curve is None else read(Curve, curve, "relearning curve"),
+        class_means=means,
+        probe=probe,
+        layers=layers,
+        neighbours_forget=forget,
+        neighbours_retain=retain,
+    )
+
+
+def _likeness(
+    judge: Judge, weights: Weights, drawn: _Drawn, yardstick: dict[str, Tensor] | None
+) -> tuple[tuple[Layer, ...], float | None, float | None]:
+    """Return the likeness to Retrained by layer, and the neighbours' agreement on either side."""
+    if yardstick is None:
+        return (), None, None
+    own = _outputs(judge, weights, drawn)
+    count = len(drawn.forgotten[:COMPARED])
+    layers = tuple(
+        Layer(
+            name,
+            linear_cka(own[name][:count], yardstick[name][:count]),
+            linear_cka(own[name][count:], yardstick[name][count:]),
+        )
+        for name in own
+        if name in yardstick
+    )
+    mine, theirs = own[FEATURES], yardstick[FEATURES]
+    return (
+        layers,
+        neighbour_agreement(mine[:count], theirs[:count]),
+        neighbour_agreement(mine[count:], theirs[count:]),
+    )
+
+
+def _outputs(judge: Judge, weights: Weights, drawn: _Drawn) -> dict[str, Tensor]:
+    """Return the layers' outputs on the forget images that are compared, then the retain images."""
+    spec, arrays = weights
+    positions = torch.cat([drawn.forgotten[:COMPARED], drawn.retained])
+    return layer_outputs(
+        judge.model(arrays, spec),
+        str(traced(spec).head),
+        judge.picker(positions),
+        len(positions),
+        batch_size=_batch(spec),
+    )
+
+
+def _last_layer(judge: Judge, weights: Weights) -> nn.Linear:
+    spec, arrays = weights
+    return cast(nn.Linear, judge.model(arrays, spec).get_submodule(str(traced(spec).head)))
+
+
+def _drawn(judge: Judge) -> _Drawn | None:
+    """Return which test images are used, the same for all models; None if they are too few."""
+    if judge.data is None:
+        return None
+    labels = judge.data.test.labels
+    classes: Sequence[int] = judge.forget.classes
+    draws = generator(0, "feature set", *map(str, sorted(classes)))
+    forgotten: list[Tensor] = []
+    retained: list[Tensor] = []
+    shown, labelled = [], []
+    for label in sorted({*classes, *judge.retained}):
+        positions = (labels == label).nonzero().flatten()
+        positions = positions[torch.randperm(len(positions), generator=draws)]
+        count = min(SHOWN, len(positions) // 2)
+        shown.append(positions[:count])
+        labelled.append(positions[: min(LABELLED, count)])
+        (forgotten if label in classes else retained).append(positions[count:])
+    if sum(map(len, forgotten)) < 2 or sum(map(len, retained)) < 2:
+        return None
+    left, right = torch.cat(forgotten), torch.cat(retained)
+    left = left[torch.randperm(len(left), generator=draws)][:MEASURED]
+    right = right[torch.randperm(len(right), generator=draws)][:COMPARED]
+    return _Drawn(left, torch.cat(shown), torch.cat(labelled), right)
+
+
+def _batch(spec: ModelSpec) -> int:
+    return min(BATCH, at_once(spec) or BATCH)

@@ -1,0 +1,70 @@
+"""What was measured below the last layer of a request's models."""
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from server.evidence.scores import Curve
+
+FEATURES: Final = "features"  # the last layer's input, as a layer's name
+Reason = Literal["no-last-layer", "too-few-images"]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Linear CKA with Retrained of one layer's output, 0 to 1, on forget and on retain images."""
+
+    name: str = ""
+    forget: float | None = None
+    retain: float | None = None
+
+
+@dataclass(frozen=True)
+class FeatureScores:
+    """What one model knows below its last layer. None is what was not measured.
+
+    Attributes:
+        head_back: Forget accuracy in percent with Original's rows of the last layer.
+        blank_head: Relearning curve from a last layer that says nothing of the forgotten classes.
+        class_means: Forget accuracy in percent by the nearest class mean.
+        probe: Forget accuracy in percent of a linear probe on few labelled images.
+        layers: Likeness to Retrained from the first layer to the features; empty of Retrained.
+        neighbours_forget: Share of the nearest neighbours at the features that are Retrained's,
+            too, from 0 to 1, on forget images.
+        neighbours_retain: On retain images.
+    """
+
+    head_back: float | None = None
+    blank_head: Curve | None = None
+    class_means: float | None = None
+    probe: float | None = None
+    layers: tuple[Layer, ...] = ()
+    neighbours_forget: float | None = None
+    neighbours_retain: float | None = None
+
+    @property
+    def blank_mean(self) -> float | None:
+        """Mean of the curve from a blank head, None where it was not measured."""
+        return None if self.blank_head is None else self.blank_head.mean
+
+    @property
+    def at_features(self) -> Layer:
+        """Likeness at the last layer's inputs."""
+        return next((layer for layer in self.layers if layer.name == FEATURES), Layer())
+
+
+@dataclass(frozen=True)
+class FeatureMeasures:
+    """The measures of three models, or why they do not apply.
+
+    Attributes:
+        original: The model before the request.
+        retrained: The yardstick; None if there was none.
+        result: What the request ended with.
+        why_not: "no-last-layer": the network does not end in one Linear; "too-few-images": a side
+            has fewer than two test images. Then the three are None.
+    """
+
+    original: FeatureScores | None = None
+    retrained: FeatureScores | None = None
+    result: FeatureScores | None = None
+    why_not: Reason | None = None

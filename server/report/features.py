@@ -1,0 +1,82 @@
+"""The report's table of what models know below their last layers."""
+
+from collections.abc import Sequence
+from typing import Final
+
+from server.evidence.features.scores import FeatureMeasures, FeatureScores
+from server.evidence.record import Record
+from server.report.tables import Table
+from server.report.words import as_number, as_percent, outcome_of, subject_of
+
+WHY_NOT: Final = {
+    "no-last-layer": "They do not apply: the network does not end in one linear layer.",
+    "too-few-images": "They do not apply: there are too few test images.",
+}
+
+SHORT: Final = (
+    *("Head back", "Blank head", "Class means", "Probe"),
+    *("CKA forget", "CKA retain", "Neighbours forget", "Neighbours retain"),
+)
+
+
+def feature_table(record: Record) -> Table | None:
+    """Return the measures, Original and Retrained first; None where none was made."""
+    found = record.features
+    if found is None or found.original is None:
+        return None
+    models = [
+        ("Original", found.original, "yardstick"),
+        ("Retrained", found.retrained, "yardstick"),
+        (outcome_of(record)[0], found.result, ""),
+    ]
+    return Table(
+        [("Accuracy on the forget set, %", 4), ("Like Retrained, 0 to 1", 4)],
+        [
+            *("head back", "blank head", "class means", "probe"),
+            *("CKA, forget", "CKA, retain", "neighbours, forget", "neighbours, retain"),
+        ],
+        [(name, _cells(scores), mark) for name, scores, mark in models if scores is not None],
+    )
+
+
+def why_no_features(record: Record) -> str | None:
+    """Return why the measures do not apply; None where they do, or were not made."""
+    found = record.features
+    return None if found is None or found.why_not is None else WHY_NOT.get(found.why_not)
+
+
+def feature_sentence(record: Record) -> str | None:
+    """Return what the measures come to for whoever reads one sentence, None where there is none."""
+    found = record.features
+    if found is None or found.result is None or found.original is None:
+        return None
+    now, before = found.result.head_back, found.original.head_back
+    if now is None or before is None:
+        return None
+    subject, plural = subject_of(record)
+    text = (
+        f"With its old last layer put back, the result recognises {as_percent(now)} of the test "
+        f"images of {subject}; before the request it was {as_percent(before)}"
+    )
+    if found.retrained is not None and found.retrained.head_back is not None:
+        text += (
+            ", and a model retrained without "
+            f"{'them' if plural else 'it'} has {as_percent(found.retrained.head_back)}"
+        )
+    return text + "."
+
+
+def feature_rows(
+    found: FeatureMeasures, result: str, original: str = "Original"
+) -> list[Sequence[str]]:
+    """Return a row a model for the terminal, Original and Retrained first, under `SHORT`."""
+    models = ((original, found.original), ("Retrained", found.retrained), (result, found.result))
+    return [[name, *_cells(scores)] for name, scores in models if scores is not None]
+
+
+def _cells(scores: FeatureScores) -> list[str]:
+    percents = (scores.head_back, scores.blank_mean, scores.class_means, scores.probe)
+    at = scores.at_features
+    shares = (at.forget, at.retain, scores.neighbours_forget, scores.neighbours_retain)
+    likeness = [as_number(value, 2) for value in shares] if scores.layers else [""] * 4
+    return [*(as_number(value) for value in percents), *likeness]
