@@ -46,7 +46,7 @@ from client.seeds import derive, generator
 from client.settings import MIN_EXAMPLES
 from client.simulation.settings import Simulation
 from client.store import Store, SyntheticSet, without
-from client.task import Task
+from client.task import Task, judge
 from client.touched import Touched
 
 SETTLE: Final = "query.settle"  # its order is its own: see client.steps.store
@@ -170,12 +170,12 @@ class Node:
     @property
     def loss(self) -> Loss | None:
         """The loss of each example, where the task has one of its own."""
-        return self.task.loss if self.task.own_loss else None
+        return judge(self.task, "loss")
 
     @property
     def score(self) -> Loss | None:
         """How right each output is, where the task has a score of its own."""
-        return self.task.score if self.task.own_loss else None
+        return judge(self.task, "score")
 
     def draws(self, purpose: str = "", *, size: int | None = None) -> torch.Generator:
         """Return the generator of this phase, round and node.

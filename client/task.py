@@ -23,9 +23,10 @@ and is used with `--task heart.py:Heart`. The built-in images are a task like it
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Final, Self
+from typing import Any, ClassVar, Final, Literal, Self, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +39,7 @@ from client.errors import BadSetting, DataError
 __all__ = ["Data", "Examples", "Task"]
 
 Value = bool | int | float | str
+Judge: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 KINDS: Final[Mapping[Any, type]] = {
     **{kind: kind for kind in (bool, int, float, str)},
     **{kind.__name__: kind for kind in (bool, int, float, str)},  # `from __future__ import ...`
@@ -96,7 +98,16 @@ class Task:
         Args:
             source: What the site's operator, or `--dataset`, names; empty where nobody names
                 anything.
+
+        Raises:
+            BadSetting: If nobody names anything: a task without a `data` of its own reads what
+                `--dataset` can name.
         """
+        if not source:
+            raise BadSetting(
+                f"task {self.title} must have a method `data`, or a data set that is named, got "
+                "neither; write one, or name data with --dataset"
+            )
         return datasets.load(source)
 
     # ---- what it may say -------------------------------------------------------------------------
@@ -199,10 +210,14 @@ class Task:
                     f"examples must be {self.input_dtype}, as task {self.title} says, got {dtype}; "
                     "convert them in `data`, or set input_dtype"
                 )
-            highest, known = int(part.labels.max()), self.num_classes
-            if self.class_names and not 0 <= int(part.labels.min()) <= highest < known:
-                raise DataError(f"labels must lie in [0, {known}), got {highest}; count from 0")
-        return data.named(self.class_names) if self.class_names else data
+            lowest, highest = int(part.labels.min()), int(part.labels.max())
+            if self.class_names and not 0 <= lowest <= highest < self.num_classes:
+                wrong = lowest if lowest < 0 else highest
+                raise DataError(
+                    f"labels must lie in [0, {self.num_classes}), got {wrong}; count from 0"
+                )
+        named = data.named(self.class_names) if self.class_names else data
+        return replace(named, notes=(*named.notes, *_not_finite(data)))
 
     def fitted(self, data: Data | None) -> Self:
         """Return the task with what it leaves to the data: here, nothing.
@@ -245,6 +260,52 @@ class Task:
         return f"{self.title}({canonical(self.options)}, num_classes={self.num_classes})"
 
 
+def _not_finite(data: Data) -> list[str]:
+    """Return what is to be said of numbers that no network can learn from, unless mended.
+
+    Examples that are read from the disk are not looked at.
+    """
+    found = []
+    for name, part in (("train", data.train), ("test", data.test)):
+        if isinstance(part.inputs, Tensor) and part.inputs.is_floating_point():
+            broken = ~part.inputs.isfinite().flatten(1).all(dim=1)
+            if count := int(broken.sum()):
+                found.append(
+                    f"{count:,} of {len(part):,} {name} examples hold NaN or infinite numbers, the "
+                    f"first at {int(broken.nonzero()[0])}: fill them in `data` or `transform`"
+                )
+    return found
+
+
+def judge(task: Task, what: Literal["loss", "score"]) -> Judge | None:
+    """Return a task's own loss or score, which refuses what is not one number an example.
+
+    Args:
+        task: What is learned.
+        what: Which of the two.
+
+    Returns:
+        A function from outputs `(B, ...)` and targets `(B, ...)` to `(B,)`, which raises
+        `BadSetting` if the task's gives anything else. None where the task has none of its own.
+    """
+    if not task.own_loss:
+        return None
+    own = task.loss if what == "loss" else task.score
+
+    def judged(outputs: Tensor, targets: Tensor) -> Tensor:
+        found: Any = own(outputs, targets)
+        if not isinstance(found, Tensor) or found.shape != (len(targets),):
+            form = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            raise BadSetting(
+                f"{what} of task {task.title} must give one number an example, ({len(targets)},), "
+                f"got {form}; leave the examples' axis as it is (reduction='none'), and average "
+                "over the others"
+            )
+        return found
+
+    return judged
+
+
 def canonical(options: Mapping[str, Value]) -> str:
     """Return options as JSON, always in the same form."""
     return json.dumps(dict(options), sort_keys=True, separators=(",", ":"))
@@ -267,9 +328,12 @@ def option_values(known: Mapping[str, Value], texts: Sequence[str]) -> dict[str,
         if not equals:
             raise BadSetting(f"task-options must be NAME=VALUE, got {text!r}")
         if name not in known:
-            raise BadSetting(
-                f"option of the task must be one of {', '.join(known) or 'none'}, got {name!r}"
-            )
+            if not known:
+                raise BadSetting(
+                    f"task-options must be left out with a task that has none, got {name!r}; "
+                    f"values with a type are options, as {name}: int = 32 in the class"
+                )
+            raise BadSetting(f"option of the task must be one of {', '.join(known)}, got {name!r}")
         kind = type(known[name])
         try:
             found[name] = _boolean(value) if kind is bool else kind(value.strip())

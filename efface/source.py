@@ -17,14 +17,15 @@ def settings_of(source: Source) -> dict[str, Any]:
     Args:
         source: "digits" or another published data set, "npz:PATH", "folder:PATH", or "none" where
             only the clients have data. Or a task of one's own: its class, an instance with other
-            options than the defaults, or "FILE.py:CLASS". Its class must stand in a file, at the
-            top: its sources travel to the clients.
+            options than the defaults, or "FILE.py:CLASS", or "FILE.py" with functions. Its class
+            must stand in a file, at the top: its sources travel to the clients.
 
     Raises:
-        BadSetting: If it is something else.
+        BadSetting: If it is something else, or an option has a comma.
     """
     if isinstance(source, str):
-        if datasets.is_known(source) or source == "none" or ":" not in source:
+        is_task = ":" in source or source.endswith(".py")
+        if datasets.is_known(source) or source == "none" or not is_task:
             return {"dataset": source}
         return {"task": source}
     kind = source if isinstance(source, type) else type(source)
@@ -39,4 +40,11 @@ def settings_of(source: Source) -> dict[str, Any]:
 
 
 def _texts(task: Task) -> str:
-    return ",".join(f"{name}={value}" for name, value in task.options.items())
+    """Return the options that are not the defaults, as --task-options takes them."""
+    known, found = task.known_options(), []
+    for name, value in task.options.items():
+        if "," in str(value) and value != known[name]:
+            raise BadSetting(f"option {name} of a task must be without a comma, got {value!r}")
+        if value != known[name]:
+            found.append(f"{name}={value}")
+    return ",".join(found)

@@ -102,7 +102,8 @@ class Version:
     def mean(self) -> tuple[float, ...] | None:
         """Mean of each channel, of pixels from 0 to 1, that its inputs are normalised by.
 
-        None where only the clients have data: each site has a mean and deviation of its own.
+        None where only the clients have data, for each site has a mean and deviation of its own;
+        empty of a task of your own.
         """
         return _numbers(self._row.card, "mean")
 
@@ -130,9 +131,10 @@ class Version:
     def model(self) -> nn.Module:
         """Return the network with its weights: a torch module in evaluation mode, on the CPU.
 
-        It takes images as float32, `(N, channels, height, width)`, pixels from 0 to 1, less `mean`,
-        divided by `std`; it gives one score a class, `(N, classes)`. It is the caller's own: what
-        is done to it changes nothing in the home.
+        Of the built-in networks it takes images as float32, `(N, channels, height, width)`, pixels
+        from 0 to 1, less `mean`, divided by `std`; of a task of your own what its `transform`
+        returns. It gives one score a class, `(N, classes)`, or what the task's network gives. It is
+        the caller's own: what is done to it changes nothing in the home.
 
         Returns:
             A new module at each call.

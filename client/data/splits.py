@@ -51,7 +51,7 @@ class Examples:
         for name in ("inputs", "labels", "ids", "targets"):
             value = getattr(self, name)
             if isinstance(value, np.ndarray | list | tuple):
-                object.__setattr__(self, name, torch.as_tensor(np.asarray(value)))
+                object.__setattr__(self, name, _tensor(name, np.asarray(value)))
         labels = self.labels
         if labels.dim() == 2 and labels.shape[1] == 1:
             labels = labels[:, 0]
@@ -114,6 +114,22 @@ class Examples:
     def wanted(self, index: Tensor) -> Tensor:
         """Return what a loss compares outputs with, `(b, ...)`: targets, or else labels."""
         return (self.labels if self.targets is None else self.targets)[index]
+
+
+def _tensor(name: str, given: Any) -> Tensor:
+    """Return an array as a tensor.
+
+    Raises:
+        DataError: If it holds no numbers.
+    """
+    if given.dtype.kind in "biufc":
+        return torch.as_tensor(given)
+    what = "texts" if given.dtype.kind in "SU" else given.dtype
+    number = f"numpy.unique({name}, return_inverse=True)[1] numbers them"
+    raise DataError(
+        f"{name} must be numbers, got {what}; "
+        + (number if name in ("labels", "ids") else "convert them, as by numpy.stack, or encode")
+    )
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,7 @@ def evaluate(
             losses = cross_entropy(logits, labels, reduction="none").double().cpu()
             home = labels.cpu()
         else:
-            right = score(logits, labels).clamp(0, 1).round().cpu()
+            right = (score(logits, labels) >= 0.5).cpu()  # `round` would take a half for 0
             losses = loss(logits, labels).double().cpu()
             home = torch.zeros(len(labels), dtype=torch.int64)
         correct += torch.bincount(home, right.double(), minlength=num_classes).long()

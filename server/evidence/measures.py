@@ -19,6 +19,7 @@ from client.learning.models import ModelSpec, loaded
 from client.learning.sizes import at_once
 from client.learning.training import Pick
 from client.seeds import generator
+from client.task import judge
 from client.wire import ForgetSpec, tensors
 from server.evidence.scores import Heldout, ModelScores, SiteScores
 from server.evidence.serial import read
@@ -70,7 +71,6 @@ class Judge:
         layer, and for ever when the machine is busy.
         """
         pick, task = self._split_picker(split, index), self.spec.task
-        loss, right = (task.loss, task.score) if task.own_loss else (None, None)
         positions = torch.arange(len(split.labels) if index is None else len(index))
         stretches = [part for part in positions.chunk(os.cpu_count() or 1) if len(part)]
 
@@ -82,8 +82,8 @@ class Judge:
                 len(part),
                 task.num_classes,
                 batch_size=min(BATCH, at_once(self.spec) or BATCH),
-                loss=loss,
-                score=right,
+                loss=judge(task, "loss"),
+                score=judge(task, "score"),
             )
 
         model.eval()

@@ -38,7 +38,7 @@ from server.requests.data import (
 from server.requests.execution import Unsettled, execute
 from server.requests.progress import Listener
 from server.requests.resolved import ResolvedRequest, resolve
-from server.requests.tasks import check_level, check_task, with_scale
+from server.requests.tasks import check_judges, check_level, check_task, with_scale
 from server.requests.workspace import Workspace
 from server.settings import DEFAULT_METHOD, RunSettings, essence, federation_name, parse
 from server.storage.ledger import Erased, RequestRow, VersionRow
@@ -128,10 +128,12 @@ class Service(Workspace):
                 "be measured"
             )
         spec = settings.model_spec(data)
-        build(spec, torch.Generator())
+        model = build(spec, torch.Generator())
         settings, more = with_scale(settings, spec)
         settings = replace(settings, by_default="")
         check_task(settings, spec)
+        if data is not None:
+            check_judges(spec, model, data)
         federation = federation_name(settings)
         touched = forgotten.check_training(self.ledger, settings, data, federation)
         row = self._write_down(
@@ -487,7 +489,8 @@ def _check_not_forgotten(
             request=by,
         )
     if forget.classes and len({*forget.classes, *gone["classes"]}) >= num_classes - 1:
-        raise BadSetting("request must leave at least two classes, got one that does not")
+        left = num_classes - len({*forget.classes, *gone["classes"]})
+        raise BadSetting(f"request must leave at least two classes, got one that leaves {left}")
 
 
 def _check_forgotten(settings: RunSettings, base: VersionRow) -> None:

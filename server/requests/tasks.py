@@ -2,8 +2,13 @@
 
 from dataclasses import replace
 
+import torch
+from torch import nn
+
+from client.data.splits import Data
 from client.errors import BadSetting
 from client.learning.models import ModelSpec, traced
+from client.task import judge
 from client.wire import ForgetSpec
 from server.settings import RunSettings
 from strategies.suited import undistillable
@@ -72,6 +77,30 @@ def check_task(settings: RunSettings, spec: ModelSpec) -> None:
             f"task {task.title} must be judged by cross-entropy with noise-multiplier above 0, got "
             "a loss of its own"
         )
+
+
+def check_judges(spec: ModelSpec, model: nn.Module, data: Data) -> None:
+    """Refuse a task whose own loss or score does not judge two of its own examples.
+
+    Raises:
+        BadSetting: Saying which does not, and why.
+    """
+    task, pair = spec.task, torch.arange(min(2, len(data.train)))
+    if not task.own_loss:
+        return
+    targets = data.train.wanted(pair)
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        outputs = model.eval()(task.prepare(data.train.take(pair), data))
+        for what in ("loss", "score"):
+            judged = judge(task, what)
+            try:
+                judged(outputs, targets) if judged is not None else None
+            except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
+                raise BadSetting(
+                    f"{what} of task {task.title} must take the network's outputs "
+                    f"{tuple(outputs.shape)} and targets {tuple(targets.shape)} of "
+                    f"{targets.dtype}, got {type(error).__name__}: {error}"
+                ) from error
 
 
 def check_level(spec: ModelSpec, forget: ForgetSpec) -> None:

@@ -24,7 +24,7 @@ from client.learning.models import (
     traced,
 )
 from client.own_task import source_of, task_of
-from client.task import Data, Examples, Task, canonical, option_values
+from client.task import Data, Examples, Task, canonical, judge, option_values
 from client.task_folders import look_in
 
 TASKS = Path(__file__).parent.parent / "tasks"
@@ -102,6 +102,8 @@ def test_options_are_read_from_texts() -> None:
     ):
         with pytest.raises(BadSetting, match=message):
             option_values(Optioned.known_options(), [text])
+    with pytest.raises(BadSetting, match=r"has none, got 'width'; .* width: int = 32 in the class"):
+        option_values({}, ["width=5"])
 
 
 @pytest.mark.parametrize("options", ["[]", "7", "{", '"text"'])
@@ -222,6 +224,7 @@ def test_a_file_that_is_not_there_is_refused() -> None:
         (Examples(np.zeros((2, 3), "float32"), [0, 1]), r"must have shape \(2,\), .*, got \(3,\)"),
         (Examples(np.zeros((2, 2)), [0, 1]), "must be torch.float32, .*, got torch.float64"),
         (Examples(np.zeros((2, 2), "float32"), [0, 2]), r"labels must lie in \[0, 2\), got 2"),
+        (Examples(np.zeros((2, 2), "float32"), [-1, 1]), r"labels must lie in \[0, 2\), got -1"),
     ],
 )
 def test_data_that_are_not_what_the_task_says_are_refused(examples: Examples, message: str) -> None:
@@ -242,6 +245,61 @@ def test_what_goes_wrong_in_a_task_is_said_with_its_kind(tmp_path: Path) -> None
     name, code = kept(tmp_path / "kept", written(tmp_path, text) + ":Mine")
     with pytest.raises(DataError, match="data of task Mine must be readable, got ZeroDivisionErr"):
         whole(task_of(name, code=code), "anything")
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ({"labels": ["well", "ill"]}, "labels must be numbers, got texts; numpy.unique.labels, "),
+        ({"ids": np.array(["p7", "p8"])}, "ids must be numbers, got texts; numpy.unique.ids, "),
+        ({"inputs": np.array([["a"], ["b"]])}, "inputs must be numbers, got texts; convert them"),
+        ({"targets": np.array([None, 1])}, "targets must be numbers, got object; convert them"),
+    ],
+)
+def test_texts_and_other_objects_are_refused_with_what_to_do(
+    part: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        Examples(**{"inputs": np.zeros((2, 1), "float32"), "labels": [0, 1], **part})
+
+
+def test_numbers_that_are_not_finite_are_said() -> None:
+    inputs = np.zeros((3, 2), "float32")
+    inputs[1, 0], inputs[2, 1] = np.nan, np.inf
+    data = Optioned().checked(Data(Examples(inputs, [0, 1, 0])))
+    assert [n.partition(":")[0] for n in data.notes] == [
+        "2 of 3 train examples hold NaN or infinite numbers, the first at 1"
+    ]
+    assert Optioned().checked(Data(Examples(np.zeros((1, 2), "float32"), [0]))).notes == ()
+
+
+def test_a_task_without_data_needs_the_name_of_some() -> None:
+    with pytest.raises(BadSetting, match="must have a method `data`, or a data set that is named"):
+        Optioned().data("")
+    assert len(Optioned().data("digits").train) > 1_000
+
+
+# ---- loss and score ------------------------------------------------------------------------------
+
+
+class Judged(Task):
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return (outputs - targets).square().mean()
+
+    def score(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return (outputs - targets).abs() < 0.5
+
+
+def test_a_loss_or_score_that_is_not_one_number_an_example_is_refused() -> None:
+    loss, score = judge(Judged(), "loss"), judge(Judged(), "score")
+    assert loss is not None
+    assert score is not None
+    with pytest.raises(BadSetting, match=r"loss of task Judged must give .*, \(4,\), got \(\);"):
+        loss(torch.zeros(4), torch.ones(4))
+    with pytest.raises(BadSetting, match=r"score .* \(4,\), got \(4, 3\); .*reduction='none'"):
+        score(torch.zeros(4, 3), torch.ones(4, 3))
+    assert score(torch.zeros(2), torch.tensor([0.0, 1.0])).tolist() == [True, False]
+    assert judge(Optioned(), "loss") is None
 
 
 class Squares(Dataset[Tensor]):

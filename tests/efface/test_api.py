@@ -16,9 +16,11 @@ from typer.testing import CliRunner
 import efface
 from efface import asking
 from efface.asking import TAKEN
+from efface.source import settings_of
 from server.cli import app
 from server.cli.options import NAMED_DIFFERENTLY, OPTIONS
 from server.settings import RunSettings
+from tests.tasks.others import Texts
 from tests.tasks.tables import Wine
 
 ROOT = Path(__file__).parent.parent.parent
@@ -520,6 +522,26 @@ def test_a_task_is_the_first_argument(tmp_path: Path, given: str) -> None:
     assert version.class_names == Wine.class_names
     path = version.export(tmp_path / "wine.pt")
     assert torch.load(path, weights_only=True)["0.weight"].shape == (hidden, 13)
+
+
+def test_a_file_of_functions_is_the_first_argument_too(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from torch import nn\nfrom client.task import Data, Examples\n"
+        "input_shape = (2,)\nclass_names = ('a', 'b')\n"
+        "def network():\n    return nn.Linear(2, 2)\n"
+        "def data(source):\n    return Data(Examples([[0.0, 1.0]] * 4, [0, 1, 0, 1]))\n"
+    )
+    federation = efface.Federation.inline(str(file), num_clients=2, home=tmp_path / "home")
+    assert federation.name.startswith("mine, 2 clients")
+
+
+def test_an_instances_options_are_those_that_differ_and_have_no_comma() -> None:
+    assert settings_of(Texts(hidden=8))["task-options"] == "hidden=8"
+    with pytest.raises(
+        efface.BadSetting, match=r"option columns .* without a comma, got 'age,bmi'"
+    ):
+        settings_of(Texts(columns="age,bmi"))
 
 
 def test_a_task_without_a_file_is_refused(tmp_path: Path) -> None:

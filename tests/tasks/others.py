@@ -62,6 +62,39 @@ class Sugar(Task):
         return Data(Examples(inputs, nothing, targets=targets))
 
 
+class Texts(Task):
+    """An option's default has a comma."""
+
+    input_shape = (2,)
+    class_names = ("a", "b")
+    columns: str = "age,sex"
+    hidden: int = 4
+
+
+class Reduced(Sugar):
+    """Its loss is one number a batch."""
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return (outputs[:, 0] - targets).square().mean()
+
+
+class Broadcast(Sugar):
+    """Its score compares each output with every target."""
+
+    def score(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return ((outputs - targets).abs() < 0.5).float()
+
+
+class Mismatched(Sugar):
+    """Its network has too few outputs for its targets."""
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return torch.stack([outputs[:, 0], outputs[:, 0]], dim=1).sub(targets).square().mean(dim=1)
+
+    def data(self, source: str) -> Data:
+        return Data(Examples(torch.zeros(30, 10), [0] * 30, targets=torch.zeros(30, 3)))
+
+
 class Adapter(nn.Module):
     """A frozen body with BatchNorm, and a small trained part behind it."""
 

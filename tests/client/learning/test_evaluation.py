@@ -31,6 +31,19 @@ def scored(**more: int) -> Scores:
     return evaluate(Fixed(), lambda batch: (LOGITS[batch], LABELS[batch]), 4, 3, **more)
 
 
+def test_a_score_of_a_half_or_more_counts_as_right() -> None:
+    given = torch.tensor([0.0, 0.49, 0.5, 1.0])
+    scores = evaluate(
+        Fixed(),
+        lambda batch: (given[batch, None], LABELS[batch]),
+        4,
+        1,
+        loss=lambda outputs, targets: outputs[:, 0],
+        score=lambda outputs, targets: outputs[:, 0],
+    )
+    assert (scores.count.tolist(), scores.correct.tolist()) == ([4], [2])
+
+
 @pytest.mark.parametrize("batch_size", [1, 3, 500])
 def test_sums_by_class_by_hand_whatever_the_batches(batch_size: int) -> None:
     scores = scored(batch_size=batch_size)

@@ -48,6 +48,13 @@ def weights(home: Path, version: str) -> dict[str, Any]:
     return dict(Service.open(Home(home)).registry.load(version)[0])
 
 
+def test_a_request_that_leaves_one_class_is_refused(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    trained(home, "tables.py:Wine")
+    with pytest.raises(BadSetting, match="leave at least two classes, got one that leaves 1"):
+        ask(home, mode="forget", forget_classes="0,1", method="sga")
+
+
 def test_a_table_is_trained_and_a_class_of_it_forgotten(tmp_path: Path) -> None:
     home = tmp_path / "home"
     record = trained(home, "tables.py:Wine", scale=4, task_options="hidden=12", rounds=6)
@@ -102,6 +109,9 @@ def test_a_task_with_a_loss_of_its_own_forgets_clients_and_no_class(tmp_path: Pa
         ("others.py:Sugar", {"noise_multiplier": 1.0}, "judged by cross-entropy with noise"),
         ("tables.py:Wine", {"model_width": 8}, "model-width must be left out with a task"),
         ("tables.py:Wine", {"task_options": "depth=3"}, "must be one of hidden, dropout, got 'dep"),
+        ("others.py:Reduced", {}, r"loss of task Reduced must give one number an .* got \(\)"),
+        ("others.py:Broadcast", {}, r"score of task Broadcast must give .* got \(2, 2\)"),
+        ("others.py:Mismatched", {}, r"outputs \(2, 1\) and targets \(2, 3\) of .*: The size of"),
         ("tables.py:Beer", {}, "must be a class derived from client.task.Task, got none"),
         ("nowhere.py:Wine", {}, "must name a Python file or package"),
     ],
