@@ -6,7 +6,7 @@ from pathlib import Path
 from client.errors import EffaceError
 from client.task_folders import look_in
 from server.storage.home import Home
-from server.storage.ledger import GONE, Ledger, RequestRow
+from server.storage.ledger import GONE, TRANSITIONS, Ledger, RequestRow, TransitionError
 
 
 def opened(path: str = "") -> tuple[Home, Ledger]:
@@ -28,6 +28,12 @@ def opened(path: str = "") -> tuple[Home, Ledger]:
     if not ledger.is_copy:
         with suppress(EffaceError), home.lock():
             ledger.interrupt_running(GONE)
+        state = ledger.request(request).state
+        if not TRANSITIONS[state]:
+            raise TransitionError(
+                f"request to give up must not have ended yet, got {request}, which is {state}; "
+                "nothing is left to give up"
+            )
         return home, ledger
     # In the copy alone. It is taken anew: the request may have ended in between.
     ledger = Ledger.look(home)
@@ -54,4 +60,10 @@ def give_up(path: Path, request: str) -> tuple[Home, Ledger, RequestRow]:
     with home.lock():
         ledger = Ledger.of(home)
         ledger.interrupt_running(GONE)
+        state = ledger.request(request).state
+        if not TRANSITIONS[state]:
+            raise TransitionError(
+                f"request to give up must not have ended yet, got {request}, which is {state}; "
+                "nothing is left to give up"
+            )
         return home, ledger, ledger.abort(request, "given up by the operator")
