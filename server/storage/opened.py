@@ -28,12 +28,6 @@ def opened(path: str = "") -> tuple[Home, Ledger]:
     if not ledger.is_copy:
         with suppress(EffaceError), home.lock():
             ledger.interrupt_running(GONE)
-        state = ledger.request(request).state
-        if not TRANSITIONS[state]:
-            raise TransitionError(
-                f"request to give up must not have ended yet, got {request}, which is {state}; "
-                "nothing is left to give up"
-            )
         return home, ledger
     # In the copy alone. It is taken anew: the request may have ended in between.
     ledger = Ledger.look(home)

@@ -8,7 +8,7 @@ from torch import nn
 
 import efface
 from client.errors import BadSetting
-from client.own_task import task_of
+from client.task import Task
 from server.evidence.record import Record
 from server.requests.asked import asked
 from server.requests.intake import Service
@@ -147,6 +147,6 @@ def test_a_request_that_has_ended_is_not_given_up(tmp_path: Path) -> None:
 
 
 def test_a_table_without_the_trainings_columns_file_is_not_predicted() -> None:
-    network, task = nn.Linear(13, 3), task_of(f"{TASKS / 'tables.py'}:Wine")
+    network, task = nn.Linear(13, 3), Task()
     with pytest.raises(BadSetting, match=r"must name the columns file of v0001's .*&columns="):
         predict(network, task, {"version": "v0001"}, "table:new.csv?label=kind")
