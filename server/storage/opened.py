@@ -57,7 +57,7 @@ def give_up(path: Path, request: str) -> tuple[Home, Ledger, RequestRow]:
         state = ledger.request(request).state
         if not TRANSITIONS[state]:
             raise TransitionError(
-                f"request to give up must not have ended yet, got {request}, which is {state}; "
+                f"request to give up must not have ended yet, got {request} which is {state}; "
                 "nothing is left to give up"
             )
         return home, ledger, ledger.abort(request, "given up by the operator")

@@ -142,7 +142,7 @@ def test_python_has_the_same_defaults(tmp_path: Path) -> None:
 
 def test_a_request_that_has_ended_is_not_given_up(tmp_path: Path) -> None:
     train(tmp_path, "others.py:Sugar")
-    with pytest.raises(TransitionError, match="must not have ended yet, got r0001, which is done"):
+    with pytest.raises(TransitionError, match="must not have ended yet, got r0001 which is done"):
         give_up(tmp_path, "r0001")
 
 
