@@ -31,6 +31,9 @@ _TITLES: Final = {
     "crept-back": "During recovery",
     "sites-disagree": "Between the sites",
     "few-sites": "Measured by",
+    "too-deep": "Too deep",
+    "below-retrained": "Too deep",
+    "class-damaged": "Another class",
 }
 _LABELS: Final = {
     "held": ("pass", "within the limit"),
@@ -186,6 +189,9 @@ def _line(finding: Finding, record: Record) -> Line:
     elif f.code == "few-sites":
         label = "few sites"
         text = capitalised(wording.reason(f, "").removeprefix("remark: ")) + "."
+    elif f.code in ("too-deep", "below-retrained", "class-damaged"):
+        told = wording.reason(f, "", (), record.class_names).removeprefix("remark: ")
+        text = capitalised(told) + "."
     elif f.code in ("crept-back", "sites-disagree"):
         text = capitalised(wording.reason(f, "")) + "."
     else:
