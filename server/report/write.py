@@ -24,11 +24,12 @@ from server.report.tables import (
     provenance_rows,
     relearning_table,
     round_sizes,
+    settings_rows,
     site_table,
     speed_up_rows,
 )
 from server.report.verdict import worded
-from server.report.words import as_setting, facts_of, is_yardstick, outcome_of, title_of
+from server.report.words import facts_of, is_yardstick, outcome_of, title_of
 
 
 def write_report(record: Record, path: Path) -> Path:
@@ -91,6 +92,6 @@ def render(record: Record, *, linked: bool = False) -> str:
         speed_up=speed_up_rows(record),
         overhead=overhead_line(record),
         provenance=provenance_rows(record),
-        settings=sorted((str(key), as_setting(value)) for key, value in record.settings.items()),
+        settings=settings_rows(record),
         linked=linked,
     )
