@@ -22,6 +22,7 @@ from server.report.words import (
     as_loss,
     as_number,
     as_seconds,
+    as_setting,
     as_share,
     as_size,
     as_time,
@@ -306,7 +307,8 @@ class SpeedUpShown:
     table: Table
     retrain: str
     request: str
-    overhead: str
+    overhead: str | None  # None where training paid nothing beforehand
+    slower: bool  # than retraining
 
 
 def speed_up_rows(record: Record) -> SpeedUpShown | None:
@@ -318,14 +320,17 @@ def speed_up_rows(record: Record) -> SpeedUpShown | None:
     rows: list[tuple[str, Sequence[str], str]] = []
     if speed_up.request is not None:
         rows.append(("one request alone", [as_times(speed_up.request)], ""))
-    for count, value in sorted(speed_up.amortised.items(), key=lambda item: int(item[0])):
+    paid = bool(speed_up.overhead_seconds)
+    amortised = speed_up.amortised if paid else {}
+    for count, value in sorted(amortised.items(), key=lambda item: int(item[0])):
         noun = "request" if int(count) == 1 else "requests"
         rows.append((f"amortised over {count} {noun}", [as_times(value)], ""))
     return SpeedUpShown(
         table=Table([], ["times shorter"], rows),
         retrain=as_seconds(record.seconds.get("retrain")),
         request=as_seconds(sum_of(spent)),
-        overhead=as_seconds(speed_up.overhead_seconds),
+        overhead=as_seconds(speed_up.overhead_seconds) if paid else None,
+        slower=speed_up.request is not None and speed_up.request < 1,
     )
 
 
@@ -335,11 +340,32 @@ def overhead_line(record: Record) -> str | None:
     if distillation is None:
         return None
     share, seconds = distillation.client_seconds_share, distillation.seconds
+    if not share and not seconds:
+        return None
     text = "Distillation, which training pays so that a request can be short, took "
     if share is not None:
         text += f"{as_number(100 * share)} % of the clients’ training time"
         return text + (f" ({as_seconds(seconds)})." if seconds is not None else ".")
     return text + f"{as_seconds(seconds)}."
+
+
+def settings_rows(record: Record) -> list[tuple[str, str]]:
+    """Return the settings that had a part in it, by name.
+
+    A task of one's own takes nothing of the built-in networks; without synthetic data there is
+    nothing to distill.
+    """
+    given = record.settings
+    idle: tuple[str, ...] = ()
+    if given.get("task"):
+        idle += ("model",)
+    if given.get("scale") == 0:
+        idle += ("image", "distill")
+    return sorted(
+        (str(key), as_setting(value))
+        for key, value in given.items()
+        if str(key).partition("-")[0] not in idle
+    )
 
 
 def _has_forgotten(record: Record) -> str | None:

@@ -64,12 +64,18 @@ class Worded:
     findings: Sequence[Line]
 
 
+def _data_of(record: Record) -> str:
+    """Name the data; a task of one's own may have them without a name."""
+    task = record.settings.get("task")
+    return record.dataset or (f"the data of task {task}" if task else "its data")
+
+
 def worded(record: Record) -> Worded:
     """Say in plain words what was forgotten and what the verdict on it is."""
     versions = versions_of(record)
     if record.forget is None:
         sentence = (
-            f"{capitalised(versions['new'])} was trained on {record.dataset or 'its data'} "
+            f"{capitalised(versions['new'])} was trained on {_data_of(record)} "
             f"over {clients_of(record)}; this request forgot nothing."
         )
         return Worded("note", "Trained", sentence, [])
