@@ -49,7 +49,7 @@ def at_once(spec: ModelSpec) -> int | None:
 def size_of(spec: ModelSpec) -> Size:
     """Return a model's size, before memory is taken for a large one.
 
-    It is that of the layout alone: torch's meta device has no memory, and a small model's is little.
+    It is that of the layout alone: torch's meta device has no memory, a small model little.
 
     Raises:
         BadSetting: If the spec is wrong.
