@@ -68,8 +68,8 @@ run(RunSettings(**json.loads(sys.argv[1])).check(), Silent())
 
 def measured(
     code: Path, options: list[str], more: dict[str, str], *, sites: int, rounds: int
-) -> tuple[list[float], str]:
-    """Return the seconds of each round but the first, and the digest of the weights."""
+) -> tuple[list[float], dict[str, float], str]:
+    """Return seconds of each round but the first, processor seconds a round, the weights' digest."""
     names = [f"site-{number}" for number in range(sites)]
     digits = load_digits()
     images = (digits.images * 15).astype(np.uint8)
