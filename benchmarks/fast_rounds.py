@@ -69,7 +69,7 @@ run(RunSettings(**json.loads(sys.argv[1])).check(), Silent())
 def measured(
     code: Path, options: list[str], more: dict[str, str], *, sites: int, rounds: int
 ) -> tuple[list[float], dict[str, float], str]:
-    """Return seconds of each round but the first, processor seconds a round, the weights' digest."""
+    """Return seconds of rounds but the first, processor seconds a round, the weights' digest."""
     names = [f"site-{number}" for number in range(sites)]
     digits = load_digits()
     images = (digits.images * 15).astype(np.uint8)
