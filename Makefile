@@ -28,7 +28,7 @@ notebook: $(EXTRAS)
 
 # Every example in full, as its README says; `make test` runs them in a small form. Of the chest
 # X-rays name the file: make examples CHEST=/path/to/pneumoniamnist.npz. Without it a stand-in
-# serves, on which nothing can be shown: exit code 3.
+# serves, on which nothing can be shown: exit code 3. The texts' packages are 85 MB.
 CHEST ?=
 examples: $(READY)
 	cd examples/chest-xray && rm -rf .efface && PATH=$(CURDIR)/$(BIN):$$PATH && python prepare.py $(CHEST) && \
@@ -38,6 +38,12 @@ examples: $(READY)
 	    efface data columns "table:$$site.csv?label=cultivar&drop=site" -o $$site.toml || exit; done && \
 	  efface data columns north.toml south.toml west.toml -o columns.toml && efface train && \
 	  efface forget --class barolo --trial && efface forget --client client-2
+	$(BIN)/python -m pip install --quiet --no-deps -r examples/reports/requirements.txt
+	cd examples/reports && rm -rf .efface && PATH=$(CURDIR)/$(BIN):$$PATH && \
+	  efface train && efface forget --client client-0 && efface forget --class skin
+	cd examples/own-flower-app && PATH=$(CURDIR)/$(BIN):$$PATH && \
+	  flwr run . local --stream --federation-config "num-supernodes=5 client-resources-num-cpus=1"
+	MPLBACKEND=agg $(BIN)/python examples/notebook/life.py
 
 # Written last, so that a broken installation is done again.
 $(READY): pyproject.toml

@@ -31,6 +31,7 @@ sys.path.insert(0, str(ROOT))
 
 from tests.superlink_harness import (  # noqa: E402
     PROGRAMS,
+    RunningFederation,
     make_federation,
     running_federation,
     wait_until,
@@ -45,12 +46,21 @@ ROWS: Final[list[tuple[str, list[str], dict[str, str]]]] = [
     ("pauses in place of sleeps", [], {"EFFACE_PACK": "0"}),
     ("one array a message", [], {}),
 ]
+# Whose processor time is counted: words of the command lines.
+PARTS: Final = {
+    "coordinator": "flwr-serverapp",
+    "SuperExec": "superexec",
+    "SuperLink": "flower-superlink",
+    "nodes": "client.operator.node",
+    "executors": "client.operator.executor",
+    "run": "from server.runner import run",
+}
 TRAIN: Final = """
 import json, sys
 from server.runner import run
 from server.settings import RunSettings
 class Silent:
-    def round(self, done, scores): pass
+    def round(self, done, scores): print("round", flush=True)
     def note(self, text): pass
 run(RunSettings(**json.loads(sys.argv[1])).check(), Silent())
 """
@@ -58,8 +68,8 @@ run(RunSettings(**json.loads(sys.argv[1])).check(), Silent())
 
 def measured(
     code: Path, options: list[str], more: dict[str, str], *, sites: int, rounds: int
-) -> tuple[list[float], str]:
-    """Return the seconds of each round but the first, and the digest of the weights."""
+) -> tuple[list[float], dict[str, float], str]:
+    """Return seconds of rounds but the first, processor seconds a round, the weights' digest."""
     names = [f"site-{number}" for number in range(sites)]
     digits = load_digits()
     images = (digits.images * 15).astype(np.uint8)
@@ -101,16 +111,20 @@ def measured(
                 "scale": 0,
                 "evaluate_every": rounds,
             }
-            done = subprocess.run(
+            work = subprocess.Popen(
                 [sys.executable, "-c", TRAIN, json.dumps(settings)],
-                capture_output=True,
+                stdout=subprocess.PIPE,
+                stderr=(top / "errors").open("w"),
                 text=True,
                 env={**federation.environment, "FLWR_HOME": str(federation.home)},
                 cwd=top,
             )
-            if done.returncode:
+            assert work.stdout is not None
+            used = [processor_seconds(federation) for line in work.stdout if line == "round\n"]
+            if work.wait():
+                errors = (top / "errors").read_text()[-3000:]
                 logs = "\n".join(federation.log(name)[-2000:] for name in names)
-                raise SystemExit(f"training failed:\n{done.stderr[-3000:]}\n{logs}")
+                raise SystemExit(f"training failed:\n{errors}\n{logs}")
         (events,) = (top / "home" / "runs").glob("*/events.jsonl")
         lines = [json.loads(line) for line in events.read_text().splitlines()]
         seconds = [line["seconds"] for line in lines if line["event"] == "round"]
@@ -118,7 +132,28 @@ def measured(
         for file in sorted((top / "home" / "versions").rglob("*.safetensors")):
             for name, array in sorted(load_file(file).items()):
                 digest.update(name.encode() + array.tobytes())
-    return seconds[1:], digest.hexdigest()
+    spent = {p: (used[-1][p] - used[0][p]) / (len(used) - 1) for p in PARTS}
+    return seconds[1:], spent, digest.hexdigest()
+
+
+def processor_seconds(federation: RunningFederation) -> dict[str, float]:
+    """Return the processor's seconds so far of each part; an executor's has its messages in it."""
+    found = dict.fromkeys(PARTS, 0.0)
+    for process in federation.left_over():
+        try:
+            words = Path(f"/proc/{process}/cmdline").read_bytes().decode()
+            times = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[11:15]
+        except OSError:  # ended meanwhile
+            continue
+        if "supervisor" in words:
+            continue
+        for part, word in PARTS.items():
+            if word in words:
+                own, below = sum(map(int, times[:2])), sum(map(int, times[2:]))
+                ticks = own + below if part in ("executors", "run") else own
+                found[part] += ticks / os.sysconf("SC_CLK_TCK")
+                break
+    return found
 
 
 def main() -> None:
@@ -129,8 +164,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--rows", type=int, nargs="*", default=list(range(len(ROWS))))
     told = parser.parse_args()
-    print("| | median s | fastest | slowest | rounds | load before, after |")
-    print("|---|---|---|---|---|---|", flush=True)
+    parts = " | ".join(PARTS)
+    print(f"| | median s | fastest | slowest | rounds | processor s: {parts} | load |")
+    print("|---|---|---|---|---|" + "---|" * (len(PARTS) + 1), flush=True)
     digests = set()
     with tempfile.TemporaryDirectory(prefix="efface-before-") as folder:
         if told.before:
@@ -143,12 +179,15 @@ def main() -> None:
                 continue
             code = ROOT if number else Path(folder)
             load = os.getloadavg()[0]
-            rounds, digest = measured(code, options, more, sites=told.sites, rounds=told.rounds)
+            rounds, spent, digest = measured(
+                code, options, more, sites=told.sites, rounds=told.rounds
+            )
             digests.add(digest)
             low, middle, high = min(rounds), statistics.median(rounds), max(rounds)
             print(
                 f"| {name} | {middle:.2f} | {low:.2f} | {high:.2f} | {len(rounds)} | "
-                f"{load:.1f}, {os.getloadavg()[0]:.1f} |",
+                + "".join(f"{seconds:.2f} | " for seconds in spent.values())
+                + f"{load:.1f}, {os.getloadavg()[0]:.1f} |",
                 flush=True,
             )
     if len(digests) != 1:

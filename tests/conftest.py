@@ -8,6 +8,8 @@ import pytest
 # Before anything imports torch: on images this small a second thread gains nothing, and on a busy
 # machine waiting for it costs tenfold. Set here, not in torch, so that child processes have it too.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Ray lowers its workers' priority by 15, and beside other tests they would hardly run.
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 # Files whose tests take long and share nothing that takes long to make: each test goes to the
 # worker that is free. Those of any other file stay with one worker, which makes what they share

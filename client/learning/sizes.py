@@ -25,6 +25,10 @@ class Size:
 
 
 USUAL: Final = 64  # examples of a batch
+# Up to here a pass takes so little that it is done: torch's meta device loads a compiler first, for
+# more than a second of each client's process.
+SMALL: Final = 2**30  # multiplications: parameters times places of the inputs, at most
+SMALL_MAP: Final = 2**24  # numbers of one layer's output: places times channels, at most
 AT_ONCE: Final = 384 * 2**20  # bytes of all layers' outputs and their gradients in one pass
 
 
@@ -43,7 +47,9 @@ def at_once(spec: ModelSpec) -> int | None:
 
 @lru_cache(maxsize=16)
 def size_of(spec: ModelSpec) -> Size:
-    """Return a model's size, from its layout alone: torch's meta device has no memory.
+    """Return a model's size, before memory is taken for a large one.
+
+    It is that of the layout alone: torch's meta device has no memory, a small model little.
 
     Raises:
         BadSetting: If the spec is wrong.
@@ -63,7 +69,12 @@ def size_of(spec: ModelSpec) -> Size:
     ]
     inputs = spec.task.example(2)  # batch norm needs two
     if any(t.is_meta for t in model.state_dict().values()):
-        inputs = inputs.to("meta")
+        places = len(inputs) * inputs[0, 0].numel()  # no layer of ours makes a map larger
+        widest = max(t.shape[0] for t in model.state_dict().values() if t.dim() > 0)
+        if places * numbers <= SMALL and places * widest <= SMALL_MAP:
+            _zeros(model)
+        else:
+            inputs = inputs.to("meta")
     try:
         with torch.no_grad():
             model(inputs)
@@ -71,3 +82,10 @@ def size_of(spec: ModelSpec) -> Size:
         for hook in hooks:
             hook.remove()
     return Size(numbers, activations // 2)
+
+
+def _zeros(model: nn.Module) -> None:
+    """Give a model of the meta device memory, with zeros in it."""
+    state = model.state_dict()
+    zeros = {name: torch.zeros(t.shape, dtype=t.dtype) for name, t in state.items()}
+    model.load_state_dict(zeros, assign=True)

@@ -31,6 +31,7 @@ SWITCH: Final = "EFFACE_WARM"  # 0 in the environment: a new process for each me
 LOADED: Final = (
     "numpy.random",
     "torch",
+    "torch._dynamo",  # torch's meta device, which tells a large model's size, loads it
     "safetensors.torch",
     "cryptography.hazmat.primitives.asymmetric.ec",
     "cryptography.hazmat.primitives.asymmetric.ed25519",

@@ -49,7 +49,8 @@ OPTIONS: Final = (
         DATA,
         "digits (the default), mnist, fashion-mnist, cifar10, cifar100, svhn, npz:PATH, "
         "folder:PATH (both with options, such as folder:PATH?size=64&color=grey), or none where "
-        "only the clients have data; what a task of your own reads.",
+        "only the clients have data; with a task of your own what its data reads, such as "
+        "table:PATH?label=COLUMN.",
     ),
     Option("data-dir", "", DATA, "Folder of the published data sets' files; also EFFACE_DATA_DIR."),
     Option(

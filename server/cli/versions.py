@@ -67,10 +67,12 @@ def export(
     }
     gone = "removed" if facts["compact"] else "kept at zero"
     shape = ", ".join(map(str, facts["input_shape"]))
+    count = len(facts["class_names"])
+    classes = "no classes" if count == 1 else f"{count} classes"
     shown = [
         str(done.path),
         f"{facts['version']}: {facts['model']}, inputs ({shape}) {facts['input_dtype']}, "
-        f"{len(facts['class_names'])} classes, {display.size(done.num_bytes)}",
+        f"{classes}, {display.size(done.num_bytes)}",
     ]
     if facts["channels_pruned"]:
         shown.append(f"{facts['channels_pruned']} channels pruned, {gone}")

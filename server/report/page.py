@@ -178,7 +178,7 @@ footer { margin-top: 3rem; padding-top: .8rem; border-top: 1px solid var(--rule)
 </ul>
 {% endif %}
 {% if sites %}
-<div class="narrow">{{ show(sites, "Client", "The result on what each client holds out, as the client says; of many clients those that differ most from the median") }}</div>
+<div class="narrow">{{ show(sites, "Client", "Accuracy before and after on what each client holds out, as the client says; of many clients those that differ most from the median") }}</div>
 {% endif %}
 {% if participation %}
 {{ show(participation, "Client and phase", "Rounds in which a client’s answer counted, the most examples that it used in one, and how long its updates were: the distance from the model that it was sent") }}
@@ -282,7 +282,7 @@ footer { margin-top: 3rem; padding-top: .8rem; border-top: 1px solid var(--rule)
 {% if speed_up %}
 <h3>Speed-up over retraining</h3>
 <div class="narrow">{{ show(speed_up.table, "Against retraining", "Wall time of retraining divided by wall time of forgetting") }}</div>
-<p class="note">“One request alone” divides retraining’s {{ speed_up.retrain }} by the request’s {{ speed_up.request }}. It leaves out what training had to pay beforehand. The amortised figures put that in: for <i>q</i> requests they divide <i>q</i> retrainings by the overhead in training ({{ speed_up.overhead }}) plus <i>q</i> requests.</p>
+<p class="note">“One request alone” divides retraining’s {{ speed_up.retrain }} by the request’s {{ speed_up.request }}.{% if speed_up.slower %} Below 1× the request took longer than retraining.{% endif %}{% if speed_up.overhead %} It leaves out what training had to pay beforehand. The amortised figures put that in: for <i>q</i> requests they divide <i>q</i> retrainings by the overhead in training ({{ speed_up.overhead }}) plus <i>q</i> requests.{% endif %}</p>
 {% elif forgets and not itself %}
 <p class="note">Speed-up was not measured: it needs the time of retraining (<code>--compare retrain</code>).</p>
 {% endif %}

@@ -10,7 +10,7 @@ from typing import Any, Final, TypeVar
 from server.evidence.participation import Participation
 from server.evidence.phases import PHASES
 from server.evidence.record import Record
-from server.evidence.scores import ModelScores
+from server.evidence.scores import ModelScores, SiteScores
 from server.format import class_text, target_text
 from server.report.display import stored_updates
 from server.report.pictures import curves_of
@@ -22,6 +22,7 @@ from server.report.words import (
     as_loss,
     as_number,
     as_seconds,
+    as_setting,
     as_share,
     as_size,
     as_time,
@@ -125,28 +126,43 @@ def heldout_table(record: Record) -> Table | None:
 
 
 def site_table(record: Record) -> Table | None:
-    """Return the result's accuracies on each client's held-out data, their median last."""
+    """Return each client's accuracies on what it holds out, of Original, Retrained and the result.
+
+    The median and all together come last. Examples are those of the result's measuring.
+    """
     result = record.result
     heldout = None if result is None else result.heldout
     if heldout is None or not heldout.sites:
         return None
-    centre = heldout.forget_median or 0.0
-    rows: list[tuple[str, Sequence[str], str]] = [
-        (
-            str(site.client),
-            [
-                *(as_number(site.forget_accuracy), as_count(site.forget_count)),
-                *(as_number(site.retain_accuracy), as_count(site.retain_count)),
-            ],
-            "",
-        )
-        for site in _cut(heldout.sites, lambda site: -abs((site.forget_accuracy or 0.0) - centre))
+    before = [
+        (name, scores.heldout)
+        for name, scores in (("Original", record.original), ("Retrained", record.retrained))
+        if scores is not None and scores is not result and scores.heldout is not None
     ]
-    middle = [as_number(heldout.forget_median), "", as_number(heldout.retain_median), ""]
-    together = [as_number(heldout.forget_accuracy), "", as_number(heldout.retain_accuracy), ""]
+    models = [*before, ("result", heldout)]
+    centre = heldout.forget_median or 0.0
+    rows: list[tuple[str, Sequence[str], str]] = []
+    for site in _cut(heldout.sites, lambda site: -abs((site.forget_accuracy or 0.0) - centre)):
+        own = [
+            next((other for other in of.sites if other.client == site.client), SiteScores())
+            for _, of in models
+        ]
+        cells = [
+            *(as_number(one.forget_accuracy) for one in own),
+            as_count(site.forget_count),
+            *(as_number(one.retain_accuracy) for one in own),
+            as_count(site.retain_count),
+        ]
+        rows.append((str(site.client), cells, ""))
+    both = [of for _, of in models]
+    middle = [*(as_number(of.forget_median) for of in both), ""]
+    middle += [*(as_number(of.retain_median) for of in both), ""]
+    together = [*(as_number(of.forget_accuracy) for of in both), ""]
+    together += [*(as_number(of.retain_accuracy) for of in both), ""]
     rows += [("median", middle, "total"), ("all together", together, "total")]
-    groups = [("Forget accuracy", 2), ("Retain accuracy", 2)]
-    return Table(groups, ["%", "examples", "%", "examples"], rows)
+    headings = [*(name for name, _ in models), "examples"]
+    span = len(headings)
+    return Table([("Forget accuracy, %", span), ("Retain accuracy, %", span)], headings * 2, rows)
 
 
 def participation_table(record: Record) -> Table | None:
@@ -291,7 +307,8 @@ class SpeedUpShown:
     table: Table
     retrain: str
     request: str
-    overhead: str
+    overhead: str | None  # None where training paid nothing beforehand
+    slower: bool  # than retraining
 
 
 def speed_up_rows(record: Record) -> SpeedUpShown | None:
@@ -303,14 +320,17 @@ def speed_up_rows(record: Record) -> SpeedUpShown | None:
     rows: list[tuple[str, Sequence[str], str]] = []
     if speed_up.request is not None:
         rows.append(("one request alone", [as_times(speed_up.request)], ""))
-    for count, value in sorted(speed_up.amortised.items(), key=lambda item: int(item[0])):
+    paid = bool(speed_up.overhead_seconds)
+    amortised = speed_up.amortised if paid else {}
+    for count, value in sorted(amortised.items(), key=lambda item: int(item[0])):
         noun = "request" if int(count) == 1 else "requests"
         rows.append((f"amortised over {count} {noun}", [as_times(value)], ""))
     return SpeedUpShown(
         table=Table([], ["times shorter"], rows),
         retrain=as_seconds(record.seconds.get("retrain")),
         request=as_seconds(sum_of(spent)),
-        overhead=as_seconds(speed_up.overhead_seconds),
+        overhead=as_seconds(speed_up.overhead_seconds) if paid else None,
+        slower=speed_up.request is not None and speed_up.request < 1,
     )
 
 
@@ -320,11 +340,32 @@ def overhead_line(record: Record) -> str | None:
     if distillation is None:
         return None
     share, seconds = distillation.client_seconds_share, distillation.seconds
+    if not share and not seconds:
+        return None
     text = "Distillation, which training pays so that a request can be short, took "
     if share is not None:
         text += f"{as_number(100 * share)} % of the clients’ training time"
         return text + (f" ({as_seconds(seconds)})." if seconds is not None else ".")
     return text + f"{as_seconds(seconds)}."
+
+
+def settings_rows(record: Record) -> list[tuple[str, str]]:
+    """Return the settings that had a part in it, by name.
+
+    A task of one's own takes nothing of the built-in networks; without synthetic data there is
+    nothing to distill.
+    """
+    given = record.settings
+    idle: tuple[str, ...] = ()
+    if given.get("task"):
+        idle += ("model",)
+    if given.get("scale") == 0:
+        idle += ("image", "distill")
+    return sorted(
+        (str(key), as_setting(value))
+        for key, value in given.items()
+        if str(key).partition("-")[0] not in idle
+    )
 
 
 def _has_forgotten(record: Record) -> str | None:

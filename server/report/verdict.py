@@ -31,6 +31,9 @@ _TITLES: Final = {
     "crept-back": "During recovery",
     "sites-disagree": "Between the sites",
     "few-sites": "Measured by",
+    "too-deep": "Too deep",
+    "below-retrained": "Too deep",
+    "class-damaged": "Another class",
 }
 _LABELS: Final = {
     "held": ("pass", "within the limit"),
@@ -61,12 +64,18 @@ class Worded:
     findings: Sequence[Line]
 
 
+def _data_of(record: Record) -> str:
+    """Name the data; a task of one's own may have them without a name."""
+    task = record.settings.get("task")
+    return record.dataset or (f"the data of task {task}" if task else "its data")
+
+
 def worded(record: Record) -> Worded:
     """Say in plain words what was forgotten and what the verdict on it is."""
     versions = versions_of(record)
     if record.forget is None:
         sentence = (
-            f"{capitalised(versions['new'])} was trained on {record.dataset or 'its data'} "
+            f"{capitalised(versions['new'])} was trained on {_data_of(record)} "
             f"over {clients_of(record)}; this request forgot nothing."
         )
         return Worded("note", "Trained", sentence, [])
@@ -186,6 +195,9 @@ def _line(finding: Finding, record: Record) -> Line:
     elif f.code == "few-sites":
         label = "few sites"
         text = capitalised(wording.reason(f, "").removeprefix("remark: ")) + "."
+    elif f.code in ("too-deep", "below-retrained", "class-damaged"):
+        told = wording.reason(f, "", (), record.class_names).removeprefix("remark: ")
+        text = capitalised(told) + "."
     elif f.code in ("crept-back", "sites-disagree"):
         text = capitalised(wording.reason(f, "")) + "."
     else:

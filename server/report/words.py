@@ -201,16 +201,6 @@ def as_times(value: float | None) -> str:
     )
 
 
-def shown_settings(record: Record) -> list[tuple[str, str]]:
-    """Return the settings by name, without those of the built-in network in a user's task."""
-    own = bool(record.settings.get("task"))
-    return sorted(
-        (str(key), as_setting(value))
-        for key, value in record.settings.items()
-        if not (own and (key == "model" or str(key).startswith("model-")))
-    )
-
-
 def as_setting(value: Any) -> str:
     """Return the value of a setting as it is written."""
     return value if isinstance(value, str) else json.dumps(value, default=str)

@@ -25,11 +25,12 @@ from server.report.tables import (
     provenance_rows,
     relearning_table,
     round_sizes,
+    settings_rows,
     site_table,
     speed_up_rows,
 )
 from server.report.verdict import worded
-from server.report.words import facts_of, is_yardstick, outcome_of, shown_settings, title_of
+from server.report.words import facts_of, is_yardstick, outcome_of, title_of
 
 
 def write_report(record: Record, path: Path) -> Path:
@@ -95,6 +96,6 @@ def render(record: Record, *, linked: bool = False) -> str:
         speed_up=speed_up_rows(record),
         overhead=overhead_line(record),
         provenance=provenance_rows(record),
-        settings=shown_settings(record),
+        settings=settings_rows(record),
         linked=linked,
     )

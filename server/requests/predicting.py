@@ -10,6 +10,7 @@ from typing import Any, Final
 import torch
 from torch import nn
 
+from client.data.source import TABLE, is_own, parse
 from client.data.whole import whole
 from client.errors import BadSetting, ImageSize
 from client.task import Task
@@ -79,6 +80,12 @@ def predict(
         raise BadSetting(
             f"version must tell classes apart, got {facts['version']}, whose task {task.title} has "
             "a loss of its own; use its network: efface export"
+        )
+    if is_own(source) and source.startswith(f"{TABLE}:") and "columns" not in parse(source).value:
+        raise BadSetting(
+            f"table must name the columns file of {facts['version']}'s training, got none: by its "
+            "own rows it would be scaled otherwise; make one of the table trained on (`efface data "
+            "columns TABLE -o columns.toml`) and add &columns=columns.toml"
         )
     data = whole(task, source, data_dir)
     chosen = part or ("test" if len(data.test) else "train")

@@ -6,7 +6,7 @@ from pathlib import Path
 from client.errors import EffaceError
 from client.task_folders import look_in
 from server.storage.home import Home
-from server.storage.ledger import GONE, Ledger, RequestRow
+from server.storage.ledger import GONE, TRANSITIONS, Ledger, RequestRow, TransitionError
 
 
 def opened(path: str = "") -> tuple[Home, Ledger]:
@@ -54,4 +54,10 @@ def give_up(path: Path, request: str) -> tuple[Home, Ledger, RequestRow]:
     with home.lock():
         ledger = Ledger.of(home)
         ledger.interrupt_running(GONE)
+        state = ledger.request(request).state
+        if not TRANSITIONS[state]:
+            raise TransitionError(
+                f"request to give up must not have ended yet, got {request} which is {state}; "
+                "nothing is left to give up"
+            )
         return home, ledger, ledger.abort(request, "given up by the operator")

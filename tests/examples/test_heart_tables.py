@@ -16,20 +16,14 @@ def test_the_commands_run_as_they_stand_and_end_as_readme_shows(tmp_path: Path) 
         assert done.returncode == 0, (words, done.stderr)
         told.append(done.stdout)
 
-    assert shape("".join(told)) == shape(walk.output())
-    assert "".join(told).count("Verdict: passed") == 2
+    trained, rest = walk.output().split("r0002 ")
+    _, left = rest.split("r0003 ")
+    assert shape("".join(told)) == shape(trained + left)
+    assert "".join(told).count("Verdict: passed") == 1
     done = walk.type("efface", "show", "v0001", "--json")
     card = json.loads(done.stdout)["version"]["card"]
     assert "heart:Table" in json.dumps(card["model"])
     # The pages talk of a table, not of images.
     for page in (walk.folder / ".efface" / "reports").glob("*.html"):
-        text = page.read_text().split("<body")[1].lower()
-        for name in (
-            "data:image/",
-            "model-image-size",
-            "image-lr",
-            "image-steps",
-            "image-momentum",
-        ):
-            text = text.replace(name, "")
+        text = page.read_text().split("<body")[1].lower().replace("data:image/", "")
         assert "image" not in text

@@ -34,6 +34,8 @@ from flwr.simulation import run_simulation
 from digits_app import client_app, server_app
 
 CONFIG = {"num-rounds": ROUNDS, "local-epochs": 1, "lr": 0.05}
+# One process for all clients: each imports torch anew.
+BACKEND = {"client_resources": {"num_cpus": 1}, "init_args": {"num_cpus": 1}}
 
 
 class Told(ClientApp):
@@ -51,7 +53,7 @@ def main(grid, context):
     server_app.main(grid, Context(1, 0, {}, RecordDict(), CONFIG))
 
 
-run_simulation(server, Told(), 5, backend_config={"client_resources": {"num_cpus": 1}})
+run_simulation(server, Told(), 5, backend_config=BACKEND)
 """
 
 
@@ -62,7 +64,8 @@ def run(script: str, app: Path, home: Path, *, rounds: int) -> dict[str, list[in
     done = subprocess.run(
         [sys.executable, "-c", script.replace("ROUNDS", str(rounds))],
         cwd=home,
-        env=own | {"PYTHONPATH": f"{app}:{ROOT}", "HOME": str(home)},
+        # Ray's workers are niced by 15 otherwise, and starve beside the other tests.
+        env=own | {"PYTHONPATH": f"{app}:{ROOT}", "HOME": str(home), "RAY_worker_niceness": "0"},
         capture_output=True,
         text=True,
         timeout=600,
@@ -83,10 +86,12 @@ def test_the_app_forgets_a_digit(tmp_path: Path) -> None:
 
 @pytest.mark.processes
 def test_the_app_forgets_in_flowers_simulation(tmp_path: Path) -> None:
-    found = run(RAY, FOLDER, tmp_path / "run", rounds=4)
+    found = run(RAY, FOLDER, tmp_path / "run", rounds=3)
 
     assert list(found) == ["trained", "retraining", "sga"]
+    assert found["trained"][9] > 30
     assert found["sga"][9] == 0
+    assert sum(found["sga"]) > 300  # of nine digits
 
 
 def test_the_diff_in_readme_is_all_that_is_added(tmp_path: Path) -> None:

@@ -94,6 +94,7 @@ def tiny_package(folder: Path) -> Path:
             sizes[f"encoder.layer.{layer}.{part}.bias"] = (16,)
     draws = torch.Generator().manual_seed(0)
     arrays = {name: 0.3 * torch.randn(size, generator=draws) for name, size in sizes.items()}
+    arrays |= {name: torch.ones(16) for name in sizes if name.endswith("LayerNorm.weight")}
     save_file(arrays, package / "model.safetensors")
     return folder
 

@@ -323,7 +323,7 @@ def test_the_task_file_learns_as_it_stands(task: Any) -> None:
     data = made.data("")
     assert tuple(data.train.inputs.shape[1:]) == made.input_shape
     assert data.train.inputs.dtype == made.input_dtype
-    assert len(data.train.labels) + len(data.test.labels) == 569
+    assert len(data.train.labels) + len(data.test.labels) == 1797
     torch.manual_seed(0)
     network = made.network()
     step = torch.optim.SGD(network.parameters(), lr=0.2)

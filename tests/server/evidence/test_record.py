@@ -37,6 +37,11 @@ def test_a_record_of_format_1_is_read_whole_with_the_verdict_that_it_had(name: s
 
     assert written.pop("format") == FORMAT == 2
     assert document.pop("format") == 1
+    # What later versions remark besides comes after what was said then.
+    said = document["verdict"]["reasons"]
+    more = written["verdict"]["reasons"][len(said) :]
+    del written["verdict"]["reasons"][len(said) :]
+    assert all(reason.startswith("remark: ") for reason in more)
     assert holds(written, document)
     assert record.verdict is not None
     assert record.verdict.state == OLD[name]

@@ -44,7 +44,9 @@ def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
         common = {**JOB, "home": str(folder / "home"), "engine": "superlink"}
         told = {key.replace("_", "-"): value for key, value in common.items()}
         number = superlink.submit(app, running.connection, told, flwr_home=running.home)
-        superlink.wait(number, running.connection, deadline=1200, flwr_home=running.home)
+        superlink.wait(
+            number, running.connection, deadline=1200, ask_seconds=5, flwr_home=running.home
+        )
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("FLWR_HOME", str(running.home))
             yield Deployed(folder / "home", folder / "stores", running)

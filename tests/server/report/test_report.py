@@ -22,6 +22,7 @@ from server.report.plots import (
     accuracy_over_phases,
     relearning_curves,
 )
+from server.report.tables import settings_rows
 from server.report.verdict import Worded, worded
 from server.report.write import render, write_report
 
@@ -422,6 +423,33 @@ def test_the_speed_up_comes_with_its_denominator() -> None:
     assert "divides retraining’s 73.0 s by the request’s 0.87 s" in page.prose
     assert "the overhead in training (15.0 s)" in page.prose
     assert "18.3 % of the clients’ training time (15.0 s)" in page.prose
+
+
+def test_where_training_paid_nothing_beforehand_nothing_is_said_of_it() -> None:
+    speed = {"request": 0.5, "amortised": {"1": 0.5, "10": 0.5}, "overhead_seconds": 0.0}
+    free = {"client_seconds_share": 0.0, "seconds": 0.0}
+    page = page_of(record(speed_up=speed, distillation=free))
+
+    rows = page.rows("Against retraining")
+    assert list(rows) == ["Against retraining", "one request alone"]
+    assert rows["one request alone"] == ["0.5×"]
+    assert "Below 1× the request took longer than retraining." in page.prose
+    assert "overhead" not in page.prose
+    assert "istillation" not in page.prose
+    assert "Below 1×" not in page_of(record()).prose
+
+
+def test_an_own_task_shows_no_settings_of_the_built_in_networks() -> None:
+    own = {"task": "chest:ChestXray", "scale": 0, "lr": 0.1, "model": "convnet"}
+    own |= {"model-width": 32, "image-lr": 0.1, "distill-every": 5}
+    document = train_record() | {"settings": own, "dataset": ""}
+    page = page_of(document)
+
+    assert "was trained on the data of task chest:ChestXray over 10 clients" in page.prose
+    shown = settings_rows(typed(document))
+    assert [name for name, _ in shown] == ["lr", "scale", "task"]
+    built_in = settings_rows(typed(document | {"settings": own | {"task": "", "scale": 1}}))
+    assert [name for name, _ in built_in] == sorted(own)
 
 
 def test_the_class_table_marks_the_forgotten_class() -> None:

@@ -352,6 +352,8 @@ def test_sites_are_compared_with_what_the_version_was_trained_on(tmp_path: Path)
         "image_shape": [1, 8, 8],
         "mean": None,
         "std": None,
+        "num_train": None,
+        "num_test": None,
     }
     for part in ("train", "test"):
         (b / part / "dog").rename(b / part / "eel")

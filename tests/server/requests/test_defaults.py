@@ -4,14 +4,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import nn
 
 import efface
 from client.errors import BadSetting
+from client.task import Task
 from server.evidence.record import Record
 from server.requests.asked import asked
 from server.requests.intake import Service
+from server.requests.predicting import predict
 from server.runner import plan, run
 from server.storage.home import Home
+from server.storage.ledger import TransitionError
+from server.storage.opened import give_up
 
 TASKS = Path(__file__).parents[2] / "tasks"
 JOB = {
@@ -133,3 +138,15 @@ def test_python_has_the_same_defaults(tmp_path: Path) -> None:
         federation.train(rounds=2, scale=5)
     with pytest.raises(BadSetting, match="method quickdrop cannot serve it"):
         federation.forget(client="client-1", method="quickdrop")
+
+
+def test_a_request_that_has_ended_is_not_given_up(tmp_path: Path) -> None:
+    train(tmp_path, "others.py:Sugar")
+    with pytest.raises(TransitionError, match="must not have ended yet, got r0001 which is done"):
+        give_up(tmp_path, "r0001")
+
+
+def test_a_table_without_the_trainings_columns_file_is_not_predicted() -> None:
+    network, task = nn.Linear(13, 3), Task()
+    with pytest.raises(BadSetting, match=r"must name the columns file of v0001's .*&columns="):
+        predict(network, task, {"version": "v0001"}, "table:new.csv?label=kind")
