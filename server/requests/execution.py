@@ -7,7 +7,6 @@ A stopped request goes on where it was when it is carried out again.
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from flwr.app import ArrayRecord
@@ -36,6 +35,7 @@ from server.requests.yardstick import (
     Yardstick,
     inputs_of,
     name_of,
+    of_number,
     path_of,
     relearning,
     retrained,
@@ -364,21 +364,16 @@ def _retrained(work: Work, federation: GridFederation) -> list[Yardstick]:
 
     Others that come while the request is stopped are no part of it: its steps are those it began.
     """
-
-    def there() -> list[int]:
-        return [n for n in range(MOST) if _kept(work, federation, n).exists()] or [0]
-
-    numbers = federation.journal.value("stock", there)
-    return [_retraining(work, federation, number) for number in numbers]
+    inputs, cache = _inputs(work, federation), work.workspace.home.cache
+    there = [n for n in range(MOST) if path_of(cache, of_number(inputs, n)).exists()]
+    numbers = federation.journal.value("stock", lambda: there or [0])
+    return [_retraining(work, federation, inputs, number) for number in numbers]
 
 
-def _kept(work: Work, federation: GridFederation, number: int) -> Path:
-    return path_of(work.workspace.home.cache, _inputs(work, federation, number))
-
-
-def _inputs(work: Work, federation: GridFederation, number: int) -> dict[str, Any]:
-    settings = _seeded(work, number).request.settings
-    return inputs_of(settings, asdict(work.request.spec), federation, work.request.row.federation)
+def _inputs(work: Work, federation: GridFederation) -> dict[str, Any]:
+    """Return what number 0 depends on."""
+    request = work.request
+    return inputs_of(request.settings, asdict(request.spec), federation, request.row.federation)
 
 
 def _seeded(work: Work, number: int) -> Work:
@@ -388,7 +383,9 @@ def _seeded(work: Work, number: int) -> Work:
     return replace(work, request=replace(work.request, settings=settings))
 
 
-def _retraining(work: Work, federation: GridFederation, number: int) -> Yardstick:
+def _retraining(
+    work: Work, federation: GridFederation, inputs: Mapping[str, Any], number: int
+) -> Yardstick:
     """Return a model retrained without what this request and earlier ones forget."""
     seeded = _seeded(work, number)
     judge = Judge(
@@ -417,7 +414,7 @@ def _retraining(work: Work, federation: GridFederation, number: int) -> Yardstic
         judge,
         federation,
         work.workspace.home.cache,
-        _inputs(work, federation, number),
+        of_number(inputs, number),
         train,
         work.listener.note,
         number,
@@ -458,10 +455,10 @@ def _stock(work: Work) -> None:
     _check_targets(work, federation, forget)
     names = _agreed_classes(work, federation, card)
     original = (federation.spec, from_numpy(base.arrays))
-    stock, models = [], []
+    stock, models, inputs = [], [], _inputs(work, federation)
     for number in range(s.count):
         work.listener.note(f"retrained model {number + 1} of {s.count}")
-        models.append(_retraining(work, federation, number))
+        models.append(_retraining(work, federation, inputs, number))
         stock.append(_with_features(judge, federation, original, models[-1]))
     record = work.record(
         federation,

@@ -83,6 +83,13 @@ def inputs_of(
     }
 
 
+def of_number(inputs: Mapping[str, Any], number: int) -> dict[str, Any]:
+    """Return what one retrained model depends on, from what number 0 does."""
+    training = inputs["training"]
+    seed = seed_of(int(training["seed"]), number)
+    return {**inputs, "training": {**training, "seed": seed}}
+
+
 def path_of(cache: Path, inputs: Mapping[str, Any]) -> Path:
     """Return the file of one retrained model, by what it depends on (`inputs_of`)."""
     digest = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
