@@ -31,6 +31,7 @@ from client.learning.training import Trained
 from client.logbook import Visit, visit_of
 from client.messages import Common
 from client.opened import Node, opened
+from client.packing import as_asked
 from client.policy import PolicyRefused
 from client.summed import check_sums, hidden, withheld
 
@@ -84,7 +85,7 @@ class Handler(Generic[C]):
             visit = visit_of(message, context.node_config)
             answer = self._answer(message, context, visit)
             visit.answered(answer)
-            return answer
+            return as_asked(answer, message)
         except Exception as error:
             log.exception("%s failed", message.metadata.message_type)
             try:

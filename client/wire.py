@@ -21,6 +21,7 @@ from torch import Tensor
 
 from client.errors import BadSetting, CodeMismatch, EffaceError
 from client.messages import Common, Declaration, ForgetSpec
+from client.packing import unpacked
 from client.settings import (
     MIN_EXAMPLES,
     Rule,
@@ -107,6 +108,7 @@ def receive(message: Message, kind: type[C]) -> tuple[ArrayRecord, C]:
     Raises:
         BadSetting: If the settings are not exactly what `kind` declares.
         CodeMismatch: If the coordinator expects other client code than this node runs.
+        BadPacking: If the arrays came as one that is not what it must be.
     """
     records = message.content
     if set(records) != {"arrays", "config"}:
@@ -118,7 +120,7 @@ def receive(message: Message, kind: type[C]) -> tuple[ArrayRecord, C]:
             f"{settings.fingerprint[:12]}; install the same release on server and nodes"
         )
     settings.model_spec.task.check()  # before any work
-    return records.array_records["arrays"], settings
+    return unpacked(records.array_records["arrays"]), settings
 
 
 _READING = threading.Lock()

@@ -80,47 +80,6 @@ if {{"client.operator.executor", "client.operator.gate"}} & set(sys.orig_argv):
 
     run_clientapp.push_message = push_message
 """
-TRAIN = [
-    *("train", "--num-clients", "3", "--dataset", "none", "--model-classes", "10"),
-    *("--model-channels", "1", "--model-image-size", "8", "--model-width", "8"),
-    *("--model-depth", "1", "--rounds", "1", "--local-steps", "60", "--scale", "0", "--lr", "0.1"),
-]
-FORGET = [
-    *("forget", "--class", "3", "--accept", "not-shown", "--method", "sga"),
-    *("--set", "unlearn-rounds=1", "--set", "unlearn-lr=0.05", "--set", "rounds=1"),
-]
-AGAIN = [word if word != "3" else "5" for word in FORGET]
-DEPLOYED = ["--engine", "superlink", "--evaluate-every", "0", "--round-timeout", "300"]
-SUMS = "--secure-aggregation"
-ALONE = ("query.describe", "query.settle")  # whether there is enough, and whether it was done
-LIAR = NAMES[2]
-# What site-c's operator puts on the path of its own node: once a file LIE is there, its gate sends
-# random numbers of the right form in place of all arrays of the message type that stands in it.
-LYING_GATE = """
-import sys
-from pathlib import Path
-
-LIE = Path({lie!r})
-if "client.operator.gate" in sys.orig_argv and LIE.exists():
-    import numpy as np
-    from flwr.app import Array, ArrayRecord
-    from flwr.supernode.runtime import run_clientapp
-
-    honest = run_clientapp.push_message
-
-    def push_message(node, reply, context):
-        if reply.metadata.message_type == LIE.read_text():
-            for key, record in reply.content.array_records.items():
-                drawn = ArrayRecord()
-                for name, array in record.items():
-                    size = int(np.dtype(array.dtype).itemsize * np.prod(array.shape))
-                    draws = np.frombuffer(np.random.default_rng().bytes(size), array.dtype)
-                    drawn[name] = Array(draws.reshape(array.shape).copy())
-                reply.content[key] = drawn
-        return honest(node, reply, context)
-
-    run_clientapp.push_message = push_message
-"""
 
 
 def main(folder: Path) -> None:

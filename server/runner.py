@@ -17,6 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from client import wire
 from client.errors import EffaceError, kind_of
+from client.operator import pace
 from client.steps.measuring import Describe
 from server.evidence.record import Costs, Record, to_json
 from server.nodes import database
@@ -45,6 +46,7 @@ DEMO_OPTIONS: Final = "unlearn-lr=0.05,unlearn-epochs=6,relearn-lr=0.1,relearn-r
 # A second process on the same home waits that long, then refuses: longer than a ServerApp that was
 # stopped lives on (21 s, until its next heartbeat).
 LOCK_SECONDS: Final = 30.0
+PACK: Final = "EFFACE_PACK"  # 0 in the environment: every array travels by itself, which is slower
 SUPERLINK_DEADLINE: Final = 7 * 24 * 3600.0  # seconds; a run has its own deadlines for each round
 
 
@@ -237,13 +239,15 @@ def serve(grid: Grid, config: dict[str, Any]) -> Record:
         grid: Flower's.
         config: The run config.
     """
+    pace.quicken_pulls()
+    packs = os.environ.get(PACK) != "0"
     settings = parse(config)
     home = open_home(settings)
     with home.lock(LOCK_SECONDS):
         service = Service.open(home)
         service.ledger.interrupt_running(GONE)
         request = service.prepare(settings)
-        named = NamedGrid(grid, settings.round_timeout, REMOTE_POLL_SECONDS)
+        named = NamedGrid(grid, settings.round_timeout, REMOTE_POLL_SECONDS, packs=packs)
         told = _with_events(home, request.row, LogListener())
         named.on_answers = told.answers
         return service.execute(request, named, told, partial(name_nodes, named, service, request))

@@ -21,6 +21,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from flwr.proto.control_pb2 import ListNodesRequest
+from flwr.supercore.control import ControlHttpClient
+from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
+
 from tests.policies import written_policy
 from tests.supervisor import supervised
 
@@ -156,9 +160,18 @@ class RunningFederation:
 
     def online(self) -> set[str]:
         """Return the names of the nodes that the SuperLink calls online."""
-        answer = self.flwr("supernode", "ls", self.connection, "--format", "json").stdout
-        nodes = json.loads(answer).get("nodes", [])
-        online = {node["node-id"] for node in nodes if node["status"] == "online"}
+        # What `flwr supernode ls` asks, without a process that has to load flwr for it.
+        client = ControlHttpClient.from_server_address(
+            server_address=f"127.0.0.1:{self.control_port}",
+            insecure=False,
+            root_certificates=(self.folder / "ca" / "ca.crt").read_bytes(),
+            interceptors=[RuntimeVersionHttpInterceptor(component_name="flwr CLI")],
+        )
+        try:
+            nodes = client.ListNodes(ListNodesRequest()).nodes_info
+        finally:
+            client.close()
+        online = {str(node.node_id) for node in nodes if node.status == "online"}
         # The listing has no names, so the ids that `register` printed stand between the two.
         return {name for name, node_id in self.node_ids.items() if node_id in online}
 

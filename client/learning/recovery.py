@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from client.learning.descent import Descent
 from client.learning.networks import Classifier
 from client.learning.trace import features_and_logits
 from client.learning.training import Trained, minibatches, steps_in, still
@@ -90,7 +91,7 @@ def descend(
     still(freeze)
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.training]
     weights = [p for p in model.parameters() if p.requires_grad]
-    optimiser = torch.optim.SGD(weights, lr=lr, momentum=momentum)
+    descent = Descent(weights, lr=lr, momentum=momentum)
     num_steps = steps_in(epochs, len(labels), batch_size, least=least)
     holding = held is not None and len(held[1]) > 0 and (hold > 0 or hold_features > 0)
     chosen = (
@@ -119,9 +120,9 @@ def descend(
                 on_features=hold_features,
             )
         samples += len(logits)
-        optimiser.zero_grad()
+        descent.zero_grad()
         loss.backward()
-        optimiser.step()
+        descent.step()
     mean = float(torch.stack(losses).double().mean()) if losses else 0.0
     return Trained(len(losses), samples, mean)
 

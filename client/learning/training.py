@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from client.learning.descent import Descent
+
 Pick = Callable[[Tensor], tuple[Tensor, Tensor]]
 """From positions `(B,)` to prepared inputs `(B, ...)` and labels `(B,)`, on the device."""
 
@@ -186,14 +188,14 @@ def local_sgd(
     model.train()
     weights = [p for p in model.parameters() if p.requires_grad]
     centre = [w.detach().clone() for w in weights] if proximal else []
-    optimiser = torch.optim.SGD(weights, lr=lr, momentum=momentum, weight_decay=weight_decay)
+    descent = Descent(weights, lr=lr, momentum=momentum, weight_decay=weight_decay)
     losses: list[Tensor] = []
     samples = 0
     for step, batch in enumerate(batches):
         images, labels = pick(batch)
         given = gradients(step, images, labels) if gradients is not None else None
         if given is None:
-            optimiser.zero_grad()
+            descent.zero_grad()
             total = torch.zeros((), device=images.device)
             for inputs, wanted in _parts(images, labels, at_once):
                 with autocast(images.device, precision):
@@ -213,7 +215,7 @@ def local_sgd(
                 weight.grad = gradient
         if proximal:
             proximal_gradients(weights, centre, proximal)
-        optimiser.step()
+        descent.step()
         losses.append(total.detach())
         samples += len(labels)
     mean_loss = float(torch.stack(losses).double().mean()) if losses else 0.0

@@ -4,7 +4,8 @@
       node       client.operator.node      the SuperNode: holds the node key, dials the coordinator,
                                            opens no port: its Runtime API is one Unix socket
       executor   client.operator.executor  holds the data, not the key; no network but that socket
-        gate     client.operator.gate      a process a message: checks the bundle, then becomes it
+        gate     client.operator.gate      a process a message: checks the bundle, then becomes it;
+                                           a copy of the executor (client.operator.warm), or new
 
 Where this hooks into flwr 1.39.0, and why there:
 

@@ -3,7 +3,7 @@
 It stands in the place of `flower-superexec`. Before it asks for the first task it has given up the
 network, root and every way to new privileges; what it starts can do no more than it.
 
-    python -m client.operator.executor FOLDER --parent PID [--user NAME] [--strict]
+    python -m client.operator.executor FOLDER --parent PID [--user NAME] [--strict] [--cold]
 """
 
 import argparse
@@ -16,17 +16,19 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
 from client.errors import BadSetting, NotIsolated
-from client.operator import isolation
+from client.operator import isolation, pace, warm
 from client.operator.folder import POLICY, SiteFolder
 from client.operator.part import account, start
 
 log = logging.getLogger("efface.site")
 _GRACE: Final = 10.0  # seconds for a gate that was asked to end
-POLL_SECONDS: Final = "FLWR_SUPEREXEC_TASK_POLL_INTERVAL"  # flwr's own name
+SHORTEST_POLL: Final = 0.02  # seconds between two questions for a task, soon after the last one
+POLL_SECONDS: Final = "FLWR_SUPEREXEC_TASK_POLL_INTERVAL"  # flwr's own name; the longest
 
 
 def main() -> None:
@@ -36,6 +38,7 @@ def main() -> None:
     parser.add_argument("--parent", type=int, required=True)
     parser.add_argument("--user", default="")
     parser.add_argument("--strict", action="store_true")
+    parser.add_argument("--cold", action="store_true")
     told = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for each question
@@ -59,19 +62,37 @@ def main() -> None:
         raise NotIsolated("executor must be apart (--strict), got: " + "; ".join(found))
     shutil.rmtree(work, ignore_errors=True)  # what a gate that was killed has left
     work.mkdir(mode=0o700)
+    isolation.adopt_orphans()
+    isolation.close_memory()
     signal.signal(signal.SIGTERM, _end)
-    take_tasks(site, work)
+    take_tasks(site, work, copies=not told.cold and _warmed())
 
 
-def take_tasks(site: SiteFolder, work: Path) -> None:
-    """Ask the SuperNode for one task after the other and have a gate answer each."""
+def _warmed() -> bool:
+    """Load what messages need; return whether this process can be copied for them."""
+    if not (why := warm.obstacle()):
+        warm.load()
+        why = warm.obstacle()
+    if why:
+        log.info("each message starts a new process: %s", why)
+    return not why
+
+
+def take_tasks(site: SiteFolder, work: Path, *, copies: bool) -> None:
+    """Ask the SuperNode for one task after the other and have a gate answer each.
+
+    Args:
+        site: Whose tasks.
+        work: Folder of the gates' own.
+        copies: Whether gates are copies of this process, where that is possible.
+    """
     import httpx
     from flwr.proto.runtime_pb2 import AcquireTaskRequest
     from flwr.supercore.constant import TaskType
 
     from client.operator.runtime import connected
 
-    pause = float(os.environ.get(POLL_SECONDS, "0.2"))
+    pause = pace.Pause(SHORTEST_POLL, float(os.environ.get(POLL_SECONDS, "0.2")))
     reached = None
     with connected(site.socket) as node:
         while True:
@@ -89,37 +110,63 @@ def take_tasks(site: SiteFolder, work: Path) -> None:
                 log.info("ready: tasks come from %s", site.socket)
             reached = True
             if answer.HasField("task") and answer.token:
-                answer_task(site, work, answer.token)
+                answer_task(site, work, answer.token, copies=copies)
+                pause.happened()
             else:
-                time.sleep(pause)
+                time.sleep(pause.seconds())
 
 
-def answer_task(site: SiteFolder, work: Path, token: str) -> None:
+def answer_task(site: SiteFolder, work: Path, token: str, *, copies: bool) -> None:
     """Start a gate for one task and wait for it: a SuperNode hands on one message at a time."""
     scratch = Path(tempfile.mkdtemp(dir=work))
-    environment = {**os.environ, "HOME": str(scratch), "TMPDIR": str(scratch)}
+    gate: warm.Copy | subprocess.Popen[bytes] | None = None
+    try:
+        gate = (_copied(site, scratch, token) if copies else None) or _new(site, scratch, token)
+        if status := gate.wait():
+            log.error("the process of a message ended with status %d", status)
+    except BaseException:
+        if gate is not None:
+            gate.terminate()
+            try:
+                gate.wait(_GRACE)
+            except subprocess.TimeoutExpired:
+                gate.kill()
+                gate.wait()
+        raise
+    finally:
+        isolation.end_children()  # whatever the gate has started and left
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _copied(site: SiteFolder, scratch: Path, token: str) -> warm.Copy | None:
+    """Return a gate that is a copy of this process; None if there is none to be had now."""
+    why = warm.obstacle()
+    if not why:
+        from client.operator import gate  # loaded already, and flwr with it
+
+        try:
+            return warm.Copy(lambda: gate.serve(site, token), scratch)
+        except OSError as error:
+            why = str(error.strerror)
+    log.warning("a message starts a new process: %s", why)
+    return None
+
+
+def _new(site: SiteFolder, scratch: Path, token: str) -> "subprocess.Popen[bytes]":
+    """Return a gate that is a new process."""
     gate = subprocess.Popen(
         # -P: neither this folder nor the scratch one is where modules come from.
         [sys.executable, "-P", "-m", "client.operator.gate", str(site.folder), str(os.getpid())],
         stdin=subprocess.PIPE,
         cwd=scratch,
-        env=environment,
+        env={**os.environ, "HOME": str(scratch), "TMPDIR": str(scratch)},
     )
-    try:
-        assert gate.stdin is not None
-        with gate.stdin as pipe:  # not on the command line, where every user could read it
-            pipe.write(token.encode())
-        gate.wait()
-    except BaseException:
-        gate.terminate()
-        try:
-            gate.wait(_GRACE)
-        except subprocess.TimeoutExpired:
-            gate.kill()
-            gate.wait()
-        raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    assert gate.stdin is not None
+    # Not on the command line, where every user could read it. One that has ended already says so
+    # by its status.
+    with suppress(BrokenPipeError), gate.stdin as pipe:
+        pipe.write(token.encode())
+    return gate
 
 
 def _own(site: SiteFolder, work: Path, user: str) -> None:

@@ -1,7 +1,8 @@
 """One message at a site: let in a bundle that the operator allowed, and answer with it; no other.
 
-A process of its own for each message, started by the executor. It gets the task's token on
-standard input and does what `flwr-clientapp` of flwr 1.39.0 does, in this order:
+A process of its own for each message: a copy of the executor (`client.operator.warm`), or a new
+one, which gets the task's token on standard input. It does what `flwr-clientapp` of flwr 1.39.0
+does, in this order:
 
 1. Pull the message and the bundle's bytes from the SuperNode.
 2. Compute their SHA-256 and look for it in the operator's list. If it is not there, answer with an
@@ -31,7 +32,7 @@ from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_htt
 from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
 
 from client.errors import ForeignBundle, marked
-from client.operator import isolation
+from client.operator import isolation, pace
 from client.operator.bundles import APP, Bundle, Bundles
 from client.operator.folder import SiteFolder
 from client.operator.runtime import RuntimeSocketClient, connected
@@ -46,7 +47,13 @@ def main() -> None:
     logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for each question
     site, parent = SiteFolder.load(Path(sys.argv[1])), int(sys.argv[2])
     isolation.give_up_privileges(parent)
-    token = sys.stdin.buffer.read().decode()
+    isolation.first_to_go()
+    serve(site, sys.stdin.buffer.read().decode())
+
+
+def serve(site: SiteFolder, token: str) -> None:
+    """Answer one task in this process, which is good for nothing else after it."""
+    pace.quicken_pulls()
     with connected(site.socket, token) as node:
         alive = HeartbeatSender(make_task_heartbeat_fn_http(node))
         alive.start()

@@ -12,6 +12,7 @@ import resource
 import signal
 import socket
 import stat
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -21,6 +22,8 @@ from client.operator.part import account
 _NEWNET: Final = 0x40000000
 _NEWUSER: Final = 0x10000000
 _PR_SET_PDEATHSIG: Final = 1
+_PR_SET_DUMPABLE: Final = 4
+_PR_SET_CHILD_SUBREAPER: Final = 36
 _PR_SET_NO_NEW_PRIVS: Final = 38
 # Addresses for documentation (RFC 5737, RFC 3849). Connecting a datagram socket sends nothing: it
 # only asks the kernel whether it knows a way there.
@@ -101,6 +104,55 @@ def end_with(parent: int) -> None:
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
     if os.getppid() != parent:
         raise SystemExit(1)  # it went before the line above
+
+
+def close_memory(closed: bool = True) -> None:
+    """Keep other processes of this user out of this one's memory, or let them in again.
+
+    What an executor starts is of its user; a bundle must not change the one that checks the next.
+    """
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_DUMPABLE, 0 if closed else 1, 0, 0, 0)
+
+
+def first_to_go() -> None:
+    """Have the kernel end this process before others of the machine when memory is short.
+
+    The executor lends a copy most of what it holds, and would be taken in the copy's place.
+    """
+    with suppress(OSError):  # a container may forbid it; then the kernel chooses by size
+        Path("/proc/self/oom_score_adj").write_text("500")
+
+
+def adopt_orphans() -> None:
+    """Become the parent of every process below this one that loses its own."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def end_children() -> None:
+    """End all children, and with `adopt_orphans` all below them: nothing outlives its message."""
+    while True:
+        try:
+            if os.waitpid(-1, os.WNOHANG)[0]:
+                continue
+        except ChildProcessError:
+            return
+        for child in _children():
+            with suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
+        with suppress(ChildProcessError):
+            os.waitpid(-1, 0)
+
+
+def _children() -> list[int]:
+    own, found = str(os.getpid()), []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            # PID (NAME) STATE PARENT ...; a name may hold anything.
+            if (entry / "stat").read_text().rpartition(")")[2].split()[1] == own:
+                found.append(int(entry.name))
+        except OSError:  # gone meanwhile
+            continue
+    return found
 
 
 def weaknesses(key: Path, bundles: Path) -> list[str]:

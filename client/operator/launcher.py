@@ -62,6 +62,8 @@ def environment() -> dict[str, str]:
     return {
         **found,
         "PYTHONUNBUFFERED": "1",
+        # Or numpy starts threads as it is loaded, and a process with threads cannot be copied.
+        "OPENBLAS_NUM_THREADS": "1",
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
     }
@@ -73,6 +75,7 @@ def run(
     parts: Sequence[str] = PARTS,
     user: str = "",
     strict: bool = False,
+    cold: bool = False,
     say: Callable[[str], None] = print,
 ) -> None:
     """Run the parts of a site until this process is interrupted.
@@ -82,6 +85,7 @@ def run(
         parts: `node`, `executor`, or both.
         user: The executor's user; needs root.
         strict: End the executor if it is not fully apart.
+        cold: Have the executor start a new process for each message.
         say: Takes each line of the log.
 
     Raises:
@@ -90,8 +94,7 @@ def run(
     """
     site = SiteFolder.load(folder)
     children = [
-        _Child(part, _command(part, site.folder, user, strict=strict and part == EXECUTOR))
-        for part in parts
+        _Child(part, _command(part, site.folder, user, strict=strict, cold=cold)) for part in parts
     ]
     try:
         while True:
@@ -106,13 +109,14 @@ def run(
         _stop(children)
 
 
-def _command(part: str, folder: Path, user: str, *, strict: bool) -> list[str]:
-    return [
-        *(sys.executable, "-P", "-m", f"client.operator.{part}", str(folder)),
-        *("--parent", str(os.getpid())),
-        *(["--user", user] if user else []),
-        *(["--strict"] if strict else []),
-    ]
+def _command(part: str, folder: Path, user: str, *, strict: bool, cold: bool) -> list[str]:
+    command = [sys.executable, "-P", "-m", f"client.operator.{part}", str(folder)]
+    command += ["--parent", str(os.getpid())]
+    if user:
+        command += ["--user", user]
+    if part == EXECUTOR:
+        command += ["--strict"] * strict + ["--cold"] * cold
+    return command
 
 
 def _start(child: _Child, say: Callable[[str], None]) -> None:

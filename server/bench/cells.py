@@ -323,7 +323,7 @@ class Bench:
 
     def _attack(
         self, told: Mapping[str, Any], home: Path, record: Record
-    ) -> dict[str, dict[str, float]] | None:
+    ) -> dict[str, dict[str, float | None]] | None:
         """Return the attacks' success on Original, on the method's version and on Retrained."""
         settings = RunSettings(**{"mode": "forget", **told}).check()
         dataset = server_data(settings)

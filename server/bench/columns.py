@@ -41,6 +41,11 @@ COLUMNS: Final[Mapping[str, Column]] = {
     "total_variation": Column("TV", 3),
     "auc_confidence": Column("attack AUC, confidence", 3),
     "auc_entropy": Column("attack AUC, entropy", 3),
+    "auc_modified_entropy": Column("attack AUC, modified entropy", 3),
+    "auc_confidence_low": Column("attack AUC, confidence, from", 3),
+    "auc_confidence_high": Column("to", 3),
+    "attack_tpr": Column("members found at 1 % false alarms, %", 1, 0.01),
+    "attack_advantage": Column("loss threshold, advantage", 3),
     "relearning": Column("relearning"),
     "relearning_gap": Column("relearning against Retrained"),
     "relearned_forget_accuracy": Column("F % relearned"),
@@ -267,8 +272,10 @@ def _method(result: Mapping[str, Any]) -> Row:
 
 
 def _attack(row: Row, result: Mapping[str, Any], model: str) -> None:
-    for kind in ("confidence", "entropy"):
-        row[f"auc_{kind}"] = ((result.get("attack") or {}).get(model) or {}).get(kind)
+    found = (result.get("attack") or {}).get(model) or {}
+    for kind in ("confidence", "entropy", "modified-entropy", "confidence-low", "confidence-high"):
+        row[f"auc_{kind.replace('-', '_')}"] = found.get(kind)
+    row["attack_tpr"], row["attack_advantage"] = found.get("tpr"), found.get("advantage")
 
 
 def _costs(row: Row, record: Mapping[str, Any], phases: Sequence[str]) -> None:

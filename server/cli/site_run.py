@@ -66,6 +66,14 @@ def run(
             "the list of bundles.",
         ),
     ] = False,
+    cold: Annotated[
+        bool,
+        typer.Option(
+            "--cold",
+            help="Start a new process for each message, instead of copying the executor, which has "
+            "everything loaded. Slower by seconds; the answers are the same.",
+        ),
+    ] = False,
 ) -> Answer:
     """Run this site's node: the connection to the coordinator, and apart from it the executor.
 
@@ -82,6 +90,7 @@ def run(
             parts=parts,
             user=user,
             strict=strict,
+            cold=cold,
             say=lambda line: call.errors.print(line, markup=False, highlight=False, soft_wrap=True),
         )
     return Answer({"format": FORMAT, "ended": list(parts)}, [f"Ended: {' and '.join(parts)}."])

@@ -29,6 +29,9 @@ Code = Literal[
     "blank-head",
     "class-means",
     "probe",
+    "too-deep",
+    "below-retrained",
+    "class-damaged",
 ]
 FindingState = Literal["held", "exceeded", "below", "cannot-tell", "remark", "open"]
 Reason = Literal["no-yardstick", "no-test-images", "no-held-out-data"]
@@ -36,6 +39,9 @@ Reason = Literal["no-yardstick", "no-test-images", "no-held-out-data"]
 # Points below Retrained that accuracy on the retain set may have. Beyond it is a remark, no
 # failure: the request was to forget, and an erasure must not be refused for what it cost.
 RETAIN_TOLERANCE: Final = 2.0
+# Points below Retrained that one class of the retain set may have: beyond it the forgetting harmed
+# a neighbour, which the mean over all classes hides. Models trained alike differ by some.
+CLASS_TOLERANCE: Final = 10.0
 # Sites from which on one of them cannot turn a verdict that rests on what they say: below it a
 # median is no more than the mean of two.
 ENOUGH_SITES: Final = 3
@@ -226,6 +232,9 @@ def decide(
         findings.append(decisive[-1])
     earlier = _earlier(result, limits, erased_before)
     findings += [*earlier, *_retained(result, original, retrained)]
+    too_much = _too_much(level, result, original, retrained, limits)
+    # A spread says by itself what lies too deep; of the other classes it says nothing.
+    findings += [f for f in too_much if not enough or f.code == "class-damaged"]
     states = {finding.state for finding in decisive}
     nothing = any(
         finding.code in ("nothing-to-show", "sites-disagree")
@@ -435,3 +444,52 @@ def _retained(
             before,
         )
     ]
+
+
+def _too_much(
+    level: str,
+    result: ModelScores,
+    original: ModelScores | None,
+    retrained: ModelScores | None,
+    limits: Limits,
+) -> list[Finding]:
+    """Return what shows that more was forgotten than by never having seen the data.
+
+    It decides nothing, but is as wrong as too little: a model that is worse on the forgotten than
+    one that never saw them says that they were there. The limits are those of the other side.
+    """
+    if retrained is None:
+        return []
+    before = original or ModelScores()
+    found = []
+    if level == "class":
+        sides = (result.curve_mean, retrained.curve_mean, before.curve_mean)
+        found.append(_below("too-deep", sides, limits.relearning_gap))
+    else:
+        sides = (result.forget_accuracy, retrained.forget_accuracy, before.forget_accuracy)
+        found.append(_below("below-retrained", sides, limits.forget_accuracy))
+    classes = [
+        _below("class-damaged", (value, goal, own), CLASS_TOLERANCE, label)
+        for label, (value, goal, own) in enumerate(
+            zip(
+                result.per_class_accuracy or (),
+                retrained.per_class_accuracy or (),
+                before.per_class_accuracy or (None,) * len(result.per_class_accuracy or ()),
+                strict=False,
+            )
+        )
+    ]
+    return [finding for finding in (*found, *classes) if finding is not None]
+
+
+def _below(
+    code: Code,
+    sides: tuple[float | None, float | None, float | None],
+    most: float,
+    label: int | None = None,
+) -> Finding | None:
+    """Return a remark where the first lies further below the second, Retrained's, than it may."""
+    value, goal, before = sides
+    if value is None or goal is None or goal - value <= most:
+        return None
+    return Finding(code, "remark", value, goal - most, goal, before, label=label)

@@ -110,6 +110,8 @@ def reason(
             f"remark: retain accuracy {_of(f.value)} % is {lost:.1f} points "
             f"below Retrained's, more than {RETAIN_TOLERANCE:g}"
         )
+    if f.code in ("too-deep", "below-retrained", "class-damaged"):
+        return f"remark: {_too_much(f, names)}"
     if f.code == "crept-back":
         return (
             f"recovery brought the forget set back to {_of(f.value)} % on the clients' held-out "
@@ -130,6 +132,22 @@ def _by_spread(finding: Finding) -> str:
     elif f.state == "cannot-tell":
         text += f"; Original's {_of(f.original)} % lies there too: it cannot tell"
     return text
+
+
+def _too_much(finding: Finding, names: Sequence[str]) -> str:
+    f = finding
+    below, most = _difference(f.retrained, f.value), _difference(f.retrained, f.limit)
+    if f.code == "class-damaged":
+        which = class_text(int(f.label or 0), names)
+        return (
+            f"{which}, which was to stay, has {_of(f.value)} %, {below:.1f} points below "
+            f"Retrained's, more than {most:.4g}"
+        )
+    what = "relearning curve" if f.code == "too-deep" else "accuracy on the client's held-out data"
+    return (
+        f"{what} {below:.1f} points below Retrained's, more than {most:.4g}: a model that never "
+        "saw the data knows more of them, so that it shows that they were there"
+    )
 
 
 def _disagreement(finding: Finding) -> str:

@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from flwr.app import ConfigRecord, Error, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Error, Message, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
 from client.errors import EffaceError
+from client.packing import BadPacking, packed, unpacked, with_arrays
 from strategies.rounds.failures import cleaned
 
 REMOTE_POLL_SECONDS: Final = 0.1
@@ -58,6 +59,7 @@ class NamedGrid(Grid):
     only: frozenset[str] = frozenset()  # names of those that take part; the others get no message
     _open: frozenset[int] = frozenset()  # their ids, as last seen
     on_answers: Callable[[int, int], None] | None = None  # told how many of how many have
+    packs: bool = False  # whether a record of arrays travels as one; pays where it does travel
     one_by_one: bool = False  # whether a reply came that could not be read with the others
 
     def wait_for(self, num_clients: int, seconds: float, without: Sequence[str] = ()) -> None:
@@ -157,6 +159,16 @@ class NamedGrid(Grid):
             who was fastest.
         """
         sent = list(messages)
+        asked = [message.content for message in sent]
+        if self.packs:
+            _pack(sent)
+        try:
+            return self._exchanged(sent, timeout)
+        finally:
+            for message, content in zip(sent, asked, strict=True):
+                message.content = content
+
+    def _exchanged(self, sent: list[Message], timeout: float | None) -> list[Message]:
         self.traffic.down += sum(size(m) for m in sent)
         pushed = list(self.push_messages(sent))
         place = {message_id: position for position, message_id in enumerate(pushed)}
@@ -170,7 +182,8 @@ class NamedGrid(Grid):
             for reply in self._pulled(pending, sent, place):
                 pending.discard(reply.metadata.reply_to_message_id)
                 self.traffic.up += size(reply)
-                replies.append(reply)
+                question = sent[place[reply.metadata.reply_to_message_id]]
+                replies.append(_unpacked(reply, question))
             if pending:
                 if self.on_answers is not None and time.monotonic() - told > TELL_SECONDS:
                     told = time.monotonic()
@@ -247,6 +260,32 @@ class NamedGrid(Grid):
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         return self.inner.pull_messages(message_ids)
+
+
+def _pack(messages: Iterable[Message]) -> None:
+    """Pack the arrays of messages; a record that many share is packed once."""
+    known: dict[int, tuple[ArrayRecord, ArrayRecord]] = {}
+
+    def once(arrays: ArrayRecord) -> ArrayRecord:
+        if id(arrays) not in known:
+            known[id(arrays)] = arrays, packed(arrays)
+        return known[id(arrays)][1]
+
+    for message in messages:
+        message.content = with_arrays(message.content, once)
+
+
+def _unpacked(reply: Message, question: Message) -> Message:
+    """Return a reply with its arrays one by one; one that cannot be read is its node's error."""
+    if not reply.has_content():
+        return reply
+    try:
+        reply.content = with_arrays(reply.content, unpacked)
+    except Exception as error:  # whatever a node sends is that node's failure
+        told = str(error) if isinstance(error, BadPacking) else f"got {type(error).__name__}"
+        why = Error(ErrorCode.UNKNOWN, f"reply must be readable: {told}")
+        return Message(why, reply_to=question)
+    return reply
 
 
 def _of_transport(error: Exception) -> bool:

@@ -178,7 +178,7 @@ footer { margin-top: 3rem; padding-top: .8rem; border-top: 1px solid var(--rule)
 </ul>
 {% endif %}
 {% if sites %}
-<div class="narrow">{{ show(sites, "Client", "The result on what each client holds out, as the client says; of many clients those that differ most from the median") }}</div>
+<div class="narrow">{{ show(sites, "Client", "Accuracy before and after on what each client holds out, as the client says; of many clients those that differ most from the median") }}</div>
 {% endif %}
 {% if participation %}
 {{ show(participation, "Client and phase", "Rounds in which a client’s answer counted, the most examples that it used in one, and how long its updates were: the distance from the model that it was sent") }}

@@ -10,7 +10,7 @@ from typing import Any, Final, TypeVar
 from server.evidence.participation import Participation
 from server.evidence.phases import PHASES
 from server.evidence.record import Record
-from server.evidence.scores import ModelScores
+from server.evidence.scores import ModelScores, SiteScores
 from server.format import class_text, target_text
 from server.report.display import stored_updates
 from server.report.pictures import curves_of
@@ -125,28 +125,43 @@ def heldout_table(record: Record) -> Table | None:
 
 
 def site_table(record: Record) -> Table | None:
-    """Return the result's accuracies on each client's held-out data, their median last."""
+    """Return each client's accuracies on what it holds out, of Original, Retrained and the result.
+
+    The median and all together come last. Examples are those of the result's measuring.
+    """
     result = record.result
     heldout = None if result is None else result.heldout
     if heldout is None or not heldout.sites:
         return None
-    centre = heldout.forget_median or 0.0
-    rows: list[tuple[str, Sequence[str], str]] = [
-        (
-            str(site.client),
-            [
-                *(as_number(site.forget_accuracy), as_count(site.forget_count)),
-                *(as_number(site.retain_accuracy), as_count(site.retain_count)),
-            ],
-            "",
-        )
-        for site in _cut(heldout.sites, lambda site: -abs((site.forget_accuracy or 0.0) - centre))
+    before = [
+        (name, scores.heldout)
+        for name, scores in (("Original", record.original), ("Retrained", record.retrained))
+        if scores is not None and scores is not result and scores.heldout is not None
     ]
-    middle = [as_number(heldout.forget_median), "", as_number(heldout.retain_median), ""]
-    together = [as_number(heldout.forget_accuracy), "", as_number(heldout.retain_accuracy), ""]
+    models = [*before, ("result", heldout)]
+    centre = heldout.forget_median or 0.0
+    rows: list[tuple[str, Sequence[str], str]] = []
+    for site in _cut(heldout.sites, lambda site: -abs((site.forget_accuracy or 0.0) - centre)):
+        own = [
+            next((other for other in of.sites if other.client == site.client), SiteScores())
+            for _, of in models
+        ]
+        cells = [
+            *(as_number(one.forget_accuracy) for one in own),
+            as_count(site.forget_count),
+            *(as_number(one.retain_accuracy) for one in own),
+            as_count(site.retain_count),
+        ]
+        rows.append((str(site.client), cells, ""))
+    both = [of for _, of in models]
+    middle = [*(as_number(of.forget_median) for of in both), ""]
+    middle += [*(as_number(of.retain_median) for of in both), ""]
+    together = [*(as_number(of.forget_accuracy) for of in both), ""]
+    together += [*(as_number(of.retain_accuracy) for of in both), ""]
     rows += [("median", middle, "total"), ("all together", together, "total")]
-    groups = [("Forget accuracy", 2), ("Retain accuracy", 2)]
-    return Table(groups, ["%", "examples", "%", "examples"], rows)
+    headings = [*(name for name, _ in models), "examples"]
+    span = len(headings)
+    return Table([("Forget accuracy, %", span), ("Retain accuracy, %", span)], headings * 2, rows)
 
 
 def participation_table(record: Record) -> Table | None:

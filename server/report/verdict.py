@@ -35,6 +35,9 @@ _TITLES: Final = {
     "blank-head": "Empty last layer",
     "class-means": "Class means",
     "probe": "Probe",
+    "too-deep": "Too deep",
+    "below-retrained": "Too deep",
+    "class-damaged": "Another class",
 }
 _LABELS: Final = {
     "held": ("pass", "within the limit"),
@@ -218,6 +221,9 @@ def _line(finding: Finding, record: Record) -> Line:
     elif f.code == "few-sites":
         label = "few sites"
         text = capitalised(wording.reason(f, "").removeprefix("remark: ")) + "."
+    elif f.code in ("too-deep", "below-retrained", "class-damaged"):
+        told = wording.reason(f, "", (), record.class_names).removeprefix("remark: ")
+        text = capitalised(told) + "."
     elif f.code in ("crept-back", "sites-disagree"):
         text = capitalised(wording.reason(f, "")) + "."
     else:

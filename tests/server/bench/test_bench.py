@@ -204,7 +204,8 @@ def test_distances_are_finite_where_one_model_lost_a_class() -> None:
 
 def test_auc_of_a_known_ranking() -> None:
     # Of the four pairs three are in order and one is a tie, which counts half.
-    assert membership.auc([3.0, 2.0], [1.0, 2.0]) == pytest.approx(3.5 / 4)
+    members, unseen = torch.tensor([3.0, 2.0]), torch.tensor([1.0, 2.0])
+    assert membership.auc(members, unseen) == pytest.approx(3.5 / 4)
 
 
 def test_speed_up_alone_and_amortised() -> None:
@@ -521,6 +522,12 @@ def test_the_attacks_see_confidence() -> None:
     assert found["confidence"] == 1.0  # both members above both others
     # Logits 5, 2.84 and 0.88, -5: the wrong one is as sure as the surest member: 2.5 of 4 pairs.
     assert found["entropy"] == pytest.approx(2.5 / 4)
+    # Sure and wrong is no sign of a member: both others lie below both members.
+    assert found["modified-entropy"] == 1.0
+    # The members' losses log(1 + e^-5) and log(1 + e^-2.84): one is at most their mean, of the
+    # others' none is.
+    assert found["advantage"] == 0.5
+    assert found["tpr"] is None  # of two others none is 1 %
 
 
 # ---- what is kept -------------------------------------------------------------------------------
@@ -652,7 +659,7 @@ def test_a_result_depends_on_the_code_of_its_method_alone(tmp_path: Path) -> Non
         *("requests/data.py", "evidence/measures.py", "nodes/engines/inline.py"),
         *("requests/context.py", "requests/costs.py", "requests/resolved.py"),
         *("requests/yardstick.py", "evidence/costs.py"),
-        "bench/membership.py",
+        *("bench/membership.py", "evidence/attacks/signals.py", "evidence/attacks/success.py"),
     ],
 )
 def test_a_result_depends_on_what_runs_and_measures_it(

@@ -419,3 +419,45 @@ def test_terminal_page_and_json_say_what_the_record_says(case: str) -> None:
     assert document["verdict"]["state"] == verdict.state
     assert document["verdict"]["passed"] == verdict.passed
     assert from_json(document).verdict == verdict
+
+
+# ---- too much ---------------------------------------------------------------------------------
+
+
+def test_a_class_that_comes_back_far_slower_than_in_retrained_was_forgotten_too_deeply() -> None:
+    # Retrained's mean is 50 and the limit 15 points on either side: 35 may be, 34.9 may not.
+    assert of_class(scores(0.0, 35.0)).finding("too-deep") is None
+    found = of_class(scores(0.0, 34.9))
+    finding = found.finding("too-deep")
+    assert finding is not None
+    assert (finding.state, finding.limit, finding.retrained) == ("remark", 35.0, 50.0)
+    assert found.state == "passed"  # it decides nothing
+    assert any("15.1 points below Retrained's" in text for text in reasons(found, "class"))
+
+
+def test_a_client_s_data_known_less_than_by_retrained_is_said() -> None:
+    assert of_client(90.0, 80.0, 75.0).finding("below-retrained") is None
+    found = of_client(90.0, 80.0, 74.0)
+    finding = found.finding("below-retrained")
+    assert finding is not None
+    assert (finding.state, finding.value, finding.limit) == ("remark", 74.0, 75.0)
+    assert any("6.0 points below Retrained's" in text for text in reasons(found, "client"))
+
+
+def test_another_class_that_was_damaged_is_named() -> None:
+    # Retrained has 70 of each class: 60 may be, less may not.
+    kept = replace(scores(0.0, 50.0), per_class_accuracy=(70.0, 60.0, 70.0))
+    assert of_class(kept).finding("class-damaged") is None
+    hurt = replace(scores(0.0, 50.0), per_class_accuracy=(70.0, 59.0, None))
+    found = of_class(hurt)
+    finding = found.finding("class-damaged")
+    assert finding is not None
+    assert (finding.label, finding.value, finding.limit) == (1, 59.0, 60.0)
+    said = reasons(found, "class", (), ("cat", "dog", "owl"))
+    assert any("dog" in text and "11.0 points below Retrained's" in text for text in said)
+
+
+def test_without_retrained_nothing_is_too_much() -> None:
+    found = of_class(scores(0.0, 1.0, retain=1.0), retrained=None)
+    codes = {finding.code for finding in found.findings}
+    assert not codes & {"too-deep", "below-retrained", "class-damaged"}

@@ -81,6 +81,7 @@ def test_a_second_purge_finds_nothing(database: Path) -> None:
 
 def test_a_log_that_somebody_reads_is_told(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("server.nodes.database._TRIES", 1)
+    monkeypatch.setattr("server.nodes.database._WAIT", 0.1)
     with sqlite3.connect(database) as reader:
         reader.execute("BEGIN")
         reader.execute("SELECT count(*) FROM objects").fetchone()

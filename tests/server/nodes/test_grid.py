@@ -34,7 +34,7 @@ def test_simulated_nodes_are_named_by_their_partition_even_if_they_come_late(
     settings = RunSettings(mode="train", num_clients=3, engine="ray").check()
     request = service.prepare(settings)
     with Unnamed(app, 3) as inner:
-        grid = NamedGrid(inner, round_timeout=60, poll_seconds=0.01)
+        grid = NamedGrid(inner, round_timeout=300, poll_seconds=0.01)
         name_nodes(grid, service, request)
         assert [node.name for node in grid.get_nodes()] == ["client-0", "client-1", "client-2"]
 

@@ -26,7 +26,7 @@ def served(metrics: Metrics) -> Iterator[MetricsServer]:
 def scrape(server: MetricsServer) -> dict[str, float]:
     """Return every sample line of the page as `{name and labels: value}`."""
     url = f"http://{server.host}:{server.port}/metrics"
-    with urllib.request.urlopen(url, timeout=5) as reply:
+    with urllib.request.urlopen(url, timeout=60) as reply:
         lines = reply.read().decode().splitlines()
     return {
         line.rsplit(" ", 1)[0]: float(line.rsplit(" ", 1)[1])

@@ -2,8 +2,9 @@
 
 from server.evidence.features.scores import FeatureMeasures, FeatureScores, Layer
 from server.evidence.record import Record, Target, from_json, to_json
-from server.evidence.scores import Curve, ModelScores
+from server.evidence.scores import Curve, Heldout, ModelScores, SiteScores
 from server.report.features import feature_table
+from server.report.tables import site_table
 from server.report.write import render
 
 ORIGINAL = FeatureScores(
@@ -41,3 +42,25 @@ def test_the_page_shows_it_says_why_not_or_leaves_it_out() -> None:
 def test_it_goes_through_a_record_s_json() -> None:
     one = record(FeatureMeasures(ORIGINAL, RETRAINED, RESULT))
     assert from_json(to_json(one)) == one
+
+
+def test_a_site_s_accuracies_stand_before_and_after_so_that_nobody_pays_alone() -> None:
+    def scores(first: float, second: float) -> ModelScores:
+        sites = (SiteScores("a", 1.0, first, 5, 50), SiteScores("b", 2.0, second, 6, 60))
+        return ModelScores(1.0, 60.0, 0.1, heldout=Heldout(1.5, 70.0, 1.5, 70.0, None, sites))
+
+    found = site_table(
+        Record(
+            kind="forget",
+            forget=Target("class", (9,)),
+            original=scores(80.0, 81.0),
+            retrained=scores(82.0, 83.0),
+            recovered=scores(79.0, 40.0),
+        )
+    )
+    assert found is not None
+    assert list(found.headings) == ["Original", "Retrained", "result", "examples"] * 2
+    cells = {name: list(cells) for name, cells, _ in found.rows}
+    assert cells["a"] == ["1.0", "1.0", "1.0", "5", "80.0", "82.0", "79.0", "50"]
+    assert cells["b"] == ["2.0", "2.0", "2.0", "6", "81.0", "83.0", "40.0", "60"]
+    assert cells["all together"][4:] == ["70.0", "70.0", "70.0", ""]

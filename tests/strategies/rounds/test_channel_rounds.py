@@ -28,7 +28,7 @@ ROWS = {"body.0": [0, 3], "body.1": [0, 3], "body.4": [5], "body.5": [5], "class
 def grid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[NamedGrid]:
     monkeypatch.setenv("EFFACE_STORE", str(tmp_path))
     with InlineGrid(app, NUM_CLIENTS, workers=1) as inner:
-        yield NamedGrid(inner, round_timeout=60.0)
+        yield NamedGrid(inner, round_timeout=300.0)
 
 
 def partial(**more: Any) -> PartialChannelFedAvg:

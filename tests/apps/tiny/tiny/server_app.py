@@ -16,7 +16,7 @@ def main(grid: Grid, context: Context) -> None:
     config = context.run_config
     if config["mode"] == "fail":
         raise RuntimeError("the tiny app failed on purpose")
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     if config["mode"] == "idle":
         while time.monotonic() < deadline:
             time.sleep(0.2)
