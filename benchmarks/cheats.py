@@ -158,11 +158,11 @@ def turned(bench: Bench, state: State) -> State:
     Original's last layer then makes nothing of the features, which still hold all they did.
     """
     head = f"{traced(bench.spec).head}.weight"
-    last = [name for name, value in state.items() if value.dim() == 4][-1]
+    names = list(bench.network(state).state_dict())  # in the order of the layers
+    last = [name for name in names if state[name].dim() == 4][-1]
     channels = len(state[last])
     order = torch.randperm(channels, generator=generator(0, "turn"))
     made = {name: value.clone() for name, value in state.items()}
-    names = list(state)
     for name in names[names.index(last) : names.index(head)]:
         made[name] = state[name][order]  # the convolution, its bias, and its norm's parameters
     wide = state[head].reshape(len(state[head]), channels, -1)
