@@ -18,6 +18,7 @@ from server.cli import (
     site_run,
     trust,
     versions,
+    yardstick,
 )
 
 
@@ -39,6 +40,7 @@ def _application() -> typer.Typer:
     made.callback()(_shared)
     setup.add_to(made)
     running.add_to(made)
+    yardstick.add_to(made)
     bench.add_to(made)
     of_models = typer.Typer()
     reading.add_to(made, of_models)

@@ -174,18 +174,32 @@ OPTIONS: Final = (
         "The coordinator's own examples, for methods that need some: test:NUMBER of the test "
         "part, or npz:PATH.",
     ),
-    Option("compare", "none", REQUEST, "retrain: also train without the data, as the yardstick."),
+    Option(
+        "compare",
+        "none",
+        REQUEST,
+        "retrain: read the retrained models that `efface yardstick` has left, or train one without "
+        "the data now, as the yardstick.",
+    ),
+    Option(
+        "count",
+        1,
+        REQUEST,
+        "Retrained models to have, 1 to 100; those that are there are not trained again.",
+    ),
     Option(
         "max-forget-accuracy",
         5.0,
         REQUEST,
-        "Highest accuracy in percent that counts as forgotten.",
+        "Highest accuracy in percent that counts as forgotten; not read where three retrained "
+        "models or more set the limits.",
     ),
     Option(
         "max-relearning-gap",
         15.0,
         REQUEST,
-        "Most points by which the relearning curve may lie above Retrained's.",
+        "Most points by which the relearning curve may lie above Retrained's; not read where "
+        "three retrained models or more set the limits.",
     ),
     Option(
         "accept",
@@ -298,11 +312,17 @@ DEMO_METHOD: Final = "quickdrop"
 # What each command that works with the clients takes.
 OF_COMMAND: Final[Mapping[str, list[Option]]] = {
     "train": chosen([*LEARNING, RUNNING]),
-    "forget": chosen([REQUEST, RUNNING], leave_out=_OF_THE_VERSION),
+    "forget": chosen([REQUEST, RUNNING], leave_out=["count", *_OF_THE_VERSION]),
+    "yardstick": [
+        option
+        for option in chosen([REQUEST, RUNNING], leave_out=_OF_THE_VERSION)
+        if option.panel == RUNNING or option.key in ("version", "data", "count")
+    ],
     "relearn": chosen(
         [REQUEST, RUNNING],
         leave_out=[
             *("compare", "destroy", "max-forget-accuracy", "max-relearning-gap", "accept"),
+            "count",
             *_OF_THE_VERSION,
         ],
     ),
@@ -311,7 +331,7 @@ OF_COMMAND: Final[Mapping[str, list[Option]]] = {
         replace(option, default_here=DEMO_METHOD) if option.key == "method" else option
         for option in chosen(
             [*LEARNING, REQUEST, RUNNING],
-            leave_out=["version", "data", "compare", "trial", "destroy", "clients"],
+            leave_out=["version", "data", "compare", "count", "trial", "destroy", "clients"],
         )
     ],
 }

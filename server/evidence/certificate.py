@@ -179,6 +179,11 @@ def limits(record: Record, before: Version, waiting: Sequence[str]) -> list[str]
             "No model was retrained without the data: there is no yardstick to say how far the "
             "forgetting should have gone."
         )
+    elif record.retrained is not None and len(record.stock) > 1:
+        found.append(
+            f"The yardstick is {len(record.stock)} retrained models. More of them would tell "
+            "smaller differences."
+        )
     elif record.retrained is not None:
         found.append(
             "The yardstick is one retrained model. Another one would differ by some points, and "

@@ -17,6 +17,7 @@ from server.evidence.features.scores import FeatureMeasures
 from server.evidence.participation import Absence, Participation, remarks
 from server.evidence.scores import ModelScores, RoundScores
 from server.evidence.serial import plain, read
+from server.evidence.stock import Retraining
 from server.evidence.verdict import Limits, State, Verdict, decide
 
 FORMAT: Final = 2  # of the documents written; 1 is read as well
@@ -126,6 +127,7 @@ class Record(Costs):
     settings: Mapping[str, Any] = field(default_factory=dict)
     original: ModelScores | None = None
     retrained: ModelScores | None = None
+    stock: tuple[Retraining, ...] = ()
     features: FeatureMeasures | None = None
     channels: Mapping[str, Any] | None = None
     model_bytes: int | None = None

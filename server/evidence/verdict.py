@@ -6,11 +6,14 @@ which the request's record keeps. `server.evidence.wording` puts it into words.
 It is long because a verdict's types and the one function that decides it stand together.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
+from server.evidence import spread, stock
+from server.evidence.features.scores import FeatureMeasures
 from server.evidence.scores import ModelScores
+from server.evidence.stock import Retraining
 
 State = Literal["passed", "failed", "not-shown"]
 Code = Literal[
@@ -22,11 +25,15 @@ Code = Literal[
     "crept-back",
     "sites-disagree",
     "few-sites",
+    "head-back",
+    "blank-head",
+    "class-means",
+    "probe",
     "too-deep",
     "below-retrained",
     "class-damaged",
 ]
-FindingState = Literal["held", "exceeded", "cannot-tell", "remark", "open"]
+FindingState = Literal["held", "exceeded", "below", "cannot-tell", "remark", "open"]
 Reason = Literal["no-yardstick", "no-test-images", "no-held-out-data"]
 
 # Points below Retrained that accuracy on the retain set may have. Beyond it is a remark, no
@@ -62,15 +69,18 @@ class Finding:
 
     Attributes:
         code: What it is about.
-        state: "held" and "exceeded" decide; "cannot-tell" says that the model before the request
-            lies within the limit as well; "remark" and "open" decide nothing.
+        state: "held", "exceeded" and "below" (more was forgotten than by never having seen it)
+            decide; "cannot-tell" says that the model before the request lies within the limit as
+            well; "remark" and "open" decide nothing.
         value: What the result has, in percent; of a relearning curve its mean.
         limit: What it may have at most (retain accuracy: at least).
-        retrained: What Retrained has.
+        retrained: What Retrained has; the mean of several, where their spread sets the limit.
         original: What the model before the request has.
         label: The class, where it is about one.
         median: Median of the sites, where the value is theirs together.
         sites: How many of them measured it.
+        low: What it may have at least, where a spread says so.
+        spread: Standard deviation of the retrained models, where it sets the limit.
     """
 
     code: Code
@@ -82,6 +92,8 @@ class Finding:
     label: int | None = None
     median: float | None = None
     sites: int | None = None
+    low: float | None = None
+    spread: float | None = None
 
 
 @dataclass(frozen=True)
@@ -102,12 +114,19 @@ class Verdict:
         findings: What was measured.
         missing: What a verdict would need and was not measured.
         yardstick: "retrained", "itself" (the method is retraining), or None.
+        retrainings: How many retrained models it was compared with, where that is known.
+        false_alarms: Share of honest retrainings that limits from their spread refuse at most; None
+            where the limits were set by hand.
+        refused_retrainings: How many of the retrained models the others would refuse.
     """
 
     state: State = "not-shown"
     findings: tuple[Finding, ...] = ()
     missing: tuple[Missing, ...] = ()
     yardstick: Literal["retrained", "itself"] | None = None
+    retrainings: int | None = None
+    false_alarms: float | None = None
+    refused_retrainings: int | None = None
 
     @property
     def passed(self) -> bool | None:
@@ -137,9 +156,19 @@ def decide(
     erased_before: Sequence[int] = (),
     method: str = "",
     crept_back: CreptBack | None = None,
+    retrainings: Sequence[Retraining] = (),
+    features: FeatureMeasures | None = None,
 ) -> Verdict:
     """Return whether a request to forget did what it should.
 
+    With `spread.ENOUGH` retrained models or more their spread sets the limits, on both sides and at
+    a stated rate of false alarms (`server.evidence.spread`), and those of the request for accuracy
+    and curve are not read. What lies above fails it. What lies below is not shown to have
+    forgotten as it should: a model that knows less than one that never saw the data says that they
+    were there. It passes if nothing lies beyond, nothing is missing, and some measure tells the
+    result from the model before.
+
+    With fewer, the limits are those that the request names, chosen by hand.
     Any limit exceeded fails it. It passes if something that decides held and nothing that decides
     is missing. Of a class, accuracy must hold and the relearning curve must be measured against
     Retrained; where Original's curve lies within the limit as well, the curve cannot tell, which is
@@ -157,19 +186,34 @@ def decide(
         erased_before: Classes that earlier requests erased: they must stay away.
         method: The method's name; retraining is its own yardstick.
         crept_back: What the guard of recovery gave up at.
+        retrainings: The stock that `retrained` is of.
+        features: What lies below the last layers.
     """
     yardstick: Literal["retrained", "itself"] | None = None if retrained is None else "retrained"
     itself = method == YARDSTICK
     if retrained is None and itself:
         retrained, yardstick = result, "itself"
-    accuracy = _accuracy(level, result, original, retrained, limits, itself=itself)
-    by_sites = _by_sites(level, accuracy, result, original, retrained, limits, itself=itself)
+    enough = len(retrainings) >= spread.ENOUGH
+    parts: list[Finding | Missing]
+    if enough:
+        parts = _by_spread(level, result, original, retrainings, features)
+    else:
+        parts = [_accuracy(level, result, original, retrained, limits, itself=itself)]
+        if level == "class":
+            parts.append(_relearning(result, original, retrained, limits))
+
+    def by_medians() -> Finding | Missing:
+        middle, before = _of_medians(result), original and _of_medians(original)
+        if enough:
+            medians = [replace(one, scores=_of_medians(one.scores)) for one in retrainings]
+            return _by_spread(level, middle, before, medians, features)[0]
+        goal = retrained and _of_medians(retrained)
+        return _accuracy(level, middle, before, goal, limits, itself=itself)
+
+    accuracy = parts[0]
+    by_sites = _by_sites(accuracy, result, by_medians)
     if isinstance(accuracy, Finding) and any(f.code == "sites-disagree" for f in by_sites):
-        accuracy = replace(accuracy, state="cannot-tell")
-    parts = [
-        accuracy,
-        *([_relearning(result, original, retrained, limits)] if level == "class" else []),
-    ]
+        parts[0] = replace(accuracy, state="cannot-tell")
     findings = [part for part in parts if isinstance(part, Finding)] + by_sites
     missing = [part for part in parts if isinstance(part, Missing)]
     decisive = list(findings)
@@ -188,7 +232,9 @@ def decide(
         findings.append(decisive[-1])
     earlier = _earlier(result, limits, erased_before)
     findings += [*earlier, *_retained(result, original, retrained)]
-    findings += _too_much(level, result, original, retrained, limits)
+    too_much = _too_much(level, result, original, retrained, limits)
+    # A spread says by itself what lies too deep; of the other classes it says nothing.
+    findings += [f for f in too_much if not enough or f.code == "class-damaged"]
     states = {finding.state for finding in decisive}
     nothing = any(
         finding.code in ("nothing-to-show", "sites-disagree")
@@ -199,9 +245,57 @@ def decide(
     state: State = "not-shown"
     if "exceeded" in states or any(finding.state == "exceeded" for finding in earlier):
         state = "failed"
-    elif shown and not nothing:
+    elif shown and not nothing and "below" not in states:
         state = "passed"
-    return Verdict(state, tuple(findings), tuple(missing), yardstick)
+    found_values = stock.values(level, retrainings)
+    return Verdict(
+        state,
+        tuple(findings),
+        tuple(missing),
+        yardstick,
+        len(retrainings) or None,
+        spread.FALSE_ALARMS if enough else None,
+        spread.refused(found_values, stock.UPPER_ONLY) if enough else None,
+    )
+
+
+def _by_spread(
+    level: str,
+    result: ModelScores,
+    original: ModelScores | None,
+    retrainings: Sequence[Retraining],
+    features: FeatureMeasures | None,
+) -> list[Finding | Missing]:
+    """Return what each measure says beside the spread of the retrained models, accuracy first."""
+    below = features or FeatureMeasures()
+    limits = spread.ranges(stock.values(level, retrainings), stock.UPPER_ONLY)
+    own = stock.measured(level, result, below.result)
+    before = stock.measured(level, original, below.original)
+    parts: list[Finding | Missing] = []
+    for code in dict.fromkeys((*stock.REQUIRED[level], *limits)):
+        limit = limits.get(code)
+        if limit is None or code not in own:
+            if code in stock.REQUIRED[level]:
+                why: Reason = "no-test-images" if level == "class" else "no-held-out-data"
+                parts.append(Missing(code, why))
+            continue
+        side = spread.side(own[code], limit)
+        state: FindingState = "held" if side == 0 else "exceeded" if side > 0 else "below"
+        if side == 0 and code in before and spread.side(before[code], limit) == 0:
+            state = "cannot-tell"
+        parts.append(
+            Finding(
+                code,
+                state,
+                own[code],
+                limit.high,
+                limit.mean,
+                before.get(code),
+                low=limit.low,
+                spread=limit.spread,
+            )
+        )
+    return parts
 
 
 def _accuracy(
@@ -294,30 +388,19 @@ def _site_median(result: ModelScores, name: str) -> Any:
 
 
 def _by_sites(
-    level: str,
-    found: Finding | Missing,
-    result: ModelScores,
-    original: ModelScores | None,
-    retrained: ModelScores | None,
-    limits: Limits,
-    *,
-    itself: bool,
+    found: Finding | Missing, result: ModelScores, by_medians: Callable[[], Finding | Missing]
 ) -> list[Finding]:
-    """Return what is to be said of an accuracy that the sites measured."""
+    """Return what is to be said of an accuracy that the sites measured.
+
+    `by_medians` gives what the sites' medians would say in place of their numbers together.
+    """
     heldout = result.heldout
     if isinstance(found, Missing) or heldout is None or not heldout.decides or not heldout.sites:
         return []
     sites = sum(site.forget_accuracy is not None for site in heldout.sites)
     if sites < ENOUGH_SITES:
         return [Finding("few-sites", "remark", found.value, sites=sites)] if sites else []
-    again = _accuracy(
-        level,
-        _of_medians(result),
-        original and _of_medians(original),
-        retrained and _of_medians(retrained),
-        limits,
-        itself=itself,
-    )
+    again = by_medians()
     if isinstance(again, Finding) and again.state == found.state:
         return []
     return [

@@ -6,11 +6,21 @@ Only what `server.evidence.verdict` decided is said here; nothing is decided aga
 from collections.abc import Sequence
 from typing import Final
 
+from server.evidence.spread import ENOUGH
 from server.evidence.verdict import RETAIN_TOLERANCE, Finding, Missing, Verdict
 from server.format import class_text
 
 STATES: Final = {"passed": "passed", "failed": "failed", "not-shown": "not shown"}
 ACCEPT: Final = "--accept not-shown"
+# What each measure is called in a sentence; all are in percent of the forget set.
+MEASURES: Final = {
+    "forget-accuracy": "forget accuracy",
+    "relearning-curve": "relearning curve",
+    "head-back": "accuracy with Original's last layer put back",
+    "blank-head": "relearning curve from an empty last layer",
+    "class-means": "accuracy by the nearest class mean of the features",
+    "probe": "accuracy of a probe of the features",
+}
 
 
 def reasons(
@@ -20,7 +30,28 @@ def reasons(
     told = [reason(finding, level, clients, names) for finding in verdict.findings]
     if verdict.yardstick == "itself":
         told.append("the method is retraining from scratch: it is the yardstick itself")
+    told.append(how_known(verdict))
     return [text for text in told if text]
+
+
+def how_known(verdict: Verdict) -> str:
+    """Return what the limits rest on; empty where no stock of retrained models was read."""
+    count = verdict.retrainings
+    if count is None:
+        return ""
+    if verdict.false_alarms is None:
+        models = "one retrained model" if count == 1 else f"{count} retrained models"
+        return (
+            f"remark: the limits were set by hand: {models} can show no spread "
+            f"(efface yardstick --count {ENOUGH} or more trains what can)"
+        )
+    text = (
+        f"limits by the spread of {count} retrained models: at most "
+        f"{100 * verdict.false_alarms:g} % of honest retrainings lie beyond any of them"
+    )
+    if verdict.refused_retrainings:
+        text += f"; of these {count} the others would refuse {verdict.refused_retrainings}"
+    return text
 
 
 def reason(
@@ -28,6 +59,8 @@ def reason(
 ) -> str:
     """Return one finding in words; empty where it held and nothing hangs on it."""
     f = finding
+    if f.spread is not None:
+        return _by_spread(f)
     held = f.state != "exceeded"
     if f.code == "forget-accuracy" and f.value is not None and f.limit is not None:
         held = f.value <= f.limit
@@ -86,6 +119,19 @@ def reason(
             + (f"; {_disagreement(f)}" if f.state == "cannot-tell" else "")
         )
     return ""
+
+
+def _by_spread(finding: Finding) -> str:
+    f = finding
+    least = f"{_of(f.low)} to " if f.low is not None and f.low > 0 else "at most "
+    text = f"{MEASURES[f.code]} {_of(f.value)} %, retrained models {least}{_of(f.limit)} %"
+    if f.state == "exceeded":
+        text += ": more than they know is left"
+    elif f.state == "below":
+        text += ": less than they know, so that it shows that the data were there"
+    elif f.state == "cannot-tell":
+        text += f"; Original's {_of(f.original)} % lies there too: it cannot tell"
+    return text
 
 
 def _too_much(finding: Finding, names: Sequence[str]) -> str:

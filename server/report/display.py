@@ -150,7 +150,11 @@ def accuracies(scores: Mapping[str, Any]) -> str:
 
 def result(record: Record) -> list[RenderableType]:
     """Return what is shown of a finished request: accuracies, costs, verdict, report."""
-    shown: list[RenderableType] = [headline(record), *choice(record.chosen), accuracy_table(record)]
+    shown: list[RenderableType] = [headline(record), *choice(record.chosen)]
+    if record.kind == "yardstick":
+        shown.append(stock_table(record))
+    else:
+        shown.append(accuracy_table(record))
     costs = cost_table(record)
     if costs.row_count:
         shown.append(costs)
@@ -253,6 +257,9 @@ def headline(record: Record) -> str:
     what = {"train": "trained", "forget": "forgot", "relearn": "relearned"}
     done = what.get(str(record.kind), str(record.kind))
     version = record.model_version
+    if record.kind == "yardstick":
+        models = "1 model" if len(record.stock) == 1 else f"{len(record.stock)} models"
+        return f"{record.request or 'Request'} retrained {models} without {target}; none serves"
     end = f", now version {version}" if version else ", no new version"
     return f"{record.request or 'Request'} {done}{' ' + target if target else ''}{end}"
 
@@ -274,6 +281,18 @@ def accuracy_table(record: Record) -> Table:
         row += [number(scores.curve_mean)] if curves else []
         cells.append(row)
     return table(columns, cells)
+
+
+def stock_table(record: Record) -> Table:
+    """Return a row for every retrained model, in percent."""
+    names = list(record.stock[0].numbers) if record.stock else []
+    return table(
+        ["Model", *map(str.capitalize, names)],
+        [
+            [f"Retrained {one.number}", *(number(value) for value in one.numbers.values())]
+            for one in record.stock
+        ],
+    )
 
 
 def cost_table(record: Record) -> Table:

@@ -225,12 +225,20 @@ footer { margin-top: 3rem; padding-top: .8rem; border-top: 1px solid var(--rule)
 </section>
 {% endif %}
 
+{% if stock %}
+<section id="stock">
+<h2>Retrained models</h2>
+<p>{{ stock.rows|length }} model{{ "s were" if stock.rows|length != 1 else " was" }} retrained from scratch without the forget set, with other seeds and nothing else different. {% if by_spread %}How far they lie apart sets the limits of the verdict.{% elif record.verdict %}That is too few to show how far such models lie apart: the limits of the verdict were set by hand.{% else %}How far they lie apart sets the limits of verdicts, from three of them on.{% endif %}</p>
+{{ show(stock, "Model", "On test data") }}
+</section>
+{% endif %}
+
 {% if features or why_no_features %}
 <section id="features">
 <h2>Below the last layer</h2>
 {% if features %}
 {% if feature_sentence %}<p>{{ feature_sentence }}</p>{% endif %}
-<p>A model’s last layer can be edited so that it no longer names a class, while the layers below still know it. These measures look below. A result that forgot reads as Retrained does in every column; one that lies nearer to Original still holds some of the class, whatever it answers. They are for information, and do not decide the verdict yet.</p>
+<p>A model’s last layer can be edited so that it no longer names a class, while the layers below still know it. These measures look below. A result that forgot reads as Retrained does in every column; one that lies nearer to Original still holds some of the class, whatever it answers.{% if by_spread %} All but CKA and neighbours decide the verdict.{% else %} They are for information: to decide the verdict they need three retrained models or more.{% endif %}</p>
 {{ show(features, "Model", "On test images") }}
 <ul class="note">
 <li><b>Head back</b>: how much is recognised with Original’s last layer put back. A high number is a find; a low one shows nothing by itself.</li>
@@ -299,7 +307,9 @@ footer { margin-top: 3rem; padding-top: .8rem; border-top: 1px solid var(--rule)
 <ul>
 <li>It is statistical evidence, not proof. It shows how the model behaves on test data; it does not show that nothing of the forgotten data is left in the weights.</li>
 <li>Accuracy alone cannot tell hidden from forgotten: a model may score 0 % on a class and yet have it back after a few training steps. That is why relearning is measured beside it{{ "" if curve_measured else "; here it was not" }}.</li>
-{% if retrained %}
+{% if by_spread %}
+<li>The limits beside each finding come from {{ record.verdict.retrainings }} retrained models and hold for honest retrainings in {{ (100 * (1 - record.verdict.false_alarms))|round|int }} of 100 cases, where their numbers are normally distributed. Few models give wide limits, within which some of the data may be left.</li>
+{% elif retrained %}
 <li>Retrained is a single model from a single seed. Another retraining would differ by some points; differences of that size mean nothing. The limits beside each finding are those that the request asked for.</li>
 {% elif itself %}
 <li>The result was retrained from scratch: it is the yardstick, and nothing is left to compare it with. That the data took no part rests on the run, not on these numbers.</li>

@@ -31,6 +31,10 @@ _TITLES: Final = {
     "crept-back": "During recovery",
     "sites-disagree": "Between the sites",
     "few-sites": "Measured by",
+    "head-back": "Last layer put back",
+    "blank-head": "Empty last layer",
+    "class-means": "Class means",
+    "probe": "Probe",
     "too-deep": "Too deep",
     "below-retrained": "Too deep",
     "class-damaged": "Another class",
@@ -38,6 +42,7 @@ _TITLES: Final = {
 _LABELS: Final = {
     "held": ("pass", "within the limit"),
     "exceeded": ("fail", "beyond the limit"),
+    "below": ("open", "too deep"),
     "cannot-tell": ("open", "cannot tell"),
     "remark": ("open", "lower"),
     "open": ("open", "not compared"),
@@ -81,6 +86,13 @@ def worded(record: Record) -> Worded:
         return Worded("note", "Trained", sentence, [])
     subject, plural = subject_of(record)
     was = "were" if plural else "was"
+    if record.kind == "yardstick":
+        count = len(record.stock)
+        sentence = (
+            f"{count} model{'s were' if count != 1 else ' was'} retrained from scratch without "
+            f"{subject}, for verdicts to be compared with; nothing that serves was changed."
+        )
+        return Worded("note", "Retrained", sentence, [])
     if record.kind == "relearn":
         sentence = (
             f"{capitalised(subject)} {was} learned again on request, {versions['change']}: "
@@ -103,6 +115,10 @@ def worded(record: Record) -> Worded:
     }[verdict.state]
     lines = [_line(finding, record) for finding in verdict.findings]
     lines += [_missing_line(missing, record) for missing in verdict.missing]
+    if told := wording.how_known(verdict).removeprefix("remark: "):
+        by_hand = verdict.false_alarms is None
+        label = "by hand" if by_hand else "by their spread"
+        lines.append(Line("Limits", "open" if by_hand else "note", label, f"{capitalised(told)}."))
     if record.relearned:
         text = capitalised(_relearned_text(record))
         lines.append(Line("Learned again", "note", "for information", text))
@@ -117,7 +133,16 @@ def _rest(record: Record, verdict: Verdict) -> str:
     scratch = f"a model retrained from scratch without {'them' if plural else 'it'}"
     forget = record.forget or Target()
     parts = []
-    accuracy = verdict.finding("forget-accuracy")
+    by_spread = [finding for finding in verdict.findings if finding.spread is not None]
+    for finding in by_spread:
+        if finding.state in ("exceeded", "below") or finding.code == "forget-accuracy":
+            parts.append(wording.reason(finding, forget.level or ""))
+    if by_spread and verdict.passed:
+        parts.append(
+            f"nothing that was measured lies beyond {verdict.retrainings} models retrained from "
+            f"scratch without {'them' if plural else 'it'}"
+        )
+    accuracy = None if by_spread else verdict.finding("forget-accuracy")
     nothing = verdict.finding("nothing-to-show")
     if accuracy is not None:
         beyond = (accuracy.value or 0.0) > (accuracy.limit or 0.0)
@@ -134,7 +159,7 @@ def _rest(record: Record, verdict: Verdict) -> str:
         )
     elif nothing is not None:
         parts.append(wording.reason(nothing, "client", forget.clients))
-    curve = verdict.finding("relearning-curve")
+    curve = None if by_spread else verdict.finding("relearning-curve")
     if curve is not None and curve.value is not None and curve.retrained is not None:
         means = f"({as_number(curve.value)} against {as_number(curve.retrained)})"
         model = "in that model" if accuracy and accuracy.retrained is not None else f"in {scratch}"
@@ -168,6 +193,13 @@ def _line(finding: Finding, record: Record) -> Line:
     tone, label = _LABELS[finding.state]
     f = finding
     text = f"Result {as_percent(f.value)}"
+    if f.spread is not None:
+        least = f"{as_percent(f.low)} to " if f.low is not None and f.low > 0 else "at most "
+        text += (
+            f"; retrained from scratch {as_percent(f.retrained)} in the mean, expected {least}"
+            f"{as_percent(f.limit)}; Original {as_percent(f.original)}."
+        )
+        return Line(_TITLES[f.code], tone, label, text)
     if f.code == "erased-earlier":
         if f.state != "cannot-tell":
             label = "back again" if f.state == "exceeded" else "still away"

@@ -64,7 +64,9 @@ def title_of(record: Record) -> str:
     """Return the heading of the page."""
     if record.forget is None:
         return "Training"
-    verb = "Learn again" if record.kind == "relearn" else "Forget"
+    verb = {"relearn": "Learn again", "yardstick": "Retrain without"}.get(
+        str(record.kind), "Forget"
+    )
     return f"{verb} {subject_of(record)[0]}"
 
 

@@ -15,6 +15,7 @@ from server.report.channels import channel_section
 from server.report.features import feature_sentence, feature_table, why_no_features
 from server.report.page import PAGE
 from server.report.pictures import cost_plot, phases_plot, relearning_plot
+from server.report.stock import stock_table
 from server.report.tables import (
     accuracy_table,
     class_table,
@@ -83,6 +84,8 @@ def render(record: Record, *, linked: bool = False) -> str:
         relearning=relearning_table(record),
         features=feature_table(record),
         feature_sentence=feature_sentence(record),
+        stock=stock_table(record),
+        by_spread=record.verdict is not None and record.verdict.false_alarms is not None,
         why_no_features=why_no_features(record),
         channels=channel_section(record),
         forgets=record.forget is not None,

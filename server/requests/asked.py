@@ -27,7 +27,7 @@ def asked(
 
     Args:
         values: Settings by kebab-case key.
-        mode: "train", "forget" or "relearn".
+        mode: "train", "forget", "relearn" or "yardstick".
         home: The server home; empty for EFFACE_HOME or ~/.efface.
         classes: Classes to name, by name or number.
         clients: Clients to name.

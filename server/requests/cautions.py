@@ -96,7 +96,7 @@ def _nothing_to_show(situation: Situation) -> list[str]:
 
 
 def _passed_by(situation: Situation, ledger: Ledger, same: RequestRow | None) -> list[str]:
-    if situation.settings.trial:
+    if situation.settings.trial or situation.settings.mode == "yardstick":
         return []  # nothing is superseded by it
     base, found = situation.base, []
     for row in ledger.requests(base.federation, state="interrupted"):

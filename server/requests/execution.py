@@ -7,7 +7,7 @@ A stopped request goes on where it was when it is carried out again.
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from flwr.app import ArrayRecord
 
@@ -15,10 +15,12 @@ from client.errors import EffaceError
 from client.learning.models import ModelSpec
 from client.wire import ForgetSpec
 from server.evidence import wording
+from server.evidence.features.scores import FeatureMeasures
 from server.evidence.measures import Judge
 from server.evidence.record import Record
 from server.evidence.scores import ModelScores
 from server.evidence.serial import plain
+from server.evidence.stock import Retraining
 from server.evidence.verdict import CreptBack, Limits, Verdict, decide
 from server.format import target_text
 from server.nodes.class_names import agreed_names
@@ -26,15 +28,28 @@ from server.nodes.federation import Cost, GridFederation, Round, from_numpy
 from server.requests import classes, forgotten, records
 from server.requests.attendance import await_clients, settle_pending
 from server.requests.context import Work, outcome
-from server.requests.features import measured
+from server.requests.features import measured, of_retrained
 from server.requests.orders import Order, order_of
-from server.requests.yardstick import Yardstick, inputs_of, relearning, retrained
+from server.requests.yardstick import (
+    MOST,
+    Yardstick,
+    inputs_of,
+    name_of,
+    of_number,
+    path_of,
+    relearning,
+    retrained,
+    seed_of,
+)
 from server.settings import RunSettings
 from server.storage.history import History
 from server.storage.ledger import VersionRow
 from strategies.parts import guard
 from strategies.rounds.base import ClientLost
 from strategies.smaller_steps import smaller_steps
+
+if TYPE_CHECKING:
+    from server.evidence.features.measures import Weights
 
 FINGERPRINTS: Final = ("data_sha256", "class_sha256", "class_sketch")  # of data, in a card
 
@@ -81,6 +96,8 @@ def execute(work: Work) -> Record:
     try:
         if row.kind == "train":
             _train(work)
+        elif row.kind == "yardstick":
+            _stock(work)
         else:
             _change(work)
     except ClientLost as error:
@@ -207,7 +224,11 @@ def _change(work: Work) -> None:
                 (result, after, model, "recovered"),
             )
         )
-        yardstick = _retrained(work, federation) if s.compare == "retrain" else None
+        known = (before.spec, first), (after.spec, model)
+        stock = _retrained(work, federation) if s.compare == "retrain" else []
+        yardstick = stock[0] if stock else None
+        below = measured(judge, federation, *known, yardstick)
+        retrainings = [_with_features(judge, federation, known[0], one, below) for one in stock]
         verdict = decide(
             forget.level,
             result,
@@ -217,14 +238,16 @@ def _change(work: Work) -> None:
             erased_before=earlier["classes"],
             method=row.method,
             crept_back=crept_back,
+            retrainings=retrainings,
+            features=below,
         )
-        below = measured(judge, federation, (before.spec, first), (after.spec, model), yardstick)
         refused = crept_back is not None or not _admitted(verdict, s)
         record = compose(
             yardstick=yardstick,
             original=original,
             recovered=result,
             features=below,
+            stock=tuple(retrainings),
             verdict=verdict,
             refused=refused,
         )
@@ -351,8 +374,35 @@ def _score_ascents(
     return usual
 
 
-def _retrained(work: Work, federation: GridFederation) -> Yardstick:
-    """Return Retrained, without what this request and earlier ones forget."""
+def _retrained(work: Work, federation: GridFederation) -> list[Yardstick]:
+    """Return the retrained models that are there; number 0 is trained if there is none.
+
+    Others that come while the request is stopped are no part of it: its steps are those it began.
+    """
+    inputs, cache = _inputs(work, federation), work.workspace.home.cache
+    there = [n for n in range(MOST) if path_of(cache, of_number(inputs, n)).exists()]
+    numbers = federation.journal.value("stock", lambda: there or [0])
+    return [_retraining(work, federation, inputs, number) for number in numbers]
+
+
+def _inputs(work: Work, federation: GridFederation) -> dict[str, Any]:
+    """Return what number 0 depends on."""
+    request = work.request
+    return inputs_of(request.settings, asdict(request.spec), federation, request.row.federation)
+
+
+def _seeded(work: Work, number: int) -> Work:
+    """Return the same work with the seed of one retrained model."""
+    s = work.request.settings
+    settings = replace(s, seed=seed_of(s.seed, number))
+    return replace(work, request=replace(work.request, settings=settings))
+
+
+def _retraining(
+    work: Work, federation: GridFederation, inputs: Mapping[str, Any], number: int
+) -> Yardstick:
+    """Return a model retrained without what this request and earlier ones forget."""
+    seeded = _seeded(work, number)
     judge = Judge(
         work.request.spec,
         work.request.data,
@@ -361,10 +411,11 @@ def _retrained(work: Work, federation: GridFederation) -> Yardstick:
     )
 
     def train() -> tuple[ArrayRecord, GridFederation]:
-        own = work.federation(
-            "retrain",
+        name = name_of("retrain", number)
+        own = seeded.federation(
+            name,
             judge,
-            lineage=f"{work.request.row.token}-retrain",
+            lineage=f"{work.request.row.token}-{name}",
             forget=federation.forget,
             erased={
                 "classes": federation.common["erased_classes"],
@@ -372,13 +423,70 @@ def _retrained(work: Work, federation: GridFederation) -> Yardstick:
             },
         )
         own.described |= federation.described  # the same examples, without their synthetic sets
-        return work.fedavg(own, "retrain", scale=0), own
+        return seeded.fedavg(own, "retrain", scale=0), own
 
-    inputs = inputs_of(
-        work.request.settings, asdict(work.request.spec), federation, work.request.row.federation
+    return retrained(
+        judge,
+        federation,
+        work.workspace.home.cache,
+        of_number(inputs, number),
+        train,
+        work.listener.note,
+        number,
     )
-    cache = work.workspace.home.cache
-    return retrained(judge, federation, cache, inputs, train, work.listener.note)
+
+
+def _with_features(
+    judge: Judge,
+    federation: GridFederation,
+    original: "Weights",
+    yardstick: Yardstick,
+    found: FeatureMeasures | None = None,
+) -> Retraining:
+    """Return what was measured of a retrained model, below its last layer as well.
+
+    `found` are the request's measures, in which number 0 is Retrained already.
+    """
+    if found is not None and yardstick.number == 0:
+        return replace(yardstick.measured, features=found.retrained)
+    below = of_retrained(judge, federation, original, yardstick)
+    return replace(yardstick.measured, features=below)
+
+
+def _stock(work: Work) -> None:
+    """Train the retrained models that a request asks for; nothing of what serves is changed."""
+    s, row, base = work.request.settings, work.request.row, work.request.base
+    card, forget = base.card, s.forget
+    earlier = _minus(card["erased"], forget)
+    judge = Judge(work.request.spec, work.request.data, forget, tuple(earlier["classes"]))
+    federation = work.federation(
+        "journal",
+        judge,
+        lineage=card["lineage"],
+        forget=forget,
+        erased=earlier,
+        model=card["model"],
+    )
+    _check_targets(work, federation, forget)
+    names = _agreed_classes(work, federation, card)
+    original = (federation.spec, from_numpy(base.arrays))
+    stock, models, inputs = [], [], _inputs(work, federation)
+    for number in range(s.count):
+        work.listener.note(f"retrained model {number + 1} of {s.count}")
+        models.append(_retraining(work, federation, inputs, number))
+        stock.append(_with_features(judge, federation, original, models[-1]))
+    record = work.record(
+        federation,
+        row.method,
+        card["lineage"],
+        None,
+        training=None,
+        yardstick=models[0],
+        class_names=names,
+        stock=tuple(stock),
+    )
+    kept = records.keep(work.workspace.home, replace(record, in_service=False))
+    work.workspace.ledger.finish(row.id, outcome(record, kept))
 
 
 def _trained_scores(

@@ -18,6 +18,7 @@ from client.learning.models import ModelSpec, build
 from client.own_task import source_of
 from client.wire import ForgetSpec
 from server.evidence.record import Record
+from server.evidence.verdict import YARDSTICK
 from server.format import target_text
 from server.nodes.grid import Interrupted, NamedGrid
 from server.provenance import hardware
@@ -82,7 +83,7 @@ class _Checked:
 
     @property
     def kind(self) -> str:
-        return "forget" if self.settings.mode == "forget" else "relearn"
+        return self.settings.mode
 
 
 class Service(Workspace):
@@ -105,6 +106,8 @@ class Service(Workspace):
         settings = settings.rooted()
         if settings.mode == "train":
             return self._prepare_train(settings)
+        if settings.mode == "yardstick":
+            settings = replace(settings, method=YARDSTICK, method_options="")
         return self._prepare_change(settings)
 
     def resolved(self, request_id: str) -> ResolvedRequest:
@@ -231,13 +234,15 @@ class Service(Workspace):
         if out:
             raise BadSetting(f"class must lie in [0, {spec.num_classes}), got {out[0]}")
         erased = self.ledger.erased(base.federation)
-        if settings.mode == "forget":  # first: no method can plan to forget what is not there
+        forgetting = settings.mode in ("forget", "yardstick")
+        if forgetting:  # first: no method can plan to forget what is not there
             _check_not_forgotten(forget, base, erased, spec.num_classes)
         situation = self._situation(settings, base, data)
-        if settings.mode == "forget":
+        if forgetting:
             check_left(situation)
         # With options of its own, the default is as good as named.
         default = settings.is_default("method") and not settings.options
+        default &= settings.mode != "yardstick"
         settings = replace(settings, by_default="")
         why = situation.why_no_default() if default and not automatic else None
         if why is not None:
@@ -245,12 +250,11 @@ class Service(Workspace):
             situation = replace(situation, settings=settings)
         chosen = None
         if automatic:
-            forgetting = settings.mode == "forget"
             chosen = situation.choose() if forgetting else self._as_forgotten(erased, base, forget)
             if why is not None:
                 place = f"method {chosen.method} takes the place of {DEFAULT_METHOD}, the default"
                 warnings.append(f"{place}: {why.removesuffix('; choose another method')}")
-        elif settings.mode == "forget":
+        elif forgetting:
             situation.check(settings.method)
         asked = settings
         if chosen is not None:

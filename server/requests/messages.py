@@ -28,11 +28,12 @@ def common(
         request: Its unique name.
         lineage: Of the version that it starts from.
     """
+    removes = settings.mode in ("forget", "yardstick") and forget.level != "none"
     return {
         "fingerprint": wire.fingerprint(),
         "request": request,
         "lineage": lineage,
-        "method": settings.method if settings.mode == "forget" and forget.level != "none" else "",
+        "method": settings.method if removes else "",
         **settings.common(spec),
         "scale": settings.scale,
         "sums_only": settings.secure_aggregation,

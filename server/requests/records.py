@@ -32,7 +32,7 @@ DOMAIN: Final = b"efface record 1\n"
 RECORD: Final = "record.json"
 SIGNATURE: Final = "record.signature.json"
 PENDING: Final = "record.pending.json"
-JOURNALS: Final = ("journal", "retrain")  # what only a resume needs
+JOURNALS: Final = ("journal", "retrain", "retrain-*")  # what only a resume needs
 DECIDED_LAST: Final = ("model_version", "started", "finished")  # by the ledger's transaction
 
 
@@ -271,7 +271,8 @@ def _signature(request: str, document: Mapping[str, Any], signer: Signer) -> dic
 def forget_rounds(home: Home, row: RequestRow) -> None:
     """Remove what a request would need to go on: its rounds may know what is erased later."""
     for name in JOURNALS:
-        shutil.rmtree(home.runs / row.id / name, ignore_errors=True)
+        for folder in (home.runs / row.id).glob(name):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def publish_left(home: Home, ledger: Ledger) -> None:

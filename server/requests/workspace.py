@@ -110,6 +110,6 @@ class Workspace:
         them. Should one come back, every message tells the nodes that it is erased.
         """
         gone = self.ledger.erased(row.federation).clients
-        if row.kind != "forget" or METHODS[row.method].needs.target_online:
+        if row.kind not in ("forget", "yardstick") or METHODS[row.method].needs.target_online:
             return tuple(c for c in gone if c not in row.clients)
         return tuple({*gone, *row.clients})

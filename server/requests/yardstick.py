@@ -1,4 +1,8 @@
-"""Retrained: the model that never saw the forget set, trained once for the same inputs and kept."""
+"""Retrained: models that never saw the forget set, each trained once for the same inputs and kept.
+
+Number 0 has the request's own seed; the others' seeds are derived from it, and nothing but its seed
+sets one apart. Together they are the stock that a verdict reads (`server.evidence.spread`).
+"""
 
 import hashlib
 import json
@@ -10,10 +14,12 @@ from typing import Any, Final
 from flwr.app import ArrayRecord
 
 from client.files import overwrite, write_atomic
+from client.seeds import derive
 from client.wire import ForgetSpec
 from server.evidence.measures import Judge
 from server.evidence.scores import Curve, ModelScores
 from server.evidence.serial import read
+from server.evidence.stock import Retraining
 from server.nodes.federation import Cost, GridFederation, from_numpy, to_numpy
 from server.provenance import code
 from server.requests.costs import timeline
@@ -23,16 +29,30 @@ from server.storage.registry import RegistryError, note_of, pack, unpack
 
 CODE: Final = "strategies.methods.retraining"
 PATTERN: Final = "retrained-*.safetensors"
+MOST: Final = 100  # retrained models of one request
 
 
 @dataclass(frozen=True)
 class Yardstick:
-    """Scores of Retrained, what its training cost, whether it was in the cache, and its weights."""
+    """One retrained model: its number and seed, its scores, what its training cost, whether it was
+    in the cache, and its weights."""
 
     scores: ModelScores
     cost: Cost
     cached: bool
     weights: ArrayRecord
+    number: int = 0
+    seed: int = 0
+
+    @property
+    def measured(self) -> Retraining:
+        """What the record keeps of it; its rounds are told of number 0 alone."""
+        return Retraining(self.number, self.seed, replace(self.scores, timeline=None))
+
+
+def seed_of(seed: int, number: int) -> int:
+    """Return the seed of one retrained model of a request with this seed."""
+    return derive(seed, "yardstick", number) if number else seed
 
 
 def inputs_of(
@@ -63,6 +83,19 @@ def inputs_of(
     }
 
 
+def of_number(inputs: Mapping[str, Any], number: int) -> dict[str, Any]:
+    """Return what one retrained model depends on, from what number 0 does."""
+    training = inputs["training"]
+    seed = seed_of(int(training["seed"]), number)
+    return {**inputs, "training": {**training, "seed": seed}}
+
+
+def path_of(cache: Path, inputs: Mapping[str, Any]) -> Path:
+    """Return the file of one retrained model, by what it depends on (`inputs_of`)."""
+    digest = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
+    return cache / f"retrained-{digest}.safetensors"
+
+
 def retrained(
     judge: Judge,
     federation: GridFederation,
@@ -70,8 +103,9 @@ def retrained(
     inputs: Mapping[str, Any],
     train: Callable[[], tuple[ArrayRecord, GridFederation]],
     note: Callable[[str], None],
+    number: int = 0,
 ) -> Yardstick:
-    """Return the yardstick from the cache, or train it and keep it there.
+    """Return one retrained model from the cache, or train it and keep it there.
 
     Args:
         judge: Scores it.
@@ -80,14 +114,15 @@ def retrained(
         inputs: What it depends on (`inputs_of`).
         train: Trains it; returns the model and the federation that it was trained on.
         note: Told when it was found.
+        number: Its place in the stock.
     """
-    digest = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
-    path = cache / f"retrained-{digest}.safetensors"
+    path = path_of(cache, inputs)
     cached = path.exists()
     if cached:
         arrays, kept = unpack(path.read_bytes(), path)
         cost, notes = Cost(**kept["cost"]), kept.get("timeline", [])
-        note("retraining was found in the cache")
+        which = f" {number}" if number else ""
+        note(f"retraining{which} was found in the cache")
     else:
         model, own = train()
         arrays, cost, notes = to_numpy(model), own.costs["retrain"], own.notes
@@ -96,10 +131,15 @@ def retrained(
     weights = from_numpy(arrays)
     scores = replace(
         judge.full(weights, federation),
-        relearning_curve=relearning(judge, weights, federation, "retrained"),
+        relearning_curve=relearning(judge, weights, federation, name_of("retrained", number)),
         timeline=timeline(notes),
     )
-    return Yardstick(scores, cost, cached, weights)
+    return Yardstick(scores, cost, cached, weights, number, int(inputs["training"]["seed"]))
+
+
+def name_of(what: str, number: int) -> str:
+    """Return what the steps and folders of one retrained model are called; 0 has no number."""
+    return f"{what}-{number}" if number else what
 
 
 def kept(

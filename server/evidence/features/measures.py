@@ -79,6 +79,21 @@ def feature_measures(
     )
 
 
+def of_retrained(judge: Judge, original: Weights, retrained: Weights) -> FeatureScores | None:
+    """Return what one retrained model knows below its last layer: what `feature_measures` gives.
+
+    None where the measures do not apply.
+    """
+    heads = [traced(spec).head for spec, _ in (original, retrained)]
+    drawn = None
+    if judge.forget.level == "class" and None not in heads:
+        drawn = _drawn(judge)
+    if drawn is None:
+        return None
+    torch.set_num_threads(1)
+    return _scores(judge, retrained, _last_layer(judge, original), drawn, None)
+
+
 def _scores(
     judge: Judge,
     weights: Weights,

@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from server.evidence.features.scores import FeatureMeasures, FeatureScores
 from server.evidence.record import Record, Target, from_json, to_json
 from server.evidence.scores import Curve, Heldout, ModelScores, SiteScores
+from server.evidence.stock import Retraining
 from server.evidence.verdict import CreptBack, Limits, Missing, Verdict, decide
 from server.evidence.wording import not_measured, reasons
 from server.report.display import result
@@ -242,6 +244,132 @@ def test_accuracy_that_a_client_costs_the_rest_is_a_remark(original: float, stat
     assert len(reasons(of_client(original, 60.0, 60.0, retain=68.0), "client")) == 1
 
 
+# ---- several retrained models -------------------------------------------------------------------
+
+
+def below(back: float, blank: float, means: float, probe: float) -> FeatureScores:
+    """Return what lies below the last layer: head back, blank head, class means, probe."""
+    return FeatureScores(back, Curve((5, 10), (blank, blank), blank), means, probe)
+
+
+# Each has another curve, and so on; of no accuracy there is any spread.
+STOCK = tuple(
+    Retraining(n, n, scores(0.0, 50.0 + n), below(n, 60.0 + n, 88.0 + n, 90.0 - n))
+    for n in range(5)
+)
+KNOWING = below(90.0, 75.0, 95.0, 97.0)  # Original's
+HONEST = below(1.0, 62.0, 90.0, 88.0)
+
+
+def by_stock(result: ModelScores, under: FeatureScores | None = HONEST, **more: Any) -> Verdict:
+    features = FeatureMeasures(KNOWING, STOCK[0].features, under)
+    told = {"retrained": STOCK[0].scores, "retrainings": STOCK, "features": features, **more}
+    return of_class(result, **told)
+
+
+def test_a_result_among_the_retrained_models_passes_and_says_by_what() -> None:
+    found = by_stock(scores(0.0, 52.0))
+    assert found.state == "passed"
+    assert (found.retrainings, found.false_alarms, found.refused_retrainings) == (5, 0.05, 0)
+    assert reasons(found, "class")[-1] == (
+        "limits by the spread of 5 retrained models: at most 5 % of honest retrainings lie beyond "
+        "any of them"
+    )
+    # Mean 52, spread sqrt(2.5), 11 ends: 52 +- 4.73 * 1.58 * sqrt(1.2).
+    curve = found.finding("relearning-curve")
+    assert curve is not None
+    assert curve.low is not None
+    assert (curve.low, curve.limit) == (pytest.approx(43.8, abs=0.1), pytest.approx(60.2, abs=0.1))
+
+
+@pytest.mark.parametrize(
+    ("result", "under", "code"),
+    [
+        (scores(90.0, 52.0), HONEST, "forget-accuracy"),
+        (scores(0.0, 61.0), HONEST, "relearning-curve"),
+        (scores(0.0, 52.0), below(46.2, 62.0, 90.0, 88.0), "head-back"),
+        (scores(0.0, 52.0), below(1.0, 75.0, 90.0, 88.0), "blank-head"),
+        (scores(0.0, 52.0), below(1.0, 62.0, 99.0, 88.0), "class-means"),
+        (scores(0.0, 52.0), below(1.0, 62.0, 90.0, 97.0), "probe"),
+    ],
+)
+def test_more_left_than_in_any_honest_retraining_fails(
+    result: ModelScores, under: FeatureScores, code: Any
+) -> None:
+    found = by_stock(result, under)
+    assert found.state == "failed"
+    assert [f.code for f in found.findings if f.state == "exceeded"] == [code]
+    assert any("more than they know is left" in text for text in reasons(found, "class"))
+
+
+def test_too_deep_is_a_finding_and_enters_service_only_where_it_is_accepted() -> None:
+    found = by_stock(scores(0.0, 10.0))
+    assert found.state == "not-shown"
+    assert [f.code for f in found.findings if f.state == "below"] == ["relearning-curve"]
+    assert any("so that it shows that the data were there" in t for t in reasons(found, "class"))
+    # Beside something that is left it fails all the same.
+    assert by_stock(scores(90.0, 10.0)).state == "failed"
+
+
+def test_of_original_nothing_can_be_shown() -> None:
+    as_before = FeatureMeasures(HONEST, STOCK[0].features, HONEST)
+    known = scores(0.0, 52.0)
+    found = by_stock(known, original=known, features=as_before)
+    assert found.state == "not-shown"
+    assert {f.state for f in found.findings if f.spread is not None} == {"cannot-tell"}
+
+
+def test_the_limits_that_were_asked_for_are_not_read_beside_a_stock() -> None:
+    assert by_stock(scores(0.0, 52.0), limits=Limits(0.0, 0.0)).state == "passed"
+    assert by_stock(scores(0.0, 61.0), limits=Limits(100.0, 100.0)).state == "failed"
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_of_one_or_two_retrained_models_it_is_said_how_little_they_tell(count: int) -> None:
+    found = by_stock(scores(0.0, 52.0), retrainings=STOCK[:count])
+    assert (found.state, found.retrainings, found.false_alarms) == ("passed", count, None)
+    assert "the limits were set by hand" in reasons(found, "class")[-1]
+    # And the features decide nothing yet.
+    assert by_stock(scores(0.0, 52.0), KNOWING, retrainings=STOCK[:count]).state == "passed"
+
+
+def test_without_a_last_layer_accuracy_and_curve_decide() -> None:
+    none = FeatureMeasures(why_not="no-last-layer")
+    plain = tuple(replace(one, features=None) for one in STOCK)
+    told = {"features": none, "retrainings": plain}
+    assert by_stock(scores(0.0, 52.0), **told).state == "passed"
+    assert by_stock(scores(0.0, 70.0), **told).state == "failed"
+
+
+def test_a_curve_that_was_not_measured_is_missing_beside_a_stock_too() -> None:
+    found = by_stock(scores(0.0))
+    assert found.state == "not-shown"
+    assert found.missing == (Missing("relearning-curve", "no-test-images"),)
+
+
+def test_a_client_is_judged_by_the_spread_of_its_accuracy() -> None:
+    stock = tuple(Retraining(n, n, scores(58.0 + n)) for n in range(5))
+    told = {"retrainings": stock}
+    # Mean 60, spread 1.58, two ends: 60 +- 2.776 * 1.58 * sqrt(1.2) = 55.2 to 64.8.
+    assert of_client(90.0, 60.0, 64.7, **told).state == "passed"
+    assert of_client(90.0, 60.0, 64.9, **told).state == "failed"
+    assert of_client(90.0, 60.0, 55.1, **told).state == "not-shown"
+    assert of_client(64.0, 60.0, 60.0, **told).state == "not-shown"
+    # Retraining itself passes where accuracy cannot tell.
+    assert of_client(64.0, 60.0, 60.0, method="retraining", **told).state == "passed"
+
+
+def test_one_site_cannot_turn_a_verdict_by_a_stock() -> None:
+    stock = tuple(
+        replace(one, scores=by_sites(0.0, 0.0, 0.0, 0.0, pooled=0.0, mean=50.0 + one.number))
+        for one in STOCK
+    )
+    told = by_sites(0.0, 95.0, 95.0, 95.0, pooled=0.03, mean=52.0)
+    found = by_stock(told, retrainings=stock, original=by_sites(90.0, 90.0, 90.0, pooled=90.0))
+    assert found.state == "not-shown"
+    assert found.finding("sites-disagree") is not None
+
+
 # ---- all say the same ---------------------------------------------------------------------------
 
 CLASS, CLIENT = Target("class", (2,)), Target("client", (), ("clinic-a",))
@@ -253,6 +381,9 @@ CASES: dict[str, tuple[Target, dict[str, Any]]] = {
     "hidden": (CLASS, {"recovered": scores(0.0, 85.0)}),
     "still known": (CLASS, {"recovered": scores(60.0, 85.0), "retrained": None}),
     "no test images": (CLASS, {"recovered": scores(None)}),
+    "by a stock": (CLASS, {"recovered": scores(0.0, 52.0)}),
+    "left, by a stock": (CLASS, {"recovered": scores(0.0, 85.0)}),
+    "too deep, by a stock": (CLASS, {"recovered": scores(0.0, 10.0)}),
     "client": (CLIENT, {"recovered": scores(2.0)}),
     "client without a yardstick": (CLIENT, {"recovered": scores(2.0), "retrained": None}),
     "client as before": (CLIENT, {"recovered": scores(2.0), "original": scores(4.0)}),
@@ -263,14 +394,18 @@ CASES: dict[str, tuple[Target, dict[str, Any]]] = {
 def test_terminal_page_and_json_say_what_the_record_says(case: str) -> None:
     target, told = CASES[case]
     models = {"original": scores(90.0, 90.0), "retrained": scores(0.0, 50.0), **told}
+    stock = STOCK if "stock" in case else ()
     verdict = decide(
         str(target.level),
         models["recovered"],
         original=models["original"],
         retrained=models["retrained"],
         limits=LIMITS,
+        retrainings=stock,
     )
-    record = Record(request="r0002", kind="forget", forget=target, verdict=verdict, **models)
+    record = Record(
+        request="r0002", kind="forget", forget=target, verdict=verdict, stock=stock, **models
+    )
     words = {"passed": "passed", "failed": "failed", "not-shown": "not shown"}[verdict.state]
 
     out = Console(file=io.StringIO(), width=200)

@@ -1,0 +1,93 @@
+"""The stock of retrained models: what was measured of each, and which measures a verdict reads.
+
+Likeness to Retrained (CKA, neighbours) is shown and decides nothing: a result starts from
+Original's weights, as number 0 does from Original's first ones, and is like it for that, too.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Literal
+
+from server.evidence.features.scores import FeatureScores
+from server.evidence.scores import ModelScores
+
+Measure = Literal[
+    "forget-accuracy",
+    "relearning-curve",
+    "head-back",
+    "blank-head",
+    "class-means",
+    "probe",
+]
+
+
+@dataclass(frozen=True)
+class Retraining:
+    """One retrained model of the stock.
+
+    Attributes:
+        number: 0 is the one with the request's own seed.
+        seed: Its seed, the only thing by which it differs from the others.
+        scores: Of its outputs.
+        features: Of what lies below its last layer; None where that was not measured.
+    """
+
+    number: int = 0
+    seed: int = 0
+    scores: ModelScores = field(default_factory=ModelScores)
+    features: FeatureScores | None = None
+
+    @property
+    def numbers(self) -> dict[str, float | None]:
+        """What is shown of it, in percent, by short names."""
+        scores, below = self.scores, self.features or FeatureScores()
+        return {
+            "forget": scores.forget_accuracy,
+            "retain": scores.retain_accuracy,
+            "relearning": scores.curve_mean,
+            "head back": below.head_back,
+            "blank head": below.blank_mean,
+            "class means": below.class_means,
+            "probe": below.probe,
+        }
+
+
+# Each says something of its own: what is answered, how fast it comes back, from the last layer as
+# it was, from an empty one, and of the features without any layer on top.
+_OF_CLASSES: Final[Mapping[Measure, Callable[[ModelScores, FeatureScores], float | None]]] = {
+    "forget-accuracy": lambda scores, features: scores.forget_accuracy,
+    "relearning-curve": lambda scores, features: scores.curve_mean,
+    "head-back": lambda scores, features: features.head_back,
+    "blank-head": lambda scores, features: features.blank_mean,
+    "class-means": lambda scores, features: features.class_means,
+    "probe": lambda scores, features: features.probe,
+}
+REQUIRED: Final[Mapping[str, tuple[Measure, ...]]] = {
+    "class": ("forget-accuracy", "relearning-curve"),
+    "client": ("forget-accuracy",),
+}
+# Other features than Original's make nothing of Original's last layer, which is no damage.
+UPPER_ONLY: Final[tuple[Measure, ...]] = ("head-back",)
+
+
+def measured(
+    level: str, scores: ModelScores | None, features: FeatureScores | None
+) -> dict[Measure, float]:
+    """Return a model's measures in percent, without those that were not measured.
+
+    Args:
+        level: "class" or "client", of which only accuracy says something.
+        scores: Of its outputs.
+        features: Of its features.
+    """
+    given, below = scores or ModelScores(), features or FeatureScores()
+    found = {name: read(given, below) for name, read in _OF_CLASSES.items()}
+    wanted = found if level == "class" else REQUIRED["client"]
+    return {name: value for name in wanted if (value := found[name]) is not None}
+
+
+def values(level: str, stock: Sequence[Retraining]) -> dict[Measure, list[float]]:
+    """Return by measure what the retrained models have, in their order."""
+    each = [measured(level, one.scores, one.features) for one in stock]
+    names = dict.fromkeys(name for found in each for name in found)
+    return {name: [found[name] for found in each if name in found] for name in names}
