@@ -302,4 +302,10 @@ def sentences(found: Mapping[str, Any]) -> list[str]:
     ]
     if verdict["not_measured"]:
         found_text.append(f"Not measured: {'; '.join(verdict['not_measured'])}.")
-    return [*found_text, "Limits: " + " ".join(told["limits"])]
+    found_text.append("Limits: " + " ".join(told["limits"]))
+    return [_printable(text) for text in found_text]
+
+
+def _printable(text: str) -> str:
+    """Return text that cannot steer the terminal of whoever verifies it."""
+    return "".join(letter if letter.isprintable() else "\ufffd" for letter in text)

@@ -338,6 +338,17 @@ def test_signed_content_that_does_not_hang_together(
         certificate.read(certificate.written(content, signer), signer.public)
 
 
+def test_words_in_it_cannot_steer_a_terminal(data: bytes, public: str) -> None:
+    signer = signer_of(Ed25519PrivateKey.generate())
+    content = certificate.read(data, public)
+    content["predicate"]["request"]["asked_by"] = "Eve\x1b[2J\rValid"
+    content["predicate"]["limits"][0] = "none\x1b]0;x\x07"
+    found = certificate.read(certificate.written(content, signer), signer.public)
+    text = " ".join(certificate.sentences(found))
+    assert "Eve" in text
+    assert text.isprintable()
+
+
 def test_a_payload_with_a_key_twice(data: bytes, public: str) -> None:
     signer = signer_of(Ed25519PrivateKey.generate())
     text = canonical(certificate.read(data, public)).replace(b"{", b'{"_type":"x",', 1)
