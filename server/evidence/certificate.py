@@ -5,15 +5,20 @@
     sentences(statement)   what it certifies, in plain words
 
 A statement holds what a request's record says of the whole: no weights, no updates, no inputs, no
-path of the coordinator's machine, and no number of one client's own; where one client alone is
-forgotten, the accuracy on its held-out data is the evidence, and is there.
+path of the coordinator's machine, and no number of one client's own but what it attests: in how
+many of its synthetic sets it destroyed something. Where one client alone is forgotten, the accuracy
+on its held-out data is the evidence, and is there.
 """
 
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Final
 
+from client import attestation
+from client.attestation import BadAttestation, Claim
 from server.evidence import envelope
 from server.evidence.envelope import InvalidCertificate
 from server.evidence.record import Record, Target, to_json
@@ -67,6 +72,7 @@ class Facts:
         signed: The bytes of that signature.
         seal: The request's seal in the ledger.
         waiting: Clients that were offline and have yet to carry out the order.
+        attestations: What sites signed of the order (`client.attestation`).
         issued: When, ISO 8601 in UTC.
     """
 
@@ -82,6 +88,7 @@ class Facts:
     seal: Seal
     waiting: Sequence[str]
     issued: str
+    attestations: Sequence[Mapping[str, Any]] = ()
 
 
 def statement(facts: Facts) -> dict[str, Any]:
@@ -143,6 +150,7 @@ def predicate(facts: Facts, versions: Mapping[str, Any]) -> dict[str, Any]:
             for one in told["absences"]
         ],
         "waiting": list(facts.waiting),
+        "attestations": [plain(one) for one in facts.attestations],
         "costs": {key: told[key] for key in _COSTS},
         "measures": {name: _scores(told[name]) for name in _MODELS},
         "features": told["features"],
@@ -220,12 +228,15 @@ def written(content: Mapping[str, Any], signer: Signer) -> bytes:
     return envelope.sealed(PAYLOAD_TYPE, canonical(content), signer)
 
 
-def read(data: bytes, public: str) -> dict[str, Any]:
-    """Return the statement that a file holds, verified; nothing but the file and the key is read.
+def read(
+    data: bytes, public: str, site_keys: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, Any]:
+    """Return the statement that a file holds, verified; nothing but file and keys is read.
 
     Args:
         data: The whole file.
         public: The coordinator's public key, base64.
+        site_keys: Public keys of sites by name: each must have attested with its key.
 
     Raises:
         InvalidCertificate: If anything does not verify. The message says what.
@@ -237,6 +248,7 @@ def read(data: bytes, public: str) -> dict[str, Any]:
             raise InvalidCertificate(f"{key} must be {wanted}, got {ascii(found.get(key))[:80]}")
     try:
         _check_inside(found)
+        _check_attested(found["predicate"], site_keys)
         sentences(found)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise InvalidCertificate(
@@ -278,6 +290,63 @@ def _check_inside(found: Mapping[str, Any]) -> None:
         raise InvalidCertificate("order must be of the request, got another's")
 
 
+def _check_attested(told: Mapping[str, Any], site_keys: Mapping[str, str]) -> None:
+    """Check what sites signed: each once, of this order, and with the keys that are known."""
+    order = str(told["order"]["signed"]).encode()
+    says = {
+        "request": told["order"]["request"],
+        "action": told["order"]["action"],
+        "order_sha256": hashlib.sha256(order).hexdigest(),
+        "tombstone": "kept",
+    }
+    names: list[str] = []
+    for one in told.get("attestations", []):
+        try:
+            attestation.check(one, Claim(says))
+        except BadAttestation as error:
+            raise InvalidCertificate(str(error)) from error
+        names.append(one["statement"]["site"])
+        pinned = site_keys.get(names[-1])
+        if pinned is not None and one["key"] != pinned:
+            raise InvalidCertificate(
+                f"attestation of {names[-1]!a} must be signed by the key given for it, got another"
+            )
+    if len(set(names)) != len(names):
+        raise InvalidCertificate("attestations must be one a site, got two of one")
+    if missing := sorted(set(site_keys) - set(names)):
+        raise InvalidCertificate(f"{missing[0]!a} must have attested the order, got nothing of it")
+
+
+def _attested(told: Mapping[str, Any]) -> list[str]:
+    """Return in words what sites signed of the order, and who took part and signed nothing."""
+    if "attestations" not in told:
+        return []
+    signed = [one["statement"] for one in told["attestations"]]
+    names = [one["site"] for one in signed]
+    found = []
+    if signed:
+        gone = [f"{one['site']} ({_sets(one)})" for one in signed if one["destroyed"] != "none"]
+        found.append(
+            f"Attested by a signature of their own, that the order was made to last there: "
+            f"{', '.join(names)}."
+            + (f" Synthetic sets destroyed: {', '.join(gone)}." if gone else "")
+        )
+    if derived := [one["site"] for one in signed if one["simulated"]]:
+        found.append(
+            f"No site stands behind {', '.join(derived)}: the keys of simulated clients follow "
+            "from their names, and their signatures show nothing."
+        )
+    took = {one["client"] for one in told["participants"] if one["answered"]}
+    if silent := sorted(took - set(names) - set(told["waiting"])):
+        found.append(f"Took part and attested nothing: {', '.join(silent)}.")
+    return found
+
+
+def _sets(one: Mapping[str, Any]) -> str:
+    what = "all that it had" if one["destroyed"] == "all" else "what it had of the classes"
+    return what if one["sets"] is None else f"{what}, in {one['sets']} of them"
+
+
 def sentences(found: Mapping[str, Any]) -> list[str]:
     """Return in a few sentences what a statement certifies."""
     told = found["predicate"]
@@ -296,6 +365,7 @@ def sentences(found: Mapping[str, Any]) -> list[str]:
         f"{before['id']} (SHA-256 {before['sha256']}).",
         f"Took part: {', '.join(who) or 'nobody'}."
         + (f" Absent from some of it: {', '.join(away)}." if away else ""),
+        *_attested(told),
         f"Verdict: {STATES[verdict['state']]}"
         + (f" ({'; '.join(verdict['reasons'])})" if verdict["reasons"] else "")
         + ".",
