@@ -115,7 +115,7 @@ def problems(
 
 def took_part(record: Record) -> Sequence[str]:
     """Return the clients that answered anything of a request, by name."""
-    return sorted({one.client for one in record.participation if one.answered})
+    return sorted({one.client for one in record.participation if one.answered and one.client})
 
 
 def _owed(ledger: Ledger, row: RequestRow, client: str) -> bool:

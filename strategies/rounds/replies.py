@@ -2,6 +2,8 @@
 
 `check` returns a reply's arrays and numbers, or says what is wrong with it. Nothing else of this
 project reads what comes from a node, but `strategies.rounds.failures` what it says of an error.
+
+It is long because all that a node can lie in is checked in one place.
 """
 
 import math
