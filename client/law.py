@@ -15,8 +15,9 @@ from client.simulation.settings import Simulation
 # Settings of these names count work; `Limits` has the most of each.
 COUNTED: Final = frozenset(spec.name for spec in fields(Limits)) - {"parameters", "memory_mb"}
 STEPS: Final = "num-steps"  # the metric of all messages that take steps on a site's examples
-# Arrays that no example is behind: the classes' names, and steps of a sum's own protocol.
-WITHOUT_EXAMPLES: Final = frozenset({"class-names", "sealed"})
+# Arrays that no example is behind: the classes' names, what the site signs of an order, and steps
+# of a sum's own protocol.
+WITHOUT_EXAMPLES: Final = frozenset({"class-names", "attestation", "sealed"})
 
 
 def policy_of(settings: Common, node: NodeConfig) -> Policy:

@@ -60,8 +60,8 @@ WORK: Final[Mapping[str, Metric]] = MappingProxyType(
 # Which arrays may go up: none; the model's, as they came down; one for each parameter of the
 # model; for each convolution, one number a class and channel; for each layer but the last, one
 # number a channel, of accuracy and of loss; the chosen channels' numbers, in one row; the names
-# of the site's classes, as JSON in UTF-8; keys, shares or a signature of a sum; or an answer that
-# is masked for one (client.secure).
+# of the site's classes, as JSON in UTF-8; what the site signs of an order (client.attestation);
+# keys, shares or a signature of a sum; or an answer that is masked for one (client.secure).
 Arrays = Literal[
     "none",
     "model",
@@ -70,6 +70,7 @@ Arrays = Literal[
     "effects",
     "slices",
     "class-names",
+    "attestation",
     "sealed",
     "masked",
 ]

@@ -5,6 +5,7 @@ keys its operator pinned.
 """
 
 import base64
+import hashlib
 import json
 from collections.abc import Sequence
 from datetime import datetime
@@ -47,6 +48,19 @@ def order_bytes(
         raise PolicyRefused(
             f"order's time must be ISO 8601 with an offset from UTC, got {time!r}"
         ) from error
+    return _bytes(request, action, target, destroy, lineage, time)
+
+
+def order_sha256(
+    *, request: str, action: str, target: ForgetSpec, destroy: bool, lineage: str, time: str
+) -> str:
+    """Return the SHA-256 of an order's bytes, hexadecimal; of one that nobody signed, too."""
+    return hashlib.sha256(_bytes(request, action, target, destroy, lineage, time)).hexdigest()
+
+
+def _bytes(
+    request: str, action: str, target: ForgetSpec, destroy: bool, lineage: str, time: str
+) -> bytes:
     content = {
         "action": action,
         "classes": sorted(set(target.classes)),

@@ -111,6 +111,14 @@ class Generation:
     model: str
 
 
+@dataclass(frozen=True)
+class Destroyed:
+    """What is gone for good: images of the newest generations, and sets that held something."""
+
+    examples: int
+    sets: int
+
+
 class Store:
     """One node's store. Nothing is created before the first write."""
 
@@ -217,6 +225,15 @@ class Store:
     def destroy(self, lineage: str | None = None, classes: tuple[int, ...] | None = None) -> int:
         """Destroy synthetic images and return how many of the newest generations' are gone.
 
+        See `destroyed`, which says more.
+        """
+        return self.destroyed(lineage, classes).examples
+
+    def destroyed(
+        self, lineage: str | None = None, classes: tuple[int, ...] | None = None
+    ) -> Destroyed:
+        """Destroy synthetic images and return what is gone.
+
         The store's report page goes, too: it may show them.
 
         Args:
@@ -229,7 +246,7 @@ class Store:
         for page in [*self.folder.glob(REPORT), *self.folder.glob(f".{REPORT}.*")]:
             overwrite(page)
         lineages = [lineage] if lineage is not None else self._lineages()
-        destroyed = 0
+        destroyed = sets = 0
         for name in lineages:
             numbers = sorted(self._generations(name))
             found = {n: self._split(self._path(name, n), classes) for n in numbers}
@@ -241,6 +258,7 @@ class Store:
                     overwrite(path)
                 elif gone:
                     self._rewrite(path, left, model)
+                sets += left is None or gone > 0
                 if number == numbers[-1]:
                     destroyed += gone
             for torn in (self.folder / name).glob(".*.safetensors.*"):
@@ -249,7 +267,7 @@ class Store:
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
         self.vault.shred(lineage, classes)  # of lineages without a folder, too
-        return destroyed
+        return Destroyed(destroyed, sets)
 
     def generations(self) -> list[Generation]:
         """Return every stored set, oldest first within its lineage."""

@@ -1,17 +1,27 @@
 """What changes a node's store: its synthetic set is improved, or a request is made to last."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from datetime import UTC, datetime
+from typing import Any, ClassVar
 
+import torch
+
+from client import attestation
+from client.attestation import Claim
 from client.errors import NoSyntheticSet
+from client.keys import public_text, simulated_key
 from client.law import check_order
 from client.learning.distillation import condense as condensed
 from client.learning.models import build
 from client.learning.synthetic import next_generation, redrawn
 from client.messages import CLASS_3, Common, Declaration
-from client.node import Answer, Node, answers
+from client.node import Answer, Node, ReplyArrays, answers
+from client.orders import order_sha256
+from client.policy import SUMS
 from client.settings import ANY, at_least, one_of, positive, setting
-from client.store import without
+from client.store import Destroyed, without
+from client.wire import fingerprint, forms
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +80,7 @@ class Settle(Common):
     message: ClassVar = Declaration(
         "query.settle",
         example={"action": "forget", "destroy": True, **CLASS_3},
+        arrays="attestation",
         # 1 if the request had been applied already; synthetic images destroyed.
         metrics={"applied": "scalar", "destroyed": "scalar"},
         alone=("applied",),
@@ -79,6 +90,49 @@ class Settle(Common):
     action: str = setting(one_of("forget", "relearn"))
     destroy: bool = setting(ANY, False)
 
+    @property
+    def says(self) -> dict[str, Any]:
+        """What every site that carries out this order attests alike, but for its name."""
+        forgets = self.action == "forget"
+        order = order_sha256(
+            request=self.request,
+            action=self.action,
+            target=self.forget,
+            destroy=self.destroy,
+            lineage=self.lineage,
+            time=self.order_time,
+        )
+        return {
+            "site": self.client,
+            "request": self.request,
+            "action": self.action,
+            "order_sha256": order,
+            "tombstone": "kept" if forgets else "lifted",
+            "destroyed": self._destroyed,
+            "code_sha256": fingerprint(),
+        }
+
+    @property
+    def _destroyed(self) -> str:
+        """What a site destroys, where its tombstone is still the order's own."""
+        if not self.destroy or self.action != "forget":
+            return "none"
+        if self.forget.level == "client":
+            return "all" if self.client in self.forget.clients else "none"
+        return "classes" if self.forget.level == "class" else "none"
+
+    def claim(self, keys: Sequence[str] = ()) -> Claim:
+        """Return what the attestation of the client that is addressed must say.
+
+        Args:
+            keys: Public keys that are known of it; empty if none is. That of a simulated client
+                follows from its name.
+        """
+        if self.simulation is None:
+            return Claim(self.says, keys)
+        key = public_text(simulated_key(self.client, self.simulation.population))
+        return Claim({**self.says, "simulated": True}, keys or [key])
+
 
 @answers(Settle)
 def settle(node: Node, settings: Settle) -> Answer:
@@ -87,17 +141,18 @@ def settle(node: Node, settings: Settle) -> Answer:
     check_order(
         node.policy, settings, action=settings.action, destroy=settings.destroy, target=spec
     )
+    key = node.policy.key()  # before anything lasts: a site without one carries nothing out
     new = node.store.settle(settings.request, settings.action, spec)
     node.store.drop_bases()
     own = node.store.state().tombstones
-    destroyed = 0
+    destroyed, what = Destroyed(0, 0), "none"
     # What came back since is not this order's business any more, should it be sent again.
     gone = own.get(settings.request)
     if settings.destroy and settings.action == "forget" and gone is not None:
         if gone.level == "client" and settings.client in gone.clients:
-            destroyed = node.store.destroy()
+            destroyed, what = node.store.destroyed(), "all"
         elif gone.level == "class":
-            destroyed = node.store.destroy(classes=gone.classes)
+            destroyed, what = node.store.destroyed(classes=gone.classes), "classes"
     if settings.action == "relearn" and settings.scale:
         # The next request to forget it must find its synthetic stand-ins again. What was erased
         # when the message came is not any more, unless another order says so.
@@ -105,8 +160,22 @@ def settle(node: Node, settings: Settle) -> Answer:
         back, _ = replace(node, erased=[*erased, *own.values()]).masks(node.site.train.labels)
         if bool(back.any()):
             redrawn(node, back)
+    # Whether it held anything of a class is what a site that answers in sums alone does not tell.
+    alone = settings.sums_only or node.policy.answers.updates == SUMS
+    forgets = settings.action == "forget"
+    statement = {
+        **settings.says,
+        "applied": "now" if new else "before",
+        "tombstone": ("kept" if gone is not None else "lifted") if forgets else "lifted",
+        "destroyed": what,
+        "sets": None if alone and what != "none" else destroyed.sets,
+        "simulated": not node.policy.is_real,
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    signed = torch.frombuffer(bytearray(attestation.made(statement, key)), dtype=torch.uint8)
+    state = {attestation.ARRAY: signed}
     return {
         "num-examples": node.count(node.site.train),
         "applied": float(not new),
-        "destroyed": destroyed,
-    }, None
+        "destroyed": destroyed.examples,
+    }, ReplyArrays(state, forms(state))

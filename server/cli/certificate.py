@@ -109,12 +109,28 @@ def verify(
             show_default=False,
         ),
     ],
+    site_key: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--site-key",
+            metavar="NAME=KEY",
+            help="A site's public key as `efface site key` prints it, or a file that holds it: the "
+            "site must have attested with it. May be repeated.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> Answer:
     """Verify a certificate with the file and the key alone, and say what it certifies."""
     from server.evidence.certificate import read, sentences
     from server.evidence.envelope import InvalidCertificate
 
     public = _public(key)
+    sites: dict[str, str] = {}
+    for told in site_key or ():
+        name, equals, of_site = told.partition("=")
+        if not (name and equals) or name in sites:
+            raise BadSetting(f"site-key must be NAME=KEY, once a site, got {told[:80]!r}")
+        sites[name] = _public(of_site)
     try:
         data = file.read_bytes()
     except OSError as error:
@@ -125,11 +141,12 @@ def verify(
         "valid": False,
         "problem": None,
         "key": public,
+        "site_keys": sites,
         "says": [],
         "statement": None,
     }
     try:
-        found = read(data, public)
+        found = read(data, public, sites)
     except InvalidCertificate as error:
         document["problem"] = str(error)
         return Answer(document, [f"Not valid: {error}."], NOT_VERIFIED)

@@ -64,7 +64,7 @@ def audit(
         ),
     ] = "",
 ) -> Answer:
-    """Check ledger, records, orders and weights against the coordinator's signatures."""
+    """Check ledger, records, orders, weights and what sites attested against the signatures."""
     from server.requests.audit import audit as audited
     from server.storage import keys
 

@@ -5,16 +5,18 @@
     sentences(statement)   what it certifies, in plain words
 
 A statement holds what a request's record says of the whole: no weights, no updates, no inputs, no
-path of the coordinator's machine, and no number of one client's own; where one client alone is
-forgotten, the accuracy on its held-out data is the evidence, and is there.
+path of the coordinator's machine, and no number of one client's own but what it attests: in how
+many of its synthetic sets it destroyed something. Where one client alone is forgotten, the accuracy
+on its held-out data is the evidence, and is there.
 """
 
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Final
 
-from server.evidence import envelope
+from server.evidence import attested, envelope
 from server.evidence.envelope import InvalidCertificate
 from server.evidence.record import Record, Target, to_json
 from server.evidence.serial import plain
@@ -67,6 +69,7 @@ class Facts:
         signed: The bytes of that signature.
         seal: The request's seal in the ledger.
         waiting: Clients that were offline and have yet to carry out the order.
+        attestations: What sites signed of the order (`client.attestation`).
         issued: When, ISO 8601 in UTC.
     """
 
@@ -82,6 +85,7 @@ class Facts:
     seal: Seal
     waiting: Sequence[str]
     issued: str
+    attestations: Sequence[Mapping[str, Any]] = ()
 
 
 def statement(facts: Facts) -> dict[str, Any]:
@@ -143,6 +147,7 @@ def predicate(facts: Facts, versions: Mapping[str, Any]) -> dict[str, Any]:
             for one in told["absences"]
         ],
         "waiting": list(facts.waiting),
+        "attestations": [plain(one) for one in facts.attestations],
         "costs": {key: told[key] for key in _COSTS},
         "measures": {name: _scores(told[name]) for name in _MODELS},
         "features": told["features"],
@@ -225,12 +230,15 @@ def written(content: Mapping[str, Any], signer: Signer) -> bytes:
     return envelope.sealed(PAYLOAD_TYPE, canonical(content), signer)
 
 
-def read(data: bytes, public: str) -> dict[str, Any]:
-    """Return the statement that a file holds, verified; nothing but the file and the key is read.
+def read(
+    data: bytes, public: str, site_keys: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, Any]:
+    """Return the statement that a file holds, verified; nothing but file and keys is read.
 
     Args:
         data: The whole file.
         public: The coordinator's public key, base64.
+        site_keys: Public keys of sites by name: each must have attested with its key.
 
     Raises:
         InvalidCertificate: If anything does not verify. The message says what.
@@ -242,6 +250,7 @@ def read(data: bytes, public: str) -> dict[str, Any]:
             raise InvalidCertificate(f"{key} must be {wanted}, got {ascii(found.get(key))[:80]}")
     try:
         _check_inside(found)
+        attested.check(found["predicate"], site_keys)
         sentences(found)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise InvalidCertificate(
@@ -301,6 +310,7 @@ def sentences(found: Mapping[str, Any]) -> list[str]:
         f"{before['id']} (SHA-256 {before['sha256']}).",
         f"Took part: {', '.join(who) or 'nobody'}."
         + (f" Absent from some of it: {', '.join(away)}." if away else ""),
+        *attested.sentences(told),
         f"Verdict: {STATES[verdict['state']]}"
         + (f" ({'; '.join(verdict['reasons'])})" if verdict["reasons"] else "")
         + ".",

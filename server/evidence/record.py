@@ -142,6 +142,7 @@ class Record(Costs):
     timeline: tuple[RoundScores, ...] = ()
     participation: tuple[Participation, ...] = ()
     absences: tuple[Absence, ...] = ()
+    attestations: tuple[Mapping[str, Any], ...] | None = None  # `client.attestation`
     hardware: str | None = None
     commit: str | None = None
     report: str | None = None

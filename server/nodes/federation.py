@@ -15,7 +15,7 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord
 from flwr.serverapp import Grid
 
-from client import wire
+from client import attestation, wire
 from client.errors import BadSetting
 from client.learning.evaluation import Scores
 from client.learning.models import ModelSpec, compact
@@ -160,6 +160,8 @@ class GridFederation(RequestValues):
         keep: Keeps what clients sent in a round of training, or what stands for it after a replay.
         keep_every: Interval in rounds at which those of training are kept, from the first on.
         findings: What the method explained of itself.
+        site_keys: Public keys that are known of nodes, by name.
+        attestations: What nodes signed of the order that they carried out, by name.
         clip: Where only sums go up: longest update that a node sends, as L2 norm; 0 for any.
         costs: Cost by phase, read from the journal for rounds done earlier.
         notes: What `on_round` returned, in order, resumed rounds included.
@@ -182,6 +184,8 @@ class GridFederation(RequestValues):
     described: dict[str, dict[str, Any]] = field(default_factory=dict)
     parts: list[Part] = field(default_factory=list)
     findings: dict[str, Any] = field(default_factory=dict)
+    site_keys: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    attestations: dict[str, dict[str, Any]] = field(default_factory=dict)
     costs: dict[str, Cost] = field(default_factory=dict)
     notes: list[dict[str, Any]] = field(default_factory=list)
     _stretches: int = 0
@@ -483,9 +487,12 @@ class GridFederation(RequestValues):
             names: Whom to ask; None for all.
             again: Whether they may have been asked before, in another journal.
 
+        What each of them signs of it is in `attestations`.
+
         Raises:
-            ClientLost: If a node does not answer, or says that it had applied the request already
-                before it was asked: whoever used the request's name was not this coordinator.
+            ClientLost: If a node does not answer, signs something else, or says that it had applied
+                the request already before it was asked: whoever used the request's name was not
+                this coordinator.
         """
         asked_before = again
         if not again:
@@ -579,6 +586,7 @@ class GridFederation(RequestValues):
                 sums=self.sums,
                 sender=self.answering,
                 together=not some,
+                site_keys=self.site_keys,
             )
             count = len(found.metrics) + len(found.failures)
             needed = max(1, math.ceil(self.plan.min_share * count)) if some else count
@@ -600,9 +608,20 @@ class GridFederation(RequestValues):
             )
             took = {who: float(m["num-examples"]) for who, m in found.metrics.items()}
             part = Part(phase, self._asked, took, found.failures, privacy=_privacy(found.metrics))
-            return {"answers": found.metrics, "cost": vars(cost), "part": asdict(part)}
+            signed = {
+                who: attestation.read(arrays[attestation.ARRAY].numpy().tobytes())
+                for who, arrays in found.arrays.items()
+                if attestation.ARRAY in arrays
+            }
+            return {
+                "answers": found.metrics,
+                "cost": vars(cost),
+                "part": asdict(part),
+                "attestations": signed,
+            }
 
         remembered = self.journal.value(key, once)
+        self.attestations |= remembered.get("attestations", {})
         self._add(phase, Cost(**remembered["cost"]))
         self.parts.append(Part.of(remembered["part"]))
         answers: dict[str, dict[str, Any]] = remembered["answers"]

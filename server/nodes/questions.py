@@ -1,7 +1,7 @@
 """One question to many nodes: every answer is checked, every failure kept with its name."""
 
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -9,6 +9,7 @@ from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from client.messages import Common
+from client.steps.store import Settle
 from client.wire import CodeMismatch
 from server.nodes.grid import NamedGrid
 from strategies.rounds.base import NO_ANSWER, OFFLINE
@@ -47,6 +48,7 @@ def ask(
     sums: bool = False,
     together: bool = False,
     sender: Grid | None = None,
+    site_keys: Mapping[str, Sequence[str]] | None = None,
 ) -> Answers:
     """Ask nodes one question; whatever one of them answers, the others' answers count.
 
@@ -59,6 +61,7 @@ def ask(
         sums: Whether every answer is the mean of all.
         together: Whether nobody is asked if somebody is away.
         sender: Through whom, where it is another than the grid.
+        site_keys: Public keys that are known of nodes, by name, for what they sign.
     """
     grid.take_traffic()
     started = time.perf_counter()
@@ -90,10 +93,12 @@ def ask(
             failed[who] = failure_in(reply.error, who)
             continue
         limit = most if sums else limits.get(who, most)
+        expected = Expected(told.message, like, told.model_classes, limit)
+        if isinstance(told, Settle):
+            claim = replace(told, client=who).claim((site_keys or {}).get(who, ()))
+            expected = replace(expected, claim=claim)
         try:
-            found.arrays[who], found.metrics[who] = check(
-                reply.content, Expected(told.message, like, told.model_classes, limit)
-            )
+            found.arrays[who], found.metrics[who] = check(reply.content, expected)
         except (BadReply, CodeMismatch) as error:
             failed[who] = Failure(who, str(error), error.code)
     for name in wanted:

@@ -1,18 +1,21 @@
 """Who is there when a request starts: waiting, saying who is missing, and what clients missed."""
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from client.learning.models import ModelSpec
 from client.wire import ForgetSpec
 from server.evidence.measures import Judge
 from server.nodes.grid import ClientsMissing, NamedGrid
+from server.requests import attestations
 from server.requests.forgotten import target
 from server.requests.orders import order_of
 from server.requests.resolved import ResolvedRequest
 from server.requests.workspace import Workspace
 from server.settings import RunSettings, parse
+from server.storage import keys
 from server.storage.ledger import RequestRow
 from strategies.rounds.base import ClientLost
 from strategies.table import METHODS
@@ -84,19 +87,24 @@ def settle_pending(work: "Work") -> None:
         if owed.client not in online or not _same_clients(work.request.row, row):
             continue
         try:
-            destroyed = _settle(work, row, owed.client)
+            destroyed, signed = _settle(work, row, owed.client)
         except ClientLost as error:
             work.listener.note(f"clean-up of {row.id} still waits at {owed.client}: {error}")
             continue
-        ledger.settle_pending(row.id, owed.client)
+        sealed = attestations.keep_late(work.workspace.home, row, signed)
+        ledger.settle_pending(row.id, owed.client, sealed)
         work.listener.note(
             f"{owed.client} is back and has done what {row.id} ({row.kind} {target(row)}) asks: "
             f"{destroyed} synthetic examples destroyed"
         )
 
 
-def _settle(work: "Work", row: RequestRow, client: str) -> int:
-    """Send one client an earlier request's last message and return how many images it destroyed."""
+def _settle(work: "Work", row: RequestRow, client: str) -> tuple[int, Mapping[str, Any]]:
+    """Send one client an earlier request's last message.
+
+    Returns:
+        How many images it destroyed, and what it signed.
+    """
     card = work.workspace.ledger.version(str(row.base_version)).card
     settings, model = parse(row.settings), ModelSpec.of_card(card["model"]).base
     registry = work.request.registry
@@ -112,11 +120,12 @@ def _settle(work: "Work", row: RequestRow, client: str) -> int:
     )
     order = order_of(work.workspace.home, row, settings, card["lineage"])
     federation.common |= order.common
+    federation.site_keys = keys.site_keys(work.workspace.home.keys)
     try:
         answers = federation.settle(row.kind, destroy=order.destroy, names=[client], again=True)
     finally:
         shutil.rmtree(then.folder / journal, ignore_errors=True)
-    return int(answers[client]["destroyed"])
+    return int(answers[client]["destroyed"]), federation.attestations[client]
 
 
 def _same_clients(one: RequestRow, other: RequestRow) -> bool:

@@ -1,4 +1,4 @@
-"""What a home says of itself, checked: ledger, records, orders and weights against its signatures.
+"""What a home says of itself, checked: ledger, records, orders, attestations and weights.
 
 Nothing is written. What does not verify is listed, never mended.
 """
@@ -6,13 +6,15 @@ Nothing is written. What does not verify is listed, never mended.
 import hashlib
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from server.requests import orders, records
+from client.errors import EffaceError
+from server.requests import attestations, orders, records
 from server.storage import keys
 from server.storage.home import Home
-from server.storage.ledger import Ledger, VersionRow
+from server.storage.ledger import Ledger, RequestRow, VersionRow
 from server.storage.registry import CARD_NAME, WEIGHTS_NAME
 from server.storage.seal_check import Checked, Problem
 
@@ -26,7 +28,8 @@ class Audit:
     Attributes:
         ledger: What the seals say of the rows.
         problems: All that does not verify.
-        counts: Seals, requests, records, orders and versions looked at; how many are pruned.
+        counts: Seals, requests, records, orders, attestations and versions looked at; how many of
+            the versions are pruned.
     """
 
     ledger: Checked
@@ -48,7 +51,8 @@ def audit(home: Home, ledger: Ledger, *, publics: Sequence[str] = (), head: str 
     done = Audit(found, list(found.problems), {"seals": len(found.hashes)})
     if head and head not in found.hashes:
         done.problems.append(Problem(f"seals must hold {head[:12]}... as noted, got none of it"))
-    done.counts |= {"requests": 0, "records": 0, "orders": 0, "versions": 0, "pruned": 0}
+    kinds = ("requests", "records", "orders", "attestations", "versions", "pruned")
+    done.counts |= dict.fromkeys(kinds, 0)
     for row in ledger.requests():
         done.counts["requests"] += 1
         done.counts["records"] += (home.runs / row.id / records.RECORD).exists()
@@ -57,12 +61,27 @@ def audit(home: Home, ledger: Ledger, *, publics: Sequence[str] = (), head: str 
             done.counts["orders"] += 1
             wrong += orders.problems(path, row, trusted)
         done.problems += [Problem(text, row.id, file=str(file)) for text, file in wrong]
+        if not wrong:
+            _attested(home, ledger, row, done)
     for version in ledger.versions():
         done.counts["versions"] += 1
         pruned = version.id in found.pruned
         done.counts["pruned"] += pruned
         done.problems += of_version(home, version, pruned=pruned)
     return done
+
+
+def _attested(home: Home, ledger: Ledger, row: RequestRow, done: Audit) -> None:
+    """Check what the sites signed of a request whose record and order verify."""
+    if row.kind not in ("forget", "relearn") or row.state != "done":
+        return
+    record = records.read(home, row)
+    if record is None or not (home.runs / row.id / orders.NAME).exists():
+        return
+    wrong = attestations.problems(home, ledger, row, record, done.ledger)
+    done.problems += wrong
+    with suppress(EffaceError):  # a file that cannot be read is a problem already
+        done.counts["attestations"] += len(attestations.all_of(home, row, record))
 
 
 def of_version(home: Home, row: VersionRow, *, pruned: bool) -> list[Problem]:

@@ -10,7 +10,7 @@ from client.errors import BadSetting
 from client.files import write_atomic
 from server.evidence import certificate
 from server.evidence.certificate import SHA256, Facts, Version
-from server.requests import audit, orders, records
+from server.requests import attestations, audit, orders, records
 from server.storage import keys
 from server.storage.home import Home
 from server.storage.ledger import Ledger, RequestRow, VersionRow
@@ -55,6 +55,10 @@ def issue(home: Home, ledger: Ledger, row: RequestRow) -> bytes:
             problem.sentence
             for problem in audit.of_version(home, version, pruned=version.id in checked.pruned)
         ]
+    signed = [] if wrong else attestations.all_of(home, row, record)
+    if not wrong:
+        found = attestations.problems(home, ledger, row, record, checked)
+        wrong += [problem.sentence for problem in found]
     if wrong:
         raise EditedError(f"{wrong[0]}. No certificate is made of it; see `efface audit`")
     order = orders.read(path)
@@ -69,6 +73,7 @@ def issue(home: Home, ledger: Ledger, row: RequestRow) -> bytes:
         order=asdict(order),
         signed=order.signed.decode(),
         seal=seal,
+        attestations=signed,
         waiting=sorted(p.client for p in ledger.pending() if p.request == row.id),
         issued=datetime.now(UTC).isoformat(timespec="seconds"),
     )

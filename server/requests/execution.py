@@ -42,6 +42,7 @@ from server.requests.yardstick import (
     seed_of,
 )
 from server.settings import RunSettings
+from server.storage import keys
 from server.storage.history import History
 from server.storage.ledger import VersionRow
 from strategies.parts import guard
@@ -259,6 +260,8 @@ def _change(work: Work) -> None:
         record = compose(original=original, relearned=result, trained=trained)
     if not s.trial:
         _settle(work, federation)
+        signed = federation.attestations
+        record = replace(record, attestations=tuple(signed[name] for name in sorted(signed)))
     gone = _plus(earlier, forget) if forgetting else earlier
     new_card = work.card(
         lineage=card["lineage"],
@@ -301,6 +304,7 @@ def _settle(work: Work, federation: GridFederation) -> None:
     """
     order = _order(work, federation)
     federation.common |= order.common
+    federation.site_keys = keys.site_keys(work.workspace.home.keys)
     try:
         reached = federation.settle(order.action, destroy=order.destroy)
     except ClientLost as error:

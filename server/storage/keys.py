@@ -3,6 +3,7 @@
     HOME/keys/coordinator.pem   the private key (Ed25519, PKCS 8), mode 0600
     HOME/keys/coordinator.pub   the public key, in base64
     HOME/keys/former-*.pub      public keys of former private ones, which are lost
+    HOME/keys/sites/NAME.pub    of a site, put there by the operator: base64, a line a key
 
 It is made when the home is first written to and never overwritten. Whatever the coordinator signs
 is signed by a `Signer`; whatever a site or an auditor pins is its `public`. What is signed begins
@@ -33,6 +34,7 @@ from client.keys import public_key as parsed
 PRIVATE: Final = "coordinator.pem"
 PUBLIC: Final = "coordinator.pub"
 FORMER: Final = "former-*.pub"
+SITES: Final = "sites"
 
 
 class KeyFileError(EffaceError):
@@ -97,6 +99,29 @@ def public_keys(folder: Path) -> list[str]:
         KeyFileError: If a file holds no key.
     """
     return [_public(p) for p in (folder / PUBLIC, *sorted(folder.glob(FORMER))) if p.is_file()]
+
+
+def site_keys(folder: Path) -> dict[str, list[str]]:
+    """Return the public keys of sites that the operator pinned, by the site's name.
+
+    Args:
+        folder: A home's folder of keys (`Home.keys`).
+
+    Raises:
+        KeyFileError: If a line is no key, or a file has none.
+    """
+    found = {}
+    for path in sorted((folder / SITES).glob("*.pub")):
+        try:
+            lines = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+            for line in lines:
+                parsed(line)
+        except (OSError, ValueError) as error:
+            raise KeyFileError(f"site's key must be {KEY_TEXT}, got {path} ({error})") from error
+        if not lines:
+            raise KeyFileError(f"site's key must be {KEY_TEXT}, got none in {path}")
+        found[path.stem] = lines
+    return found
 
 
 def _public(path: Path) -> str:

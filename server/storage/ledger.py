@@ -623,15 +623,22 @@ class Ledger:
                 for name in sorted(set(clients))
             )
 
-    def settle_pending(self, request_id: str, client: str) -> None:
-        """Write down that a client has done what it owed a request."""
+    def settle_pending(self, request_id: str, client: str, attestation: str = "") -> None:
+        """Write down that a client has done what it owed a request.
+
+        Args:
+            request_id: The request.
+            client: Who owed it.
+            attestation: SHA-256 of what the client signed of it.
+        """
         with self._write() as session:
             session.execute(
                 update(_Pending)
                 .where(_Pending.request == request_id, _Pending.client == client)
                 .values(settled=self.now())
             )
-            self._seal(session, "settled", request_id, {"client": client})
+            signed = {"attestation": attestation} if attestation else {}
+            self._seal(session, "settled", request_id, {"client": client, **signed})
 
     def pending(self) -> list[Pending]:
         """Return what done requests still owe to clients that were offline, oldest first."""

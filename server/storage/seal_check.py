@@ -41,6 +41,8 @@ class Checked:
         sealed: The newest seal of each request that has one.
         hashes: Of all seals, in order.
         pruned: When each version's weights were, of those that have none any more; ISO 8601.
+        settled: SHA-256 of what a client signed that did later what it owed a request, by request
+            and client; empty of an earlier Efface's.
     """
 
     problems: tuple[Problem, ...] = ()
@@ -48,6 +50,7 @@ class Checked:
     sealed: Mapping[str, Seal] = field(default_factory=dict)
     hashes: Sequence[str] = ()
     pruned: Mapping[str, str] = field(default_factory=dict)
+    settled: Mapping[tuple[str, str], str] = field(default_factory=dict)
 
     def of(self, request: str) -> list[Problem]:
         """Return what concerns one request, or the chain as a whole."""
@@ -99,7 +102,12 @@ def check(
     except (KeyError, TypeError, ValueError, AttributeError):
         if not problems:  # a seal as it was made has all that is looked for
             raise
-    return Checked(tuple(problems), unsigned, sealed, hashes, pruned(chain))
+    settled = {
+        (seal.subject, str(seal.content.get("client"))): str(seal.content.get("attestation", ""))
+        for seal in chain
+        if seal.kind == "settled"
+    }
+    return Checked(tuple(problems), unsigned, sealed, hashes, pruned(chain), settled)
 
 
 def pruned(chain: Sequence[Seal]) -> dict[str, str]:

@@ -2,6 +2,8 @@
 
 `check` returns a reply's arrays and numbers, or says what is wrong with it. Nothing else of this
 project reads what comes from a node, but `strategies.rounds.failures` what it says of an error.
+
+It is long because all that a node can lie in is checked in one place.
 """
 
 import math
@@ -14,7 +16,8 @@ import torch
 from flwr.app import Array, ArrayRecord, RecordDict
 from flwr.common.constant import SType
 
-from client import wire
+from client import attestation, wire
+from client.attestation import BadAttestation, Claim
 from client.channels.layout import layout
 from client.data import class_names
 from client.errors import EffaceError
@@ -44,11 +47,13 @@ class Expected:
 
     Attributes:
         declared: The message's own declaration.
-        arrays: Names and forms of the arrays; None for the names of classes, of any length.
+        arrays: Names and forms of the arrays; None for the names of classes, or an attestation, of
+            any length.
         num_classes: Of the model.
         most: Examples that the node can have used.
         same_code: Whether it must come from the client code that runs here, and hold all that is
             declared and nothing else.
+        claim: What the node's attestation must say, where the message asks for one.
     """
 
     declared: Declaration
@@ -56,17 +61,18 @@ class Expected:
     num_classes: int
     most: float = MOST
     same_code: bool = True
+    claim: Claim | None = None
 
 
 def expected_arrays(told: Common, sent: ArrayRecord) -> dict[str, Form] | None:
-    """Return the forms of the arrays that answer a message; None for classes' names.
+    """Return the forms of the arrays that answer a message; None where their length is open.
 
     Args:
         told: The message's settings.
         sent: The model that went down with it.
     """
     kind = told.message.arrays
-    if kind == "class-names":
+    if kind in ("class-names", "attestation"):
         return None
     if kind == "model":
         return forms(sent)
@@ -136,6 +142,8 @@ def _checked(content: RecordDict, expected: Expected) -> tuple[ArrayRecord, dict
         check_code(told.get("code"))
     metrics = _metrics(told, expected)
     arrays = next(iter(content.array_records.values()))
+    if expected.declared.arrays == "attestation":
+        return _attested(arrays, metrics, expected.claim), metrics
     if not arrays and not metrics["num-examples"]:
         return ArrayRecord(), metrics
     return _arrays(arrays, expected), metrics
@@ -235,7 +243,9 @@ def _shown(value: Any) -> str:
 
 
 def _arrays(arrays: ArrayRecord, expected: Expected) -> ArrayRecord:
-    like = _class_names(arrays) if expected.arrays is None else expected.arrays
+    like = expected.arrays
+    if like is None:
+        like = _of_bytes(arrays, class_names.ARRAY, class_names.MAX_BYTES)
     if odd := sorted(set(arrays) ^ set(like)):
         raise BadReply(f"reply must hold the arrays asked for alone, got or missed {odd[:5]}")
     for name, form in like.items():
@@ -243,17 +253,35 @@ def _arrays(arrays: ArrayRecord, expected: Expected) -> ArrayRecord:
     return ArrayRecord({name: arrays[name] for name in like})
 
 
-def _class_names(arrays: ArrayRecord) -> dict[str, Form]:
-    """Return the form of an array of classes' names: as long as it says, within bounds."""
-    array = arrays.get(class_names.ARRAY)
+def _of_bytes(arrays: ArrayRecord, name: str, most: int) -> dict[str, Form]:
+    """Return the form of an array of bytes: as long as it says, within bounds."""
+    array = arrays.get(name)
     shape = () if array is None else tuple(array.shape)
     size = shape[0] if len(shape) == 1 and type(shape[0]) is int else -1
-    if not 0 <= size <= class_names.MAX_BYTES:
+    if not 0 <= size <= most:
         raise BadReply(
-            f"reply must hold class names in one array of at most {class_names.MAX_BYTES} bytes, "
+            f"reply must hold {name} in one array of at most {most} bytes, "
             f"got {sorted(arrays)[:5]} of shape {shape}"
         )
-    return {class_names.ARRAY: Form((size,), "uint8")}
+    return {name: Form((size,), "uint8")}
+
+
+def _attested(arrays: ArrayRecord, metrics: Mapping[str, Any], claim: Claim | None) -> ArrayRecord:
+    """Return the array of an attestation that says what the message asked for."""
+    like = _of_bytes(arrays, attestation.ARRAY, attestation.MAX_BYTES)
+    if odd := sorted(set(arrays) ^ set(like)):
+        raise BadReply(f"reply must hold an attestation alone, got or missed {odd[:5]}")
+    array = arrays[attestation.ARRAY]
+    values = read(array, like[attestation.ARRAY], attestation.ARRAY)
+    try:
+        document = attestation.read(values.tobytes())
+        attestation.check(document, claim)
+    except BadAttestation as error:
+        raise BadReply(cleaned(str(error), longest=500)) from error
+    applied = document["statement"]["applied"]
+    if applied != ("before" if metrics["applied"] else "now"):
+        raise BadReply(f"attestation must say applied as its reply does, got {applied!a}")
+    return ArrayRecord({attestation.ARRAY: array})
 
 
 def read(array: Array, form: Form, name: str) -> "np.ndarray[Any, Any]":

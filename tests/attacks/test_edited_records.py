@@ -99,6 +99,7 @@ def test_an_audit_counts_what_it_looked_at(efface: Efface) -> None:
         "requests": 2,
         "records": 2,
         "orders": 1,
+        "attestations": 2,
         "versions": 2,
         "pruned": 0,
     }

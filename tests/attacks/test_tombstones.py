@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from client import attestation
 from client.keys import public_text
 from client.messages import ForgetSpec
 from client.orders import order_bytes
+from client.policy import Policy
 from client.steps.ascent import Ascend
 from client.steps.measuring import Describe
 from client.steps.recovery import Descend
@@ -174,3 +176,22 @@ def test_a_signed_order_destroys(tmp_path: Path) -> None:
     told = site.ask(Settle, **settled("forget", "r2", NINE, destroy=True)).metrics
     assert told["destroyed"] > 10
     assert site.ask(Describe, **NINE).metrics["num-forget-synthetic"] == 0
+
+
+def test_a_site_signs_what_it_destroyed_and_tells_no_count_where_it_answers_in_sums(
+    site: Hospital,
+) -> None:
+    site.tried(Fit, steps=2, batch_size=64, lr=0.1, scale=10)  # alone, where a site answers so
+    answer = site.ask(Settle, **settled("forget", "r2", NINE, destroy=True))
+    document = attestation.read(answer.arrays[attestation.ARRAY].tobytes())
+    said, policy = document["statement"], Policy.load(site.policy)
+    assert document["key"] == public_text(policy.key())
+    assert (said["site"], said["destroyed"], said["tombstone"]) == (NAME, "classes", "kept")
+    assert said["simulated"] is False
+    assert said["sets"] == (None if policy.answers.updates == "sums" else 1)
+
+
+def test_a_site_without_its_key_carries_nothing_out(site: Hospital) -> None:
+    (site.policy.parent / "site.key").unlink()
+    assert "PolicyError" in site.refusal(Settle, **settled("forget", "r2", NINE))
+    assert not (site.store / "state.json").exists()

@@ -99,7 +99,7 @@ def test_in_sums_alone_only_questions_are_answered(kind: type[Common]) -> None:
         with pytest.raises(PolicyRefused, match="this site answers in sums only"):
             check(policy, kind, settings)
     else:
-        assert kind.message.arrays in ("none", "class-names", "sealed")
+        assert kind.message.arrays in ("none", "class-names", "attestation", "sealed")
         check(policy, kind, settings)
 
 

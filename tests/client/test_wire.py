@@ -17,7 +17,7 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from torch import nn
 
-from client import steps, wire
+from client import attestation, steps, wire
 from client.app import app, handlers
 from client.channels.layout import to_text
 from client.channels.masks import zero_
@@ -153,6 +153,11 @@ def test_a_reply_holds_one_array_record_one_metric_record_and_nothing_undeclared
     # Parameters of the model that came down, slices of them, numbers by channel (and class), or
     # nothing; an image is 8x8, no parameter is.
     found = {name: (tuple(array.shape), array.dtype) for name, array in arrays.items()}
+    if kind is Settle:  # a signed text, no longer than it may be
+        (text,) = arrays.values()
+        assert attestation.read(text.numpy().tobytes())
+        assert found == {attestation.ARRAY: (tuple(text.shape), "uint8")}
+        return
     assert found == arrays_of(kind)
     for array in arrays.values():
         assert tuple(array.shape[-2:]) != (8, 8)

@@ -22,6 +22,7 @@ import torch
 from flwr.app import Array, ArrayRecord, Context, Message
 
 import client.app
+from client import attestation
 from client.errors import BadSetting, EffaceError
 from client.learning.models import ModelSpec, build
 from client.steps.channels import SLICES
@@ -434,6 +435,10 @@ def test_nothing_crosses_the_wire_but_what_is_declared(
             whole_model = sum(int(np.prod(f.shape)) for f in model.values())
             assert len(form.shape) == 1
             assert form.shape[0] < whole_model
+        elif kind.message.arrays == "attestation":
+            (form,) = exchange.up.values()
+            assert (exchange.up.keys(), form.dtype) == ({attestation.ARRAY}, "uint8")
+            assert form.shape[0] <= attestation.MAX_BYTES
         else:
             assert exchange.up == UP[kind.message.arrays](model, exchange.down)
 

@@ -167,6 +167,107 @@ def test_the_page_has_no_script_and_loads_nothing(home: Path, tmp_path: Path) ->
         assert word not in text
 
 
+# ---- what the sites signed -----------------------------------------------------------------------
+
+
+def site_key_of(told: dict[str, Any], name: str) -> str:
+    (key,) = [one["key"] for one in told["attestations"] if one["statement"]["site"] == name]
+    return str(key)
+
+
+def test_it_lists_what_each_site_signed_of_the_order(home: Path, data: bytes, public: str) -> None:
+    told = certificate.read(data, public)["predicate"]
+    record = json.loads((home / "runs" / "r0002" / "record.json").read_text())
+    assert told["attestations"] == record["attestations"]
+    said = [one["statement"] for one in told["attestations"]]
+    assert [one["site"] for one in said] == ["client-0", "client-1"]
+    signed = told["order"]["signed"].encode()
+    assert {one["order_sha256"] for one in said} == {hashlib.sha256(signed).hexdigest()}
+    assert {one["code_sha256"] for one in said} == {told["run"]["code_sha256"]}
+    assert {(one["tombstone"], one["destroyed"]) for one in said} == {("kept", "none")}
+    text = " ".join(certificate.sentences(certificate.read(data, public)))
+    assert "last there: client-0, client-1." in text
+    assert "No site stands behind client-0, client-1" in text
+
+
+def test_of_a_client_that_leaves_it_says_what_was_destroyed(
+    home: Path, tmp_path: Path, public: str
+) -> None:
+    path = tmp_path / "client.json"
+    assert run(home, "certificate", "-o", str(path), "r0003").exit_code == 0
+    told = certificate.read(path.read_bytes(), public)["predicate"]
+    said = {one["statement"]["site"]: one["statement"] for one in told["attestations"]}
+    assert (said["client-0"]["destroyed"], said["client-1"]["destroyed"]) == ("none", "all")
+
+
+def test_a_site_s_key_can_be_given(shared: Path, data: bytes, public: str) -> None:
+    path = str(shared.parent / "c.json")
+    told = certificate.read(data, public)["predicate"]
+    right = [f"--site-key={name}={site_key_of(told, name)}" for name in ("client-0", "client-1")]
+    done = run(shared, "certificate", "verify", path, "--key", public, *right)
+    assert done.exit_code == 0, done.output
+    swapped = f"--site-key=client-0={site_key_of(told, 'client-1')}"
+    done = run(shared, "certificate", "verify", path, "--key", public, swapped)
+    assert done.exit_code == NOT_VERIFIED
+    assert "signed by the key given for it" in done.output
+    absent = f"--site-key=client-7={site_key_of(told, 'client-1')}"
+    done = run(shared, "certificate", "verify", path, "--key", public, absent)
+    assert done.exit_code == NOT_VERIFIED
+    for wrong in ("client-0", f"={public}", "client-0=none"):
+        words = ["--key", public, f"--site-key={wrong}"]
+        assert run(shared, "certificate", "verify", path, *words).exit_code == USAGE
+
+
+@pytest.mark.parametrize(
+    "fault", ["statement", "signature", "swapped", "twice", "replayed", "form"]
+)
+def test_whoever_has_the_coordinators_key_cannot_sign_for_a_site(
+    home: Path, tmp_path: Path, data: bytes, public: str, fault: str
+) -> None:
+    signer = signer_of(Ed25519PrivateKey.generate())
+    content = certificate.read(data, public)
+    attested = content["predicate"]["attestations"]
+    if fault == "statement":
+        attested[0]["statement"]["destroyed"] = "all"
+    elif fault == "signature":
+        attested[0]["signature"] = attested[1]["signature"]
+    elif fault == "swapped":
+        attested[0]["key"] = attested[1]["key"]
+    elif fault == "twice":
+        attested.append(attested[0])
+    elif fault == "replayed":
+        record = json.loads((home / "runs" / "r0003" / "record.json").read_text())
+        attested[0] = record["attestations"][0]
+    else:
+        attested[0] = "client-0"
+    with pytest.raises(InvalidCertificate):
+        certificate.read(certificate.written(content, signer), signer.public)
+
+
+def test_one_that_is_left_out_is_said(data: bytes, public: str) -> None:
+    signer = signer_of(Ed25519PrivateKey.generate())
+    content = certificate.read(data, public)
+    gone = content["predicate"]["attestations"].pop()
+    made = certificate.written(content, signer)
+    text = " ".join(certificate.sentences(certificate.read(made, signer.public)))
+    assert "Took part and attested nothing: client-1." in text
+    with pytest.raises(InvalidCertificate, match="'client-1' must have attested"):
+        certificate.read(made, signer.public, {"client-1": gone["key"]})
+
+
+def test_a_key_pinned_later_shows_that_a_site_had_another(home: Path, tmp_path: Path) -> None:
+    pins = home / "keys" / "sites"
+    pins.mkdir()
+    (pins / "client-1.pub").write_text(public_text(Ed25519PrivateKey.generate()) + "\n")
+    audited = run(home, "audit", "--json")
+    assert audited.exit_code == NOT_VERIFIED
+    found = json.loads(audited.stdout)["problems"]
+    assert [one["request"] for one in found] == ["r0002", "r0003"]
+    assert all("attestation of 'client-1'" in one["text"] for one in found)
+    done = run(home, "certificate", "r0002", "-o", str(tmp_path / "c.json"))
+    assert done.exit_code == NOT_VERIFIED
+
+
 # ---- when there is none --------------------------------------------------------------------------
 
 

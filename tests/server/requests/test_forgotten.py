@@ -1,5 +1,6 @@
 """What is forgotten stays forgotten, wherever its data turn up, and is said."""
 
+import json
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ from server.nodes.engines.inline import InlineGrid
 from server.nodes.federation import Round
 from server.nodes.grid import ClientsMissing, NamedGrid
 from server.requests import forgotten, records
+from server.requests.audit import audit
 from server.requests.data import shares
 from server.requests.intake import AlreadyDone, Service
 from server.runner import demo, run
@@ -506,6 +508,22 @@ def test_what_an_offline_client_missed_is_listed_until_it_has_done_it(
     assert "client-2 is back and has done what r0002 (forget client client-2) asks" in back.notes[0]
     # The others were told once.
     assert len(store(trained, "client-0").state().applied) == 3
+
+    # What it signed late is kept, sealed and walked by an audit.
+    late = trained / "runs" / "r0002" / "attestations.json"
+    (document,) = json.loads(late.read_text())["attestations"]
+    said = document["statement"]
+    assert (said["site"], said["destroyed"], said["sets"] > 0) == ("client-2", "all", True)
+    found = audit(service(trained).home, ledger)
+    assert (found.problems, found.counts["attestations"]) == ([], 9)
+    kept = late.read_text()
+    late.write_text(kept.replace(document["signature"][:8], "AAAAAAAA"))
+    texts = [one.text for one in audit(service(trained).home, ledger).problems]
+    assert any("attestation of 'client-2' for r0002: attestation of" in text for text in texts)
+    assert any("must be the one that was sealed, got another one" in text for text in texts)
+    late.unlink()
+    (problem,) = audit(service(trained).home, ledger).problems
+    assert problem.text.endswith("must be the one that was sealed, got none")
 
 
 def test_retraining_without_an_offline_client_enters_service(
