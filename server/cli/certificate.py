@@ -114,8 +114,8 @@ def verify(
         typer.Option(
             "--site-key",
             metavar="NAME=KEY",
-            help="A site's public key as `efface site key` prints it, or a file that holds it: the "
-            "site must have attested with it. May be repeated.",
+            help="A site's public key as `efface site init` printed it, or a file that holds it: "
+            "the site must have attested with it. May be repeated.",
             show_default=False,
         ),
     ] = None,

@@ -11,10 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import Context, Message
+from flwr.app import Array, ArrayRecord, Context, Message
 
+from client import attestation
 from client.app import app
 from client.errors import BadSetting, DataMissing, EffaceError, marked
+from client.keys import simulated_key
+from client.simulation.settings import PREFIX, Simulation
 from client.steps.ascent import Ascend
 from client.steps.measuring import Describe, Heldout
 from client.steps.recovery import Descend
@@ -575,6 +578,13 @@ def test_a_client_that_says_it_settled_before_it_was_asked_is_not_believed(
         ours = context.node_config["partition-id"] == 2
         if message.metadata.message_type == Settle.message.name and ours:
             reply.content.metric_records["metrics"]["applied"] = 1.0
+            config = dict(message.content.config_records["config"])
+            own = {key: value for key, value in config.items() if key.startswith(PREFIX)}
+            key = simulated_key("client-2", Simulation.parse(own, prefix=PREFIX).population)
+            raw = reply.content.array_records["arrays"][attestation.ARRAY].numpy().tobytes()
+            said = {**attestation.read(raw)["statement"], "applied": "before"}
+            lie = np.frombuffer(attestation.made(said, key), np.uint8)
+            reply.content["arrays"] = ArrayRecord({attestation.ARRAY: Array(lie)})
         return reply
 
     told = settings(trained, "forget", forget_classes="3", method_options=SHORT)
