@@ -18,7 +18,7 @@ NETS = [
 ]
 
 
-@pytest.mark.parametrize("net", NETS, ids=str)
+@pytest.mark.parametrize("net", NETS, ids=["digits", "colour", "resnet20"])
 def test_a_size_is_the_same_with_memory_and_without(
     net: ImageTask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
