@@ -260,7 +260,7 @@ def _of_bytes(arrays: ArrayRecord, name: str, most: int) -> dict[str, Form]:
     size = shape[0] if len(shape) == 1 and type(shape[0]) is int else -1
     if not 0 <= size <= most:
         raise BadReply(
-            f"reply must hold {name} in one array of at most {most} bytes, "
+            f"reply must hold {name.replace('-', ' ')} in one array of at most {most} bytes, "
             f"got {sorted(arrays)[:5]} of shape {shape}"
         )
     return {name: Form((size,), "uint8")}
