@@ -46,8 +46,11 @@ _FILES: Final = Path("/proc/self/fd")
 
 def load() -> None:
     """Import what messages need, and leave it where copies share its memory."""
+    before = dict(os.environ)
     for name in LOADED:
         importlib.import_module(name)
+    for name in set(os.environ) - set(before):
+        del os.environ[name]  # torch's compiler sets one, and a new process would not have it
     gc.collect()
     gc.freeze()  # or the first collection in a copy would touch, and so copy, every page
 

@@ -172,10 +172,18 @@ def settle(node: Node, settings: Settle) -> Answer:
         "simulated": not node.policy.is_real,
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    signed = torch.frombuffer(bytearray(attestation.made(statement, key)), dtype=torch.uint8)
-    state = {attestation.ARRAY: signed}
+    state = {attestation.ARRAY: _bytes(attestation.made(statement, key))}
     return {
         "num-examples": node.count(node.site.train),
         "applied": float(not new),
         "destroyed": destroyed.examples,
     }, ReplyArrays(state, forms(state))
+
+
+def _bytes(document: bytes) -> torch.Tensor:
+    """Return bytes as a uint8 array.
+
+    A function of its own: Ray cannot pickle one that names both `torch` and an attribute `classes`,
+    which it takes for the module torch.classes.
+    """
+    return torch.frombuffer(bytearray(document), dtype=torch.uint8)

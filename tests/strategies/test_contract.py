@@ -588,8 +588,8 @@ class SecureGrid(NamedGrid):
     def send_and_receive(self, messages: Any, *, timeout: float | None = None) -> list[Message]:
         replies = super().send_and_receive(messages, timeout=timeout)
         sent = [r for r in replies if len(r.content.array_records["arrays"])]
-        if not sent:
-            return replies
+        if not sent or attestation.ARRAY in sent[0].content.array_records["arrays"]:
+            return replies  # what a site signs is no update
         counts = [float(r.content.metric_records["metrics"]["num-examples"]) for r in sent]
         if "count-per-class" in sent[0].content.metric_records["metrics"]:
             counts = [1.0] * len(sent)  # sums, which are added as they are

@@ -165,7 +165,10 @@ def test_commands_that_look_read_the_home_of_the_file(folder: Path) -> None:
         ("rounds = true", ["rounds must be a whole number, got True"]),
         ('lr = "0.1"', ["lr must be a number, got '0.1'"]),
         ("rounds = 0", ["rounds must be at least 1, got 0", "efface.toml"]),
-        ("[trian]", ["one of train, forget, relearn, demo, got [trian]", "did you mean train"]),
+        (
+            "[trian]",
+            ["one of train, forget, yardstick, relearn, demo, got [trian]", "did you mean train"],
+        ),
         ("[forget]\nrounds = 3", ["setting of `efface forget`, got rounds", "above the tables"]),
         ("[forget]\nmethot = 'sga'", ["'methot'", "did you mean method"]),
         ("[train]\nhome = 'h'", ["setting of `efface train`, got home"]),

@@ -335,7 +335,10 @@ def test_an_unknown_id_names_the_known_ones(ledger: Ledger) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"kind": "unlearn"}, "kind must be one of train, forget, relearn, got 'unlearn'"),
+        (
+            {"kind": "unlearn"},
+            "kind must be one of train, forget, relearn, yardstick, got 'unlearn'",
+        ),
         ({"kind": "train", "classes": [1]}, r"train must name nothing to forget, .* classes \[1\]"),
         ({"kind": "forget"}, "level must be one of class, client, got None"),
         ({"kind": "forget", "level": "class"}, r"must name classes and no clients, got classes \["),
