@@ -6,8 +6,16 @@ import typer
 
 from server.cli.command import Answer, Call, command
 from server.cli.options import OF_COMMAND
-from server.cli.running import GROUP, AskedBy, Classes, Clients, MetricsPort, Why, carry_out
-from server.cli.running import settings_for as settings_of
+from server.cli.running import (
+    GROUP,
+    AskedBy,
+    Classes,
+    Clients,
+    MetricsPort,
+    Why,
+    carry_out,
+    settings_for,
+)
 
 
 def add_to(app: typer.Typer) -> None:
@@ -32,7 +40,7 @@ def yardstick(
     why: Why = "",
 ) -> Answer:
     """Train models without classes or clients, for verdicts to be compared with; none serves."""
-    settings = settings_of(
+    settings = settings_for(
         call,
         values,
         mode="yardstick",

@@ -170,16 +170,7 @@ def _change(work: Work) -> None:
     if chosen is None:
         raise ValueError("method must be given to change a version, got None")
     card, forget = base.card, s.forget
-    earlier = _minus(card["erased"], forget)
-    judge = Judge(work.request.spec, work.request.data, forget, tuple(earlier["classes"]))
-    federation = work.federation(
-        "journal",
-        judge,
-        lineage=card["lineage"],
-        forget=forget,
-        erased=earlier,
-        model=card["model"],
-    )
+    earlier, judge, federation = _on_base(work)
     if row.kind == "relearn":
         federation.common |= _order(work, federation).common
     _check_targets(work, federation, forget)
@@ -278,6 +269,22 @@ def _change(work: Work) -> None:
     )
     state = "trial" if s.trial else "in-service"
     work.commit(record, model, new_card, state=state, parent=base.row.id)
+
+
+def _on_base(work: Work) -> tuple[dict[str, list[Any]], Judge, GridFederation]:
+    """Return what was erased before a request on a version, its judge, and its federation."""
+    card, forget = work.request.base.card, work.request.settings.forget
+    earlier = _minus(card["erased"], forget)
+    judge = Judge(work.request.spec, work.request.data, forget, tuple(earlier["classes"]))
+    federation = work.federation(
+        "journal",
+        judge,
+        lineage=card["lineage"],
+        forget=forget,
+        erased=earlier,
+        model=card["model"],
+    )
+    return earlier, judge, federation
 
 
 def _admitted(verdict: Verdict, settings: RunSettings) -> bool:
@@ -461,16 +468,7 @@ def _stock(work: Work) -> None:
     """Train the retrained models that a request asks for; nothing of what serves is changed."""
     s, row, base = work.request.settings, work.request.row, work.request.base
     card, forget = base.card, s.forget
-    earlier = _minus(card["erased"], forget)
-    judge = Judge(work.request.spec, work.request.data, forget, tuple(earlier["classes"]))
-    federation = work.federation(
-        "journal",
-        judge,
-        lineage=card["lineage"],
-        forget=forget,
-        erased=earlier,
-        model=card["model"],
-    )
+    _, judge, federation = _on_base(work)
     _check_targets(work, federation, forget)
     names = _agreed_classes(work, federation, card)
     original = (federation.spec, from_numpy(base.arrays))
