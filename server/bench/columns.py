@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from server.evidence.costs import AMORTISED, speed_up
+from server.evidence.features.scores import FEATURES
 from server.evidence.phases import OF_THE_REQUEST
 
 SMOOTHING: Final = 0.1  # percentage points
@@ -48,6 +49,14 @@ COLUMNS: Final[Mapping[str, Column]] = {
     "attack_advantage": Column("loss threshold, advantage", 3),
     "relearning": Column("relearning"),
     "relearning_gap": Column("relearning against Retrained"),
+    "blank_head": Column("blank head"),
+    "head_back": Column("head back %"),
+    "class_means": Column("class means %"),
+    "probe": Column("probe %"),
+    "cka_forget": Column("CKA on F", 2),
+    "cka_retain": Column("CKA on R", 2),
+    "neighbours_forget": Column("neighbours on F", 2),
+    "neighbours_retain": Column("neighbours on R", 2),
     "relearned_forget_accuracy": Column("F % relearned"),
     "relearned_retain_accuracy": Column("R % relearned"),
     "relearn_seconds": Column("relearn s", 2),
@@ -72,6 +81,7 @@ COLUMNS: Final[Mapping[str, Column]] = {
 FORGETTING: Final = (
     *("forget_accuracy", "retain_accuracy", "forget_gap", "retain_gap", "retain_gap_in_spreads"),
     *("kl", "total_variation", "auc_confidence", "auc_entropy", "relearning"),
+    *("blank_head", "head_back", "class_means", "probe"),
 )
 COSTS: Final = (
     *("rounds", "samples", "seconds", "guard_seconds", "client_seconds", "bytes_up", "bytes_down"),
@@ -197,6 +207,7 @@ def _original(result: Mapping[str, Any]) -> Row:
     record = result["record"]
     _scores(row, record["original"], record["retrained"])
     _attack(row, result, "original")
+    _below(row, record, "original")
     row |= {"train_seconds": result["train_seconds"], "epsilon": result.get("train_epsilon")}
     return row
 
@@ -221,6 +232,7 @@ def _retrained(result: Mapping[str, Any]) -> Row:
     record = result["record"]
     _scores(row, record["retrained"], None)
     _attack(row, result, "retrained")
+    _below(row, record, "retrained")
     _costs(row, record, ("retrain",))
     row |= {"storage_bytes": 0, "overhead_seconds": 0.0, "guard_seconds": 0.0}
     speed_ups = ("speed_up", "speed_up_checked", *(f"speed_up_{q}" for q in AMORTISED))
@@ -248,6 +260,7 @@ def _method(result: Mapping[str, Any]) -> Row:
     row["epsilon"] = highest_epsilon(record)
     _scores(row, record["recovered"], record["retrained"])
     _attack(row, result, "recovered")
+    _below(row, record, "result")
     _costs(row, record, OF_THE_REQUEST)
     classes = record["recovered"]["per_class_accuracy"]
     erased = [*record["erased_before"], *record["forget"]["classes"]]
@@ -276,6 +289,19 @@ def _attack(row: Row, result: Mapping[str, Any], model: str) -> None:
     for kind in ("confidence", "entropy", "modified-entropy", "confidence-low", "confidence-high"):
         row[f"auc_{kind.replace('-', '_')}"] = found.get(kind)
     row["attack_tpr"], row["attack_advantage"] = found.get("tpr"), found.get("advantage")
+
+
+def _below(row: Row, record: Mapping[str, Any], model: str) -> None:
+    """Put what a model knows below its last layer into its row, where it was measured."""
+    found = (record.get("features") or {}).get(model)
+    if not found:
+        return
+    row["blank_head"] = found["blank_head"] and found["blank_head"]["mean"]
+    for key in ("head_back", "class_means", "probe", "neighbours_forget", "neighbours_retain"):
+        row[key] = found[key]
+    for layer in found["layers"]:
+        if layer["name"] == FEATURES:
+            row["cka_forget"], row["cka_retain"] = layer["forget"], layer["retain"]
 
 
 def _costs(row: Row, record: Mapping[str, Any], phases: Sequence[str]) -> None:

@@ -30,6 +30,22 @@ RELEARN_FORGET: Final = 50  # images of the forgotten classes in the relearning 
 RELEARN_OTHERS: Final = 450
 RELEARN_LR: Final = 0.02
 RELEARN_BATCH: Final = 64
+CPU: Final = torch.device("cpu")
+GPU_BATCH: Final = 1000  # images a pass on a GPU, which small passes leave idle
+
+
+def measuring_device(told: str) -> torch.device:
+    """Return where the coordinator measures, given the `device` setting.
+
+    A GPU that only the clients have is no error here: the coordinator then takes its CPU.
+    """
+    return torch.device("cpu" if told == "cpu" or not torch.cuda.is_available() else _gpu(told))
+
+
+def _gpu(told: str) -> str:
+    """Return the GPU of that name, or the first where there is none of that number."""
+    number = int(told.partition(":")[2] or 0)
+    return f"cuda:{number}" if number < torch.cuda.device_count() else "cuda:0"
 
 
 @dataclass(frozen=True)
@@ -41,12 +57,14 @@ class Judge:
         data: The coordinator's data set, whose test part is used; None if it has none.
         forget: What the request names.
         erased: Classes that earlier requests erased: neither forgotten now nor retained.
+        device: Where the coordinator's own measuring computes.
     """
 
     spec: ModelSpec
     data: Data | None
     forget: ForgetSpec
     erased: tuple[int, ...] = ()
+    device: torch.device = CPU
 
     @property
     def retained(self) -> list[int]:
@@ -55,8 +73,13 @@ class Judge:
         return [c for c in range(self.spec.num_classes) if c not in gone]
 
     def model(self, arrays: ArrayRecord, spec: ModelSpec | None = None) -> nn.Module:
-        """Return a network, `spec` if it is not this one's, with these weights."""
-        return loaded(spec or self.spec, tensors(arrays))
+        """Return a network, `spec` if it is not this one's, with these weights, on the device."""
+        return loaded(spec or self.spec, tensors(arrays)).to(self.device)
+
+    def batch_size(self, spec: ModelSpec | None = None) -> int:
+        """Return how many examples pass through the network, `spec` or this one's, together."""
+        whole = BATCH if self.device.type == "cpu" else GPU_BATCH
+        return min(whole, at_once(spec or self.spec) or whole)
 
     def test(self, arrays: ArrayRecord) -> Scores | None:
         """Return the scores on the coordinator's test part."""
@@ -68,11 +91,12 @@ class Judge:
         """Score a model on some examples, the machine's cores side by side.
 
         Each core takes a stretch on one thread: torch's own threads wait for one another at every
-        layer, and for ever when the machine is busy.
+        layer, and for ever when the machine is busy. A GPU takes all as one.
         """
         pick, task = self._split_picker(split, index), self.spec.task
         positions = torch.arange(len(split.labels) if index is None else len(index))
-        stretches = [part for part in positions.chunk(os.cpu_count() or 1) if len(part)]
+        cores = (os.cpu_count() or 1) if self.device.type == "cpu" else 1
+        stretches = [part for part in positions.chunk(cores) if len(part)]
 
         def score(part: Tensor) -> Scores:
             torch.set_num_threads(1)
@@ -81,7 +105,7 @@ class Judge:
                 lambda b: pick(part[b]),
                 len(part),
                 task.num_classes,
-                batch_size=min(BATCH, at_once(self.spec) or BATCH),
+                batch_size=self.batch_size(),
                 loss=judge(task, "loss"),
                 score=judge(task, "score"),
             )
@@ -169,7 +193,8 @@ class Judge:
 
         def pick(batch: Tensor) -> tuple[Tensor, Tensor]:
             chosen = batch if index is None else index[batch]
-            return task.prepare(split.take(chosen), data), split.wanted(chosen)
+            inputs, wanted = split.take(chosen).to(self.device), split.wanted(chosen)
+            return task.prepare(inputs, data), wanted.to(self.device)
 
         return pick
 

@@ -11,7 +11,7 @@ from client.errors import BadSetting, DataError
 from client.learning.models import ModelSpec
 from client.wire import ForgetSpec
 from server.evidence.features.scores import FeatureMeasures
-from server.evidence.measures import Judge
+from server.evidence.measures import Judge, measuring_device
 from server.nodes.federation import from_numpy
 from server.requests.classes import card_names, check_as_trained, class_number
 from server.requests.data import version_data
@@ -106,7 +106,13 @@ def evaluated(
     asked = tuple(dict.fromkeys(numbers))
     erased = tuple(card["erased"]["classes"])
     forget = ForgetSpec("class", asked or erased) if asked or erased else ForgetSpec()
-    judge = Judge(spec, data, forget, tuple(c for c in erased if c not in asked))
+    judge = Judge(
+        spec,
+        data,
+        forget,
+        tuple(c for c in erased if c not in asked),
+        measuring_device(settings.device),
+    )
     model = from_numpy(arrays)
     below: FeatureMeasures | None = None
     before: VersionRow | None = None
@@ -167,7 +173,8 @@ def _below(
     earlier = before.card["erased"]
     forget = ForgetSpec("class", classes)
     yardstick = kept(home.cache, row.federation, forget, earlier, settings.training())
-    judge = Judge(first, data, forget, tuple(earlier["classes"]))
+    device = measuring_device(settings.device)
+    judge = Judge(first, data, forget, tuple(earlier["classes"]), device)
     return feature_measures(
         judge,
         (first, from_numpy(registry.load(before)[0])),

@@ -5,7 +5,7 @@ A stopped request goes on where it was when it is carried out again.
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,7 +16,7 @@ from client.learning.models import ModelSpec
 from client.wire import ForgetSpec
 from server.evidence import wording
 from server.evidence.features.scores import FeatureMeasures
-from server.evidence.measures import Judge
+from server.evidence.measures import Judge, measuring_device
 from server.evidence.record import Record
 from server.evidence.scores import ModelScores
 from server.evidence.serial import plain
@@ -128,7 +128,7 @@ def _train(work: Work) -> None:
         work.listener.note(
             "left out of training, because it was erased: " + target_text(vars(erased), known)
         )
-    judge = Judge(work.request.spec, work.request.data, ForgetSpec(), erased.classes)
+    judge = _judge(work, ForgetSpec(), erased.classes)
     federation = work.federation(
         "journal",
         judge,
@@ -271,11 +271,18 @@ def _change(work: Work) -> None:
     work.commit(record, model, new_card, state=state, parent=base.row.id)
 
 
+def _judge(work: Work, forget: ForgetSpec, erased: Sequence[int]) -> Judge:
+    """Return what scores versions for a request."""
+    request = work.request
+    device = measuring_device(request.settings.device)
+    return Judge(request.spec, request.data, forget, tuple(erased), device)
+
+
 def _on_base(work: Work) -> tuple[dict[str, list[Any]], Judge, GridFederation]:
     """Return what was erased before a request on a version, its judge, and its federation."""
     card, forget = work.request.base.card, work.request.settings.forget
     earlier = _minus(card["erased"], forget)
-    judge = Judge(work.request.spec, work.request.data, forget, tuple(earlier["classes"]))
+    judge = _judge(work, forget, earlier["classes"])
     federation = work.federation(
         "journal",
         judge,
@@ -414,12 +421,7 @@ def _retraining(
 ) -> Yardstick:
     """Return a model retrained without what this request and earlier ones forget."""
     seeded = _seeded(work, number)
-    judge = Judge(
-        work.request.spec,
-        work.request.data,
-        federation.forget,
-        tuple(federation.common["erased_classes"]),
-    )
+    judge = _judge(work, federation.forget, federation.common["erased_classes"])
 
     def train() -> tuple[ArrayRecord, GridFederation]:
         name = name_of("retrain", number)

@@ -12,9 +12,7 @@ import torch
 from flwr.app import ArrayRecord
 from torch import Tensor, nn
 
-from client.learning.evaluation import BATCH
 from client.learning.models import ModelSpec, traced
-from client.learning.sizes import at_once
 from client.seeds import generator
 from server.evidence.features.blank_head import blank_rows
 from server.evidence.features.class_means import nearest_class_mean
@@ -33,6 +31,7 @@ MEASURED: Final = 1000  # images of the forgotten classes that accuracies are on
 COMPARED: Final = 200  # images of either side on which two models are compared
 
 Weights = tuple[ModelSpec, ArrayRecord]
+_Rows = tuple[Tensor, Tensor | None]
 
 
 @dataclass(frozen=True)
@@ -97,17 +96,17 @@ def of_retrained(judge: Judge, original: Weights, retrained: Weights) -> Feature
 def _scores(
     judge: Judge,
     weights: Weights,
-    original: nn.Linear,
+    original: _Rows,
     drawn: _Drawn,
     yardstick: dict[str, Tensor] | None,
 ) -> FeatureScores:
     spec, head = weights[0], str(traced(weights[0]).head)
     classes = judge.forget.classes
     model = judge.model(weights[1], spec)
-    last = cast(nn.Linear, model.get_submodule(head))
+    last = _on_cpu(cast(nn.Linear, model.get_submodule(head)))
     positions = torch.cat([drawn.forgotten, drawn.shown])
     found, labels = features(
-        model, head, judge.picker(positions), len(positions), batch_size=_batch(spec)
+        model, head, judge.picker(positions), len(positions), batch_size=judge.batch_size(spec)
     )
     count = len(drawn.forgotten)
     measured, wanted = found[:count], labels[:count]
@@ -118,8 +117,8 @@ def _scores(
         back = head_back(
             measured,
             wanted,
-            (last.weight, last.bias),
-            (original.weight, original.bias),
+            last,
+            original,
             classes,
         )
     means = nearest_class_mean(measured, wanted, shown, shown_labels)
@@ -171,13 +170,19 @@ def _outputs(judge: Judge, weights: Weights, drawn: _Drawn) -> dict[str, Tensor]
         str(traced(spec).head),
         judge.picker(positions),
         len(positions),
-        batch_size=_batch(spec),
+        batch_size=judge.batch_size(spec),
     )
 
 
-def _last_layer(judge: Judge, weights: Weights) -> nn.Linear:
+def _last_layer(judge: Judge, weights: Weights) -> _Rows:
     spec, arrays = weights
-    return cast(nn.Linear, judge.model(arrays, spec).get_submodule(str(traced(spec).head)))
+    return _on_cpu(cast(nn.Linear, judge.model(arrays, spec).get_submodule(str(traced(spec).head))))
+
+
+def _on_cpu(layer: nn.Linear) -> _Rows:
+    """Return weight and bias as they are now, on the CPU, where features are."""
+    bias = layer.bias
+    return layer.weight.detach().cpu(), None if bias is None else bias.detach().cpu()
 
 
 def _drawn(judge: Judge) -> _Drawn | None:
@@ -203,7 +208,3 @@ def _drawn(judge: Judge) -> _Drawn | None:
     left = left[torch.randperm(len(left), generator=draws)][:MEASURED]
     right = right[torch.randperm(len(right), generator=draws)][:COMPARED]
     return _Drawn(left, torch.cat(shown), torch.cat(labelled), right)
-
-
-def _batch(spec: ModelSpec) -> int:
-    return min(BATCH, at_once(spec) or BATCH)

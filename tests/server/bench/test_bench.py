@@ -288,6 +288,38 @@ def result(seed: int = 0, method: str = "fast", **changed: Any) -> dict[str, Any
     return kept | changed
 
 
+def below(blank: float, back: float, alike: float | None) -> dict[str, Any]:
+    """Return what a record holds of one model below its last layer."""
+    layers = [{"name": "conv", "forget": 0.1, "retain": 0.2}]
+    layers += [{"name": "features", "forget": alike, "retain": 0.9}]
+    return {
+        "head_back": back,
+        "blank_head": {"mean": blank},
+        "class_means": 92.0,
+        "probe": 89.0,
+        "layers": [] if alike is None else layers,
+        "neighbours_forget": alike,
+        "neighbours_retain": alike,
+    }
+
+
+def test_rows_hold_what_lies_below_the_last_layer_of_each_model() -> None:
+    kept = result()
+    kept["record"]["features"] = {
+        "original": below(75.0, 90.0, 0.8),
+        "retrained": below(65.0, 1.0, None),
+        "result": below(66.0, 46.0, 0.7),
+    }
+
+    original, retrained, fast = columns.rows([kept])
+
+    assert [row["head_back"] for row in (original, retrained, fast)] == [90.0, 1.0, 46.0]
+    assert [row["blank_head"] for row in (original, retrained, fast)] == [75.0, 65.0, 66.0]
+    assert (fast["class_means"], fast["probe"]) == (92.0, 89.0)
+    assert (fast["cka_forget"], fast["cka_retain"], fast["neighbours_forget"]) == (0.7, 0.9, 0.7)
+    assert (retrained["cka_forget"], retrained["neighbours_forget"]) == (None, None)
+
+
 def test_rows_open_with_original_and_retrained_and_hold_the_gaps() -> None:
     rows = columns.rows([result(), result(method="slow")])
 
@@ -298,6 +330,7 @@ def test_rows_open_with_original_and_retrained_and_hold_the_gaps() -> None:
     assert (retrained["seconds"], retrained["rounds"], retrained["speed_up"]) == (100.0, 30, 1.0)
     assert (fast["forget_gap"], fast["retain_gap"], fast["class_gap"]) == (1.0, -1.0, 1.0)
     assert (fast["relearning"], fast["relearning_gap"]) == (65.0, 5.0)
+    assert fast["head_back"] is None  # not measured below the last layer
     assert (fast["auc_confidence"], retrained["auc_confidence"]) == (0.45, 0.4)
     assert (fast["rounds"], fast["samples"], fast["seconds"]) == (3, 300.0, 2.0)
     assert (fast["bytes_up"], fast["bytes_down"]) == (2_000_000, 3_000_000)  # measuring left out
