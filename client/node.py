@@ -28,6 +28,7 @@ from client.errors import (
 from client.gate import Answer, Metrics, ReplyArrays, gated
 from client.law import check, check_noise, policy_of
 from client.learning.models import ModelSpec, drawing, state_of
+from client.learning.repeatable import repeatable
 from client.learning.training import Trained
 from client.logbook import Visit, visit_of
 from client.messages import Common
@@ -133,7 +134,8 @@ class Handler(Generic[C]):
 
     def _worked(self, node: Node, settings: C) -> Answer:
         try:
-            with drawing(settings.model_spec, node.draws(" network").initial_seed()):
+            seed = node.draws(" network").initial_seed()
+            with repeatable(node.device), drawing(settings.model_spec, seed):
                 return self.work(node, settings)
         except NoSyntheticSet:
             # In a sum a node without any weighs nothing, as one that nobody asks.

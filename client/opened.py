@@ -124,11 +124,12 @@ class Node:
         """
         spec = self.settings.model_spec
         network = loaded(spec, wire.tensors(self.arrays))
-        if spec.pruned and not spec.compact:
-            freeze(network, from_text(spec.pruned))
         if self.device.type == "cuda":  # where convolutions are faster that way
-            return network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
-        return network.to(self.device)
+            network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        network.to(self.device)
+        if spec.pruned and not spec.compact:  # there, where the gradients will be
+            freeze(network, from_text(spec.pruned))
+        return network
 
     @property
     def head(self) -> str | None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from client.data.datasets import Data, Examples
 from client.learning.evaluation import BATCH, Scores, evaluate, relearning_curve
 from client.learning.models import ModelSpec, loaded
+from client.learning.repeatable import repeatable
 from client.learning.sizes import at_once
 from client.learning.training import Pick
 from client.seeds import generator
@@ -111,7 +112,7 @@ class Judge:
             )
 
         model.eval()
-        with ThreadPoolExecutor(max(1, len(stretches))) as pool:
+        with repeatable(self.device), ThreadPoolExecutor(max(1, len(stretches))) as pool:
             parts = list(pool.map(score, stretches))
         return functools.reduce(operator.add, parts)
 
@@ -164,16 +165,17 @@ class Judge:
             return self._scores(trained, test, measured).accuracy() or 0.0
 
         torch.set_num_threads(1)
-        curve = relearning_curve(
-            model,
-            self._split_picker(test, chosen),
-            len(chosen),
-            forget_accuracy,
-            steps=RELEARN_STEPS,
-            lr=RELEARN_LR,
-            batch_size=RELEARN_BATCH,
-            generator=draws,
-        )
+        with repeatable(self.device):
+            curve = relearning_curve(
+                model,
+                self._split_picker(test, chosen),
+                len(chosen),
+                forget_accuracy,
+                steps=RELEARN_STEPS,
+                lr=RELEARN_LR,
+                batch_size=RELEARN_BATCH,
+                generator=draws,
+            )
         return {
             "steps": list(RELEARN_STEPS),
             "forget_accuracy": curve,
