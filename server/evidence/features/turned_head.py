@@ -21,4 +21,5 @@ def turn(mine_MF: Tensor, goal_MG: Tensor) -> Tensor:  # noqa: N803
         goal_MG: Original's of the same images, likewise.
     """
     left, _, right = torch.linalg.svd(mine_MF.T @ goal_MG, full_matrices=False)
-    return left @ right
+    found: Tensor = left @ right
+    return found
