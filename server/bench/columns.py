@@ -51,6 +51,8 @@ COLUMNS: Final[Mapping[str, Column]] = {
     "relearning_gap": Column("relearning against Retrained"),
     "blank_head": Column("blank head"),
     "head_back": Column("head back %"),
+    "matched_head": Column("matched head %"),
+    "turned_head": Column("turned head %"),
     "class_means": Column("class means %"),
     "probe": Column("probe %"),
     "cka_forget": Column("CKA on F", 2),
@@ -81,7 +83,7 @@ COLUMNS: Final[Mapping[str, Column]] = {
 FORGETTING: Final = (
     *("forget_accuracy", "retain_accuracy", "forget_gap", "retain_gap", "retain_gap_in_spreads"),
     *("kl", "total_variation", "auc_confidence", "auc_entropy", "relearning"),
-    *("blank_head", "head_back", "class_means", "probe"),
+    *("blank_head", "head_back", "matched_head", "turned_head", "class_means", "probe"),
 )
 COSTS: Final = (
     *("rounds", "samples", "seconds", "guard_seconds", "client_seconds", "bytes_up", "bytes_down"),
@@ -291,14 +293,20 @@ def _attack(row: Row, result: Mapping[str, Any], model: str) -> None:
     row["attack_tpr"], row["attack_advantage"] = found.get("tpr"), found.get("advantage")
 
 
+_BELOW: Final = (
+    *("head_back", "matched_head", "turned_head", "class_means", "probe"),
+    *("neighbours_forget", "neighbours_retain"),
+)
+
+
 def _below(row: Row, record: Mapping[str, Any], model: str) -> None:
     """Put what a model knows below its last layer into its row, where it was measured."""
     found = (record.get("features") or {}).get(model)
     if not found:
         return
     row["blank_head"] = found["blank_head"] and found["blank_head"]["mean"]
-    for key in ("head_back", "class_means", "probe", "neighbours_forget", "neighbours_retain"):
-        row[key] = found[key]
+    for key in _BELOW:
+        row[key] = found.get(key)
     for layer in found["layers"]:
         if layer["name"] == FEATURES:
             row["cka_forget"], row["cka_retain"] = layer["forget"], layer["retain"]

@@ -18,6 +18,8 @@ Measure = Literal[
     "blank-head",
     "class-means",
     "probe",
+    "matched-head",
+    "turned-head",
 ]
 
 
@@ -49,6 +51,8 @@ class Retraining:
             "blank head": below.blank_mean,
             "class means": below.class_means,
             "probe": below.probe,
+            "matched head": below.matched_head,
+            "turned head": below.turned_head,
         }
 
 
@@ -61,13 +65,20 @@ _OF_CLASSES: Final[Mapping[Measure, Callable[[ModelScores, FeatureScores], float
     "blank-head": lambda scores, features: features.blank_mean,
     "class-means": lambda scores, features: features.class_means,
     "probe": lambda scores, features: features.probe,
+    "matched-head": lambda scores, features: features.matched_head,
+    "turned-head": lambda scores, features: features.turned_head,
 }
 REQUIRED: Final[Mapping[str, tuple[Measure, ...]]] = {
     "class": ("forget-accuracy", "relearning-curve"),
     "client": ("forget-accuracy",),
 }
 # Other features than Original's make nothing of Original's last layer, which is no damage.
-UPPER_ONLY: Final[tuple[Measure, ...]] = ("head-back",)
+UPPER_ONLY: Final[tuple[Measure, ...]] = ("head-back", "matched-head", "turned-head")
+# What the features say in whatever basis they are: where none of these tells Original from
+# Retrained, a class that is hidden below the last layer would not be seen.
+BELOW: Final[tuple[Measure, ...]] = (
+    *("blank-head", "class-means", "probe", "matched-head", "turned-head"),
+)
 
 
 def measured(

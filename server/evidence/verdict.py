@@ -29,6 +29,9 @@ Code = Literal[
     "blank-head",
     "class-means",
     "probe",
+    "matched-head",
+    "turned-head",
+    "nothing-below",
     "too-deep",
     "below-retrained",
     "class-damaged",
@@ -166,7 +169,8 @@ def decide(
     and curve are not read. What lies above fails it. What lies below is not shown to have
     forgotten as it should: a model that knows less than one that never saw the data says that they
     were there. It passes if nothing lies beyond, nothing is missing, and some measure tells the
-    result from the model before.
+    result from the model before: of those below the last layer, where there are any, one too.
+    Otherwise a last layer that hides the class would pass, and nothing is shown.
 
     With fewer, the limits are those that the request names, chosen by hand.
     Any limit exceeded fails it. It passes if something that decides held and nothing that decides
@@ -241,11 +245,13 @@ def decide(
         or (finding.code in ("erased-earlier", "crept-back") and finding.state == "cannot-tell")
         for finding in findings
     )
+    blind = _blind(findings)
+    findings += blind
     shown = ("held" in states and not missing) or (level == "client" and itself)
     state: State = "not-shown"
     if "exceeded" in states or any(finding.state == "exceeded" for finding in earlier):
         state = "failed"
-    elif shown and not nothing and "below" not in states:
+    elif shown and not nothing and not blind and "below" not in states:
         state = "passed"
     found_values = stock.values(level, retrainings)
     return Verdict(
@@ -296,6 +302,14 @@ def _by_spread(
             )
         )
     return parts
+
+
+def _blind(findings: Sequence[Finding]) -> list[Finding]:
+    """Return what is to be said where no measure below the last layer tells Original apart."""
+    under = [f for f in findings if f.code in stock.BELOW and f.spread is not None]
+    if not under or any(f.state != "cannot-tell" and f.original is not None for f in under):
+        return []
+    return [Finding("nothing-below", "cannot-tell")]
 
 
 def _accuracy(

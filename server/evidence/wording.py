@@ -20,6 +20,8 @@ MEASURES: Final = {
     "blank-head": "relearning curve from an empty last layer",
     "class-means": "accuracy by the nearest class mean of the features",
     "probe": "accuracy of a probe of the features",
+    "matched-head": "accuracy with Original's last layer on the features matched to Original's",
+    "turned-head": "accuracy with Original's last layer on the features turned onto Original's",
 }
 
 
@@ -94,6 +96,11 @@ def reason(
         return f"{which}, erased earlier: {_disagreement(f)}"
     if f.code == "sites-disagree":
         return _disagreement(f)
+    if f.code == "nothing-below":
+        return (
+            "no measure below the last layer tells Original from the retrained models: a class "
+            "that is only hidden there would not be seen"
+        )
     if f.code == "few-sites":
         one = f.sites == 1
         return (

@@ -14,13 +14,16 @@ from torch import Tensor, nn
 
 from client.learning.models import ModelSpec, traced
 from client.seeds import generator
+from server.evidence.features import found_head
 from server.evidence.features.blank_head import blank_rows
 from server.evidence.features.class_means import nearest_class_mean
 from server.evidence.features.head_back import head_back
 from server.evidence.features.layers import features, layer_outputs
 from server.evidence.features.likeness import linear_cka, neighbour_agreement
+from server.evidence.features.matched_head import matching
 from server.evidence.features.probe import probed
 from server.evidence.features.scores import FEATURES, FeatureMeasures, FeatureScores, Layer
+from server.evidence.features.turned_head import turn
 from server.evidence.measures import Judge
 from server.evidence.scores import Curve
 from server.evidence.serial import read
@@ -29,9 +32,9 @@ SHOWN: Final = 50  # images of a class behind its mean, at most half of them
 LABELLED: Final = 10  # of these, what the probe learns from
 MEASURED: Final = 1000  # images of the forgotten classes that accuracies are on, at most
 COMPARED: Final = 200  # images of either side on which two models are compared
+ALIGNED: Final = 1000  # images of the retained classes on which two bases are, at most
 
 Weights = tuple[ModelSpec, ArrayRecord]
-_Rows = tuple[Tensor, Tensor | None]
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,15 @@ class _Drawn:
     shown: Tensor
     labelled: Tensor
     retained: Tensor
+    aligned: Tensor
+
+
+@dataclass(frozen=True)
+class _First:
+    """Original's last layer, and its features of the images that bases are aligned on."""
+
+    last: found_head.Layer
+    features: Tensor
 
 
 def feature_measures(
@@ -66,7 +78,7 @@ def feature_measures(
         return FeatureMeasures(why_not="too-few-images")
     torch.set_num_threads(1)
     yardstick = None if retrained is None else _outputs(judge, retrained, drawn)
-    first = _last_layer(judge, original)
+    first = _first(judge, original, drawn)
 
     def scores(weights: Weights, *, compare: bool = True) -> FeatureScores:
         return _scores(judge, weights, first, drawn, yardstick if compare else None)
@@ -90,13 +102,13 @@ def of_retrained(judge: Judge, original: Weights, retrained: Weights) -> Feature
     if drawn is None:
         return None
     torch.set_num_threads(1)
-    return _scores(judge, retrained, _last_layer(judge, original), drawn, None)
+    return _scores(judge, retrained, _first(judge, original, drawn), drawn, None)
 
 
 def _scores(
     judge: Judge,
     weights: Weights,
-    original: _Rows,
+    original: _First,
     drawn: _Drawn,
     yardstick: dict[str, Tensor] | None,
 ) -> FeatureScores:
@@ -105,9 +117,7 @@ def _scores(
     model = judge.model(weights[1], spec)
     last = _on_cpu(cast(nn.Linear, model.get_submodule(head)))
     positions = torch.cat([drawn.forgotten, drawn.shown])
-    found, labels = features(
-        model, head, judge.picker(positions), len(positions), batch_size=judge.batch_size(spec)
-    )
+    found, labels = _features(judge, weights, positions, model)
     count = len(drawn.forgotten)
     measured, wanted = found[:count], labels[:count]
     shown, shown_labels = found[count:], labels[count:]
@@ -118,9 +128,21 @@ def _scores(
             measured,
             wanted,
             last,
-            original,
+            original.last,
             classes,
         )
+        shared = found_head.Shown(
+            _features(judge, weights, drawn.aligned, model)[0],
+            original.features,
+            last,
+            original.last,
+            classes,
+            judge.retained,
+        )
+        matched = None
+        if shared.suited and shared.in_order:
+            matched = found_head.accuracy(measured, wanted, shared, matching)
+        turned = found_head.accuracy(measured, wanted, shared, turn)
     means = nearest_class_mean(measured, wanted, shown, shown_labels)
     probe = probed(measured, wanted, shown[few], shown_labels[few])
     blank_rows(model, head, classes, judge.retained)
@@ -133,6 +155,8 @@ def _scores(
         layers=layers,
         neighbours_forget=forget,
         neighbours_retain=retain,
+        matched_head=matched,
+        turned_head=turned,
     )
 
 
@@ -174,15 +198,20 @@ def _outputs(judge: Judge, weights: Weights, drawn: _Drawn) -> dict[str, Tensor]
     )
 
 
-def _last_layer(judge: Judge, weights: Weights) -> _Rows:
-    spec, arrays = weights
-    return _on_cpu(cast(nn.Linear, judge.model(arrays, spec).get_submodule(str(traced(spec).head))))
+def _first(judge: Judge, original: Weights, drawn: _Drawn) -> _First:
+    spec, arrays = original
+    model = judge.model(arrays, spec)
+    last = _on_cpu(cast(nn.Linear, model.get_submodule(str(traced(spec).head))))
+    return _First(last, _features(judge, original, drawn.aligned, model)[0])
 
 
-def _on_cpu(layer: nn.Linear) -> _Rows:
-    """Return weight and bias as they are now, on the CPU, where features are."""
-    bias = layer.bias
-    return layer.weight.detach().cpu(), None if bias is None else bias.detach().cpu()
+def _features(
+    judge: Judge, weights: Weights, positions: Tensor, model: nn.Module
+) -> tuple[Tensor, Tensor]:
+    """Return features and labels of some test images; `model` has the weights."""
+    spec, head = weights[0], str(traced(weights[0]).head)
+    pick = judge.picker(positions)
+    return features(model, head, pick, len(positions), batch_size=judge.batch_size(spec))
 
 
 def _drawn(judge: Judge) -> _Drawn | None:
@@ -206,5 +235,11 @@ def _drawn(judge: Judge) -> _Drawn | None:
         return None
     left, right = torch.cat(forgotten), torch.cat(retained)
     left = left[torch.randperm(len(left), generator=draws)][:MEASURED]
-    right = right[torch.randperm(len(right), generator=draws)][:COMPARED]
-    return _Drawn(left, torch.cat(shown), torch.cat(labelled), right)
+    right = right[torch.randperm(len(right), generator=draws)]
+    return _Drawn(left, torch.cat(shown), torch.cat(labelled), right[:COMPARED], right[:ALIGNED])
+
+
+def _on_cpu(layer: nn.Linear) -> found_head.Layer:
+    """Return weight and bias as they are now, on the CPU, where features are."""
+    bias = layer.bias
+    return layer.weight.detach().cpu(), None if bias is None else bias.detach().cpu()

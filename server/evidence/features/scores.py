@@ -27,6 +27,9 @@ class FeatureScores:
         blank_head: Relearning curve from a last layer that says nothing of the forgotten classes.
         class_means: Forget accuracy in percent by the nearest class mean.
         probe: Forget accuracy in percent of a linear probe on few labelled images.
+        matched_head: Forget accuracy in percent with Original's rows of the last layer, and its
+            features found one by one.
+        turned_head: Likewise, with the features turned onto Original's.
         layers: Likeness to Retrained from the first layer to the features; empty of Retrained.
         neighbours_forget: Share of the nearest neighbours at the features that are Retrained's,
             too, from 0 to 1, on forget images.
@@ -40,6 +43,8 @@ class FeatureScores:
     layers: tuple[Layer, ...] = ()
     neighbours_forget: float | None = None
     neighbours_retain: float | None = None
+    matched_head: float | None = None
+    turned_head: float | None = None
 
     @property
     def blank_mean(self) -> float | None:

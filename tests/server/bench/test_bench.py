@@ -295,6 +295,8 @@ def below(blank: float, back: float, alike: float | None) -> dict[str, Any]:
     return {
         "head_back": back,
         "blank_head": {"mean": blank},
+        "matched_head": back,
+        "turned_head": None,
         "class_means": 92.0,
         "probe": 89.0,
         "layers": [] if alike is None else layers,

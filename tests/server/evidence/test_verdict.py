@@ -319,6 +319,21 @@ def test_of_original_nothing_can_be_shown() -> None:
     assert {f.state for f in found.findings if f.spread is not None} == {"cannot-tell"}
 
 
+def test_where_nothing_below_the_last_layer_tells_original_apart_nothing_is_shown() -> None:
+    blind = replace(KNOWING, blank_head=HONEST.blank_head, class_means=90.0, probe=88.0)
+    found = by_stock(scores(0.0, 52.0), features=FeatureMeasures(blind, STOCK[0].features, HONEST))
+    assert found.state == "not-shown"
+    # Original's last layer put back tells, but not where features are in another order.
+    assert [f.code for f in found.findings if f.state == "held" and f.spread is not None] == [
+        *("forget-accuracy", "relearning-curve", "head-back")
+    ]
+    assert found.finding("nothing-below") is not None
+    assert any("would not be seen" in text for text in reasons(found, "class"))
+    # What is found fails all the same.
+    left = FeatureMeasures(blind, STOCK[0].features, replace(HONEST, head_back=46.0))
+    assert by_stock(scores(0.0, 52.0), features=left).state == "failed"
+
+
 def test_the_limits_that_were_asked_for_are_not_read_beside_a_stock() -> None:
     assert by_stock(scores(0.0, 52.0), limits=Limits(0.0, 0.0)).state == "passed"
     assert by_stock(scores(0.0, 61.0), limits=Limits(100.0, 100.0)).state == "failed"

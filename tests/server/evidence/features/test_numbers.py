@@ -8,10 +8,13 @@ from torch import Tensor, nn
 
 from server.evidence.features.blank_head import blank_rows
 from server.evidence.features.class_means import nearest_class_mean
+from server.evidence.features.found_head import Layer, Shown, accuracy, agreement
 from server.evidence.features.head_back import head_back
 from server.evidence.features.layers import FEATURES, features, layer_outputs
 from server.evidence.features.likeness import linear_cka, neighbour_agreement
+from server.evidence.features.matched_head import matching
 from server.evidence.features.probe import probed
+from server.evidence.features.turned_head import turn
 
 
 def t(*rows: list[float]) -> Tensor:
@@ -45,6 +48,64 @@ def test_head_back_does_not_apply_where_the_features_have_another_length() -> No
     wide, narrow = t([1, 0, 0], [0, 1, 0]), t([1, 0], [0, 1])
     assert head_back(t([1, 0]), torch.tensor([1]), (narrow, None), (wide, None), [1]) is None
     assert head_back(t([1, 0])[:0], torch.tensor([]), (narrow, None), (narrow, None), [1]) is None
+
+
+# ---- head found in another basis ----------------------------------------------------------------
+
+# Four classes in eight features; class 3 is forgotten, and class 2 was erased earlier.
+DRAWS = torch.Generator().manual_seed(0)
+MIXED = torch.randn(200, 8, generator=DRAWS) @ torch.randn(8, 8, generator=DRAWS)
+FIRST: Layer = (torch.randn(4, 8, generator=DRAWS), torch.tensor([0.5, -0.5, 0.0, 6.0]))
+ASKED = torch.randn(100, 8, generator=DRAWS) * 3
+OF = torch.full((100,), 3)
+GUESSED = ASKED @ FIRST[0].T + torch.as_tensor(FIRST[1])
+KNOWN = 100.0 * float((GUESSED[:, 3] > GUESSED[:, :2].amax(dim=1)).double().mean())
+
+
+def masked(weight: Tensor, bias: Tensor | None, louder: float = 1.0) -> Layer:
+    """Return a layer that never names class 3, otherwise the same, or louder."""
+    weight, bias = louder * weight, louder * (torch.zeros(4) if bias is None else bias)
+    weight[3], bias[3] = 0.0, -100.0
+    # The same of all rows changes no answer: it must hide nothing.
+    return weight + 5.0, bias + 50.0
+
+
+@pytest.mark.parametrize("louder", [1.0, 20.0])
+def test_a_row_is_found_again_in_another_order_and_another_length(louder: float) -> None:
+    order, size = torch.randperm(8, generator=DRAWS), torch.rand(8, generator=DRAWS) + 0.5
+    last = masked(FIRST[0][:, order] / size, FIRST[1], louder)
+    shown = Shown(MIXED[:, order] * size, MIXED, last, FIRST, [3], [0, 1])
+    assert 20.0 < KNOWN < 80.0
+    assert accuracy(ASKED[:, order] * size, OF, shown, matching) == pytest.approx(KNOWN)
+    assert not shown.in_order  # features below 0 may be turned as well
+    assert Shown(MIXED.abs(), MIXED.abs(), last, FIRST, [3], [0, 1]).in_order
+
+
+def test_a_row_is_found_again_in_features_that_were_turned() -> None:
+    turned = torch.linalg.qr(torch.randn(8, 8, generator=DRAWS))[0]
+    shown = Shown(MIXED @ turned, MIXED, masked(FIRST[0] @ turned, FIRST[1]), FIRST, [3], [0, 1])
+    assert accuracy(ASKED @ turned, OF, shown, turn) == pytest.approx(KNOWN)
+    assert accuracy(ASKED @ turned, OF, shown, matching) != pytest.approx(KNOWN)
+
+
+def test_features_that_agree_in_part_count_in_part() -> None:
+    goal = t([1, 1, 1, 0], [1, -1, -1, 0], [-1, 1, 1, 0], [-1, -1, -1, 0])
+    # The same; half as long; with as much that is not shared: correlation and slope 1/2 each;
+    # always the same.
+    mine = t([1, 0.5, 0, 1], [1, -0.5, -2, 1], [-1, 0.5, 2, 1], [-1, -0.5, 0, 1])
+    mine = mine - mine.mean(dim=0)
+    assert agreement(mine, goal).tolist() == pytest.approx([1.0, 2.0, 0.7071 * 0.5, 0.0], abs=1e-4)
+    assert agreement(-mine, goal).tolist() == [0.0] * 4
+
+
+def test_a_head_is_found_with_other_numbers_of_features_and_not_without_images() -> None:
+    fewer = MIXED[:, :6]
+    shown = Shown(fewer, MIXED, (FIRST[0][:, :6], None), FIRST, [3], [0, 1])
+    assert accuracy(ASKED[:, :6], OF, shown, matching) is not None
+    assert accuracy(ASKED[:, :6], OF, shown, turn) is not None
+    assert accuracy(ASKED[:0, :6], OF[:0], shown, turn) is None
+    one = Shown(fewer[:1], MIXED[:1], (FIRST[0][:, :6], None), FIRST, [3], [0, 1])
+    assert accuracy(ASKED[:, :6], OF, one, turn) is None
 
 
 # ---- blank head ----------------------------------------------------------------------------------
