@@ -45,6 +45,7 @@ COLUMNS: Final[Mapping[str, Column]] = {
     "auc_modified_entropy": Column("attack AUC, modified entropy", 3),
     "auc_confidence_low": Column("attack AUC, confidence, from", 3),
     "auc_confidence_high": Column("to", 3),
+    "member_accuracy": Column("members right %"),
     "attack_tpr": Column("members found at 1 % false alarms, %", 1, 0.01),
     "attack_advantage": Column("loss threshold, advantage", 3),
     "relearning": Column("relearning"),
@@ -291,6 +292,7 @@ def _attack(row: Row, result: Mapping[str, Any], model: str) -> None:
     for kind in ("confidence", "entropy", "modified-entropy", "confidence-low", "confidence-high"):
         row[f"auc_{kind.replace('-', '_')}"] = found.get(kind)
     row["attack_tpr"], row["attack_advantage"] = found.get("tpr"), found.get("advantage")
+    row["member_accuracy"] = found.get("member-accuracy")
 
 
 _BELOW: Final = (

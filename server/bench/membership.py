@@ -102,7 +102,8 @@ def attack(
     The area under the ROC curve by signal ("confidence", "entropy", "modified-entropy"); of
     confidence also the ends of its 95 % interval ("confidence-low", "confidence-high") and the
     share of members found at 1 % of false alarms ("tpr"; None with fewer than 100 unseen examples);
-    and the loss threshold's "advantage", from -1 to 1.
+    and the loss threshold's "advantage", from -1 to 1. Beside them the percent of members that the
+    model gets right ("member-accuracy"): 100 is a model that may know them by heart.
 
     Args:
         model: Classifier; left in evaluation mode on `device`.
@@ -114,7 +115,9 @@ def attack(
     """
     model.eval().to(device)
     inside = data.train.subset(members)
-    inner, outer = (_signals(model, task, split, data, device) for split in (inside, unseen))
+    logs = _log_probabilities(model, task, inside, data, device)
+    inner = _signals(logs, inside.labels)
+    outer = _signals(_log_probabilities(model, task, unseen, data, device), unseen.labels)
     by_confidence = success(inner["confidence"], outer["confidence"])
     rate = by_confidence.tpr_at_1_percent
     return {
@@ -122,24 +125,29 @@ def attack(
         "confidence-low": by_confidence.auc.low,
         "confidence-high": by_confidence.auc.high,
         "tpr": None if rate is None else rate.value,
+        "member-accuracy": 100.0 * float((logs.argmax(dim=1) == inside.labels).double().mean()),
         # Cross-entropy is the negative confidence.
         "advantage": loss_threshold(-inner["confidence"], -outer["confidence"]),
     }
 
 
-def _signals(
+def _log_probabilities(
     model: nn.Module, task: Task, split: Examples, data: Data, device: torch.device
-) -> Mapping[str, Tensor]:
-    """Return what the attacks look at, higher for members: `(n,)` each."""
+) -> Tensor:
+    """Return what the model says of examples, float64 `(n, K)`, on the CPU."""
     logs = []
     for batch in torch.arange(len(split)).split(_BATCH):
         logits = model(task.prepare(split.take(batch).to(device), data))
         logs.append(logits.double().log_softmax(dim=1).cpu())
-    found = torch.cat(logs)
+    return torch.cat(logs)
+
+
+def _signals(logs: Tensor, labels: Tensor) -> Mapping[str, Tensor]:
+    """Return what the attacks look at, higher for members: `(n,)` each."""
     return {
-        "confidence": signals.confidence(found, split.labels),
-        "entropy": signals.negative_entropy(found),
-        "modified-entropy": signals.negative_modified_entropy(found, split.labels),
+        "confidence": signals.confidence(logs, labels),
+        "entropy": signals.negative_entropy(logs),
+        "modified-entropy": signals.negative_modified_entropy(logs, labels),
     }
 
 

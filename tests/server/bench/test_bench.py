@@ -554,6 +554,7 @@ def test_the_attacks_see_confidence() -> None:
         PixelIsLogit(), task, data, torch.arange(2), unseen, device=torch.device("cpu")
     )
 
+    assert found["member-accuracy"] == 100.0
     assert found["confidence"] == 1.0  # both members above both others
     # Logits 5, 2.84 and 0.88, -5: the wrong one is as sure as the surest member: 2.5 of 4 pairs.
     assert found["entropy"] == pytest.approx(2.5 / 4)
