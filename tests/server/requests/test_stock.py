@@ -182,14 +182,10 @@ def test_the_command_trains_what_is_missing_alone(
     assert done.output.count("was found in the cache") == 3
     assert set(files(home)) == {seed_of(0, number) for number in range(4)}
     # From Python all are found: nothing is trained again.
-    version = efface.Federation.inline("digits", home=home).version("v0001")
-    found = version.yardstick(class_=3, count=4)
-    assert (found.id, found.kind, found.version, found.verdict) == (
-        "r0004",
-        "yardstick",
-        None,
-        None,
-    )
+    federation = efface.Federation.inline("digits", num_clients=2, partition="iid", home=home)
+    found = federation.version("v0001").yardstick(class_=3, count=4)
+    assert (found.id, found.kind) == ("r0004", "yardstick")
+    assert (found.version, found.verdict) == (None, None)
     assert [one.number for one in found.record.stock] == [0, 1, 2, 3]
     assert found.costs.samples == {}
 
