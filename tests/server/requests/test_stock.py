@@ -182,12 +182,13 @@ def test_the_command_trains_what_is_missing_alone(
     assert done.output.count("was found in the cache") == 3
     assert set(files(home)) == {seed_of(0, number) for number in range(4)}
     # From Python all are found: nothing is trained again.
+    made = {path: path.stat().st_mtime_ns for path in files(home).values()}
     federation = efface.Federation.inline("digits", num_clients=2, partition="iid", home=home)
     found = federation.version("v0001").yardstick(class_=3, count=4)
     assert (found.id, found.kind) == ("r0004", "yardstick")
     assert (found.version, found.verdict) == (None, None)
     assert [one.number for one in found.record.stock] == [0, 1, 2, 3]
-    assert found.costs.samples == {}
+    assert {path: path.stat().st_mtime_ns for path in files(home).values()} == made
 
 
 def test_of_a_client_a_stock_can_be_trained_as_well(trained: Path) -> None:
