@@ -354,7 +354,7 @@ class Cheater:
         return made if measure == "forget-accuracy" else self.masked(made)
 
     def value(self, state: State, measure: Measure, reader: Last) -> float:
-        """Return the measure in percent, as the cheater knows it: on training images."""
+        """Return the measure in percent: of the class's training images, curves of test images."""
         bench = self.bench
         if measure in ("relearning-curve", "blank-head"):
             model = bench.network(self.masked(state) if measure == "relearning-curve" else state)

@@ -15,7 +15,7 @@ ClassName: TypeAlias = str | int
 # Given by the way a federation is made, or by an argument with a name of its own.
 _OF_THE_ENGINE: Final = ("task", "engine", "connection")
 _OF_THE_VERSION: Final = ("seed", "threads", "precision", "clients")
-_ARGUMENTS: Final = ("version", "method", "compare", "accept", "trial")
+_ARGUMENTS: Final = ("version", "method", "compare", "accept", "trial", "count")
 
 # What each call takes by name, beside its own arguments.
 TAKEN: Final[Mapping[str, frozenset[str]]] = {
@@ -29,6 +29,11 @@ TAKEN: Final[Mapping[str, frozenset[str]]] = {
         "forget": chosen(
             [REQUEST, RUNNING], leave_out=[*_OF_THE_ENGINE, *_OF_THE_VERSION, *_ARGUMENTS]
         ),
+        "yardstick": [
+            option
+            for option in chosen([REQUEST, RUNNING], leave_out=[*_OF_THE_ENGINE, *_OF_THE_VERSION])
+            if option.panel == RUNNING or option.key == "data"
+        ],
         "relearn": chosen(
             [REQUEST, RUNNING],
             leave_out=[

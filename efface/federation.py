@@ -395,6 +395,64 @@ class Federation:
         )
         return Result(self, self._run(asked_for, progress))
 
+    def yardstick(
+        self,
+        *,
+        class_: ClassName | None = None,
+        classes: ClassName | Iterable[ClassName] | None = None,
+        client: str | None = None,
+        clients: str | Iterable[str] | None = None,
+        count: int = 3,
+        version: Version | str | None = None,
+        by: str = "",
+        why: str = "",
+        progress: Watcher = None,
+        **settings: Setting,
+    ) -> Result:
+        """Retrain models without classes or clients, for verdicts to be compared with.
+
+        None of them serves. `forget` of the same with `compare="retrain"` reads them; from three
+        on their spread sets the limits of its verdict. Those that are there already are not trained
+        again, so that the same call goes on where it was stopped.
+
+        Args:
+            class_: See `forget`.
+            classes: Likewise.
+            client: Likewise.
+            clients: Likewise.
+            count: How many there are to be, from 1 to 100.
+            version: Whose training is repeated; the one in service if None.
+            by: Who asked; kept in the ledger.
+            why: Why it was asked; kept in the ledger.
+            progress: Instead of the federation's own.
+            settings: Of the machine.
+
+        Returns:
+            What came of it; it has no verdict and no version. `record.stock` has what was measured
+            of each.
+
+        Raises:
+            BadSetting: If it cannot be; nothing has started.
+            EffaceError: If it cannot be carried out, or all has been forgotten already.
+
+        Example:
+            ```python
+            federation.yardstick(class_=9, count=5)
+            federation.forget(class_=9, compare="retrain").verdict
+            ```
+        """
+        asked_for = self._change(
+            "yardstick",
+            settings,
+            named=(class_, classes, client, clients),
+            options=None,
+            version=version,
+            by=by,
+            why=why,
+            own={"count": count},
+        )
+        return Result(self, self._run(asked_for, progress))
+
     def plan(
         self,
         *,
@@ -647,7 +705,7 @@ class Federation:
 
     def _change(
         self,
-        mode: Literal["forget", "relearn"],
+        mode: Literal["forget", "relearn", "yardstick"],
         settings: Mapping[str, Setting],
         *,
         named: tuple[Any, Any, Any, Any],

@@ -99,7 +99,7 @@ class Result:
 
     @property
     def kind(self) -> str:
-        """What was asked: "train", "forget" or "relearn"."""
+        """What was asked: "train", "forget", "relearn" or "yardstick"."""
         return str(self._record.kind)
 
     @property

@@ -165,6 +165,29 @@ class Version:
         home, ledger = opened(str(self._federation._home))
         return exporting.export(home, ledger, self._row, Path(path), force=force).path
 
+    def yardstick(
+        self,
+        *,
+        class_: ClassName | None = None,
+        classes: ClassName | Iterable[ClassName] | None = None,
+        client: str | None = None,
+        clients: str | Iterable[str] | None = None,
+        count: int = 3,
+        by: str = "",
+        why: str = "",
+    ) -> Result:
+        """Retrain models for verdicts on its requests; see `Federation.yardstick`."""
+        return self._federation.yardstick(
+            class_=class_,
+            classes=classes,
+            client=client,
+            clients=clients,
+            count=count,
+            version=self,
+            by=by,
+            why=why,
+        )
+
     def evaluate(self, relearning: ClassName | Iterable[ClassName] | None = None) -> ModelScores:
         """Measure it on its data set's test part; see `Federation.evaluate`."""
         return self._federation.evaluate(self, relearning=relearning)

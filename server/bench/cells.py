@@ -340,7 +340,9 @@ class Bench:
         if found is None:
             return None
         registry = Service.open(Home(home)).registry
-        models = {"retrained": (spec, retrained_weights(home, forget, settings))}
+        weights = stock_weights(home, forget, settings)
+        stock = [loaded(spec, tensors(from_numpy(arrays))) for arrays in weights]
+        models = {"retrained": (spec, weights[0])}
         versions = {"original": record.base_version, "recovered": record.model_version}
         for name, version in versions.items():
             arrays, card = registry.load(str(version))
@@ -349,7 +351,13 @@ class Bench:
         device = torch.device(here if self.device == "auto" else self.device)
         return {
             name: membership.attack(
-                loaded(of, tensors(from_numpy(arrays))), of.task, dataset, *found, device=device
+                loaded(of, tensors(from_numpy(arrays))),
+                of.task,
+                dataset,
+                *found,
+                device=device,
+                # Retrained is the first of them: it is no reference for itself.
+                references=stock[1:] if name == "retrained" else stock,
             )
             for name, (of, arrays) in models.items()
         }
@@ -365,21 +373,26 @@ def _pass_on(source: Path, target: Path) -> None:
             os.link(path, target / path.name)  # whole: the service writes it under another name
 
 
-def retrained_weights(home: Path, forget: ForgetSpec, settings: RunSettings) -> dict[str, Any]:
-    """Return the weights of the Retrained that a home has in its cache.
+def stock_weights(home: Path, forget: ForgetSpec, settings: RunSettings) -> list[dict[str, Any]]:
+    """Return the weights of all retrained models that a home has, that of its own seed first.
 
     Raises:
-        EffaceError: If it has none.
+        EffaceError: If it has none of its own seed.
     """
+    own, others = list[dict[str, Any]](), list[dict[str, Any]]()
     for path in sorted((home / "cache").glob("retrained-*.safetensors")):
         arrays, note = unpack(path.read_bytes(), path)
         inputs = note["inputs"]
         same = inputs["forget"] == json.loads(json.dumps(asdict(forget)))
         trained = settings.training()
-        same &= all(trained[key] == value for key, value in inputs["training"].items())
+        same &= all(
+            trained[key] == value for key, value in inputs["training"].items() if key != "seed"
+        )
         same &= inputs["code"] == provenance.code("strategies.methods.retraining")
         if same and not any(inputs["erased"]):
-            return arrays
+            (own if inputs["training"]["seed"] == trained["seed"] else others).append(arrays)
+    if own:
+        return [*own[:1], *others]
     raise EffaceError(f"cache must hold Retrained without {forget}, got none in {home / 'cache'}")
 
 

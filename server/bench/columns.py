@@ -46,6 +46,7 @@ COLUMNS: Final[Mapping[str, Column]] = {
     "auc_confidence_low": Column("attack AUC, confidence, from", 3),
     "auc_confidence_high": Column("to", 3),
     "member_accuracy": Column("members right %"),
+    "auc_rmia": Column("attack AUC, RMIA", 3),
     "attack_tpr": Column("members found at 1 % false alarms, %", 1, 0.01),
     "attack_advantage": Column("loss threshold, advantage", 3),
     "relearning": Column("relearning"),
@@ -289,7 +290,8 @@ def _method(result: Mapping[str, Any]) -> Row:
 
 def _attack(row: Row, result: Mapping[str, Any], model: str) -> None:
     found = (result.get("attack") or {}).get(model) or {}
-    for kind in ("confidence", "entropy", "modified-entropy", "confidence-low", "confidence-high"):
+    kinds = ("confidence", "entropy", "modified-entropy", "confidence-low", "confidence-high")
+    for kind in (*kinds, "rmia"):
         row[f"auc_{kind.replace('-', '_')}"] = found.get(kind)
     row["attack_tpr"], row["attack_advantage"] = found.get("tpr"), found.get("advantage")
     row["member_accuracy"] = found.get("member-accuracy")

@@ -9,7 +9,7 @@ from typing import Any, Final
 from server import provenance, runner, settings
 from server.bench import membership
 from server.evidence import costs, measures
-from server.evidence.attacks import signals, success, threshold
+from server.evidence.attacks import rmia, signals, success, threshold
 from server.nodes import federation, grid
 from server.nodes.engines import inline
 from server.requests import context, data, execution, intake, resolved, workspace, yardstick
@@ -20,7 +20,7 @@ from server.storage import history, journal, registry
 _COORDINATOR: Final = (
     *(workspace, federation, grid, history, inline, journal, registry, runner, intake, settings),
     *(context, execution, data, resolved, measures, membership, costs, spent, yardstick),
-    *(signals, success, threshold),
+    *(rmia, signals, success, threshold),
 )
 
 

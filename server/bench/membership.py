@@ -4,13 +4,14 @@ Song and Mittal, "Systematic Evaluation of Privacy Risks of Machine Learning Mod
 Security 2021, https://arxiv.org/abs/2003.10595: the attacks by confidence, entropy and modified
 entropy (`server.evidence.attacks`), without a threshold, as the area under the ROC curve: 0.5 tells
 nothing, and Retrained's own value is what a method should have. Beside them the loss threshold of
-Yeom et al. 2018, and how many members confidence finds at 1 % of false alarms.
+Yeom et al. 2018, how many members confidence finds at 1 % of false alarms, and RMIA
+(`server.evidence.attacks.rmia`), whose references are retrained models: nothing more is trained.
 
 A benchmark can compute it because it simulates the clients and so holds their examples. In a real
 federation nobody can: the coordinator has no training example, and a client none of the others'.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -26,6 +27,7 @@ from client.steps.measuring import Describe
 from client.task import Task
 from client.wire import ForgetSpec
 from server.evidence.attacks import signals
+from server.evidence.attacks.rmia import rmia
 from server.evidence.attacks.success import area, success
 from server.evidence.attacks.threshold import loss_threshold
 from server.settings import RunSettings
@@ -96,14 +98,17 @@ def attack(
     members: Tensor,
     unseen: Examples,
     device: torch.device,
+    references: Sequence[nn.Module] = (),
 ) -> dict[str, float | None]:
     """Return how well the attacks do.
 
     The area under the ROC curve by signal ("confidence", "entropy", "modified-entropy"); of
     confidence also the ends of its 95 % interval ("confidence-low", "confidence-high") and the
     share of members found at 1 % of false alarms ("tpr"; None with fewer than 100 unseen examples);
-    and the loss threshold's "advantage", from -1 to 1. Beside them the percent of members that the
-    model gets right ("member-accuracy"): 100 is a model that may know them by heart.
+    the loss threshold's "advantage", from -1 to 1; and the area of RMIA ("rmia"; None without a
+    reference, or with fewer than two unseen examples: half of them are what others are compared
+    with). Beside them the percent of members that the model gets right ("member-accuracy"): 100 is
+    a model that may know them by heart.
 
     Args:
         model: Classifier; left in evaluation mode on `device`.
@@ -112,12 +117,23 @@ def attack(
         members: Positions in `data.train`, int64 `(n,)`.
         unseen: Examples never trained on.
         device: Where to compute.
+        references: Models that were trained without members and unseen examples; used as `model`.
     """
-    model.eval().to(device)
     inside = data.train.subset(members)
-    logs = _log_probabilities(model, task, inside, data, device)
-    inner = _signals(logs, inside.labels)
-    outer = _signals(_log_probabilities(model, task, unseen, data, device), unseen.labels)
+
+    def asked(one: nn.Module) -> tuple[Tensor, Tensor]:
+        return (
+            _log_probabilities(one, task, inside, data, device),
+            _log_probabilities(one, task, unseen, data, device),
+        )
+
+    def confidences(one: nn.Module) -> tuple[Tensor, Tensor]:
+        mine, theirs = asked(one)
+        return signals.confidence(mine, inside.labels), signals.confidence(theirs, unseen.labels)
+
+    logs, outside = asked(model)
+    inner, outer = _signals(logs, inside.labels), _signals(outside, unseen.labels)
+    others = [confidences(one) for one in references]
     by_confidence = success(inner["confidence"], outer["confidence"])
     rate = by_confidence.tpr_at_1_percent
     return {
@@ -128,13 +144,31 @@ def attack(
         "member-accuracy": 100.0 * float((logs.argmax(dim=1) == inside.labels).double().mean()),
         # Cross-entropy is the negative confidence.
         "advantage": loss_threshold(-inner["confidence"], -outer["confidence"]),
+        "rmia": _rmia(inner["confidence"], outer["confidence"], others),
     }
+
+
+def _rmia(
+    members: Tensor, unseen: Tensor, references: Sequence[tuple[Tensor, Tensor]]
+) -> float | None:
+    """Return the area of RMIA from log-probabilities of the true class, None if it cannot be.
+
+    Every other unseen example is what the rest are compared with: they are in order of class.
+    """
+    if not references or len(unseen) < 2:
+        return None
+    own = torch.cat([members, unseen[1::2]]).exp()
+    of_references = torch.stack([torch.cat([one, other[1::2]]) for one, other in references]).exp()
+    compared = torch.stack([other[::2] for _, other in references]).exp()
+    found = rmia(own, of_references, unseen[::2].exp(), compared)
+    return auc(found[: len(members)], found[len(members) :])
 
 
 def _log_probabilities(
     model: nn.Module, task: Task, split: Examples, data: Data, device: torch.device
 ) -> Tensor:
     """Return what the model says of examples, float64 `(n, K)`, on the CPU."""
+    model.eval().to(device)
     logs = []
     for batch in torch.arange(len(split)).split(_BATCH):
         logits = model(task.prepare(split.take(batch).to(device), data))

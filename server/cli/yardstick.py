@@ -1,6 +1,6 @@
 """The command that trains the stock of retrained models: yardstick."""
 
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
@@ -14,6 +14,7 @@ from server.cli.running import (
     MetricsPort,
     Why,
     carry_out,
+    planned,
     settings_for,
 )
 
@@ -35,6 +36,14 @@ def yardstick(
     values: dict[str, Any],
     classes: Classes = None,
     named: Clients = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Check the request and print its plan: rounds, bytes, estimated seconds. Nothing "
+            "is written down, no client is asked.",
+        ),
+    ] = False,
     metrics_port: MetricsPort = None,
     asked_by: AskedBy = "",
     why: Why = "",
@@ -49,4 +58,6 @@ def yardstick(
         asked_by=asked_by,
         why=why,
     )
+    if dry_run:
+        return planned(call, settings)
     return carry_out(call, settings, metrics_port)

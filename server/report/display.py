@@ -214,6 +214,9 @@ def plan(found: Mapping[str, Any]) -> list[RenderableType]:
     target = target_text(found["forget"], found.get("class_names"))
     version = found["base_version"]
     head = f"{version} would forget {target} by {found['method']}; nothing was written down"
+    if found["kind"] == "yardstick":
+        models = _models(len(found["phases"]))
+        head = f"{models} would be retrained without {target}; nothing was written down"
     if found["takes_up"]:
         head = f"{found['takes_up']} was interrupted and would go on: {head}"
     cells = []
@@ -238,12 +241,18 @@ def plan(found: Mapping[str, Any]) -> list[RenderableType]:
             f"The request takes about {found['seconds']:,.2f} s, with all the rounds that may be "
             f"added {found['seconds_at_most']:,.2f} s; retraining about "
             f"{found['retraining_seconds']:,.2f} s."
+            if found["kind"] == "forget"
+            else f"The request takes about {found['seconds']:,.2f} s."
         )
     shown += [f"  warning: {text}" for text in found["warnings"]]
     shown += [f"  not known: {text}" for text in found["not_known"]]
     refused = (found["chosen"] or {}).get("refused") or {}
     shown += [f"  {name} cannot: {reason}" for name, reason in refused.items()]
     return shown
+
+
+def _models(count: int) -> str:
+    return "1 model" if count == 1 else f"{count} models"
 
 
 def headline(record: Record) -> str:
@@ -258,7 +267,7 @@ def headline(record: Record) -> str:
     done = what.get(str(record.kind), str(record.kind))
     version = record.model_version
     if record.kind == "yardstick":
-        models = "1 model" if len(record.stock) == 1 else f"{len(record.stock)} models"
+        models = _models(len(record.stock))
         return f"{record.request or 'Request'} retrained {models} without {target}; none serves"
     end = f", now version {version}" if version else ", no new version"
     return f"{record.request or 'Request'} {done}{' ' + target if target else ''}{end}"

@@ -14,7 +14,7 @@ WHY_NOT: Final = {
 }
 
 SHORT: Final = (
-    *("Head back", "Blank head", "Class means", "Probe"),
+    *("Head back", "Blank head", "Class means", "Probe", "Matched head", "Turned head"),
     *("CKA forget", "CKA retain", "Neighbours forget", "Neighbours retain"),
 )
 
@@ -30,9 +30,9 @@ def feature_table(record: Record) -> Table | None:
         (outcome_of(record)[0], found.result, ""),
     ]
     return Table(
-        [("Accuracy on the forget set, %", 4), ("Like Retrained, 0 to 1", 4)],
+        [("Accuracy on the forget set, %", 6), ("Like Retrained, 0 to 1", 4)],
         [
-            *("head back", "blank head", "class means", "probe"),
+            *("head back", "blank head", "class means", "probe", "matched head", "turned head"),
             *("CKA, forget", "CKA, retain", "neighbours, forget", "neighbours, retain"),
         ],
         [(name, _cells(scores), mark) for name, scores, mark in models if scores is not None],
@@ -75,7 +75,10 @@ def feature_rows(
 
 
 def _cells(scores: FeatureScores) -> list[str]:
-    percents = (scores.head_back, scores.blank_mean, scores.class_means, scores.probe)
+    percents = (
+        *(scores.head_back, scores.blank_mean, scores.class_means, scores.probe),
+        *(scores.matched_head, scores.turned_head),
+    )
     at = scores.at_features
     shares = (at.forget, at.retain, scores.neighbours_forget, scores.neighbours_retain)
     likeness = [as_number(value, 2) for value in shares] if scores.layers else [""] * 4

@@ -244,6 +244,7 @@ footer { margin-top: 3rem; padding-top: .8rem; border-top: 1px solid var(--rule)
 <li><b>Head back</b>: how much is recognised with Original’s last layer put back. A high number is a find; a low one shows nothing by itself.</li>
 <li><b>Blank head</b>: how fast the class is learned again from a last layer that says nothing of it; the mean of the relearning curve.</li>
 <li><b>Class means</b> and <b>probe</b>: how much is recognised with a simple new last layer, made of few labelled images (50 and 10 of each class). Any model of images tells classes apart that it never saw: read them against Retrained’s row.</li>
+<li><b>Matched head</b> and <b>turned head</b>: head back for a model whose features are Original’s in another order, or turned. How that came about is found on images of what was to stay.</li>
 <li><b>CKA</b> and <b>neighbours</b>: how alike the model and Retrained see the same images; 1 is the same, and another retraining would not reach it either.</li>
 </ul>
 {% else %}

@@ -173,22 +173,24 @@ class Service(Workspace):
         return resolve(row, self.registry, checked.settings, checked.situation.data)
 
     def plan(self, settings: RunSettings) -> dict[str, Any]:
-        """Check a request to forget as `prepare` does and return what it will take.
+        """Check a request to forget, or for a stock, as `prepare` does; return what it will take.
 
         Nothing is written down, and no node is asked.
 
         Raises:
             BadSetting, AlreadyDone: As `prepare`.
         """
+        if settings.mode == "yardstick":
+            settings = replace(settings, method=YARDSTICK, method_options="")
         checked = self._checked(settings.rooted())
         told, base = checked.settings, checked.base
-        same = self._interrupted(told, "forget", base.federation, base.id)
+        same = self._interrupted(told, told.mode, base.federation, base.id)
         name = checked.method if same is None else same.method
         chosen = None if checked.chosen is None else asdict(checked.chosen)
         return {
             "format": 1,
             "changed": False,
-            "kind": "forget",
+            "kind": told.mode,
             "method": name,
             "chosen": chosen if same is None else self.chosen(same),
             "forget": asdict(told.forget),

@@ -297,8 +297,11 @@ class Situation:
     def document(self, name: str) -> dict[str, Any]:
         """Return the plan of a method that can serve the request, as `--dry-run` prints it."""
         rounds = self.planned(name)
-        request = [self._phase(one) for one in rounds]
-        compared = self.settings.compare == "retrain"
+        stock = self.settings.mode == "yardstick"
+        compared = self.settings.compare == "retrain" and not stock
+        if stock:  # every model is the same training with another seed
+            rounds = rounds * self.settings.count
+        request = [self._phase(one, phase="retrain" if stock else None) for one in rounds]
         again = [self._phase(s, phase="retrain") for s in self.planned("retraining")]
         return {
             "phases": [*request, *(again if compared else [])],
@@ -364,7 +367,9 @@ class Situation:
                 "how many rounds are rolled back or added until the accuracy is back: "
                 "rounds_at_most counts all that may be"
             )
-        if s.compare == "retrain":
+        if s.mode == "yardstick":
+            found.append("which of the models are in the cache already: all are counted")
+        elif s.compare == "retrain":
             found.append("whether Retrained is in the cache already")
         found.append("the time of measuring before and after the request, which is not counted")
         return found

@@ -443,6 +443,7 @@ def test_numbers_names_and_paths_are_taken_as_python_has_them() -> None:
 
 def test_every_setting_is_taken_somewhere() -> None:
     own = {"dataset", "engine", "connection", "version", "method", "compare", "accept", "trial"}
+    own |= {"count"}
     options = {option.key for option in OPTIONS}
 
     assert set().union(*TAKEN.values()) | own == options

@@ -564,6 +564,26 @@ def test_the_attacks_see_confidence() -> None:
     # others' none is.
     assert found["advantage"] == 0.5
     assert found["tpr"] is None  # of two others none is 1 %
+    assert found["rmia"] is None  # nothing to compare with
+
+    class Unsure(torch.nn.Module):
+        """Gives every class the same, whatever it sees."""
+
+        def forward(self, images: Tensor) -> Tensor:
+            return torch.zeros(len(images), 2)
+
+    model, here = PixelIsLogit(), torch.device("cpu")
+    found = membership.attack(
+        model, task, data, torch.arange(2), unseen, device=here, references=[Unsure()]
+    )
+    # Compared with the other at 150, of p = 0.71: the members' 0.99 and 0.94 are not twice that,
+    # nor is 0.007 of the other at 0.
+    assert found["rmia"] == 0.5
+    sure = split([150, 0, 0, 0])
+    found = membership.attack(
+        model, task, data, torch.arange(2), sure, device=here, references=[Unsure()]
+    )
+    assert found["rmia"] == 1.0  # twice as likely as half of what they are compared with
 
 
 # ---- what is kept -------------------------------------------------------------------------------
@@ -696,6 +716,7 @@ def test_a_result_depends_on_the_code_of_its_method_alone(tmp_path: Path) -> Non
         *("requests/context.py", "requests/costs.py", "requests/resolved.py"),
         *("requests/yardstick.py", "evidence/costs.py"),
         *("bench/membership.py", "evidence/attacks/signals.py", "evidence/attacks/success.py"),
+        "evidence/attacks/rmia.py",
     ],
 )
 def test_a_result_depends_on_what_runs_and_measures_it(

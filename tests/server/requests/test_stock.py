@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+import efface
 from server.cli import app
 from server.evidence.record import to_json
 from server.nodes.federation import Round
@@ -156,7 +157,7 @@ def test_a_request_reads_the_whole_stock_and_trains_nothing(
     codes = [f["code"] for f in verdict["findings"] if f["spread"] is not None]
     assert codes == [
         *("forget-accuracy", "relearning-curve", "head-back", "blank-head"),
-        *("class-means", "probe"),
+        *("class-means", "probe", "matched-head", "turned-head"),
     ]
     page = (home / "reports" / f"{record['request']}.html").read_text()
     assert "3 models were retrained from scratch without the forget set" in page
@@ -171,11 +172,23 @@ def test_the_command_trains_what_is_missing_alone(
     home = stopped[0].with_name("command")
     shutil.copytree(stopped[0], home)
     words = ["yardstick", "--class", "3", "--count", "4", "--home", str(home)]
+    dry = CliRunner().invoke(app, [*words, "--dry-run"])
+    assert dry.exit_code == 0, dry.output
+    assert "4 models would be retrained without class 3; nothing was written down" in dry.output
+    assert [line.split()[:2] for line in dry.output.splitlines()].count(["Retrain", "2"]) == 4
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 0, done.output
     assert "r0003 retrained 4 models without class 3; none serves" in done.output
     assert done.output.count("was found in the cache") == 3
     assert set(files(home)) == {seed_of(0, number) for number in range(4)}
+    # From Python all are found: nothing is trained again.
+    made = {path: path.stat().st_mtime_ns for path in files(home).values()}
+    federation = efface.Federation.inline("digits", num_clients=2, partition="iid", home=home)
+    found = federation.version("v0001").yardstick(class_=3, count=4)
+    assert (found.id, found.kind) == ("r0004", "yardstick")
+    assert (found.version, found.verdict) == (None, None)
+    assert [one.number for one in found.record.stock] == [0, 1, 2, 3]
+    assert {path: path.stat().st_mtime_ns for path in files(home).values()} == made
 
 
 def test_of_a_client_a_stock_can_be_trained_as_well(trained: Path) -> None:
