@@ -5,7 +5,8 @@ original ones (1:1), ordinary SGD.
 
 Departs from the paper: `hold` and `hold_features` add two bounded terms that keep the forgotten
 images down while the rest is recovered, so that they do not creep back; the first layer, whose
-edges and blobs serve any class, may be left as it is.
+edges and blobs serve any class, may be left as it is, and the last, so that they are held down in
+the features that it reads.
 """
 
 from collections.abc import Iterable, Sequence

@@ -45,7 +45,8 @@ class Descend(Common):
     momentum: float = setting(between(0.0, 0.999), 0.0)
     hold: float = setting(between(0.0, 1e3), 0.0)  # weight of the bounded hold-down term
     hold_features: float = setting(between(0.0, 1e3), 0.0)
-    freeze_stem: bool = setting(ANY, False)  # descend in all layers but the first
+    freeze_head: bool = setting(ANY, False)  # descend in all layers but the last
+    freeze_stem: bool = setting(ANY, False)  # and, or, in all but the first
 
     def why_not_noised(self) -> str | None:
         """Return why this message cannot be answered under noise, None if it can."""
@@ -113,7 +114,7 @@ def descend(node: Node, settings: Descend) -> Answer:
         held=held,
         hold=settings.hold,
         hold_features=settings.hold_features,
-        freeze=node.still(model, stem=settings.freeze_stem),
+        freeze=node.still(model, head=settings.freeze_head, stem=settings.freeze_stem),
         head=node.needed_head if holds else "",
         least=least,
     )
@@ -142,7 +143,7 @@ def _under_noise(
         images = torch.cat([images, held[0]])
         share = len(labels) / len(held[1])
         labels = torch.cat([labels, -1 - held[1]])  # marked, and still a class
-    still(node.still(model, stem=settings.freeze_stem))
+    still(node.still(model, head=settings.freeze_head, stem=settings.freeze_stem))
     size = math.ceil(batch_size * len(labels) / len(kept[1]))
     noise = node.noise(len(labels), batch_size=size, num_steps=num_steps)
     # The sum is divided by a batch of both, each mean is over its own.

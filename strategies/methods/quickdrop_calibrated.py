@@ -10,13 +10,15 @@ Departs from the paper:
 1. Every class ascends until its loss on S_f is s_c * ln K, ln K being the loss of a class never
    seen; the last layer stays as it is. A fixed budget undershoots on one model and destroys the
    next.
-2. The coordinator moves each class's row of the last layer by s_c towards the mean of the rows that
-   stay: a model that never saw a class has no direction for it, and a few steps bring back what was
-   only turned away. The relearning curve falls by this step alone, so that it says little about
-   the features behind (see benchmarks/RESULTS.md).
-3. Recovery takes few steps at a larger rate, and at class level holders keep the forgotten images
-   down by two bounded terms (`client.learning.recovery.known`), so that the class does not creep
-   back. It goes on for some rounds more while the retained classes are not back.
+2. Recovery takes few steps at a larger rate. At class level holders keep the forgotten images down
+   by two bounded terms (`client.learning.recovery.known`), so that the class does not creep back,
+   and the last layer stays as it is here, too: its row of the class is what the class would be
+   found by, and while it is there neither the terms nor the guard are satisfied by less than other
+   features. Recovery goes on for some rounds more while the retained classes are not back.
+3. Only then the coordinator moves each class's row of the last layer by s_c towards the mean of the
+   rows that stay: a model that never saw a class has no direction for it, and a few steps bring
+   back what was only turned away. At client level, where a class goes in part, the rows move before
+   recovery and nothing is held down.
 4. The first layer stays as it is until then: its edges serve every class, and cost most of the
    time.
 5. Relearning takes ordinary rounds on real data: the class or client is there again.
@@ -59,7 +61,7 @@ class CalibratedQuickDrop(Hyperparameters):
         30, COUNT, "steps of the ascent, each on the whole forget set, S_f, at most"
     )
     recover_rounds: int = option(
-        3, COUNT, "rounds of recovery at class level; some more while accuracy is missing"
+        4, COUNT, "rounds of recovery at class level; some more while accuracy is missing"
     )
     client_recover_rounds: int = option(
         4, COUNT, "rounds of recovery at client level; some more while accuracy is missing"
@@ -82,12 +84,12 @@ class CalibratedQuickDrop(Hyperparameters):
         0.03, RATE, "learning rate of recovery at client level, eta_theta"
     )
     hold: float = option(
-        1.0,
+        5.0,
         between(0.0, 1e3),
         "weight of -log(1 - p) in recovery, p the probability of a forgotten example's class",
     )
     hold_features: float = option(
-        2.0,
+        1.0,
         between(0.0, 1e3),
         "weight of the mean square of forgotten examples' features in recovery",
     )
@@ -149,10 +151,7 @@ class CalibratedQuickDrop(Hyperparameters):
 
         model = federation.run("unlearn", ascent(0), model, num_rounds=1)
 
-        # 2. Take the classes' own directions out of the last layer.
-        model = without_directions(model, share, head=head_of(federation.spec))
-
-        # 3. Recover on S \ S_f and as many originals.
+        # 2. Recover on S \ S_f and as many originals.
         rounds = self.message(
             federation,
             Descend,
@@ -163,18 +162,27 @@ class CalibratedQuickDrop(Hyperparameters):
         )
         drawn = as_in_training(federation, synthetic=self.needs.synthetic_data)
         watched = functools.partial(guarded_recovery, federation, remedy=REMEDY)
+        moved = functools.partial(without_directions, share=share, head=head_of(federation.spec))
         if not classes:  # a client's data are like the others': there is nothing to hold down
             gentle = RecoveryRounds(replace(rounds, batches=self.client_recover_batches), **drawn)
             number = self.client_recover_rounds
+            model = moved(model)
             return watched(model, ascent, gentle, num_rounds=number, threshold=100.0, wanted=wanted)
         rounds = replace(
-            rounds, batches=self.recover_batches, hold=self.hold, hold_features=self.hold_features
+            rounds,
+            batches=self.recover_batches,
+            hold=self.hold,
+            hold_features=self.hold_features,
+            freeze_head=True,
         )
         fast = RecoveryRounds(replace(rounds, lr=self.recover_lr), **drawn)
         last = RecoveryRounds(replace(rounds, lr=self.recover_last_lr), **drawn)
         number = self.recover_rounds - 1
         model = watched(model, ascent, fast, num_rounds=number, threshold=self.threshold)
-        return watched(model, ascent, last, num_rounds=1, threshold=self.threshold, wanted=wanted)
+        model = watched(model, ascent, last, num_rounds=1, threshold=self.threshold, wanted=wanted)
+
+        # 3. Take the classes' own directions out of the last layer.
+        return moved(model)
 
     def relearn(self, federation: Federation, model: ArrayRecord) -> ArrayRecord:
         """Return `model` with what the request names put back."""
