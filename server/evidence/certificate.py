@@ -53,6 +53,26 @@ class Version:
     pruned: str | None = None  # since when its weights are destroyed
 
 
+@dataclass(frozen=True)
+class Left:
+    """Something derived from what was forgotten, and what became of it at the coordinator.
+
+    Attributes:
+        kind: "version", "exported", "updates", "yardstick" or "rounds".
+        name: A version's id (of an exported file, the one whose weights it holds), or the name that
+            the home has for it. No path.
+        state: "kept", "destroyed"; of an exported file "there" or "not there".
+        at: When it was destroyed, or written; ISO 8601.
+        sha256: Of a version's or an exported file.
+    """
+
+    kind: str
+    name: str
+    state: str
+    at: str | None
+    sha256: str | None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Facts:
     """All that a certificate is made of.
@@ -70,6 +90,7 @@ class Facts:
         seal: The request's seal in the ledger.
         waiting: Clients that were offline and have yet to carry out the order.
         attestations: What sites signed of the order (`client.attestation`).
+        derived: What was derived from what was forgotten, at the coordinator.
         issued: When, ISO 8601 in UTC.
     """
 
@@ -86,6 +107,7 @@ class Facts:
     waiting: Sequence[str]
     issued: str
     attestations: Sequence[Mapping[str, Any]] = ()
+    derived: Sequence[Left] = ()
 
 
 def statement(facts: Facts) -> dict[str, Any]:
@@ -148,6 +170,7 @@ def predicate(facts: Facts, versions: Mapping[str, Any]) -> dict[str, Any]:
         ],
         "waiting": list(facts.waiting),
         "attestations": [plain(one) for one in facts.attestations],
+        "derived": [plain(one) for one in facts.derived],
         "costs": {key: told[key] for key in _COSTS},
         "measures": {name: _scores(told[name]) for name in _MODELS},
         "features": told["features"],
@@ -156,12 +179,23 @@ def predicate(facts: Facts, versions: Mapping[str, Any]) -> dict[str, Any]:
         "order": {**facts.order, "signed": facts.signed},
         "seal": {**plain(vars(facts.seal)), "sha256": facts.seal.hash},
         "record_sha256": facts.record_sha256,
-        "limits": limits(record, facts.before, facts.waiting),
+        "limits": limits(
+            record, facts.before, facts.waiting, destroyed=bool(facts.order["destroy"])
+        ),
     }
 
 
-def limits(record: Record, before: Version, waiting: Sequence[str]) -> list[str]:
-    """Return in plain words what a certificate does not say."""
+def limits(
+    record: Record, before: Version, waiting: Sequence[str], *, destroyed: bool = True
+) -> list[str]:
+    """Return in plain words what a certificate does not say.
+
+    Args:
+        record: The request's.
+        before: The version that it started from.
+        waiting: Clients that were offline.
+        destroyed: Whether the order had the clients destroy synthetic examples.
+    """
     found = [
         "The evidence is empirical: it shows how the model behaves where it was measured, and "
         "proves nothing about what is left in its weights.",
@@ -179,6 +213,11 @@ def limits(record: Record, before: Version, waiting: Sequence[str]) -> list[str]
         "The signature says who signed, and that nothing was changed since. The time is that of "
         "the coordinator's clock.",
     ]
+    if not destroyed:
+        found.append(
+            "Clients keep what synthetic examples they have of it, to relearn from: the order did "
+            "not have them destroyed."
+        )
     if record.retrained is None and record.method != "retraining":
         found.append(
             "No model was retrained without the data: there is no yardstick to say how far the "
@@ -311,6 +350,7 @@ def sentences(found: Mapping[str, Any]) -> list[str]:
         f"Took part: {', '.join(who) or 'nobody'}."
         + (f" Absent from some of it: {', '.join(away)}." if away else ""),
         *attested.sentences(told),
+        *_derived_sentences(told.get("derived", [])),
         f"Verdict: {STATES[verdict['state']]}"
         + (f" ({'; '.join(verdict['reasons'])})" if verdict["reasons"] else "")
         + ".",
@@ -319,6 +359,38 @@ def sentences(found: Mapping[str, Any]) -> list[str]:
         found_text.append(f"Not measured: {'; '.join(verdict['not_measured'])}.")
     found_text.append("Limits: " + " ".join(told["limits"]))
     return [_printable(text) for text in found_text]
+
+
+_KINDS: Final = {
+    "version": "weights of",
+    "updates": "clients' updates of",
+    "yardstick": "the retrained model",
+    "rounds": "rounds of",
+}
+
+
+def _derived_sentences(derived: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return in words what became of what the coordinator had derived from it."""
+    found = []
+    for state, words in (
+        ("destroyed", "Destroyed at the coordinator"),
+        ("kept", "Kept at the coordinator, and still knowing it"),
+    ):
+        named = [f"{_KINDS[one['kind']]} {one['name']}" for one in derived if one["state"] == state]
+        if named:
+            found.append(f"{words}: {', '.join(named)}.")
+    for state, words in (
+        ("there", "To be asked back, with all copies: written to files that are there still"),
+        ("not there", "Written to files that are where they were written no more"),
+    ):
+        named = [
+            f"weights of {one['name']} (SHA-256 {one['sha256']})"
+            for one in derived
+            if one["state"] == state
+        ]
+        if named:
+            found.append(f"{words}: {', '.join(named)}.")
+    return found
 
 
 def _printable(text: str) -> str:
