@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final
 
-from server.evidence import attested, envelope
+from server.evidence import attested, derived, envelope
+from server.evidence.derived import Left
 from server.evidence.envelope import InvalidCertificate
 from server.evidence.record import Record, Target, to_json
 from server.evidence.serial import plain
@@ -51,26 +52,6 @@ class Version:
     sha256: str
     state: str
     pruned: str | None = None  # since when its weights are destroyed
-
-
-@dataclass(frozen=True)
-class Left:
-    """Something derived from what was forgotten, and what became of it at the coordinator.
-
-    Attributes:
-        kind: "version", "exported", "updates", "yardstick" or "rounds".
-        name: A version's id (of an exported file, the one whose weights it holds), or the name that
-            the home has for it. No path.
-        state: "kept", "destroyed"; of an exported file "there" or "not there".
-        at: When it was destroyed, or written; ISO 8601.
-        sha256: Of a version's or an exported file.
-    """
-
-    kind: str
-    name: str
-    state: str
-    at: str | None
-    sha256: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -350,7 +331,7 @@ def sentences(found: Mapping[str, Any]) -> list[str]:
         f"Took part: {', '.join(who) or 'nobody'}."
         + (f" Absent from some of it: {', '.join(away)}." if away else ""),
         *attested.sentences(told),
-        *_derived_sentences(told.get("derived", [])),
+        *derived.sentences(told.get("derived", [])),
         f"Verdict: {STATES[verdict['state']]}"
         + (f" ({'; '.join(verdict['reasons'])})" if verdict["reasons"] else "")
         + ".",
@@ -359,38 +340,6 @@ def sentences(found: Mapping[str, Any]) -> list[str]:
         found_text.append(f"Not measured: {'; '.join(verdict['not_measured'])}.")
     found_text.append("Limits: " + " ".join(told["limits"]))
     return [_printable(text) for text in found_text]
-
-
-_KINDS: Final = {
-    "version": "weights of",
-    "updates": "clients' updates of",
-    "yardstick": "the retrained model",
-    "rounds": "rounds of",
-}
-
-
-def _derived_sentences(derived: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return in words what became of what the coordinator had derived from it."""
-    found = []
-    for state, words in (
-        ("destroyed", "Destroyed at the coordinator"),
-        ("kept", "Kept at the coordinator, and still knowing it"),
-    ):
-        named = [f"{_KINDS[one['kind']]} {one['name']}" for one in derived if one["state"] == state]
-        if named:
-            found.append(f"{words}: {', '.join(named)}.")
-    for state, words in (
-        ("there", "To be asked back, with all copies: written to files that are there still"),
-        ("not there", "Written to files that are where they were written no more"),
-    ):
-        named = [
-            f"weights of {one['name']} (SHA-256 {one['sha256']})"
-            for one in derived
-            if one["state"] == state
-        ]
-        if named:
-            found.append(f"{words}: {', '.join(named)}.")
-    return found
 
 
 def _printable(text: str) -> str:

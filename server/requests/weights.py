@@ -30,11 +30,14 @@ def version(home: Home, ledger: Ledger, name: str = "", allowed: Sequence[str] =
     Raises:
         UnknownIdError, RegistryError, BadSetting: If there is none, or several.
         EditedError: If the ledger was changed by hand there.
+        PrunedError: If its weights were destroyed.
         KnowsForgotten: If it knows what was forgotten.
     """
-    row = Registry(home, ledger, sweep=False).resolve(name or None)
+    registry = Registry(home, ledger, sweep=False)
+    row = registry.resolve(name or None)
     if edited := [p for p in ledger.checked(home).problems if p.version == row.id]:
         raise EditedError(f"{edited[0].text}; see `efface audit`")
+    registry.check_kept(row)
     derived.check_use(ledger, row, allowed)
     return row
 
