@@ -9,7 +9,8 @@ from typing import Any
 from client.errors import BadSetting
 from client.files import write_atomic
 from server.evidence import certificate
-from server.evidence.certificate import SHA256, Facts, Left, Version
+from server.evidence.certificate import SHA256, Facts, Version
+from server.evidence.derived import Left
 from server.requests import attestations, audit, derived, orders, records
 from server.storage import keys
 from server.storage.home import Home
