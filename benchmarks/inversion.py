@@ -50,7 +50,7 @@ METHODS: Final = {
     "influential-de 0.05": ("influential-de", "delta=0.05"),
 }
 COSTS: Final = {"1 - p": False, "-log p": True}
-IMAGES: Final = 6  # whose uploads are attacked
+IMAGES: Final = 4  # whose uploads are attacked
 CONTROLS: Final = 100  # real images whose distance to the nearest other is the control
 SCALE: Final = 2  # pixels of a picture for one of an image
 
@@ -83,9 +83,9 @@ def made(told: argparse.Namespace) -> Made:
         "data_dir": str(told.data_dir),
         "dataset": "mnist",
         "max_samples": told.max_samples,
-        "num_clients": 10,
-        "partition": "dirichlet:0.1",
-        "model_width": 32,
+        "num_clients": 5,
+        "partition": "dirichlet:0.5",
+        "model_width": 16,
         "model_depth": 3,
         "rounds": told.rounds,
         "local_steps": 10,
@@ -250,10 +250,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("out", type=Path, help="Folder of what is made.")
     parser.add_argument("--data-dir", type=Path, required=True, help="Folder of MNIST's files.")
-    parser.add_argument("--max-samples", type=int, default=5000, help="Training images.")
-    parser.add_argument("--rounds", type=int, default=30, help="Of training.")
+    parser.add_argument("--max-samples", type=int, default=3000, help="Training images.")
+    parser.add_argument("--rounds", type=int, default=15, help="Of training.")
     parser.add_argument("--class", dest="label", type=int, default=3, help="What is forgotten.")
-    parser.add_argument("--steps", type=int, default=1000, help="Of an attack on an upload.")
+    parser.add_argument("--steps", type=int, default=500, help="Of an attack on an upload.")
     parser.add_argument("--seed", type=int, default=0)
     told = parser.parse_args()
     found = made(told)
@@ -278,8 +278,8 @@ def main() -> None:
             *of_uploads(found, of_label[0], told),
             "",
             f"`python benchmarks/inversion.py OUT --data-dir DATA`: class {told.label} of MNIST, "
-            f"{told.max_samples:,} training images, 10 clients, Dirichlet 0.1, ConvNet of width "
-            f"32, {told.rounds} rounds, seed {told.seed}. Commit {commit}, torch "
+            f"{told.max_samples:,} training images, 5 clients, Dirichlet 0.5, ConvNet of width "
+            f"16, {told.rounds} rounds, seed {told.seed}. Commit {commit}, torch "
             f"{torch.__version__}, {platform.machine()}, {os.cpu_count()} cores.",
         ]
     )
