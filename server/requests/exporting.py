@@ -78,7 +78,8 @@ def export(
     data = made[path.suffix](network, told)
     sha256 = hashlib.sha256(data).hexdigest()
     if home.writable:
-        with Ledger.of(home) as writing:
+        # An older home may lack the folder of keys: opened to be written to, it has one.
+        with Ledger.of(Home(home.path)) as writing:
             writing.note_exported(row.id, path=str(path), sha256=sha256)
     write_atomic(path, data)
     return Exported(path, len(data), sha256, told, home.writable)

@@ -67,6 +67,10 @@ def test_of_a_class_forgotten_earlier_the_version_before_that_is_original(home: 
     assert found["features"]["original"]["probe"] == kept["probe"]
     # Retrained without class 3 knew class 4: it was destroyed with the request to forget that.
     assert found["features"]["retrained"] is None
+    left = json.loads(run(home, "show", "r0003").stdout)["derived"]
+    gone = [(one["kind"], one["state"]) for one in left]
+    assert gone == [("version", "kept"), ("version", "kept"), ("yardstick", "destroyed")]
+    assert left[-1]["name"].startswith("retrained-")
 
 
 def test_without_a_retrained_that_was_kept_it_says_so(home: Path) -> None:
