@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +25,7 @@ from server import runner
 from server.evidence.record import Record
 from server.evidence.scores import ModelScores
 from server.evidence.serial import read
-from server.requests import forgotten, records
+from server.requests import derived, forgotten, records
 from server.requests.asked import asked, check_federation
 from server.requests.evaluation import evaluated
 from server.requests.execution import VerificationFailed, refusal
@@ -766,9 +766,10 @@ class Federation:
         with ledger:
             return Registry(home, ledger, sweep=False).resolve(name, self._name)
 
-    def _weights(self, row: VersionRow) -> Arrays:
+    def _weights(self, row: VersionRow, allowed: Sequence[str] = ()) -> Arrays:
         home, ledger = opened(str(self._home))
         with ledger:
+            derived.check_use(ledger, row, allowed)
             return Registry(home, ledger, sweep=False).load(row)[0]
 
     def _page(self, request: str, path: Path | None) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,11 +12,12 @@ from torch import nn
 
 from client.learning.models import ModelSpec, loaded
 from client.wire import tensors
+from efface import asking
 from server.evidence.record import Forgotten
 from server.evidence.scores import ModelScores
 from server.evidence.serial import read
 from server.nodes.federation import from_numpy
-from server.requests import exporting
+from server.requests import derived, exporting
 from server.requests.classes import card_names
 from server.storage.ledger import VersionRow
 from server.storage.opened import opened
@@ -117,18 +118,22 @@ class Version:
         """What came of the request that made it."""
         return self._federation.result(self.request)
 
-    def weights(self) -> Arrays:
+    def weights(self, *, allow_forgotten: str | Iterable[str] | None = None) -> Arrays:
         """Return its weights by name, in the model's order, checked against their SHA-256.
+
+        Args:
+            allow_forgotten: Requests of which it may know what they forgot. Without them a version
+                that knows what was forgotten since gives no weights.
 
         Returns:
             Arrays of the caller's own.
 
         Raises:
-            EffaceError: If the file is lost or altered.
+            EffaceError: If the file is lost or altered, or the version knows what was forgotten.
         """
-        return self._federation._weights(self._row)
+        return self._federation._weights(self._row, self._allowed(allow_forgotten))
 
-    def model(self) -> nn.Module:
+    def model(self, *, allow_forgotten: str | Iterable[str] | None = None) -> nn.Module:
         """Return the network with its weights: a torch module in evaluation mode, on the CPU.
 
         Of the built-in networks it takes images as float32, `(N, channels, height, width)`, pixels
@@ -136,11 +141,15 @@ class Version:
         returns. It gives one score a class, `(N, classes)`, or what the task's network gives. It is
         the caller's own: what is done to it changes nothing in the home.
 
+        Args:
+            allow_forgotten: As of `weights`.
+
         Returns:
             A new module at each call.
 
         Raises:
-            EffaceError: If the weights file is lost or altered.
+            EffaceError: If the weights file is lost or altered, or the version knows what was
+                forgotten.
 
         Example:
             ```python
@@ -149,20 +158,32 @@ class Version:
             ```
         """
         spec = ModelSpec.of_card(self._row.card["model"])
-        return loaded(spec, tensors(from_numpy(self.weights()))).eval()
+        weights = self.weights(allow_forgotten=allow_forgotten)
+        return loaded(spec, tensors(from_numpy(weights))).eval()
 
-    def export(self, path: str | os.PathLike[str], *, force: bool = False) -> Path:
+    def export(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        force: bool = False,
+        allow_forgotten: str | Iterable[str] | None = None,
+    ) -> Path:
         """Write the weights to a file for other programs, and return its path.
+
+        The ledger notes the file, so that it can be asked back when what it knows is forgotten.
 
         Args:
             path: Ends in `.safetensors`, `.pt` (a plain state dict) or `.onnx` (the network).
             force: Whether to write over a file that is there.
+            allow_forgotten: As of `weights`.
 
         Raises:
             BadSetting: If the name ends otherwise, or a file is there.
-            EffaceError: If the weights are lost, altered or pruned.
+            EffaceError: If the weights are lost, altered or pruned, or the version knows what was
+                forgotten.
         """
         home, ledger = opened(str(self._federation._home))
+        derived.check_use(ledger, self._row, self._allowed(allow_forgotten))
         return exporting.export(home, ledger, self._row, Path(path), force=force).path
 
     def yardstick(
@@ -191,6 +212,10 @@ class Version:
     def evaluate(self, relearning: ClassName | Iterable[ClassName] | None = None) -> ModelScores:
         """Measure it on its data set's test part; see `Federation.evaluate`."""
         return self._federation.evaluate(self, relearning=relearning)
+
+    @staticmethod
+    def _allowed(named: str | Iterable[str] | None) -> Sequence[str]:
+        return asking.texts("allow_forgotten", named)
 
     def __eq__(self, other: object) -> bool:
         """Return whether both are the same version of the same home."""

@@ -86,20 +86,22 @@ plt.show()
 # ## The model itself
 #
 # `version.model()` is a plain torch module in evaluation mode. It takes pixels from 0 to 1,
-# normalised as in training.
+# normalised as in training. A version that knows what was forgotten since gives its weights only to
+# whoever names the request.
 
 # %%
 digits = load_digits()
 nines = torch.tensor(digits.images[digits.target == 9][:8] / 16, dtype=torch.float32)
 
 
-def answers(version: efface.Version) -> list[int]:
+def answers(version: efface.Version, forgotten_by: str | None = None) -> list[int]:
     inputs = (nines.unsqueeze(1) - version.mean[0]) / version.std[0]
     with torch.no_grad():
-        return version.model()(inputs).argmax(1).tolist()
+        network = version.model(allow_forgotten=forgotten_by)
+        return network(inputs).argmax(1).tolist()
 
 
-before, after = answers(trained), answers(result.version)
+before, after = answers(trained, result.version.request), answers(result.version)
 figure, panels = plt.subplots(1, len(nines), figsize=(11, 1.8))
 for panel, image, old, new in zip(panels, nines, before, after, strict=True):
     panel.imshow(image, cmap="gray_r")

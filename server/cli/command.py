@@ -45,6 +45,7 @@ _CLOSED: Final = (errno.EACCES, errno.EPERM, errno.EROFS)
 _EXIT_CODES: Final = {
     "unknown-id": USAGE,
     "pruned": USAGE,
+    "knows-forgotten": USAGE,
     "verification-failed": NOT_VERIFIED,
     "not-shown": NOT_VERIFIED,
     "edited": NOT_VERIFIED,

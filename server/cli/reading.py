@@ -21,6 +21,7 @@ from server.report.display import number, table
 
 if TYPE_CHECKING:
     from server.evidence.features.scores import FeatureMeasures
+    from server.requests.derived import Derived
     from server.storage.home import Home
     from server.storage.ledger import Ledger, RequestRow, VersionRow
     from server.storage.seal_check import Checked, Problem
@@ -149,7 +150,7 @@ def show(call: Call, identifier: Identifier) -> Answer:
 
 def _show_request(home: "Home", ledger: "Ledger", row: "RequestRow") -> Answer:
     from server.evidence.record import to_json
-    from server.requests import records
+    from server.requests import derived, records
 
     seals = ledger.checked(home)
     problems = [*seals.of(row.id), *records.problems_of(home, row)]
@@ -174,14 +175,27 @@ def _show_request(home: "Home", ledger: "Ledger", row: "RequestRow") -> Answer:
     shown: list[Any] = [_facts(facts)]
     if record is not None:
         shown += display.result(record)
+    left = derived.of_request(home, ledger, row)
+    if left:
+        head = ["Derived from it", "Of", "State", "Since (UTC)", "Where"]
+        cells = [[one.kind, one.name, one.state, *_when_and_where(one)] for one in left]
+        shown += ["", table(head, cells, text=len(head))]
     document = {
         "format": FORMAT,
         "request": request_document(row, seals),
         "record": None if record is None else to_json(record),
+        "derived": [
+            asdict(one) | {"path": None if one.path is None else str(one.path)} for one in left
+        ],
         "pending": waiting,
         "problems": _documents(problems),
     }
     return _marked(Answer(document, shown), problems)
+
+
+def _when_and_where(one: "Derived") -> tuple[str, str]:
+    when = (one.at or "")[:16].replace("T", " ")
+    return when or display.NOTHING, display.NOTHING if one.path is None else str(one.path)
 
 
 def _show_version(home: "Home", ledger: "Ledger", row: "VersionRow") -> Answer:

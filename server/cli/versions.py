@@ -22,6 +22,15 @@ Version = Annotated[
         show_default=False,
     ),
 ]
+Allowed = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allow-forgotten",
+        metavar="REQUEST",
+        help="Take a version that knows what this request forgot; may be repeated.",
+        show_default=False,
+    ),
+]
 Force = Annotated[bool, typer.Option("--force", help="Write over a file that is there.")]
 
 
@@ -50,12 +59,16 @@ def export(
         ),
     ],
     force: Force = False,
+    allowed: Allowed = None,
 ) -> Answer:
-    """Write a version's weights to a file for other programs, readable by its owner alone."""
+    """Write a version's weights to a file for other programs, readable by its owner alone.
+
+    The ledger notes the file, so that it can be asked back when what it knows is forgotten.
+    """
     home, ledger = opened(call)
     from server.requests import exporting, weights
 
-    row = weights.version(home, ledger, name)
+    row = weights.version(home, ledger, name, allowed or ())
     done = exporting.export(home, ledger, row, output, force=force)
     facts = done.facts
     document = {
@@ -63,8 +76,13 @@ def export(
         "file": str(done.path),
         "bytes": done.num_bytes,
         "sha256": done.sha256,
+        "noted": done.noted,
         **facts,
     }
+    if not done.noted:
+        call.errors.print(
+            "note: this home cannot be written: its ledger does not know of the file", markup=False
+        )
     gone = "removed" if facts["compact"] else "kept at zero"
     shape = ", ".join(map(str, facts["input_shape"]))
     count = len(facts["class_names"])
@@ -130,6 +148,7 @@ def predict(
         ),
     ] = "",
     force: Force = False,
+    allowed: Allowed = None,
 ) -> Answer:
     """Say which class a version takes each example for, and how sure it is: CSV, a line each."""
     home, ledger = opened(call)
@@ -139,7 +158,7 @@ def predict(
     path = None if output is None else output.expanduser().absolute()
     if path is not None:
         exporting.check_output(path, force=force)
-    row = weights.version(home, ledger, name)
+    row = weights.version(home, ledger, name, allowed or ())
     told = data_dir or os.environ.get("EFFACE_DATA_DIR") or call.project.value("data-dir")
     facts = weights.facts(row)
     found = predicting.predict(
@@ -182,6 +201,16 @@ def prune(
         ),
     ] = 1,
     trials: Annotated[bool, typer.Option("--trials", help="Prune trials, too.")] = False,
+    forgotten_days: Annotated[
+        int | None,
+        typer.Option(
+            "--forgotten-days",
+            metavar="DAYS",
+            help="Prune every version that knows what was forgotten so many days ago or earlier, "
+            "those to go back to, trials and first ones too.",
+            show_default=False,
+        ),
+    ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be destroyed, and do nothing.")
@@ -195,7 +224,8 @@ def prune(
     from server.requests import pruning
     from server.storage.home import Home
 
-    found = pruning.plan(home, ledger, keep=keep, trials=trials)
+    told: dict[str, Any] = {"keep": keep, "trials": trials, "forgotten_days": forgotten_days}
+    found = pruning.plan(home, ledger, **told)
     size = display.size(found.num_bytes)
     if found.items and not dry_run:
         if call.json and not yes:
@@ -203,7 +233,7 @@ def prune(
         question = f"Destroy {len(found.items)} files or folders, {size}? They cannot be restored."
         if not yes:
             typer.confirm(question, abort=True, err=True)
-        found = pruning.prune(Home(home.path), keep=keep, trials=trials)
+        found = pruning.prune(Home(home.path), **told)
         size = display.size(found.num_bytes)
     document: dict[str, Any] = {
         "format": FORMAT,

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final
 
-from server.evidence import attested, envelope
+from server.evidence import attested, derived, envelope
+from server.evidence.derived import Left
 from server.evidence.envelope import InvalidCertificate
 from server.evidence.record import Record, Target, to_json
 from server.evidence.serial import plain
@@ -70,6 +71,7 @@ class Facts:
         seal: The request's seal in the ledger.
         waiting: Clients that were offline and have yet to carry out the order.
         attestations: What sites signed of the order (`client.attestation`).
+        derived: What was derived from what was forgotten, at the coordinator.
         issued: When, ISO 8601 in UTC.
     """
 
@@ -86,6 +88,7 @@ class Facts:
     waiting: Sequence[str]
     issued: str
     attestations: Sequence[Mapping[str, Any]] = ()
+    derived: Sequence[Left] = ()
 
 
 def statement(facts: Facts) -> dict[str, Any]:
@@ -148,6 +151,7 @@ def predicate(facts: Facts, versions: Mapping[str, Any]) -> dict[str, Any]:
         ],
         "waiting": list(facts.waiting),
         "attestations": [plain(one) for one in facts.attestations],
+        "derived": [plain(one) for one in facts.derived],
         "costs": {key: told[key] for key in _COSTS},
         "measures": {name: _scores(told[name]) for name in _MODELS},
         "features": told["features"],
@@ -156,12 +160,23 @@ def predicate(facts: Facts, versions: Mapping[str, Any]) -> dict[str, Any]:
         "order": {**facts.order, "signed": facts.signed},
         "seal": {**plain(vars(facts.seal)), "sha256": facts.seal.hash},
         "record_sha256": facts.record_sha256,
-        "limits": limits(record, facts.before, facts.waiting),
+        "limits": limits(
+            record, facts.before, facts.waiting, destroyed=bool(facts.order["destroy"])
+        ),
     }
 
 
-def limits(record: Record, before: Version, waiting: Sequence[str]) -> list[str]:
-    """Return in plain words what a certificate does not say."""
+def limits(
+    record: Record, before: Version, waiting: Sequence[str], *, destroyed: bool = True
+) -> list[str]:
+    """Return in plain words what a certificate does not say.
+
+    Args:
+        record: The request's.
+        before: The version that it started from.
+        waiting: Clients that were offline.
+        destroyed: Whether the order had the clients destroy synthetic examples.
+    """
     found = [
         "The evidence is empirical: it shows how the model behaves where it was measured, and "
         "proves nothing about what is left in its weights.",
@@ -179,6 +194,11 @@ def limits(record: Record, before: Version, waiting: Sequence[str]) -> list[str]
         "The signature says who signed, and that nothing was changed since. The time is that of "
         "the coordinator's clock.",
     ]
+    if not destroyed:
+        found.append(
+            "Clients keep what synthetic examples they have of it, to relearn from: the order did "
+            "not have them destroyed."
+        )
     if record.retrained is None and record.method != "retraining":
         found.append(
             "No model was retrained without the data: there is no yardstick to say how far the "
@@ -311,6 +331,7 @@ def sentences(found: Mapping[str, Any]) -> list[str]:
         f"Took part: {', '.join(who) or 'nobody'}."
         + (f" Absent from some of it: {', '.join(away)}." if away else ""),
         *attested.sentences(told),
+        *derived.sentences(told.get("derived", [])),
         f"Verdict: {STATES[verdict['state']]}"
         + (f" ({'; '.join(verdict['reasons'])})" if verdict["reasons"] else "")
         + ".",

@@ -45,6 +45,12 @@ def why_no_features(record: Record) -> str | None:
     return None if found is None or found.why_not is None else WHY_NOT.get(found.why_not)
 
 
+def at_clients(record: Record) -> bool:
+    """Return whether clients measured what they could, for want of the coordinator's images."""
+    scores = record.recovered
+    return scores is not None and scores.heldout is not None and scores.heldout.decides
+
+
 def feature_sentence(record: Record) -> str | None:
     """Return what the measures come to for whoever reads one sentence, None where there is none."""
     found = record.features
@@ -55,8 +61,9 @@ def feature_sentence(record: Record) -> str | None:
         return None
     subject, plural = subject_of(record)
     text = (
-        f"With its old last layer put back, the result recognises {as_percent(now)} of the test "
-        f"images of {subject}; before the request it was {as_percent(before)}"
+        f"With its old last layer put back, the result recognises {as_percent(now)} of the "
+        f"{'images that clients held out' if at_clients(record) else 'test images'} of {subject}; "
+        f"before the request it was {as_percent(before)}"
     )
     if found.retrained is not None and found.retrained.head_back is not None:
         text += (

@@ -239,7 +239,10 @@ footer { margin-top: 3rem; padding-top: .8rem; border-top: 1px solid var(--rule)
 {% if features %}
 {% if feature_sentence %}<p>{{ feature_sentence }}</p>{% endif %}
 <p>A model’s last layer can be edited so that it no longer names a class, while the layers below still know it. These measures look below. A result that forgot reads as Retrained does in every column; one that lies nearer to Original still holds some of the class, whatever it answers.{% if by_spread %} All but CKA and neighbours decide the verdict.{% else %} They are for information: to decide the verdict they need three retrained models or more.{% endif %}</p>
-{{ show(features, "Model", "On test images") }}
+{{ show(features, "Model", "On images that clients held out" if at_clients else "On test images") }}
+{% if at_clients %}
+<p>The coordinator has no test images: clients measured what needs only counts from them.</p>
+{% endif %}
 <ul class="note">
 <li><b>Head back</b>: how much is recognised with Original’s last layer put back. A high number is a find; a low one shows nothing by itself.</li>
 <li><b>Blank head</b>: how fast the class is learned again from a last layer that says nothing of it; the mean of the relearning curve.</li>

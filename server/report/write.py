@@ -12,7 +12,7 @@ from client.files import write_atomic
 from server.evidence.participation import remarks
 from server.evidence.record import Record
 from server.report.channels import channel_section
-from server.report.features import feature_sentence, feature_table, why_no_features
+from server.report.features import at_clients, feature_sentence, feature_table, why_no_features
 from server.report.page import PAGE
 from server.report.pictures import cost_plot, phases_plot, relearning_plot
 from server.report.stock import stock_table
@@ -84,6 +84,7 @@ def render(record: Record, *, linked: bool = False) -> str:
         relearning=relearning_table(record),
         features=feature_table(record),
         feature_sentence=feature_sentence(record),
+        at_clients=at_clients(record),
         stock=stock_table(record),
         by_spread=record.verdict is not None and record.verdict.false_alarms is not None,
         why_no_features=why_no_features(record),

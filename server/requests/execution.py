@@ -495,8 +495,13 @@ def _stock(work: Work) -> None:
 
 def _trained_scores(
     work: Work, root: VersionRow, judge: Judge, federation: GridFederation
-) -> ModelScores:
-    """Return the first version's scores on this request's sets: what relearning aims at."""
+) -> ModelScores | None:
+    """Return the first version's scores on this request's sets: what relearning aims at.
+
+    None where its weights are destroyed, for it knew what was forgotten.
+    """
+    if root.id in work.workspace.ledger.pruned():
+        return None
     arrays, card = work.workspace.registry.load(root)
     return replace(judge, spec=ModelSpec.of_card(card["model"])).full(
         from_numpy(arrays), federation

@@ -35,12 +35,14 @@ class Exported:
         num_bytes: Its size.
         sha256: Of the file, hexadecimal.
         facts: What the weights need elsewhere (`weights.facts`).
+        noted: Whether the ledger knows of it; not where the home cannot be written.
     """
 
     path: Path
     num_bytes: int
     sha256: str
     facts: dict[str, Any]
+    noted: bool = True
 
 
 def export(
@@ -50,7 +52,8 @@ def export(
 
     `.safetensors` and `.pt` hold parameters and buffers by name, the latter saved by `torch.save`
     and loadable with `weights_only=True`; `.onnx` holds the network, from `inputs` `(B, C, H, W)`
-    to `logits` `(B, K)`. Facts are in the metadata of the first and the last.
+    to `logits` `(B, K)`. Facts are in the metadata of the first and the last. The ledger notes the
+    file first, so that it can be asked back when something that the version knows is forgotten.
 
     Args:
         home: Where the version is.
@@ -73,8 +76,13 @@ def export(
     network, told = weights.network(home, ledger, row), weights.facts(row)
     made = {".safetensors": _safetensors, ".pt": _state_dict, ".onnx": _onnx}
     data = made[path.suffix](network, told)
+    sha256 = hashlib.sha256(data).hexdigest()
+    if home.writable:
+        # An older home may lack the folder of keys: opened to be written to, it has one.
+        with Ledger.of(Home(home.path)) as writing:
+            writing.note_exported(row.id, path=str(path), sha256=sha256)
     write_atomic(path, data)
-    return Exported(path, len(data), hashlib.sha256(data).hexdigest(), told)
+    return Exported(path, len(data), sha256, told, home.writable)
 
 
 def check_output(path: Path, *, force: bool) -> None:

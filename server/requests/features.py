@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
+from client.learning.models import traced
+from server.evidence.features.head_back import with_rows
 from server.evidence.features.scores import FeatureMeasures, FeatureScores
 from server.evidence.measures import Judge
 from server.evidence.serial import plain, read
@@ -19,7 +21,10 @@ def measured(
     result: "Weights",
     yardstick: Yardstick | None,
 ) -> FeatureMeasures | None:
-    """Return the measures; None without Retrained, test images, or classes to forget.
+    """Return the measures; None without Retrained or classes to forget.
+
+    Where the coordinator has no test images, its clients measure what needs nothing but counts: the
+    accuracy with Original's last layer put back.
 
     Args:
         judge: As Retrained was judged: at full size.
@@ -28,9 +33,17 @@ def measured(
         result: After it.
         yardstick: Retrained.
     """
-    data = judge.data
-    if yardstick is None or data is None or not len(data.test) or judge.forget.level != "class":
+    if yardstick is None or judge.forget.level != "class":
         return None
+    if _without_images(judge):
+        before = at_clients(federation, original, original)
+        if before is None:
+            return None
+        return FeatureMeasures(
+            original=before,
+            retrained=at_clients(federation, original, (judge.spec, yardstick.weights)),
+            result=at_clients(federation, original, result),
+        )
     # Only here: scikit-learn takes a second to load.
     from server.evidence.features.measures import feature_measures
 
@@ -52,9 +65,10 @@ def of_retrained(
         original: Network and weights before the request.
         yardstick: The retrained model.
     """
-    data = judge.data
-    if data is None or not len(data.test) or judge.forget.level != "class":
+    if judge.forget.level != "class":
         return None
+    if _without_images(judge):
+        return at_clients(federation, original, (judge.spec, yardstick.weights))
     from server.evidence.features import measures  # as above
 
     def measure() -> Any:
@@ -63,3 +77,34 @@ def of_retrained(
 
     found = federation.journal.value(name_of("features-retrained", yardstick.number), measure)
     return None if found is None else read(FeatureScores, found, "features")
+
+
+def _without_images(judge: Judge) -> bool:
+    return judge.data is None or not len(judge.data.test)
+
+
+def at_clients(
+    federation: GridFederation, original: "Weights", model: "Weights"
+) -> FeatureScores | None:
+    """Return what clients measure of a model below its last layer, on what they hold out.
+
+    They score a model of which the coordinator has changed the last layer, and answer with counts
+    by class, under each policy's least number as always; in sums as well. Under noise every answer
+    costs of what may be told: they are not asked.
+
+    Args:
+        federation: The request's: its journal keeps the answers.
+        original: Network and weights before the request.
+        model: The one that is measured.
+
+    Returns:
+        None under noise, or where a network does not end in one linear layer.
+    """
+    heads = {traced(spec).head for spec, _ in (original, model)}
+    if len(heads) > 1 or None in heads or federation.common.get("noise_multiplier"):
+        return None
+    classes = federation.forget.classes
+    changed = with_rows(model[1], original[1], str(heads.pop()), classes)
+    if changed is None:
+        return FeatureScores()
+    return FeatureScores(head_back=federation.heldout(changed, model[0]).forget.accuracy(classes))

@@ -3,17 +3,20 @@
 What evidence rests on is never pruned: rows, seals, records, cards, reports. Kept are the weights
 of versions in service, of the newest that served before them (`keep` of each federation), of trials
 unless they are named, of the first version of every line that is kept (what relearning aims at),
-and of those from which a request waits to go on. A seal says of pruned weights that they were
-destroyed on purpose, so that an audit does not take them for lost.
+and of those from which a request waits to go on. Of all of these but what serves nothing is kept
+that knows what was forgotten so many days ago (`forgotten_days`), if that is asked for. A seal says
+of pruned weights that they were destroyed on purpose, so that an audit does not take them for lost.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Final, Literal
 
 from client.errors import BadSetting
 from server.requests import yardstick
+from server.requests.derived import known
 from server.requests.workspace import Workspace
 from server.storage.history import History
 from server.storage.home import Home
@@ -59,7 +62,14 @@ class Pruning:
         return sum(item.num_bytes for item in self.items)
 
 
-def plan(home: Home, ledger: Ledger, *, keep: int = KEEP, trials: bool = False) -> Pruning:
+def plan(
+    home: Home,
+    ledger: Ledger,
+    *,
+    keep: int = KEEP,
+    trials: bool = False,
+    forgotten_days: int | None = None,
+) -> Pruning:
     """Return what can go from a home; nothing is changed.
 
     Args:
@@ -67,14 +77,19 @@ def plan(home: Home, ledger: Ledger, *, keep: int = KEEP, trials: bool = False) 
         ledger: Its ledger.
         keep: How many versions that served before the one in service stay, of each federation.
         trials: Whether trials can go, too.
+        forgotten_days: Versions that know what was forgotten so many days ago or earlier can go,
+            whatever else would keep them; None for no such rule.
 
     Raises:
-        BadSetting: If `keep` is negative.
+        BadSetting: If a number is negative.
     """
-    if keep < 0:
-        raise BadSetting(f"keep must be at least 0, got {keep}")
+    for name, number in (("keep", keep), ("forgotten-days", forgotten_days)):
+        if number is not None and number < 0:
+            raise BadSetting(f"{name} must be at least 0, got {number}")
     versions = ledger.versions()
     kept = _kept(ledger, Registry(home, ledger, sweep=False), keep, trials=trials)
+    if forgotten_days is not None:
+        kept = {v: why for v, why in kept.items() if v not in _knowing(ledger, forgotten_days)}
     gone = [v for v in versions if v.id not in kept]
     items = [
         Item("weights", path, path.stat().st_size, version.id)
@@ -90,15 +105,19 @@ def plan(home: Home, ledger: Ledger, *, keep: int = KEEP, trials: bool = False) 
     return Pruning([*items, *_updates(home, ledger, staying)], kept)
 
 
-def prune(home: Home, *, keep: int = KEEP, trials: bool = False) -> Pruning:
-    """Destroy what can go, and return it.
+def prune(
+    home: Home, *, keep: int = KEEP, trials: bool = False, forgotten_days: int | None = None
+) -> Pruning:
+    """Destroy what can go, and return it; see `plan`.
 
     Raises:
-        BadSetting: If `keep` is negative.
+        BadSetting: If a number is negative.
         HomeBusy: If another process holds the home.
     """
     with home.lock():
-        found = plan(home, Ledger.look(home), keep=keep, trials=trials)
+        found = plan(
+            home, Ledger.look(home), keep=keep, trials=trials, forgotten_days=forgotten_days
+        )
         workspace = Workspace.open(home)  # which destroys what may not be kept in any case
         for item in found.items:
             if item.version is not None:
@@ -128,6 +147,17 @@ def _kept(ledger: Ledger, registry: Registry, keep: int, *, trials: bool) -> dic
         found.setdefault(root, "the first of its line, at which relearning aims")
     pruned = ledger.pruned()
     return {v.id: found[v.id] for v in versions if v.id in found and v.id not in pruned}
+
+
+def _knowing(ledger: Ledger, days: int) -> set[str]:
+    """Return the versions that know what was forgotten so many days ago; none that serves does."""
+    since, found = ledger.now() - timedelta(days=days), set[str]()
+    for version in ledger.versions():
+        _, requests = known(version, ledger.erased(version.federation))
+        ended = [ledger.request(name).finished for name in requests]
+        if version.state != "in-service" and any(at and at <= since for at in ended):
+            found.add(version.id)
+    return found
 
 
 def _bases(versions: Sequence[VersionRow]) -> dict[str, list[list[list[object]]]]:

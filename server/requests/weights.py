@@ -1,5 +1,6 @@
 """A version's network with its weights, and what somebody else needs to know to use it."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
@@ -9,6 +10,7 @@ from client.learning.models import ModelSpec, loaded
 from client.task import Task
 from client.wire import tensors
 from server.nodes.federation import from_numpy
+from server.requests import derived
 from server.requests.classes import card_names
 from server.storage.home import Home
 from server.storage.ledger import Ledger, VersionRow
@@ -16,21 +18,27 @@ from server.storage.registry import Registry
 from server.storage.seals import EditedError
 
 
-def version(home: Home, ledger: Ledger, name: str = "") -> VersionRow:
+def version(home: Home, ledger: Ledger, name: str = "", allowed: Sequence[str] = ()) -> VersionRow:
     """Return the version that a user's word means, if its row is as it was signed.
 
     Args:
         home: Where it is.
         ledger: The home's.
         name: Its id, `latest`, or empty for the one in service.
+        allowed: Requests of which it may know what they forgot.
 
     Raises:
         UnknownIdError, RegistryError, BadSetting: If there is none, or several.
         EditedError: If the ledger was changed by hand there.
+        PrunedError: If its weights were destroyed.
+        KnowsForgotten: If it knows what was forgotten.
     """
-    row = Registry(home, ledger, sweep=False).resolve(name or None)
+    registry = Registry(home, ledger, sweep=False)
+    row = registry.resolve(name or None)
     if edited := [p for p in ledger.checked(home).problems if p.version == row.id]:
         raise EditedError(f"{edited[0].text}; see `efface audit`")
+    registry.check_kept(row)
+    derived.check_use(ledger, row, allowed)
     return row
 
 

@@ -38,24 +38,29 @@ class Workspace:
         return workspace
 
     def sweep(self) -> None:
-        """Destroy what may not be kept: stored updates, yardsticks, and rounds of a training.
+        """Destroy what may not be kept: stored updates, yardsticks, and rounds of requests.
 
-        A stopped training whose data an erasure has named since is given up: going on, it would
-        serve a model that knows them.
+        A stopped request whose data an erasure has named since is given up: its rounds know them,
+        and going on, a training would serve a model that does. What goes with an erasure is sealed.
         """
         requests = self.ledger.requests()
         if any(self.home.updates.iterdir()):
             history.sweep(self.home, self.ledger, {row.token: row for row in requests})
-        yardstick.sweep(self.home.cache, self.ledger.erased)
+        yardstick.sweep(
+            self.home.cache,
+            self.ledger.erased,
+            lambda request, name: self.ledger.note_destroyed(request, "yardstick", name),
+        )
         for row in requests:
             state = row.state
-            if row.kind == "train" and state == "interrupted":
+            if state == "interrupted":
                 erasure = self._erased_since(row, requests)
                 if erasure is not None:
                     what = ForgetSpec(str(erasure.level), erasure.classes, erasure.clients)
-                    reason = f"{what} was erased since ({erasure.id}), and its rounds know it"
-                    reason += "; train again"
+                    reason = f"{what} was erased since ({erasure.id}), and its rounds know it; "
+                    reason += "train again" if row.kind == "train" else "ask anew"
                     state = self.ledger.abort(row.id, reason, code=ERASED_SINCE).state
+                    self.ledger.note_destroyed(erasure.id, "rounds", row.id)
             if state in ("failed", "aborted"):
                 records.forget_rounds(self.home, row)
 

@@ -172,12 +172,17 @@ def kept(
     return None
 
 
-def sweep(cache: Path, erased: Callable[[str], Erased]) -> list[Path]:
+def sweep(
+    cache: Path,
+    erased: Callable[[str], Erased],
+    destroyed: Callable[[str, str], None] = lambda request, name: None,
+) -> list[Path]:
     """Destroy the yardsticks that know what was erased since, and those of other code.
 
     Args:
         cache: Folder of the home.
         erased: What a federation has forgotten now, by its name.
+        destroyed: Told, before one goes, each request that forgot what it knows, and its name.
 
     Returns:
         The files destroyed.
@@ -185,6 +190,8 @@ def sweep(cache: Path, erased: Callable[[str], Erased]) -> list[Path]:
     found = sorted(cache.glob(PATTERN))
     gone = [path for path in found if not _may_stay(path, erased)]
     for path in gone:
+        for request in known(path, erased):
+            destroyed(request, path.name)
         destroy(path)
     return gone
 
@@ -221,15 +228,28 @@ def _of_some(inputs: Mapping[str, Any], bases: Mapping[str, Sequence[Any]]) -> b
 
 def _may_stay(path: Path, erased: Callable[[str], Erased]) -> bool:
     try:
-        inputs = note_of(path)["inputs"]
-        forget, (classes, clients) = inputs["forget"], inputs["erased"]
-        now = erased(inputs["federation"])
-        known = {*now.classes} - {*classes, *forget["classes"]}
-        known_clients = {*now.clients} - {*clients, *forget["clients"]}
-        same = inputs["code"] == code(CODE)
+        return bool(note_of(path)["inputs"]["code"] == code(CODE)) and not _known(path, erased)
     except (OSError, RegistryError, KeyError, TypeError, ValueError):
         return False  # nothing that could be used
-    return same and not known and not known_clients
+
+
+def known(path: Path, erased: Callable[[str], Erased]) -> list[str]:
+    """Return the requests that forgot what a yardstick knows; none of a file that is not one."""
+    try:
+        return _known(path, erased)
+    except (OSError, RegistryError, KeyError, TypeError, ValueError):
+        return []
+
+
+def _known(path: Path, erased: Callable[[str], Erased]) -> list[str]:
+    inputs = note_of(path)["inputs"]
+    forget, (classes, clients) = inputs["forget"], inputs["erased"]
+    now = erased(inputs["federation"])
+    found = [
+        *(now.class_requests.get(c, "") for c in {*now.classes} - {*classes, *forget["classes"]}),
+        *(now.client_requests.get(n, "") for n in {*now.clients} - {*clients, *forget["clients"]}),
+    ]
+    return sorted({*found})
 
 
 def relearning(

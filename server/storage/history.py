@@ -137,7 +137,7 @@ def sweep(home: Home, ledger: Ledger, named: Mapping[str, RequestRow]) -> None:
 
     They may be kept as long as their request goes on or the card of a version that is not
     superseded names them, and while no later request of their federation, done and not a trial, has
-    forgotten what they know.
+    forgotten what they know. Those that such a request takes along are sealed as destroyed.
 
     Args:
         home: Where they are.
@@ -161,10 +161,15 @@ def sweep(home: Home, ledger: Ledger, named: Mapping[str, RequestRow]) -> None:
             and row.created > made.created
             and row.id not in trials
         ]
-        if (finished and folder.name not in wanted) or any(r.level != "client" for r in later):
+        whole = next((row for row in later if row.level != "client"), None)
+        if (finished and folder.name not in wanted) or whole is not None:
+            if whole is not None and not history.empty:
+                ledger.note_destroyed(whole.id, "updates", folder.name)
             history.destroy()
             continue
-        for client in {client for row in later for client in row.clients}:
+        for client, request in {name: row.id for row in later for name in row.clients}.items():
+            if any(client in names for names in history.clients().values()):
+                ledger.note_destroyed(request, "updates", f"{folder.name} of {client}")
             history.destroy(client)
 
 

@@ -703,9 +703,42 @@ class Ledger:
 
     def pruned(self) -> dict[str, str]:
         """Return when each version's weights were pruned, ISO 8601, of those that have none."""
-        query = select(_Seal).where(_Seal.kind == "pruned").order_by(_Seal.number)
+        return seal_check.pruned(self.noted("pruned"))
+
+    def note_exported(self, version_id: str, *, path: str, sha256: str) -> None:
+        """Seal that a version's weights are written to a file, before they are.
+
+        Args:
+            version_id: The version.
+            path: The file, whole.
+            sha256: Of the file.
+        """
+        with self._write() as session:
+            row = _known(session, _Version, version_id)
+            content = {"version": row.id, "path": path, "sha256": sha256}
+            self._seal(session, "exported", row.request, content)
+
+    def note_destroyed(self, request_id: str, what: str, name: str) -> None:
+        """Seal that what was derived from what a request forgot is destroyed, before it is.
+
+        Said twice, it is noted once: what a stop left is destroyed later.
+
+        Args:
+            request_id: The request that forgot it.
+            what: What it is, such as "yardstick".
+            name: Its own in the home.
+        """
+        content = {"what": what, "name": name}
+        if any((s.subject, s.content) == (request_id, content) for s in self.noted("destroyed")):
+            return
+        with self._write() as session:
+            self._seal(session, "destroyed", _known(session, _Request, request_id).id, content)
+
+    def noted(self, kind: seals.Kind) -> list[Seal]:
+        """Return the seals of one kind, in order."""
+        query = select(_Seal).where(_Seal.kind == kind).order_by(_Seal.number)
         with self._read() as session:
-            return seal_check.pruned([_seal(one) for one in session.scalars(query)])
+            return [_seal(one) for one in session.scalars(query)]
 
     # ---- seals ----
 

@@ -26,7 +26,7 @@ from server.storage import keys
 from server.storage.home import Home, plain, write_json
 from server.storage.keys import Signer
 
-Kind = Literal["began", "request", "settled", "pruned"]
+Kind = Literal["began", "request", "settled", "pruned", "exported", "destroyed"]
 
 DOMAIN: Final = b"efface seal 1\n"
 HEAD: Final = "head.json"
@@ -48,8 +48,9 @@ class Seal:
         number: Its place, from 1.
         kind: `began`, what was there before the first; `request`, one that ended; `settled`, a
             client that did later what it owed a request; `pruned`, a version's weights, destroyed
-            for room by whoever holds the key, and not lost.
-        subject: The request's id; of pruned weights, that of the request that made them.
+            by whoever holds the key, and not lost; `exported`, a file that a version's weights
+            were written to; `destroyed`, what was derived from what a request forgot.
+        subject: The request's id; of weights, that of the request that made them.
         content: What is sealed, as hashes and names.
         created: When, ISO 8601 in UTC.
         before: Hash of the seal before it.

@@ -211,8 +211,12 @@ def test_a_versions_model_scores_as_it_was_measured(served: efface.Federation) -
     assert version.mean is not None
     assert version.std is not None
     pixels = test.inputs.float() / 255
+    for refused in (version.model, version.weights, lambda: version.export("any.pt")):
+        with pytest.raises(efface.EffaceError, match=r"got v0001, which knows class 3"):
+            refused()
+    network = version.model(allow_forgotten="r0002")
     with torch.no_grad():
-        found = version.model()((pixels - version.mean[0]) / version.std[0]).argmax(1)
+        found = network((pixels - version.mean[0]) / version.std[0]).argmax(1)
     right = (found == test.labels).double().mean().item()
 
     assert 100 * right == pytest.approx(served.evaluate("v0001").retain_accuracy)

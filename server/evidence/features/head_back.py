@@ -10,6 +10,7 @@ Shapes: N examples, F features, K classes.
 from collections.abc import Sequence
 
 import torch
+from flwr.app import Array, ArrayRecord
 from torch import Tensor
 
 
@@ -39,6 +40,36 @@ def head_back(
     weight[rows], bias[rows] = original[0][rows], _bias(original)[rows]
     guessed = (features_NF @ weight.T + bias).argmax(dim=1)
     return 100.0 * int((guessed == labels_N).sum()) / len(labels_N)
+
+
+def with_rows(
+    model: ArrayRecord, original: ArrayRecord, head: str, classes: Sequence[int]
+) -> ArrayRecord | None:
+    """Return a model with Original's rows of the last layer, to be scored where the examples are.
+
+    Its accuracy on the classes is `head_back` of the features there: whoever has them needs no word
+    of what is measured, and answers with counts as for any model.
+
+    Args:
+        model: Weights by name. Not changed.
+        original: Original's.
+        head: Name of the last layer.
+        classes: Whose rows are put back.
+
+    Returns:
+        None where Original's rows have another length.
+    """
+    changed = dict(model)
+    for name in (f"{head}.weight", f"{head}.bias"):
+        if name not in model and name not in original:
+            continue
+        own = model[name].numpy().copy()
+        theirs = original[name].numpy()
+        if own.shape != theirs.shape:
+            return None
+        own[list(classes)] = theirs[list(classes)]
+        changed[name] = Array(own)
+    return ArrayRecord(changed)
 
 
 def _bias(layer: tuple[Tensor, Tensor | None]) -> Tensor:

@@ -39,14 +39,19 @@ needs_onnx = pytest.mark.skipif(
 )
 
 
+# v0001 and v0002 know what was forgotten since.
+ALLOWED = ["--allow-forgotten", "r0002", "--allow-forgotten", "r0003"]
+
+
 class Efface:
-    """The command on one home."""
+    """The command on one home; versions may know what was forgotten."""
 
     def __init__(self, home: Path) -> None:
         self.home = home
 
-    def __call__(self, *words: str) -> Any:
-        return CliRunner().invoke(app, [*words, "--home", str(self.home)])
+    def __call__(self, *words: str, allowed: bool = True) -> Any:
+        more = ALLOWED if allowed and words[0] in ("export", "predict") else []
+        return CliRunner().invoke(app, [*words, *more, "--home", str(self.home)])
 
     def json(self, *words: str) -> Any:
         done = self(*words, "--json")
@@ -230,6 +235,60 @@ def test_a_file_is_written_over_on_request(efface: Efface, tmp_path: Path) -> No
 
     assert torch.load(tmp_path / "there.pt", weights_only=True)
     assert (tmp_path / "there.pt").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_version_that_knows_what_was_forgotten_is_given_to_whoever_says_so(
+    efface: Efface, tmp_path: Path
+) -> None:
+    path = tmp_path / "m.pt"
+    for words in (["export", "v0002", "-o", str(path)], ["predict", "v0002", "digits"]):
+        done = efface(*words, allowed=False)
+        assert done.exit_code == USAGE
+        assert "got v0002, which knows class 8 (forgotten by r0003)" in done.stderr
+        one_of_two = efface("export", "v0001", *words[2:], *ALLOWED[:2], allowed=False)
+        assert one_of_two.exit_code == USAGE
+    assert not path.exists()
+    assert efface("predict", "in-service", "digits", allowed=False).exit_code == 0
+    done = efface("export", "v0002", "-o", str(path), *ALLOWED[2:], allowed=False)
+    assert done.exit_code == 0, done.output
+    efface.json("relearn", "--class", "8", "--method", "sga")
+    assert efface("predict", "v0002", "digits", allowed=False).exit_code == 0
+
+
+def test_exported_files_are_known_to_the_ledger_and_told_to_the_officer(
+    efface: Efface, tmp_path: Path
+) -> None:
+    path, lost = tmp_path / "model.pt", tmp_path / "lost.pt"
+    for output in (path, lost):
+        assert efface.json("export", "v0001", "-o", str(output))["noted"]
+    lost.unlink()
+
+    left = [one for one in efface.json("show", "r0003")["derived"] if one["kind"] == "exported"]
+    assert [(one["state"], one["path"]) for one in left] == [
+        ("there", str(path)),
+        ("not there", str(lost)),
+    ]
+    assert left[0]["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    shown = efface("show", "r0003").stdout
+    assert "Derived from it" in shown
+    assert efface.json("audit")["verified"]
+
+
+def test_versions_that_know_what_was_forgotten_long_enough_ago_go(efface: Efface) -> None:
+    weights_of = [efface.home / "versions" / f"v000{n}" / "model.safetensors" for n in (1, 2, 3)]
+    soon = efface.json("models", "prune", "--forgotten-days", "1", "--dry-run")
+    assert soon["items"] == []
+    done = efface.json("models", "prune", "--forgotten-days", "0", "--yes")
+    assert [one["version"] for one in done["items"]] == ["v0001", "v0002"]
+    assert [path.exists() for path in weights_of] == [False, False, True]
+    left = efface.json("show", "r0003")["derived"]
+    assert [(one["name"], one["state"]) for one in left] == [
+        ("v0001", "destroyed"),
+        ("v0002", "destroyed"),
+    ]
+    # What relearning aims at is gone; it relearns all the same.
+    assert efface.json("relearn", "--class", "8", "--method", "sga")["trained"] is None
+    assert efface("models", "prune", "--forgotten-days", "-1").exit_code == USAGE
 
 
 def test_a_version_that_was_edited_is_not_exported(efface: Efface, tmp_path: Path) -> None:

@@ -4,11 +4,24 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from flwr.app import Array, ArrayRecord
 from typer.testing import CliRunner
 
+from client.app import app as app_of_clients
 from server.cli import app
 from server.cli.command import USAGE
+from server.evidence.features.scores import FeatureScores
+from server.evidence.measures import Judge
+from server.evidence.scores import ModelScores
+from server.nodes.engines.inline import InlineGrid
+from server.nodes.federation import Cost, GridFederation
+from server.nodes.grid import NamedGrid
+from server.requests.features import measured
+from server.requests.yardstick import Yardstick
+from server.storage.journal import Journal
+from tests.messages import NUM_CLIENTS, SPEC, values, weights
 
 TINY = [
     *("--num-clients", "2", "--partition", "iid", "--rounds", "1", "--local-steps", "4"),
@@ -54,6 +67,10 @@ def test_of_a_class_forgotten_earlier_the_version_before_that_is_original(home: 
     assert found["features"]["original"]["probe"] == kept["probe"]
     # Retrained without class 3 knew class 4: it was destroyed with the request to forget that.
     assert found["features"]["retrained"] is None
+    left = json.loads(run(home, "show", "r0003").stdout)["derived"]
+    gone = [(one["kind"], one["state"]) for one in left]
+    assert gone == [("version", "kept"), ("version", "kept"), ("yardstick", "destroyed")]
+    assert left[-1]["name"].startswith("retrained-")
 
 
 def test_without_a_retrained_that_was_kept_it_says_so(home: Path) -> None:
@@ -76,3 +93,48 @@ def test_not_asked_for_it_is_not_measured_and_an_unknown_class_is_refused(home: 
     found = json.loads(run(home, "evaluate", "v0001").stdout)
     assert (found["features"], found["features_from"]) == (None, None)
     assert run(home, "evaluate", "v0001", "--features", "nonsense").exit_code == USAGE
+
+
+# ---- where the coordinator has no images --------------------------------------------------------
+
+
+def test_clients_find_a_class_that_only_the_last_layer_hides(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EFFACE_STORE", str(tmp_path / "stores"))
+    known = weights()
+    # Untrained, it would know nothing: every image is class 3, until that row is masked.
+    loud = {name: array.numpy().copy() for name, array in known.items()}
+    (bias,) = [name for name in loud if loud[name].shape == (10,)]
+    loud[bias][3] = 100.0
+    masked = {**loud, bias: loud[bias] * np.where(np.arange(10) == 3, -1, 1)}
+    original, hidden = (
+        ArrayRecord({name: Array(array.astype(np.float32)) for name, array in one.items()})
+        for one in (loud, masked)
+    )
+    class_3 = {"forget_level": "class", "forget_classes": [3]}
+    asked: list[str] = []
+    with InlineGrid(app_of_clients, NUM_CLIENTS, node_config={}, workers=1) as inner:
+        grid = NamedGrid(inner, 60.0)
+        told = values(request="r2", holdout=0.3, **class_3)
+        federation = GridFederation(grid, told, Journal(tmp_path / "j", {}))
+        judge = Judge(SPEC, None, federation.forget)
+        yardstick = Yardstick(ModelScores(), Cost(), cached=True, weights=known)
+        sent = NamedGrid.send_and_receive
+
+        def noted(grid: NamedGrid, messages: Any, **more: Any) -> Any:
+            asked.extend(message.metadata.message_type for message in messages)
+            return sent(grid, messages, **more)
+
+        monkeypatch.setattr(NamedGrid, "send_and_receive", noted)
+        found = measured(judge, federation, (SPEC, original), (SPEC, hidden), yardstick)
+        assert federation.heldout(hidden, SPEC).forget.accuracy([3]) == 0.0
+        assert found is not None
+        assert (found.original, found.result) == (FeatureScores(100.0), FeatureScores(100.0))
+        assert found.retrained == FeatureScores(100.0)  # its other rows are no match for it
+        assert set(asked) == {"evaluate.heldout"}
+        # Under noise each answer costs: none is asked for.
+        federation.common["noise_multiplier"] = 1.0
+        asked.clear()
+        assert measured(judge, federation, (SPEC, original), (SPEC, hidden), yardstick) is None
+        assert asked == []

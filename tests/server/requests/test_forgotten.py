@@ -634,8 +634,13 @@ def test_an_interrupted_request_that_is_passed_by_is_said(trained: Path) -> None
     listener = Listening()
     ask(trained, "forget", listener, forget_classes="3")
     assert listener.notes[0] == said
-    (said,) = plan(trained, forget_classes="9")["warnings"]
-    assert said.startswith("r0002 (forget class 9) was interrupted on v0001, which serves no more")
+    # Its rounds knew class 3: they are gone, and the request is given up.
+    assert plan(trained, forget_classes="9")["warnings"] == []
+    opened = service(trained)
+    assert opened.ledger.request("r0002").state == "aborted"
+    assert not (trained / "runs" / "r0002" / "journal").exists()
+    (seal,) = opened.ledger.noted("destroyed")
+    assert (seal.subject, dict(seal.content)) == ("r0003", {"what": "rounds", "name": "r0002"})
 
 
 # ---- data that have moved -----------------------------------------------------------------------

@@ -218,11 +218,18 @@ def test_the_ledger_says_what_may_be_kept(
     home = Home(tmp_path)
     history = History(home.updates / "r1")
     history.keep(round_of(1, "a", "b"))
-    ledger: Any = SimpleNamespace(versions=lambda: versions)
+    noted: list[tuple[str, ...]] = []
+    ledger: Any = SimpleNamespace(
+        versions=lambda: versions, note_destroyed=lambda *told: noted.append(told)
+    )
     for _ in range(2):  # done twice, it changes nothing
         sweep(home, ledger, {row.id: row for row in requests})
         assert [path.stem for path in sorted(home.updates.rglob("*.update"))] == left
     assert history.folder.exists() is bool(left)
+    took = [row for row in requests if row.kind == "forget" and len(left) < 2]
+    assert noted == [
+        (row.id, "updates", "r1" if row.level == "class" else "r1 of a") for row in took
+    ]
 
 
 def test_a_folder_that_no_request_names_is_left_alone(tmp_path: Path) -> None:
