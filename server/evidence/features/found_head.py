@@ -117,15 +117,15 @@ def rows(shown: Shown, basis: Basis) -> tuple[Tensor, Tensor]:
 
 
 def agreement(mine_MG: Tensor, goal_MG: Tensor) -> Tensor:  # noqa: N803
-    """Return by column the slope of the second on the first, times their correlation, `(G,)`.
+    """Return by column the slope of the second on the first, times the variance they share, `(G,)`.
 
-    Columns are centred. It is 1 where both are the same, and 0 where either is always the same, or
-    they go against each other.
+    That is their squared correlation, from 0 to 1. Columns are centred. It is 1 where both are the
+    same, and 0 where either is always the same, or they go against each other.
     """
     spread, goal_spread = spreads(mine_MG), spreads(goal_MG)
     together = (mine_MG * goal_MG).mean(dim=0)
     correlation = (together / (spread * goal_spread)).clamp(min=0.0)
-    return correlation * together.clamp(min=0.0) / spread**2
+    return correlation**2 * together.clamp(min=0.0) / spread**2
 
 
 def spreads(columns_MG: Tensor) -> Tensor:  # noqa: N803

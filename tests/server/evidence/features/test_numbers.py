@@ -90,11 +90,11 @@ def test_a_row_is_found_again_in_features_that_were_turned() -> None:
 
 def test_features_that_agree_in_part_count_in_part() -> None:
     goal = t([1, 1, 1, 0], [1, -1, -1, 0], [-1, 1, 1, 0], [-1, -1, -1, 0])
-    # The same; half as long; with as much that is not shared: correlation and slope 1/2 each;
-    # always the same.
+    # The same; half as long; with as much that is not shared, so that half of the variance is and
+    # the slope is 1/2; always the same.
     mine = t([1, 0.5, 0, 1], [1, -0.5, -2, 1], [-1, 0.5, 2, 1], [-1, -0.5, 0, 1])
     mine = mine - mine.mean(dim=0)
-    assert agreement(mine, goal).tolist() == pytest.approx([1.0, 2.0, 0.7071 * 0.5, 0.0], abs=1e-4)
+    assert agreement(mine, goal).tolist() == pytest.approx([1.0, 2.0, 0.5 * 0.5, 0.0], abs=1e-4)
     assert agreement(-mine, goal).tolist() == [0.0] * 4
 
 
