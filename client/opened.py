@@ -124,9 +124,13 @@ class Node:
         """
         spec = self.settings.model_spec
         network = loaded(spec, wire.tensors(self.arrays))
-        if self.device.type == "cuda":  # where convolutions are faster that way
-            network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         network.to(self.device)
+        if self.device.type == "cuda" and not any(
+            isinstance(module, nn.GroupNorm) for module in network.modules()
+        ):
+            # Where convolutions are faster that way. GroupNorm is not: it copies every map to the
+            # other layout and back, which takes a ConvNet's step from 4.5 to 5.1 ms on an H100.
+            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if spec.pruned and not spec.compact:  # there, where the gradients will be
             freeze(network, from_text(spec.pruned))
         return network
