@@ -53,7 +53,6 @@ DELTAS: Final = (
     0.05,
 )  # share of each layer's channels in an upload, as in the paper's figures
 COSTS: Final = {"1 - p": False, "-log p": True}
-IMAGES: Final = 4  # whose uploads are attacked
 CONTROLS: Final = 100  # real images whose distance to the nearest other is the control
 SCALE: Final = 2  # pixels of a picture for one of an image
 
@@ -112,7 +111,7 @@ def of_class(found: Made, real: Tensor, others: Tensor, told: argparse.Namespace
         attacks, beside = [], []
         for name, network in found.models.items():
             attack = class_inversion.inverted(
-                network, told.label, found.low, found.high, log_cost=log_cost
+                network, told.label, found.low, found.high, steps=1000, log_cost=log_cost
             )
             image = _pixels(attack.inputs, found)[0]
             decibels, likeness, place = nearest(image, real)
@@ -137,7 +136,7 @@ def of_uploads(found: Made, real: Tensor, told: argparse.Namespace) -> list[str]
     for delta in DELTAS:
         uploads[f"slices, {delta}"] = _slices(network, found, real, told.label, delta)
     total = sum(parameter.numel() for parameter in network.parameters())
-    images = real[:IMAGES]
+    images = real[: told.images]
     pictures = [list(images)]
     neighbours = [nearest(image, _without(real, k)) for k, image in enumerate(images)]
     pictures.append([_without(real, k)[near[2]] for k, near in enumerate(neighbours)])
@@ -225,6 +224,7 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="Folder of what is made.")
     parser.add_argument("--data-dir", type=Path, required=True, help="Folder of MNIST's files.")
     parser.add_argument("--class", dest="label", type=int, default=9, help="What is forgotten.")
+    parser.add_argument("--images", type=int, default=4, help="Whose uploads are attacked.")
     parser.add_argument("--steps", type=int, default=500, help="Of an attack on an upload.")
     parser.add_argument("--seed", type=int, default=0)
     told = parser.parse_args()
@@ -252,7 +252,7 @@ def main() -> None:
             *of_uploads(found, of_label[0], told),
             "",
             f"`python benchmarks/inversion.py FEATURES OUT --data-dir DATA`: class {told.label}, "
-            f"seed {told.seed}, {told.steps} steps an upload. Commit {commit}, torch "
+            f"seed {told.seed}, {told.images} uploads, {told.steps} steps each. Commit {commit}, torch "
             f"{torch.__version__}, {platform.machine()}, {os.cpu_count()} cores.",
         ]
     )
