@@ -252,8 +252,8 @@ def main() -> None:
             *of_uploads(found, of_label[0], told),
             "",
             f"`python benchmarks/inversion.py FEATURES OUT --data-dir DATA`: class {told.label}, "
-            f"seed {told.seed}, {told.images} uploads, {told.steps} steps each. Commit {commit}, torch "
-            f"{torch.__version__}, {platform.machine()}, {os.cpu_count()} cores.",
+            f"seed {told.seed}, {told.images} uploads, {told.steps} steps each. Commit {commit}, "
+            f"torch {torch.__version__}, {platform.machine()}, {os.cpu_count()} cores.",
         ]
     )
     (told.out / "inversion.md").write_text(text + "\n")
