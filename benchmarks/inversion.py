@@ -1,13 +1,14 @@
 """Inversion attacks, with pictures: a class from a model before and after, an image from an upload.
 
-    python benchmarks/inversion.py OUT --data-dir DATA
+    python benchmarks/features.py FEATURES --data-dir DATA
+    python benchmarks/inversion.py FEATURES OUT --data-dir DATA
 
-One training of MNIST; then each method forgets a class of it as a trial. The class is made again
-from every model (figure 10 of https://arxiv.org/abs/2406.12516), and images of it from the gradient
-that the trained model gives for each: the whole of it, and the influential channels' slices alone
-(figure 11). How near each comes to real images stands beside how near other real images are.
+The models are those of benchmarks/features.py: one training, its Retrained, and each method's
+result. The class is made again from every model (figure 10 of https://arxiv.org/abs/2406.12516),
+and images of it from the gradient that the trained model gives for each: the whole of it, and the
+slices of the channels that matter most for the class (figure 11). How near each comes to real
+images stands beside how near other real images are.
 
-    OUT/home           the versions
     OUT/classes.png    a row an attack, a column a model; the nearest training image below each
     OUT/uploads.png    a column an image: it, its nearest neighbour, what each upload gave
     OUT/inversion.md   the numbers
@@ -20,7 +21,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,101 +32,58 @@ from torch import Tensor
 ROOT: Final = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from client.channels.ablation import ablation  # noqa: E402
 from client.channels.layout import layout, rows  # noqa: E402
 from client.data.datasets import load  # noqa: E402
+from client.learning.models import ModelSpec, loaded  # noqa: E402
 from client.seeds import generator  # noqa: E402
+from client.wire import tensors  # noqa: E402
 from server.evidence.attacks import class_inversion, gradient_inversion  # noqa: E402
 from server.evidence.attacks.nearness import nearest, psnr, ssim  # noqa: E402
-from server.evidence.record import to_json  # noqa: E402
-from server.requests import records, weights  # noqa: E402
+from server.nodes.federation import from_numpy  # noqa: E402
+from server.requests import weights  # noqa: E402
 from server.requests.data import shares  # noqa: E402
-from server.runner import run  # noqa: E402
-from server.settings import RunSettings  # noqa: E402
+from server.settings import RunSettings, parse  # noqa: E402
 from server.storage.opened import opened  # noqa: E402
+from server.storage.registry import unpack  # noqa: E402
+from strategies.methods.influential import DecentralisedChannels  # noqa: E402
 
-METHODS: Final = {
-    "Retrained": ("retraining", ""),
-    "quickdrop-calibrated": ("quickdrop-calibrated", ""),
-    "influential-de 0.2": ("influential-de", "delta=0.2"),
-    "influential-de 0.05": ("influential-de", "delta=0.05"),
-}
+DELTAS: Final = (
+    0.2,
+    0.05,
+)  # share of each layer's channels in an upload, as in the paper's figures
 COSTS: Final = {"1 - p": False, "-log p": True}
-IMAGES: Final = 4  # whose uploads are attacked
 CONTROLS: Final = 100  # real images whose distance to the nearest other is the control
 SCALE: Final = 2  # pixels of a picture for one of an image
 
 
-class Told:
-    """Says on stderr how far it is."""
-
-    def round(self, done: Any, scores: Any) -> None: ...
-
-    def note(self, text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
-
-
 @dataclass(frozen=True)
 class Made:
-    """The models by name, the channels that methods chose, the training, and inputs' bounds."""
+    """The models by name, the training's settings, and the bounds of inputs."""
 
     models: dict[str, torch.nn.Module]
-    channels: dict[str, dict[str, Any]]
     settings: RunSettings
     low: Tensor
     high: Tensor
 
 
 def made(told: argparse.Namespace) -> Made:
-    """Return the models; what is in OUT already is not made again."""
-    home = told.out / "home"
-    same: dict[str, Any] = {
-        "home": str(home.absolute()),
-        "data_dir": str(told.data_dir),
-        "dataset": "mnist",
-        "max_samples": told.max_samples,
-        "num_clients": 5,
-        "partition": "dirichlet:0.5",
-        "model_width": 16,
-        "model_depth": 3,
-        "rounds": told.rounds,
-        "local_steps": 10,
-        "batch_size": 64,
-        "lr": 0.05,
-        "scale": 100,
-        "seed": told.seed,
-        "engine": "inline",
-        "evaluate_every": 0,
-    }
-    told.out.mkdir(parents=True, exist_ok=True)
-    if not (home / "versions" / "v0001").exists():
-        run(RunSettings(mode="train", **same).check(), Told())
-    versions, channels = {"Original": "v0001"}, {}
-    for number, (name, (method, options)) in enumerate(METHODS.items(), 2):
-        versions[name] = f"v{number:04d}"
-        if not (home / "versions" / versions[name]).exists():
-            request = RunSettings(
-                mode="forget",
-                forget_classes=str(told.label),
-                method=method,
-                method_options=options,
-                trial=True,
-                **same,
-            )
-            run(request.check(), Told())
-    reading, ledger = opened(str(home))
-    models = {}
-    for name, version in versions.items():
-        row = weights.version(reading, ledger, version)
-        models[name] = weights.network(reading, ledger, row)
-        record = records.read(reading, ledger.request(row.request))
-        found = None if record is None else to_json(record)["channels"]
-        if found is not None:
-            channels[name] = found["chosen"]
-    facts = weights.facts(ledger.version("v0001"))
+    """Return the models that benchmarks/features.py left."""
+    home, ledger = opened(str(told.features / "home"))
+    first = ledger.version("v0001")
+    models = {"Original": weights.network(home, ledger, first)}
+    (kept,) = home.cache.glob("retrained-*.safetensors")
+    spec, arrays = ModelSpec.of_card(first.card["model"]), unpack(kept.read_bytes(), kept)[0]
+    models["Retrained"] = loaded(spec, tensors(from_numpy(arrays))).eval()
+    for row in ledger.versions():
+        if row.id != first.id:
+            models[ledger.request(row.request).method] = weights.network(home, ledger, row)
+    facts = weights.facts(first)
     mean, std = (torch.tensor(facts[key]).view(1, -1, 1, 1) for key in ("mean", "std"))
     shape = (1, *facts["input_shape"])
     low, high = (((value - mean) / std).expand(shape).clone() for value in (0.0, 1.0))
-    return Made(models, channels, RunSettings(mode="train", **same).check(), low, high)
+    settings = parse({**first.card["settings"], "engine": "inline"})
+    return Made(models, replace(settings, data_dir=str(told.data_dir)), low, high)
 
 
 # ---- a class from a model -----------------------------------------------------------------------
@@ -153,7 +111,7 @@ def of_class(found: Made, real: Tensor, others: Tensor, told: argparse.Namespace
         attacks, beside = [], []
         for name, network in found.models.items():
             attack = class_inversion.inverted(
-                network, told.label, found.low, found.high, log_cost=log_cost
+                network, told.label, found.low, found.high, steps=1000, log_cost=log_cost
             )
             image = _pixels(attack.inputs, found)[0]
             decibels, likeness, place = nearest(image, real)
@@ -174,16 +132,11 @@ def of_class(found: Made, real: Tensor, others: Tensor, told: argparse.Namespace
 def of_uploads(found: Made, real: Tensor, told: argparse.Namespace) -> list[str]:
     """Attack uploads of single images, and return the table's lines."""
     network, label = found.models["Original"], torch.tensor([told.label])
-    layers = layout(network)
     uploads: dict[str, dict[str, Tensor] | None] = {"whole": None}
-    for name, chosen in found.channels.items():
-        channels = {layer: tuple(numbers) for layer, numbers in chosen.items()}
-        own = dict(network.named_parameters())
-        uploads[name.replace("influential-de", "slices,")] = {
-            tensor: places for tensor, places in rows(layers, channels) if tensor in own
-        }
+    for delta in DELTAS:
+        uploads[f"slices, {delta}"] = _slices(network, found, real, told.label, delta)
     total = sum(parameter.numel() for parameter in network.parameters())
-    images = real[:IMAGES]
+    images = real[: told.images]
     pictures = [list(images)]
     neighbours = [nearest(image, _without(real, k)) for k, image in enumerate(images)]
     pictures.append([_without(real, k)[near[2]] for k, near in enumerate(neighbours)])
@@ -218,6 +171,25 @@ def of_uploads(found: Made, real: Tensor, told: argparse.Namespace) -> list[str]
     return lines
 
 
+def _slices(
+    network: torch.nn.Module, found: Made, real: Tensor, label: int, delta: float
+) -> dict[str, Tensor]:
+    """Return the rows of each parameter that go up: of the most influential channels, and of the
+    class in the last layer, as `influential-de` has them."""
+    inputs = found.low + real[:256] * (found.high - found.low)
+    effects = ablation(network, inputs, torch.full((len(inputs),), label))
+    method = DecentralisedChannels(delta=delta)
+    accuracy, loss = (
+        {name: part.numpy() for name, part in each.items()}
+        for each in (effects.accuracy, effects.loss)
+    )
+    channels = method.picked(accuracy, loss, generator(0, "channels", 0))
+    layers = layout(network)
+    channels[layers[-1].name] = (label,)
+    own = dict(network.named_parameters())
+    return {name: places for name, places in rows(layers, channels) if name in own}
+
+
 def _without(images: Tensor, place: int) -> Tensor:
     return torch.cat([images[:place], images[place + 1 :]])
 
@@ -248,16 +220,18 @@ def _picture(path: Path, lines: Sequence[Sequence[Tensor]]) -> None:
 def main() -> None:
     """Make what is missing, attack, and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("features", type=Path, help="The folder of benchmarks/features.py.")
     parser.add_argument("out", type=Path, help="Folder of what is made.")
     parser.add_argument("--data-dir", type=Path, required=True, help="Folder of MNIST's files.")
-    parser.add_argument("--max-samples", type=int, default=3000, help="Training images.")
-    parser.add_argument("--rounds", type=int, default=15, help="Of training.")
-    parser.add_argument("--class", dest="label", type=int, default=3, help="What is forgotten.")
+    parser.add_argument("--class", dest="label", type=int, default=9, help="What is forgotten.")
+    parser.add_argument("--images", type=int, default=4, help="Whose uploads are attacked.")
     parser.add_argument("--steps", type=int, default=500, help="Of an attack on an upload.")
     parser.add_argument("--seed", type=int, default=0)
     told = parser.parse_args()
+    told.out.mkdir(parents=True, exist_ok=True)
     found = made(told)
-    trained_on = shares(found.settings, data := load("mnist", told.data_dir))
+    data = load(found.settings.dataset, told.data_dir)
+    trained_on = shares(found.settings, data)
     if trained_on is None:
         raise SystemExit("clients must be simulated, got others")
     places = torch.cat(trained_on)
@@ -277,10 +251,9 @@ def main() -> None:
             "",
             *of_uploads(found, of_label[0], told),
             "",
-            f"`python benchmarks/inversion.py OUT --data-dir DATA`: class {told.label} of MNIST, "
-            f"{told.max_samples:,} training images, 5 clients, Dirichlet 0.5, ConvNet of width "
-            f"16, {told.rounds} rounds, seed {told.seed}. Commit {commit}, torch "
-            f"{torch.__version__}, {platform.machine()}, {os.cpu_count()} cores.",
+            f"`python benchmarks/inversion.py FEATURES OUT --data-dir DATA`: class {told.label}, "
+            f"seed {told.seed}, {told.images} uploads, {told.steps} steps each. Commit {commit}, "
+            f"torch {torch.__version__}, {platform.machine()}, {os.cpu_count()} cores.",
         ]
     )
     (told.out / "inversion.md").write_text(text + "\n")

@@ -62,7 +62,7 @@ def inverted(
     rows: Rows | None = None,
     steps: int = 1000,
     lr: float = 0.1,
-    smoothness: float = 1e-3,
+    smoothness: float = 1e-2,
 ) -> Tensor:
     """Return examples whose gradient is as the one that was seen, `(n, C, H, W)` within the bounds.
 
