@@ -83,12 +83,23 @@ class Aggregation:
         """
         if self.clip:
             models = [
-                shortened(start, model, self.clip / norm) if norm > self.clip else model
-                for model, norm in zip(models, norms, strict=True)
+                self.clipped(start, model, norm) for model, norm in zip(models, norms, strict=True)
             ]
         if self.kind == "mean":
             return weighted_average(models, weights)
         return ArrayRecord({name: self._middle([m[name] for m in models]) for name in start})
+
+    def clipped(self, start: ArrayRecord, model: ArrayRecord, norm: float) -> ArrayRecord:
+        """Return a node's model with its update as long as it may be.
+
+        Args:
+            start: The model that it was sent.
+            model: Its own.
+            norm: The length of its update.
+        """
+        if not self.clip or norm <= self.clip:
+            return model
+        return shortened(start, model, self.clip / norm)
 
     def _middle(self, arrays: Sequence[Array]) -> Array:
         stacked = np.stack([array.numpy() for array in arrays]).astype(np.float64)
