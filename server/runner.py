@@ -104,6 +104,7 @@ def _inline(
     os.environ["EFFACE_STORE"] = str(service.home.clients)
     with InlineGrid(app, stored.num_clients, node_config=node) as inner:
         grid = NamedGrid(inner, settings.round_timeout, LOCAL_POLL_SECONDS)
+        grid.most_open = inner.most_open
         told = _with_events(service.home, request.row, listener)
         grid.on_answers = told.answers
         return service.execute(request, grid, told)

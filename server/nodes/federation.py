@@ -28,6 +28,7 @@ from server.nodes.questions import ask
 from server.storage.journal import Journal
 from strategies.federation import Accuracies, Plan, RequestValues, Samples, StoredRound
 from strategies.parts.averaging import PLAIN, Aggregation
+from strategies.rounds.arriving import arriving
 from strategies.rounds.base import ClientLost, Failure, NothingTouched, Rounds
 from strategies.rounds.failures import listed
 from strategies.rounds.replay import ReplayedRound, difference
@@ -311,7 +312,8 @@ class GridFederation(RequestValues):
         self.grid.take_traffic()
         started = time.perf_counter()
         asked = list(rounds.configure_train(number, model, ConfigRecord(), self.answering))
-        replies = list(self.answering.send_and_receive(asked)) if asked else []
+        rounds.each = self._keeps(rounds, number)
+        replies = arriving(self.answering, asked)
         averaged, metrics = rounds.aggregate_train(number, replies)
         if averaged is None or metrics is None:
             raise NothingTouched(f"{rounds.settings.phase} must change the model, got no answer")
@@ -384,6 +386,11 @@ class GridFederation(RequestValues):
             done.privacy,
         )
 
+    def _keeps(self, rounds: Rounds, number: int) -> bool:
+        """Return whether the nodes' updates of a round are kept."""
+        due = rounds.settings.phase == "train" and (number - 1) % self.keep_every == 0
+        return self.keep is not None and due
+
     def _keep(self, rounds: Rounds, number: int, model: ArrayRecord) -> None:
         """Keep a round's updates before the journal has the round: a stop loses neither alone."""
         if self.keep is None:
@@ -392,7 +399,7 @@ class GridFederation(RequestValues):
             if rounds.kept is not None:
                 self.keep(rounds.kept)
             return
-        if rounds.settings.phase != "train" or (number - 1) % self.keep_every:
+        if not self._keeps(rounds, number):
             return
         updates = {name: difference(used.arrays, model) for name, used in rounds.used.items()}
         weights = {name: used.examples for name, used in rounds.used.items()}

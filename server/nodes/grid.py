@@ -20,6 +20,8 @@ REMOTE_POLL_SECONDS: Final = 0.1
 LOCAL_POLL_SECONDS: Final = 0.005
 TELL_SECONDS: Final = 1.0  # between two words of how many have answered
 NUMBER_BYTES: Final = 8
+HELD_BYTES: Final = 2**28  # of replies that are pulled, or made by this machine, at one time
+LEAST_HELD: Final = 4  # of them, however large
 
 
 class ClientsMissing(EffaceError):
@@ -47,7 +49,8 @@ class NamedGrid(Grid):
     """A Grid on which every node has a name and every wait has an end.
 
     Flower's own `send_and_receive` sleeps 3 seconds between polls on a real SuperLink and waits
-    for ever by default; this one polls every 0.1 s up to `round_timeout` seconds.
+    for ever by default; this one polls every 0.1 s up to `round_timeout` seconds. `replies` gives
+    each reply away as it comes: of large ones few are here at a time.
     """
 
     inner: Grid
@@ -59,6 +62,9 @@ class NamedGrid(Grid):
     only: frozenset[str] = frozenset()  # names of those that take part; the others get no message
     _open: frozenset[int] = frozenset()  # their ids, as last seen
     on_answers: Callable[[int, int], None] | None = None  # told how many of how many have
+    # Messages that may be under way; more wait here. For nodes on this machine, whose replies would
+    # pile up in it; None for all.
+    most_open: int | None = None
     packs: bool = False  # whether a record of arrays travels as one; pays where it does travel
     one_by_one: bool = False  # whether a reply came that could not be read with the others
 
@@ -159,48 +165,90 @@ class NamedGrid(Grid):
             who was fastest.
         """
         sent = list(messages)
+        place = {}
+        found = []
+        for position, reply in self._exchanged(sent, timeout):
+            place[id(reply)] = position
+            found.append(reply)
+        return sorted(found, key=lambda reply: place[id(reply)])
+
+    def replies(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterator[Message]:
+        """Send, and yield the replies that come until the deadline, in whatever order they come.
+
+        Time that the caller spends on a reply is not counted against the deadline.
+        """
+        for _, reply in self._exchanged(list(messages), timeout):
+            yield reply
+
+    def _exchanged(
+        self, sent: list[Message], timeout: float | None
+    ) -> Iterator[tuple[int, Message]]:
+        """Send messages; yield each reply with its message's position."""
         asked = [message.content for message in sent]
         if self.packs:
             _pack(sent)
         try:
-            return self._exchanged(sent, timeout)
+            yield from self._arriving(sent, timeout)
         finally:
             for message, content in zip(sent, asked, strict=True):
                 message.content = content
 
-    def _exchanged(self, sent: list[Message], timeout: float | None) -> list[Message]:
-        self.traffic.down += sum(size(m) for m in sent)
-        pushed = list(self.push_messages(sent))
-        place = {message_id: position for position, message_id in enumerate(pushed)}
-        pending = set(pushed)
-        replies: list[Message] = []
+    def _arriving(
+        self, sent: list[Message], timeout: float | None
+    ) -> Iterator[tuple[int, Message]]:
+        sizes = _Sizes()
+        self.traffic.down += sum(map(sizes.of, sent))
+        # A reply is about as large as its question.
+        held = max(LEAST_HELD, HELD_BYTES // max(1, max(map(sizes.of, sent), default=1)))
+        most_open = len(sent) if self.most_open is None else min(self.most_open, held)
+        place: dict[str, int] = {}
+        pending: dict[str, None] = {}  # in the order in which they were sent
+        opened = answered = 0
         seconds = self.round_timeout if timeout is None else min(timeout, self.round_timeout)
         deadline = time.monotonic() + seconds
         told = time.monotonic()
-        while pending and time.monotonic() < deadline:
+        while answered < len(sent) and time.monotonic() < deadline:
             self._check_stop()
-            for reply in self._pulled(pending, sent, place):
-                pending.discard(reply.metadata.reply_to_message_id)
+            if opened < len(sent) and len(pending) <= most_open // 2:
+                following = sent[opened : opened + most_open - len(pending)]
+                for position, message_id in enumerate(self.push_messages(following), opened):
+                    place[message_id] = position
+                    pending[message_id] = None
+                opened += len(following)
+            pulled = False
+            for reply in self._pulled(pending, sent, place, held):
+                pulled = True
+                answered += 1
+                message_id = reply.metadata.reply_to_message_id
+                pending.pop(message_id)
                 self.traffic.up += size(reply)
-                question = sent[place[reply.metadata.reply_to_message_id]]
-                replies.append(_unpacked(reply, question))
-            if pending:
+                position = place[message_id]
+                given = time.monotonic()
+                yield position, _unpacked(reply, sent[position])
+                deadline += time.monotonic() - given
+            if answered < len(sent):
                 if self.on_answers is not None and time.monotonic() - told > TELL_SECONDS:
                     told = time.monotonic()
-                    self.on_answers(len(replies), len(sent))
-                time.sleep(self.poll_seconds)
-        return sorted(replies, key=lambda m: place[m.metadata.reply_to_message_id])
+                    self.on_answers(answered, len(sent))
+                if not pulled:
+                    time.sleep(self.poll_seconds)
 
     def _pulled(
-        self, pending: set[str], sent: Sequence[Message], place: Mapping[str, int]
+        self,
+        pending: Mapping[str, None],
+        sent: Sequence[Message],
+        place: Mapping[str, int],
+        held: int,
     ) -> Iterator[Message]:
         """Yield the replies that are there; one that cannot even be read is its node's error.
 
         Flower builds all replies of a pull at once, and one that a node has broken takes the
         others with it. From then on they are pulled one by one.
         """
-        batches = [[one] for one in sorted(pending)] if self.one_by_one else [sorted(pending)]
-        for batch in batches:
+        wanted, count = list(pending), 1 if self.one_by_one else held
+        for batch in (wanted[start : start + count] for start in range(0, len(wanted), count)):
             try:
                 found = list(self.inner.pull_messages(batch))
             except Exception as error:
@@ -212,7 +260,12 @@ class NamedGrid(Grid):
                 reason = f"reply must be readable, got {type(error).__name__}"
                 question = sent[place[batch[0]]]
                 found = [Message(Error(ErrorCode.UNKNOWN, reason), reply_to=question)]
-            yield from (reply for reply in found if _meant(reply, sent, place))
+            found.reverse()
+            while found:  # what is taken is not held here, too
+                reply = found.pop()
+                if _meant(reply, sent, place) and reply.metadata.reply_to_message_id in pending:
+                    yield reply
+                del reply
 
     def _check_stop(self) -> None:
         if self.stop.is_set():
@@ -303,6 +356,27 @@ def _meant(reply: Message, sent: Sequence[Message], place: Mapping[str, int]) ->
     return reply.has_error() or reply.metadata.src_node_id == node
 
 
+class _Sizes:
+    """Sizes of many messages that share arrays: each record of arrays is counted once."""
+
+    def __init__(self) -> None:
+        """Begin with none."""
+        self._known: dict[int, int] = {}
+
+    def of(self, message: Message) -> int:
+        """Return the bytes of a message that is kept as long as this object."""
+        if not message.has_content():
+            return 0
+        content = message.content
+        total = sum(map(_config_size, content.config_records.values()))
+        total += sum(record.count_bytes() for record in content.metric_records.values())
+        for record in content.array_records.values():
+            if id(record) not in self._known:
+                self._known[id(record)] = record.count_bytes()
+            total += self._known[id(record)]
+        return total
+
+
 def size(message: Message) -> int:
     """Return the bytes of a message's content; an error has none worth counting."""
     if not message.has_content():
@@ -319,7 +393,11 @@ def _config_size(config: ConfigRecord) -> int:
     """Return the bytes of keys and values: Flower 1.39's own count fails on lists of numbers."""
     total = 0
     for key, value in config.items():
-        parts = value if isinstance(value, list) else [value]
         total += len(key)
-        total += sum(len(p) if isinstance(p, str | bytes) else NUMBER_BYTES for p in parts)
+        if isinstance(value, str | bytes):
+            total += len(value)
+        elif isinstance(value, list):
+            total += sum(len(p) if isinstance(p, str | bytes) else NUMBER_BYTES for p in value)
+        else:
+            total += NUMBER_BYTES
     return total

@@ -14,6 +14,8 @@ from typing import Any, Final
 import numpy as np
 from flwr.app import Array, ArrayRecord
 
+from strategies.parts.arrays import numbers
+
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 
 BITS: Final = 32  # of a part
@@ -50,14 +52,14 @@ class RunningMean:
         if len(self.weights) == MOST:
             raise ValueError(f"models of a mean must be at most {MOST}")
         if not self.weights:
-            self._sums = {name: _Sum.like(array.numpy()) for name, array in model.items()}
+            self._sums = {name: _Sum.like(numbers(array)) for name, array in model.items()}
         if list(model) != list(self._sums):
             raise ValueError("models must hold the same tensors in the same order")
         for name, array in model.items():
-            numbers = array.numpy()
-            if (numbers.shape, numbers.dtype) != (self._sums[name].shape, self._sums[name].dtype):
+            found, known = numbers(array), self._sums[name]
+            if (found.shape, found.dtype) != (known.shape, known.dtype):
                 raise ValueError(f"tensor {name} must have one shape and dtype in all models")
-            self._sums[name].add(numbers, weight)
+            known.add(found, weight)
         self.weights.append(weight)
 
     def mean(self) -> ArrayRecord:
@@ -102,15 +104,15 @@ class _Sum:
             return
         self._reach(max(LOWEST, (math.frexp(largest)[1] - 1) // BITS))
         flat = array.reshape(-1)
-        for here, numbers, part in _blocks(flat.size):
-            np.multiply(flat[here], weight, out=numbers, dtype=np.float64)
+        for here, rest, part in _blocks(flat.size):
+            np.multiply(flat[here], weight, out=rest, dtype=np.float64)
             for position, unit in enumerate(self._units()):
-                np.multiply(numbers, 1 / unit, out=part)
+                np.multiply(rest, 1 / unit, out=part)
                 np.rint(part, out=part)
                 self.parts[position, here] += part
                 if position < PARTS - 1:
                     part *= unit
-                    numbers -= part
+                    rest -= part
 
     def _units(self) -> list[float]:
         assert self.top is not None

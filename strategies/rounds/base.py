@@ -240,9 +240,10 @@ class Rounds(FedAvg):
         self._absent = sorted(expected - set(online))
         names = self._drawn([name for name in wanted if name in online], server_round)
         self._asked = {online[name]: name for name in names}
+        config = replace(self.settings, client="unaddressed", server_round=server_round).config()
         return [
             Message(
-                RecordDict({"arrays": arrays, "config": self._told(name, server_round)}),
+                RecordDict({"arrays": arrays, "config": told_to(config, name)}),
                 dst_node_id=online[name],
                 message_type=self.message_type,
                 group_id=str(server_round),
@@ -315,9 +316,6 @@ class Rounds(FedAvg):
         totals = summed([answer.metrics for answer in answers.values()], len(self.failures))
         return used, totals
 
-    def _told(self, name: str, server_round: int) -> ConfigRecord:
-        return replace(self.settings, client=name, server_round=server_round).config()
-
     def _drawn(self, names: list[str], server_round: int) -> list[str]:
         if self.fraction >= 1.0 or not names:
             return names
@@ -333,6 +331,7 @@ class Rounds(FedAvg):
         failed: dict[str, Failure] = {}
         unnamed: list[Failure] = []
         like = self.expected_arrays()
+        limits, other = self._limits()
         start = self._start()
         waits = self.each or not self.from_mean or self.aggregation.kind != "mean"
         self._gathered = Gathered(math.inf if waits else room_for(like), self.part_of_mean)
@@ -349,7 +348,7 @@ class Rounds(FedAvg):
                     failed[name] = failure
             elif name is not None:
                 try:
-                    answer = self._answer(message.content, name, like)
+                    answer = self._answer(message.content, like, limits.get(name, other))
                     if not self.sums:
                         self._measure(name, answer, start)
                 except (BadReply, CodeMismatch, Unchanged) as error:
@@ -372,23 +371,20 @@ class Rounds(FedAvg):
         self._check_enough(server_round, answers)
         return answers
 
-    def _answer(self, content: RecordDict, name: str, like: Mapping[str, Form] | None) -> Used:
+    def _answer(self, content: RecordDict, like: Mapping[str, Form] | None, most: float) -> Used:
         told = self.settings
         arrays, metrics = check(
             content,
-            Expected(
-                told.message, like, told.model_classes, self._most(name), same_code=self.same_code
-            ),
+            Expected(told.message, like, told.model_classes, most, same_code=self.same_code),
         )
         return Used(arrays, float(metrics["num-examples"]), metrics)
 
-    def _most(self, name: str) -> float:
-        """Return how many examples a node can have used."""
+    def _limits(self) -> tuple[dict[str, float], float]:
+        """Return how many examples a node can have used: each by its name, and any other."""
         each = {n: most_examples(self.settings, d) for n, d in self.described.items()}
-        if not self.sums and name in each:
-            return each[name]
         # Of a node that has not said what it holds no more is believed than of the largest.
-        return max(each.values(), default=most_examples(self.settings, None))
+        other = max(each.values(), default=most_examples(self.settings, None))
+        return ({} if self.sums else each), other
 
     def _start(self) -> ArrayRecord | None:
         """Return what updates are measured from; None where answers are none."""
@@ -486,6 +482,13 @@ class Rounds(FedAvg):
                 failures=[f for f in self.failures if f.client in lost],
                 phase=self.settings.phase,
             )
+
+
+def told_to(config: ConfigRecord, name: str) -> ConfigRecord:
+    """Return settings as a message carries them, addressed to the node `name`."""
+    addressed = config.copy()
+    addressed["client"] = name
+    return addressed
 
 
 def summed(metrics: list[Mapping[str, Any]], num_failures: int) -> MetricRecord:
