@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from flwr.app import ArrayRecord, ConfigRecord, Error, Message, RecordDict
+from flwr.app import ArrayRecord, Error, Message, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
@@ -14,12 +14,12 @@ from flwr.supercore.run import Run
 
 from client.errors import EffaceError
 from client.packing import BadPacking, packed, unpacked, with_arrays
+from server.nodes.sizes import Sizes, size
 from strategies.rounds.failures import cleaned
 
 REMOTE_POLL_SECONDS: Final = 0.1
 LOCAL_POLL_SECONDS: Final = 0.005
 TELL_SECONDS: Final = 1.0  # between two words of how many have answered
-NUMBER_BYTES: Final = 8
 HELD_BYTES: Final = 2**28  # of replies that are pulled, or made by this machine, at one time
 LEAST_HELD: Final = 4  # of them, however large
 
@@ -198,10 +198,11 @@ class NamedGrid(Grid):
     def _arriving(
         self, sent: list[Message], timeout: float | None
     ) -> Iterator[tuple[int, Message]]:
-        sizes = _Sizes()
-        self.traffic.down += sum(map(sizes.of, sent))
+        sizes = Sizes()
+        down = [sizes.of(message) for message in sent]
+        self.traffic.down += sum(down)
         # A reply is about as large as its question.
-        held = max(LEAST_HELD, HELD_BYTES // max(1, max(map(sizes.of, sent), default=1)))
+        held = max(LEAST_HELD, HELD_BYTES // max(1, *down, 1))
         most_open = len(sent) if self.most_open is None else min(self.most_open, held)
         place: dict[str, int] = {}
         pending: dict[str, None] = {}  # in the order in which they were sent
@@ -354,50 +355,3 @@ def _meant(reply: Message, sent: Sequence[Message], place: Mapping[str, int]) ->
     node = sent[position].metadata.dst_node_id
     # The SuperLink answers for a node that it has lost.
     return reply.has_error() or reply.metadata.src_node_id == node
-
-
-class _Sizes:
-    """Sizes of many messages that share arrays: each record of arrays is counted once."""
-
-    def __init__(self) -> None:
-        """Begin with none."""
-        self._known: dict[int, int] = {}
-
-    def of(self, message: Message) -> int:
-        """Return the bytes of a message that is kept as long as this object."""
-        if not message.has_content():
-            return 0
-        content = message.content
-        total = sum(map(_config_size, content.config_records.values()))
-        total += sum(record.count_bytes() for record in content.metric_records.values())
-        for record in content.array_records.values():
-            if id(record) not in self._known:
-                self._known[id(record)] = record.count_bytes()
-            total += self._known[id(record)]
-        return total
-
-
-def size(message: Message) -> int:
-    """Return the bytes of a message's content; an error has none worth counting."""
-    if not message.has_content():
-        return 0
-    content = message.content
-    return (
-        sum(record.count_bytes() for record in content.array_records.values())
-        + sum(record.count_bytes() for record in content.metric_records.values())
-        + sum(map(_config_size, content.config_records.values()))
-    )
-
-
-def _config_size(config: ConfigRecord) -> int:
-    """Return the bytes of keys and values: Flower 1.39's own count fails on lists of numbers."""
-    total = 0
-    for key, value in config.items():
-        total += len(key)
-        if isinstance(value, str | bytes):
-            total += len(value)
-        elif isinstance(value, list):
-            total += sum(len(p) if isinstance(p, str | bytes) else NUMBER_BYTES for p in value)
-        else:
-            total += NUMBER_BYTES
-    return total

@@ -34,7 +34,8 @@ from server.evidence.record import to_json
 from server.evidence.verdict import Finding, Verdict
 from server.nodes.engines.inline import InlineGrid
 from server.nodes.federation import Round
-from server.nodes.grid import NamedGrid, size
+from server.nodes.grid import NamedGrid
+from server.nodes.sizes import size
 from server.requests.execution import VerificationFailed
 from server.requests.intake import Service
 from server.runner import run
