@@ -53,7 +53,7 @@ from client.messages import OF_NOISE  # noqa: E402
 from client.steps.measuring import Describe  # noqa: E402
 from client.steps.training import Fit  # noqa: E402
 from server.nodes.engines.inline import InlineGrid  # noqa: E402
-from server.nodes.engines.ray import run_on_ray  # noqa: E402
+from server.nodes.engines.ray import run_on_ray, under_way  # noqa: E402
 from server.nodes.federation import GridFederation  # noqa: E402
 from server.nodes.grid import LOCAL_POLL_SECONDS, NamedGrid  # noqa: E402
 from server.nodes.naming import name_by_partition  # noqa: E402
@@ -116,7 +116,7 @@ def _scaled(array: Array, share: np.float32) -> Array:
 
 
 def measure(
-    grid: Grid, asked: argparse.Namespace, most_open: int | None
+    grid: Grid, asked: argparse.Namespace, window: tuple[int, int]
 ) -> list[tuple[float, float]]:
     """Return seconds and processor seconds of each round; the first one's with the questions."""
     settings = RunSettings(num_clients=asked.row, local_steps=1, dataset="digits")
@@ -130,8 +130,7 @@ def measure(
         lineage="scale",
     )
     named = NamedGrid(grid, 3600.0, LOCAL_POLL_SECONDS)
-    if most_open is not None and hasattr(named, "most_open"):
-        named.most_open = most_open
+    named.under_way = window
     ends: list[tuple[float, float]] = []
 
     def ended(*_: Any) -> None:
@@ -159,11 +158,11 @@ def row(asked: argparse.Namespace) -> dict[str, Any]:
     found: list[list[tuple[float, float]]] = []
     if asked.engine == "inline":
         with InlineGrid(app, asked.row) as grid:
-            found.append(measure(grid, asked, getattr(grid, "most_open", None)))
+            found.append(measure(grid, asked, grid.under_way))
     else:
         run_on_ray(
             app,
-            lambda grid: found.append(measure(grid, asked, None)),
+            lambda grid: found.append(measure(grid, asked, under_way())),
             num_clients=asked.row,
             environment={},
             cpus=1,

@@ -3,6 +3,7 @@
 It is long because rounds and questions share the traffic, the costs and the journal they count in.
 """
 
+import contextlib
 import functools
 import math
 import time
@@ -313,8 +314,9 @@ class GridFederation(RequestValues):
         started = time.perf_counter()
         asked = list(rounds.configure_train(number, model, ConfigRecord(), self.answering))
         rounds.each = self._keeps(rounds, number)
-        replies = arriving(self.answering, asked)
-        averaged, metrics = rounds.aggregate_train(number, replies)
+        # Closed, so that nobody waits for replies that a round does without.
+        with contextlib.closing(arriving(self.answering, asked)) as replies:
+            averaged, metrics = rounds.aggregate_train(number, replies)
         if averaged is None or metrics is None:
             raise NothingTouched(f"{rounds.settings.phase} must change the model, got no answer")
         traffic = self.grid.take_traffic()

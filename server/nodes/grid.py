@@ -4,7 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Protocol, runtime_checkable
 
 from flwr.app import ArrayRecord, Error, Message, RecordDict
 from flwr.common.constant import ErrorCode
@@ -44,6 +44,14 @@ class Traffic:
     down: int = 0
 
 
+@runtime_checkable
+class Forgetful(Protocol):
+    """A grid that can be told that replies are not wanted any more."""
+
+    def forget(self, message_ids: Iterable[str]) -> None:
+        """Throw away the replies to these messages, those that are still to come as well."""
+
+
 @dataclass
 class NamedGrid(Grid):
     """A Grid on which every node has a name and every wait has an end.
@@ -62,10 +70,11 @@ class NamedGrid(Grid):
     only: frozenset[str] = frozenset()  # names of those that take part; the others get no message
     _open: frozenset[int] = frozenset()  # their ids, as last seen
     on_answers: Callable[[int, int], None] | None = None  # told how many of how many have
-    # Messages that may be under way; more wait here. For nodes on this machine, whose replies would
-    # pile up in it; None for all.
-    most_open: int | None = None
+    # Messages that may be under way, at least and at most; in between as many as their size allows.
+    # For nodes on this machine, whose replies would pile up in it; None for all.
+    under_way: tuple[int, int] | None = None
     packs: bool = False  # whether a record of arrays travels as one; pays where it does travel
+    _late: set[str] = field(default_factory=set)  # messages whose replies are not wanted any more
     one_by_one: bool = False  # whether a reply came that could not be read with the others
 
     def wait_for(self, num_clients: int, seconds: float, without: Sequence[str] = ()) -> None:
@@ -203,38 +212,56 @@ class NamedGrid(Grid):
         self.traffic.down += sum(down)
         # A reply is about as large as its question.
         held = max(LEAST_HELD, HELD_BYTES // max(1, *down, 1))
-        most_open = len(sent) if self.most_open is None else min(self.most_open, held)
+        least, most = (len(sent), len(sent)) if self.under_way is None else self.under_way
+        most_open = max(least, min(most, held))
         place: dict[str, int] = {}
         pending: dict[str, None] = {}  # in the order in which they were sent
         opened = answered = 0
         seconds = self.round_timeout if timeout is None else min(timeout, self.round_timeout)
         deadline = time.monotonic() + seconds
         told = time.monotonic()
-        while answered < len(sent) and time.monotonic() < deadline:
-            self._check_stop()
-            if opened < len(sent) and len(pending) <= most_open // 2:
-                following = sent[opened : opened + most_open - len(pending)]
-                for position, message_id in enumerate(self.push_messages(following), opened):
-                    place[message_id] = position
-                    pending[message_id] = None
-                opened += len(following)
-            pulled = False
-            for reply in self._pulled(pending, sent, place, held):
-                pulled = True
-                answered += 1
-                message_id = reply.metadata.reply_to_message_id
-                pending.pop(message_id)
-                self.traffic.up += size(reply)
-                position = place[message_id]
-                given = time.monotonic()
-                yield position, _unpacked(reply, sent[position])
-                deadline += time.monotonic() - given
-            if answered < len(sent):
-                if self.on_answers is not None and time.monotonic() - told > TELL_SECONDS:
-                    told = time.monotonic()
-                    self.on_answers(answered, len(sent))
-                if not pulled:
-                    time.sleep(self.poll_seconds)
+        self._drop_late()
+        try:
+            while answered < len(sent) and time.monotonic() < deadline:
+                self._check_stop()
+                if opened < len(sent) and len(pending) < most_open:
+                    following = sent[opened : opened + most_open - len(pending)]
+                    for position, message_id in enumerate(self.push_messages(following), opened):
+                        place[message_id] = position
+                        pending[message_id] = None
+                    opened += len(following)
+                pulled = False
+                for reply in self._pulled(pending, sent, place, held):
+                    pulled = True
+                    answered += 1
+                    message_id = reply.metadata.reply_to_message_id
+                    pending.pop(message_id)
+                    self.traffic.up += size(reply)
+                    position = place[message_id]
+                    given = time.monotonic()
+                    yield position, _unpacked(reply, sent[position])
+                    deadline += time.monotonic() - given
+                if answered < len(sent):
+                    if self.on_answers is not None and time.monotonic() - told > TELL_SECONDS:
+                        told = time.monotonic()
+                        self.on_answers(answered, len(sent))
+                    if not pulled:
+                        time.sleep(self.poll_seconds)
+        finally:
+            self._leave(pending)
+
+    def _drop_late(self) -> None:
+        """Pull what came too late for the messages before, so that nothing keeps it."""
+        if self._late:
+            for reply in self.inner.pull_messages(list(self._late)):
+                self._late.discard(reply.metadata.reply_to_message_id)
+
+    def _leave(self, pending: Iterable[str]) -> None:
+        """Wait no longer for replies; where nodes are on this machine, they are thrown away."""
+        if isinstance(self.inner, Forgetful):
+            self.inner.forget(pending)
+        elif self.under_way is not None:
+            self._late |= set(pending)
 
     def _pulled(
         self,

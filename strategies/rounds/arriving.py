@@ -1,6 +1,6 @@
 """Replies as they come, from a grid that can give them away so, or all at once from another."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
 from flwr.app import Message
@@ -19,7 +19,7 @@ class Arriving(Protocol):
 
 def arriving(
     grid: Grid, messages: Sequence[Message], *, timeout: float | None = None
-) -> Iterator[Message]:
+) -> Generator[Message, None, None]:
     """Send messages, if there are any, and yield the replies as they come.
 
     Args:

@@ -130,6 +130,17 @@ def num_drawn(fraction: float, count: int) -> int:
     return min(count, max(1, round(fraction * count)))
 
 
+def num_asked(fraction: float, over_select: float, count: int) -> int:
+    """Return how many of `count` nodes a round asks where it does without the last ones to answer.
+
+    Args:
+        fraction: The share that is drawn, in (0, 1].
+        over_select: How many more are asked, as a share of those, at least 0.
+        count: Nodes that may be drawn, at least 0.
+    """
+    return min(count, math.ceil(num_drawn(fraction, count) * (1 + over_select)))
+
+
 class Rounds(FedAvg):
     """Rounds of one message type, averaged by the number of examples that each node used.
 
@@ -176,6 +187,7 @@ class Rounds(FedAvg):
         participants: Collection[str] | None = None,
         fraction: float = 1.0,
         min_share: float = 0.5,
+        over_select: float = 0.0,
         required: Collection[str] = (),
         same_code: bool = True,
     ) -> None:
@@ -186,6 +198,10 @@ class Rounds(FedAvg):
             participants: Names of the nodes that may take part; None for all that are online.
             fraction: Share of them drawn in every round, in (0, 1].
             min_share: Share of the nodes drawn that must answer, in (0, 1].
+            over_select: How many more nodes are asked than are drawn, as a share of these: with as
+                many good answers as nodes were to be drawn, the round is over. Then it depends on
+                who is fast, and the same seed need not give the same weights. Where all must
+                answer, or answers are sums, nobody is left out.
             required: Names of those of them that must, whatever the share: without their answer
                 nothing is unlearned.
             same_code: Whether a reply must come from the client code that runs here; False where
@@ -196,6 +212,7 @@ class Rounds(FedAvg):
         self.participants = participants
         self.fraction = fraction
         self.min_share = min_share
+        self.over_select = over_select
         self.required = required
         self.same_code = same_code
         self.described: Mapping[str, Mapping[str, Any]] = {}
@@ -211,6 +228,7 @@ class Rounds(FedAvg):
         self.sent = ArrayRecord()  # the model of the round under way
         self._asked: dict[int, str] = {}
         self._absent: list[str] = []
+        self._enough = 0  # good answers that end a round in which more nodes were asked
         self._gathered = Gathered()
 
     @property
@@ -317,9 +335,10 @@ class Rounds(FedAvg):
         return used, totals
 
     def _drawn(self, names: list[str], server_round: int) -> list[str]:
+        self._enough = count = num_drawn(self.fraction, len(names))
         if self.fraction >= 1.0 or not names:
             return names
-        count = num_drawn(self.fraction, len(names))
+        count = num_asked(self.fraction, self.over_select, len(names))
         draws = generator(self.settings.seed, self.settings.phase + " sampling", server_round)
         chosen = torch.randperm(len(names), generator=draws)[:count].sort().values
         return [names[i] for i in chosen.tolist()]
@@ -355,10 +374,12 @@ class Rounds(FedAvg):
                     failed[name] = Failure(name, str(error), error.code)
                 else:
                     self._gathered.take(name, answer, self.norms.get(name, 0.0))
+                    if self._may_end(good):
+                        break
         # Which reply came first must not decide what is told, nor in which order.
         silence = "; ".join(sorted({f.reason for f in unnamed})) or NO_ANSWER
         why = UNAVAILABLE if unnamed else TIMEOUT
-        for name in self._asked.values():
+        for name in [] if self._may_end(good) else self._asked.values():
             if name not in good and name not in failed:
                 failed[name] = Failure(name, silence, why)
         self.norms, self.idle = dict(sorted(self.norms.items())), sorted(self.idle)
@@ -370,6 +391,12 @@ class Rounds(FedAvg):
         answers = {name: good[name] for name in sorted(good)}
         self._check_enough(server_round, answers)
         return answers
+
+    def _may_end(self, good: Mapping[str, Used]) -> bool:
+        """Return whether a round may do without the nodes that have not answered yet."""
+        if self.takes_all or self.sums or len(self._asked) <= self._enough:
+            return False
+        return len(good) >= self._enough and set(self.required) <= set(good)
 
     def _answer(self, content: RecordDict, like: Mapping[str, Form] | None, most: float) -> Used:
         told = self.settings
@@ -464,8 +491,10 @@ class Rounds(FedAvg):
         Raises:
             ClientLost: Naming those that did not, and why.
         """
-        asked = len(self._asked)
-        needed = max(1, asked if self.takes_all else math.ceil(self.min_share * asked))
+        asked = min(self._enough, len(self._asked))
+        needed = max(1, math.ceil(self.min_share * asked))
+        if self.takes_all:
+            needed = asked = max(1, len(self._asked))
         reasons = listed(self.failures) or "none online"
         if len(answers) < needed:
             raise ClientLost(

@@ -20,7 +20,7 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 CLIENT_APP_RAISED = 2  # Flower's code for an exception in a ClientApp
-LEAST_OPEN = 16  # messages under way, so that starting the next ones is not waited for
+MOST_OPEN = 32  # messages under way: enough that no core waits for the next ones
 
 
 class InlineGrid(Grid):
@@ -45,7 +45,7 @@ class InlineGrid(Grid):
         self.client_app = client_app
         self.workers = workers or os.cpu_count() or 1
         # What is started beyond that waits for a core, or keeps its answer in memory.
-        self.most_open = max(LEAST_OPEN, 4 * self.workers)
+        self.under_way = (self.workers + 2, max(MOST_OPEN, 4 * self.workers))
         self.contexts = {
             node + 1: Context(
                 run_id=1,
@@ -102,6 +102,12 @@ class InlineGrid(Grid):
             wait((self._running[identifier] for identifier in wanted), None, FIRST_COMPLETED)
             ready = [identifier for identifier in wanted if self._running[identifier].done()]
         return [self._running.pop(identifier).result() for identifier in ready]
+
+    def forget(self, message_ids: Iterable[str]) -> None:
+        """Start no work that is not begun, and throw away what the rest of it gives."""
+        for identifier in message_ids:
+            if (running := self._running.pop(identifier, None)) is not None:
+                running.cancel()
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None

@@ -9,13 +9,32 @@ import os
 import threading
 import warnings
 from collections.abc import Callable
-from typing import Any
+from importlib import import_module
+from typing import Any, Final
 
 from flwr.app import Context
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 from client.errors import BadSetting
+
+CLUSTER: Final = "RAY_ADDRESS"  # in the environment: Ray runs elsewhere, too
+MOST_OPEN: Final = 1000
+
+
+def under_way() -> tuple[int, int]:
+    """Return how many messages may be under way, at least and at most (see `NamedGrid`).
+
+    Every core works on one, and has another to go on with.
+    """
+    cores = os.cpu_count() or 1
+    if os.environ.get(CLUSTER):
+        ray: Any = import_module("ray")
+        if ray.is_initialized():
+            cores = int(ray.cluster_resources().get("CPU", cores))
+        else:
+            cores = MOST_OPEN  # nobody can tell yet
+    return 2 * cores, max(MOST_OPEN, 2 * cores)
 
 
 def run_on_ray(

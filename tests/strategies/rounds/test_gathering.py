@@ -61,7 +61,7 @@ def start() -> ArrayRecord:
 
 
 def begun(inner: InlineGrid, **more: Any) -> tuple[FederatedAveraging, NamedGrid, list[Message]]:
-    grid = NamedGrid(inner, 60.0, 0.001, most_open=inner.most_open)
+    grid = NamedGrid(inner, 60.0, 0.001, under_way=inner.under_way)
     rounds = FederatedAveraging(told(Fit, **FEW), **more)
     return rounds, grid, list(rounds.configure_train(1, start(), ConfigRecord(), grid))
 
@@ -81,7 +81,7 @@ def test_replies_in_memory_do_not_grow_with_the_clients() -> None:
             model_of(rounds, arriving(grid, messages))
             assert len(rounds.answered) == num_clients
             # Those that wait, are made or handed over, and one or two that are being read.
-            assert client.most <= ROOM + inner.most_open + 2
+            assert client.most <= ROOM + max(inner.under_way) + 2
         most.append(client.most)
     assert max(most) < 60
 
