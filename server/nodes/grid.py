@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol, runtime_checkable
 
-from flwr.app import ArrayRecord, Error, Message, RecordDict
+from flwr.app import Error, Message, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
 from client.errors import EffaceError
-from client.packing import BadPacking, packed, unpacked, with_arrays
+from server.nodes.exchanged import meant, of_transport, pack, unpacked
 from server.nodes.sizes import Sizes, size
 from strategies.rounds.failures import cleaned
 
@@ -197,7 +197,7 @@ class NamedGrid(Grid):
         """Send messages; yield each reply with its message's position."""
         asked = [message.content for message in sent]
         if self.packs:
-            _pack(sent)
+            pack(sent)
         try:
             yield from self._arriving(sent, timeout)
         finally:
@@ -239,7 +239,7 @@ class NamedGrid(Grid):
                     self.traffic.up += size(reply)
                     position = place[message_id]
                     given = time.monotonic()
-                    yield position, _unpacked(reply, sent[position])
+                    yield position, unpacked(reply, sent[position])
                     deadline += time.monotonic() - given
                 if answered < len(sent):
                     if self.on_answers is not None and time.monotonic() - told > TELL_SECONDS:
@@ -280,7 +280,7 @@ class NamedGrid(Grid):
             try:
                 found = list(self.inner.pull_messages(batch))
             except Exception as error:
-                if isinstance(error, OSError | EffaceError) or _of_transport(error):
+                if isinstance(error, OSError | EffaceError) or of_transport(error):
                     raise  # the SuperLink's, not a node's
                 if len(batch) > 1:
                     self.one_by_one = True
@@ -291,7 +291,7 @@ class NamedGrid(Grid):
             found.reverse()
             while found:  # what is taken is not held here, too
                 reply = found.pop()
-                if _meant(reply, sent, place) and reply.metadata.reply_to_message_id in pending:
+                if meant(reply, sent, place) and reply.metadata.reply_to_message_id in pending:
                     yield reply
                 del reply
 
@@ -341,44 +341,3 @@ class NamedGrid(Grid):
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         return self.inner.pull_messages(message_ids)
-
-
-def _pack(messages: Iterable[Message]) -> None:
-    """Pack the arrays of messages; a record that many share is packed once."""
-    known: dict[int, tuple[ArrayRecord, ArrayRecord]] = {}
-
-    def once(arrays: ArrayRecord) -> ArrayRecord:
-        if id(arrays) not in known:
-            known[id(arrays)] = arrays, packed(arrays)
-        return known[id(arrays)][1]
-
-    for message in messages:
-        message.content = with_arrays(message.content, once)
-
-
-def _unpacked(reply: Message, question: Message) -> Message:
-    """Return a reply with its arrays one by one; one that cannot be read is its node's error."""
-    if not reply.has_content():
-        return reply
-    try:
-        reply.content = with_arrays(reply.content, unpacked)
-    except Exception as error:  # whatever a node sends is that node's failure
-        told = str(error) if isinstance(error, BadPacking) else f"got {type(error).__name__}"
-        why = Error(ErrorCode.UNKNOWN, f"reply must be readable: {told}")
-        return Message(why, reply_to=question)
-    return reply
-
-
-def _of_transport(error: Exception) -> bool:
-    """Return whether an error is one of the link to the SuperLink."""
-    return type(error).__module__.partition(".")[0] in ("httpx", "httpcore", "grpc")
-
-
-def _meant(reply: Message, sent: Sequence[Message], place: Mapping[str, int]) -> bool:
-    """Return whether a reply answers one of ours, and comes from whom that was sent to."""
-    position = place.get(reply.metadata.reply_to_message_id)
-    if position is None:
-        return False
-    node = sent[position].metadata.dst_node_id
-    # The SuperLink answers for a node that it has lost.
-    return reply.has_error() or reply.metadata.src_node_id == node

@@ -138,7 +138,8 @@ def num_asked(fraction: float, over_select: float, count: int) -> int:
         over_select: How many more are asked, as a share of those, at least 0.
         count: Nodes that may be drawn, at least 0.
     """
-    return min(count, math.ceil(num_drawn(fraction, count) * (1 + over_select)))
+    more = round(num_drawn(fraction, count) * over_select, 9)  # 20 * 0.1 is 2, and 22 are asked
+    return min(count, num_drawn(fraction, count) + math.ceil(more))
 
 
 class Rounds(FedAvg):

@@ -188,6 +188,7 @@ def test_a_method_that_cannot_work_in_sums_is_refused_before_anything_starts(
         ({"num_clients": 2}, "clients asked in a round must be at least 3"),
         ({"fraction": 0.5}, "at least 3 with --secure-aggregation, got 2"),
         ({"keep_updates": 2}, "keep-updates must be 0 with --secure-aggregation, got 2"),
+        ({"over_select": 0.2}, "over-select must be 0 with --secure-aggregation, got 0.2"),
     ],
 )
 def test_what_sums_cannot_do_is_refused_before_training(

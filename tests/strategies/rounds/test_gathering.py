@@ -1,8 +1,11 @@
 """Many replies: few are in memory at a time, and the model is the same whatever their order."""
 
+import contextlib
+import gc
 import random
 import threading
 import weakref
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -159,3 +162,61 @@ def test_a_kind_of_round_that_combines_in_its_own_way_has_all_answers() -> None:
         rounds = Own(told(Fit, **FEW))
         rounds.configure_train(1, start(), ConfigRecord(), grid)
         model_of(rounds, replied(messages, {}))
+
+
+# ---- more are asked than are drawn --------------------------------------------------------------
+
+
+def test_a_round_ends_with_as_many_answers_as_nodes_were_to_be_drawn() -> None:
+    with InlineGrid(Alive(), 40) as inner:
+        rounds, _, messages = begun(inner, fraction=0.25, over_select=0.2)
+        assert len(messages) == 12  # 10 and a fifth more
+
+        def coming() -> Iterator[Message]:
+            yield from replied(messages, {})[2:]
+            raise AssertionError("nobody waits for the two that are late")
+
+        found = model_of(rounds, coming())
+        assert (len(rounds.answered), rounds.failures) == (10, [])
+        mean = np.mean([update(n)["w"].numpy() for n in range(2, 12)], axis=0)
+        np.testing.assert_allclose(np.frombuffer(found, np.float32), mean, rtol=1e-5, atol=1e-7)
+        # The same nodes as without are among those asked, and with too few answers all count.
+        same, _, fewer = begun(inner, fraction=0.25)
+        assert set(same.asked) <= set(rounds.asked)
+        rounds.aggregate_train(1, iter(replied(messages, {})[:6]))
+        assert len(rounds.failures) == 6
+        assert len(fewer) == 10
+
+
+def test_a_node_that_must_answer_is_never_done_without() -> None:
+    with InlineGrid(Alive(), 8) as inner:
+        rounds, _, messages = begun(inner, fraction=0.5, over_select=1.0)
+        rounds.required = [rounds.asked[-1]]
+        rounds.aggregate_train(1, iter(replied(messages, {})))
+        assert set(rounds.required) < set(rounds.answered)
+        with pytest.raises(ClientLost, match="hold what is to be forgotten"):
+            rounds.aggregate_train(1, iter(replied(messages, {})[:-1]))
+        rounds.required, rounds.takes_all = [], True
+        with pytest.raises(ClientLost, match="must have 8 answers of 8 clients, got 7"):
+            rounds.aggregate_train(1, iter(replied(messages, {})[:-1]))
+
+
+def test_what_comes_too_late_is_thrown_away() -> None:
+    client, go_on = Alive(), threading.Event()
+
+    def slow(message: Message, context: Context) -> Message:
+        if context.node_id == 1:
+            go_on.wait(60.0)
+        return client(message, context)
+
+    with InlineGrid(slow, 6, workers=6) as inner:
+        rounds, grid, _ = begun(inner, fraction=5 / 6, over_select=0.2)
+        messages = list(rounds.configure_train(1, start(), ConfigRecord(), grid))
+        with contextlib.closing(arriving(grid, messages)) as replies:
+            model_of(rounds, replies)
+        assert "client-0" not in rounds.answered
+        go_on.set()
+    rounds.used = {}
+    del replies
+    gc.collect()
+    assert client.alive == 0
