@@ -46,7 +46,7 @@ class Traffic:
 
 @runtime_checkable
 class Forgetful(Protocol):
-    """A grid that can be told that replies are not wanted any more."""
+    """A grid of this process: it waits when it is pulled, and forgets what is not wanted."""
 
     def forget(self, message_ids: Iterable[str]) -> None:
         """Throw away the replies to these messages, those that are still to come as well."""
@@ -247,6 +247,8 @@ class NamedGrid(Grid):
                         self.on_answers(answered, len(sent))
                     if not pulled:
                         time.sleep(self.poll_seconds)
+                    elif not isinstance(self.inner, Forgetful):  # whose pulls wait by themselves
+                        time.sleep(min(self.poll_seconds, LOCAL_POLL_SECONDS))
         finally:
             self._leave(pending)
 
