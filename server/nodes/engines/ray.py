@@ -20,6 +20,7 @@ from flwr.serverapp import Grid, ServerApp
 from client.errors import BadSetting
 
 CLUSTER: Final = "RAY_ADDRESS"  # in the environment: Ray runs elsewhere, too
+MANY: Final = 1000  # cores of a cluster that cannot be asked yet
 MOST_OPEN: Final = 200  # what Flower 1.39 keeps of open messages, it goes through for each node
 
 
@@ -31,10 +32,8 @@ def under_way() -> tuple[int, int]:
     cores = os.cpu_count() or 1
     if os.environ.get(CLUSTER):
         ray: Any = import_module("ray")
-        if ray.is_initialized():
-            cores = int(ray.cluster_resources().get("CPU", cores))
-        else:
-            cores = 1000  # nobody can tell yet
+        known = ray.cluster_resources() if ray.is_initialized() else {}
+        cores = int(known.get("CPU", MANY))
     return 2 * cores, max(MOST_OPEN, 2 * cores)
 
 

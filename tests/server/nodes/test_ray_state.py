@@ -20,7 +20,7 @@ class State:
     def get_message_ins(self, node_id: int, limit: int | None, *, run_id: Any = None) -> list[Any]:
         self.looks += 1
         found = [m for m in self.messages if m.metadata.dst_node_id == node_id][:limit]
-        self.messages = [m for m in self.messages if m not in found]
+        self.messages = [m for m in self.messages if not any(m is one for one in found)]
         return found
 
 
