@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from flwr.app import ConfigRecord, Message
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 
 NUMBER_BYTES: Final = 8
 
@@ -18,10 +18,11 @@ class Sizes:
         """Return the bytes of a message that is kept as long as this object."""
         if not message.has_content():
             return 0
-        content = message.content
-        total = sum(map(_config_size, content.config_records.values()))
-        total += sum(record.count_bytes() for record in content.metric_records.values())
-        for record in content.array_records.values():
+        total = 0
+        for record in message.content.values():
+            if not isinstance(record, ArrayRecord):
+                total += _record_size(record)
+                continue
             if id(record) not in self._known:
                 self._known[id(record)] = record.count_bytes()
             total += self._known[id(record)]
@@ -32,12 +33,11 @@ def size(message: Message) -> int:
     """Return the bytes of a message's content; an error has none worth counting."""
     if not message.has_content():
         return 0
-    content = message.content
-    return (
-        sum(record.count_bytes() for record in content.array_records.values())
-        + sum(record.count_bytes() for record in content.metric_records.values())
-        + sum(map(_config_size, content.config_records.values()))
-    )
+    return sum(map(_record_size, message.content.values()))
+
+
+def _record_size(record: ArrayRecord | MetricRecord | ConfigRecord) -> int:
+    return _config_size(record) if isinstance(record, ConfigRecord) else record.count_bytes()
 
 
 def _config_size(config: ConfigRecord) -> int:

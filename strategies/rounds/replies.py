@@ -131,17 +131,17 @@ def check(content: RecordDict, expected: Expected) -> tuple[ArrayRecord, dict[st
 
 
 def _checked(content: RecordDict, expected: Expected) -> tuple[ArrayRecord, dict[str, Any]]:
-    if len(content.array_records) != 1 or len(content.metric_records) != 1 or len(content) != 2:
+    of_arrays, of_numbers = content.array_records, content.metric_records  # made anew each time
+    if len(of_arrays) != 1 or len(of_numbers) != 1 or len(content) != 2:
         raise BadReply(
             "reply must hold one ArrayRecord and one MetricRecord, got "
-            f"{len(content.array_records)} and {len(content.metric_records)} in {len(content)} "
-            "records"
+            f"{len(of_arrays)} and {len(of_numbers)} in {len(content)} records"
         )
-    told = dict(next(iter(content.metric_records.values())))
+    told = dict(next(iter(of_numbers.values())))
     if expected.same_code:
         check_code(told.get("code"))
     metrics = _metrics(told, expected)
-    arrays = next(iter(content.array_records.values()))
+    arrays = next(iter(of_arrays.values()))
     if expected.declared.arrays == "attestation":
         return _attested(arrays, metrics, expected.claim), metrics
     if not arrays and not metrics["num-examples"]:
