@@ -104,6 +104,7 @@ def _inline(
     os.environ["EFFACE_STORE"] = str(service.home.clients)
     with InlineGrid(app, stored.num_clients, node_config=node) as inner:
         grid = NamedGrid(inner, settings.round_timeout, LOCAL_POLL_SECONDS)
+        grid.under_way = inner.under_way
         told = _with_events(service.home, request.row, listener)
         grid.on_answers = told.answers
         return service.execute(request, grid, told)
@@ -113,6 +114,7 @@ def _ray(home: Home, request: ResolvedRequest, settings: RunSettings, listener: 
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     from client.app import app
     from server.nodes.engines.ray import run_on_ray
+    from server.nodes.engines.ray import under_way as ray_under_way
 
     stored, stop = request.settings, threading.Event()
     found: list[Record] = []
@@ -122,6 +124,7 @@ def _ray(home: Home, request: ResolvedRequest, settings: RunSettings, listener: 
         with home.lock(LOCK_SECONDS):
             service = Service.open(home)
             named = NamedGrid(grid, settings.round_timeout, LOCAL_POLL_SECONDS, stop=stop)
+            named.under_way = ray_under_way()
             told = _with_events(home, request.row, listener)
             named.on_answers = told.answers
             named_first = partial(name_nodes, named, service, request)

@@ -86,6 +86,7 @@ class RunSettings(Settings):
     clip_norm: float = setting(at_least(MIN_CLIP), 1.0)  # C, of each example's gradient under noise
     fraction: float = setting(_share, 1.0)
     min_share: float = setting(_share, 0.5)
+    over_select: float = setting(between(0.0, 10.0), 0.0)  # clients asked beyond the fraction
     aggregate: str = setting(one_of("mean", "median", "trimmed-mean"), "mean")
     clip_updates: float = setting(between(0.0, 1e9), 0.0)  # L2 norm; 0 for none
     keep_updates: int = setting(at_least(0), 0)  # Delta t of FedEraser, in rounds; 0 for none
@@ -308,6 +309,11 @@ class RunSettings(Settings):
                 f"got {drawn}: the sum of fewer is an answer of one to another; raise num-clients "
                 "or fraction"
             )
+        if self.over_select:
+            raise BadSetting(
+                f"over-select must be 0 with --secure-aggregation, got {self.over_select:g}: a sum "
+                "waits for all its clients, or for none of those it has lost; raise fraction"
+            )
         if self.keep_updates:
             raise BadSetting(
                 f"keep-updates must be 0 with --secure-aggregation, got {self.keep_updates}: the "
@@ -460,6 +466,7 @@ TRAINING: Final = frozenset(
         "clip-norm",
         "fraction",
         "min-share",
+        "over-select",
         "aggregate",
         "clip-updates",
         "keep-updates",
@@ -528,6 +535,8 @@ def essence(settings: Mapping[str, Any]) -> dict[str, Any]:
     ]
     if not settings.get("clients"):
         ways.append("clients")  # which rows of old do not have
+    if not settings.get("over-select"):
+        ways.append("over-select")
     if settings.get("mode") != "yardstick":
         ways.append("count")  # likewise
     return {key: value for key, value in settings.items() if key not in ways}

@@ -40,11 +40,14 @@ class Plan:
         num_rounds: K.
         fraction: Share of the nodes drawn every round.
         min_share: Share of those that must answer.
+        over_select: How many more are asked, as a share of them; those who answer last do not
+            count.
     """
 
     num_rounds: int
     fraction: float
     min_share: float
+    over_select: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from strategies.federation import Accuracies, Plan, RequestValues, Samples, Stor
 from strategies.method import Method
 from strategies.parts.effort import Effort, Holding, Network, effort
 from strategies.parts.guard import MAX_ROLLBACKS
-from strategies.rounds.base import Rounds, num_drawn
+from strategies.rounds.base import Rounds, num_asked
 from strategies.rounds.sums import STEPS, in_sums
 
 # What the nodes measure of the model once it has changed. "planned": they do not say, so that
@@ -173,7 +173,7 @@ class Rehearsal(RequestValues):
         """Write rounds down and return the model as it was, or scores."""
         named = rounds.participants
         pool = [n for n in self.known.nodes if named is None or n in named]
-        clients = len(pool) if rounds.fraction >= 1 else num_drawn(rounds.fraction, len(pool))
+        clients = num_asked(rounds.fraction, rounds.over_select, len(pool))
         told, left = rounds.settings, num_rounds
         if isinstance(told, FitChannels):  # who has answered once has the rest of the model
             self._ask(phase, replace(told, whole=True), pool, clients=clients)

@@ -37,6 +37,11 @@ class Between(NamedGrid):
         self.came: list[Message] = []
         self.seen: list[tuple[str, ArrayRecord, dict[str, Any]]] = []
 
+    def replies(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterator[Message]:
+        yield from self.send_and_receive(messages, timeout=timeout)
+
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> list[Message]:

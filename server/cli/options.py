@@ -115,6 +115,13 @@ OPTIONS: Final = (
         "min-share", 0.5, TRAINING, "Share of the drawn clients that must answer, above 0 to 1."
     ),
     Option(
+        "over-select",
+        0.0,
+        TRAINING,
+        "With --fraction below 1: ask so many more clients, as a share of those drawn (0.2), and "
+        "do without the last to answer. Weights then depend on who is fast.",
+    ),
+    Option(
         "aggregate",
         "mean",
         TRAINING,

@@ -3,6 +3,7 @@
 It is long because rounds and questions share the traffic, the costs and the journal they count in.
 """
 
+import contextlib
 import functools
 import math
 import time
@@ -28,6 +29,7 @@ from server.nodes.questions import ask
 from server.storage.journal import Journal
 from strategies.federation import Accuracies, Plan, RequestValues, Samples, StoredRound
 from strategies.parts.averaging import PLAIN, Aggregation
+from strategies.rounds.arriving import arriving
 from strategies.rounds.base import ClientLost, Failure, NothingTouched, Rounds
 from strategies.rounds.failures import listed
 from strategies.rounds.replay import ReplayedRound, difference
@@ -311,8 +313,10 @@ class GridFederation(RequestValues):
         self.grid.take_traffic()
         started = time.perf_counter()
         asked = list(rounds.configure_train(number, model, ConfigRecord(), self.answering))
-        replies = list(self.answering.send_and_receive(asked)) if asked else []
-        averaged, metrics = rounds.aggregate_train(number, replies)
+        rounds.each = self._keeps(rounds, number)
+        # Closed, so that nobody waits for replies that a round does without.
+        with contextlib.closing(arriving(self.answering, asked)) as replies:
+            averaged, metrics = rounds.aggregate_train(number, replies)
         if averaged is None or metrics is None:
             raise NothingTouched(f"{rounds.settings.phase} must change the model, got no answer")
         traffic = self.grid.take_traffic()
@@ -384,6 +388,11 @@ class GridFederation(RequestValues):
             done.privacy,
         )
 
+    def _keeps(self, rounds: Rounds, number: int) -> bool:
+        """Return whether the nodes' updates of a round are kept."""
+        due = rounds.settings.phase == "train" and (number - 1) % self.keep_every == 0
+        return self.keep is not None and due
+
     def _keep(self, rounds: Rounds, number: int, model: ArrayRecord) -> None:
         """Keep a round's updates before the journal has the round: a stop loses neither alone."""
         if self.keep is None:
@@ -392,7 +401,7 @@ class GridFederation(RequestValues):
             if rounds.kept is not None:
                 self.keep(rounds.kept)
             return
-        if rounds.settings.phase != "train" or (number - 1) % self.keep_every:
+        if not self._keeps(rounds, number):
             return
         updates = {name: difference(used.arrays, model) for name, used in rounds.used.items()}
         weights = {name: used.examples for name, used in rounds.used.items()}

@@ -4,22 +4,24 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Protocol, runtime_checkable
 
-from flwr.app import ArrayRecord, ConfigRecord, Error, Message, RecordDict
+from flwr.app import Error, Message, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
 from client.errors import EffaceError
-from client.packing import BadPacking, packed, unpacked, with_arrays
+from server.nodes.exchanged import meant, of_transport, pack, unpacked
+from server.nodes.sizes import Sizes, size
 from strategies.rounds.failures import cleaned
 
 REMOTE_POLL_SECONDS: Final = 0.1
 LOCAL_POLL_SECONDS: Final = 0.005
 TELL_SECONDS: Final = 1.0  # between two words of how many have answered
-NUMBER_BYTES: Final = 8
+HELD_BYTES: Final = 2**28  # of replies that are pulled, or made by this machine, at one time
+LEAST_HELD: Final = 4  # of them, however large
 
 
 class ClientsMissing(EffaceError):
@@ -42,12 +44,21 @@ class Traffic:
     down: int = 0
 
 
+@runtime_checkable
+class Forgetful(Protocol):
+    """A grid of this process: it waits when it is pulled, and forgets what is not wanted."""
+
+    def forget(self, message_ids: Iterable[str]) -> None:
+        """Throw away the replies to these messages, those that are still to come as well."""
+
+
 @dataclass
 class NamedGrid(Grid):
     """A Grid on which every node has a name and every wait has an end.
 
     Flower's own `send_and_receive` sleeps 3 seconds between polls on a real SuperLink and waits
-    for ever by default; this one polls every 0.1 s up to `round_timeout` seconds.
+    for ever by default; this one polls every 0.1 s up to `round_timeout` seconds. `replies` gives
+    each reply away as it comes: of large ones few are here at a time.
     """
 
     inner: Grid
@@ -59,7 +70,11 @@ class NamedGrid(Grid):
     only: frozenset[str] = frozenset()  # names of those that take part; the others get no message
     _open: frozenset[int] = frozenset()  # their ids, as last seen
     on_answers: Callable[[int, int], None] | None = None  # told how many of how many have
+    # Messages that may be under way, at least and at most; in between as many as their size allows.
+    # For nodes on this machine, whose replies would pile up in it; None for all.
+    under_way: tuple[int, int] | None = None
     packs: bool = False  # whether a record of arrays travels as one; pays where it does travel
+    _late: set[str] = field(default_factory=set)  # messages whose replies are not wanted any more
     one_by_one: bool = False  # whether a reply came that could not be read with the others
 
     def wait_for(self, num_clients: int, seconds: float, without: Sequence[str] = ()) -> None:
@@ -159,52 +174,115 @@ class NamedGrid(Grid):
             who was fastest.
         """
         sent = list(messages)
+        place = {}
+        found = []
+        for position, reply in self._exchanged(sent, timeout):
+            place[id(reply)] = position
+            found.append(reply)
+        return sorted(found, key=lambda reply: place[id(reply)])
+
+    def replies(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterator[Message]:
+        """Send, and yield the replies that come until the deadline, in whatever order they come.
+
+        Time that the caller spends on a reply is not counted against the deadline.
+        """
+        for _, reply in self._exchanged(list(messages), timeout):
+            yield reply
+
+    def _exchanged(
+        self, sent: list[Message], timeout: float | None
+    ) -> Iterator[tuple[int, Message]]:
+        """Send messages; yield each reply with its message's position."""
         asked = [message.content for message in sent]
         if self.packs:
-            _pack(sent)
+            pack(sent)
         try:
-            return self._exchanged(sent, timeout)
+            yield from self._arriving(sent, timeout)
         finally:
             for message, content in zip(sent, asked, strict=True):
                 message.content = content
 
-    def _exchanged(self, sent: list[Message], timeout: float | None) -> list[Message]:
-        self.traffic.down += sum(size(m) for m in sent)
-        pushed = list(self.push_messages(sent))
-        place = {message_id: position for position, message_id in enumerate(pushed)}
-        pending = set(pushed)
-        replies: list[Message] = []
+    def _arriving(
+        self, sent: list[Message], timeout: float | None
+    ) -> Iterator[tuple[int, Message]]:
+        sizes = Sizes()
+        down = [sizes.of(message) for message in sent]
+        self.traffic.down += sum(down)
+        # A reply is about as large as its question.
+        held = max(LEAST_HELD, HELD_BYTES // max(1, *down, 1))
+        least, most = (len(sent), len(sent)) if self.under_way is None else self.under_way
+        most_open = max(least, min(most, held))
+        place: dict[str, int] = {}
+        pending: dict[str, None] = {}  # in the order in which they were sent
+        opened = answered = 0
         seconds = self.round_timeout if timeout is None else min(timeout, self.round_timeout)
         deadline = time.monotonic() + seconds
         told = time.monotonic()
-        while pending and time.monotonic() < deadline:
-            self._check_stop()
-            for reply in self._pulled(pending, sent, place):
-                pending.discard(reply.metadata.reply_to_message_id)
-                self.traffic.up += size(reply)
-                question = sent[place[reply.metadata.reply_to_message_id]]
-                replies.append(_unpacked(reply, question))
-            if pending:
-                if self.on_answers is not None and time.monotonic() - told > TELL_SECONDS:
-                    told = time.monotonic()
-                    self.on_answers(len(replies), len(sent))
-                time.sleep(self.poll_seconds)
-        return sorted(replies, key=lambda m: place[m.metadata.reply_to_message_id])
+        self._drop_late()
+        try:
+            while answered < len(sent) and time.monotonic() < deadline:
+                self._check_stop()
+                if opened < len(sent) and len(pending) < most_open:
+                    following = sent[opened : opened + most_open - len(pending)]
+                    for position, message_id in enumerate(self.push_messages(following), opened):
+                        place[message_id] = position
+                        pending[message_id] = None
+                    opened += len(following)
+                pulled = False
+                for reply in self._pulled(pending, sent, place, held):
+                    pulled = True
+                    answered += 1
+                    message_id = reply.metadata.reply_to_message_id
+                    pending.pop(message_id)
+                    self.traffic.up += size(reply)
+                    position = place[message_id]
+                    given = time.monotonic()
+                    yield position, unpacked(reply, sent[position])
+                    deadline += time.monotonic() - given
+                if answered < len(sent):
+                    if self.on_answers is not None and time.monotonic() - told > TELL_SECONDS:
+                        told = time.monotonic()
+                        self.on_answers(answered, len(sent))
+                    if not pulled:
+                        time.sleep(self.poll_seconds)
+                    elif not isinstance(self.inner, Forgetful):  # whose pulls wait by themselves
+                        time.sleep(min(self.poll_seconds, LOCAL_POLL_SECONDS))
+        finally:
+            self._leave(pending)
+
+    def _drop_late(self) -> None:
+        """Pull what came too late for the messages before, so that nothing keeps it."""
+        if self._late:
+            for reply in self.inner.pull_messages(list(self._late)):
+                self._late.discard(reply.metadata.reply_to_message_id)
+
+    def _leave(self, pending: Iterable[str]) -> None:
+        """Wait no longer for replies; where nodes are on this machine, they are thrown away."""
+        if isinstance(self.inner, Forgetful):
+            self.inner.forget(pending)
+        elif self.under_way is not None:
+            self._late |= set(pending)
 
     def _pulled(
-        self, pending: set[str], sent: Sequence[Message], place: Mapping[str, int]
+        self,
+        pending: Mapping[str, None],
+        sent: Sequence[Message],
+        place: Mapping[str, int],
+        held: int,
     ) -> Iterator[Message]:
         """Yield the replies that are there; one that cannot even be read is its node's error.
 
         Flower builds all replies of a pull at once, and one that a node has broken takes the
         others with it. From then on they are pulled one by one.
         """
-        batches = [[one] for one in sorted(pending)] if self.one_by_one else [sorted(pending)]
-        for batch in batches:
+        wanted, count = list(pending), 1 if self.one_by_one else held
+        for batch in (wanted[start : start + count] for start in range(0, len(wanted), count)):
             try:
                 found = list(self.inner.pull_messages(batch))
             except Exception as error:
-                if isinstance(error, OSError | EffaceError) or _of_transport(error):
+                if isinstance(error, OSError | EffaceError) or of_transport(error):
                     raise  # the SuperLink's, not a node's
                 if len(batch) > 1:
                     self.one_by_one = True
@@ -212,7 +290,12 @@ class NamedGrid(Grid):
                 reason = f"reply must be readable, got {type(error).__name__}"
                 question = sent[place[batch[0]]]
                 found = [Message(Error(ErrorCode.UNKNOWN, reason), reply_to=question)]
-            yield from (reply for reply in found if _meant(reply, sent, place))
+            found.reverse()
+            while found:  # what is taken is not held here, too
+                reply = found.pop()
+                if meant(reply, sent, place) and reply.metadata.reply_to_message_id in pending:
+                    yield reply
+                del reply
 
     def _check_stop(self) -> None:
         if self.stop.is_set():
@@ -260,66 +343,3 @@ class NamedGrid(Grid):
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         return self.inner.pull_messages(message_ids)
-
-
-def _pack(messages: Iterable[Message]) -> None:
-    """Pack the arrays of messages; a record that many share is packed once."""
-    known: dict[int, tuple[ArrayRecord, ArrayRecord]] = {}
-
-    def once(arrays: ArrayRecord) -> ArrayRecord:
-        if id(arrays) not in known:
-            known[id(arrays)] = arrays, packed(arrays)
-        return known[id(arrays)][1]
-
-    for message in messages:
-        message.content = with_arrays(message.content, once)
-
-
-def _unpacked(reply: Message, question: Message) -> Message:
-    """Return a reply with its arrays one by one; one that cannot be read is its node's error."""
-    if not reply.has_content():
-        return reply
-    try:
-        reply.content = with_arrays(reply.content, unpacked)
-    except Exception as error:  # whatever a node sends is that node's failure
-        told = str(error) if isinstance(error, BadPacking) else f"got {type(error).__name__}"
-        why = Error(ErrorCode.UNKNOWN, f"reply must be readable: {told}")
-        return Message(why, reply_to=question)
-    return reply
-
-
-def _of_transport(error: Exception) -> bool:
-    """Return whether an error is one of the link to the SuperLink."""
-    return type(error).__module__.partition(".")[0] in ("httpx", "httpcore", "grpc")
-
-
-def _meant(reply: Message, sent: Sequence[Message], place: Mapping[str, int]) -> bool:
-    """Return whether a reply answers one of ours, and comes from whom that was sent to."""
-    position = place.get(reply.metadata.reply_to_message_id)
-    if position is None:
-        return False
-    node = sent[position].metadata.dst_node_id
-    # The SuperLink answers for a node that it has lost.
-    return reply.has_error() or reply.metadata.src_node_id == node
-
-
-def size(message: Message) -> int:
-    """Return the bytes of a message's content; an error has none worth counting."""
-    if not message.has_content():
-        return 0
-    content = message.content
-    return (
-        sum(record.count_bytes() for record in content.array_records.values())
-        + sum(record.count_bytes() for record in content.metric_records.values())
-        + sum(map(_config_size, content.config_records.values()))
-    )
-
-
-def _config_size(config: ConfigRecord) -> int:
-    """Return the bytes of keys and values: Flower 1.39's own count fails on lists of numbers."""
-    total = 0
-    for key, value in config.items():
-        parts = value if isinstance(value, list) else [value]
-        total += len(key)
-        total += sum(len(p) if isinstance(p, str | bytes) else NUMBER_BYTES for p in parts)
-    return total

@@ -12,7 +12,7 @@ from client.messages import Common
 from client.steps.store import Settle
 from client.wire import CodeMismatch
 from server.nodes.grid import NamedGrid
-from strategies.rounds.base import NO_ANSWER, OFFLINE
+from strategies.rounds.base import NO_ANSWER, OFFLINE, told_to
 from strategies.rounds.failures import TIMEOUT, UNAVAILABLE, Failure, failure_in
 from strategies.rounds.replies import BadReply, Expected, check, expected_arrays, most_examples
 
@@ -68,9 +68,10 @@ def ask(
     online = {node.name or f"node-{node.node_id}": node.node_id for node in grid.get_nodes()}
     wanted = sorted(online if names is None else names)
     by_id = {online[n]: n for n in wanted if n in online}
+    config = told.config()
     messages = [
         Message(
-            RecordDict({"arrays": arrays, "config": replace(told, client=n).config()}),
+            RecordDict({"arrays": arrays, "config": told_to(config, n)}),
             dst_node_id=online[n],
             message_type=told.message.name,
         )

@@ -115,7 +115,7 @@ class Work:
             clip=s.clip_updates,
             training=messages.ordinary(s),
             own_samples=self.request.samples,
-            plan=Plan(s.rounds, s.fraction, s.min_share),
+            plan=Plan(s.rounds, s.fraction, s.min_share, s.over_select),
             first_weights=functools.partial(initial_weights, self.request.spec, s.seed),
             tell=self.listener.note,
             # In sums nobody but the nodes can clip.

@@ -107,7 +107,7 @@ class Situation:
                 s, self.spec, erased, forget=s.forget, request="planned", lineage="planned"
             ),
             training=ordinary(s),
-            plan=Plan(s.rounds, s.fraction, s.min_share),
+            plan=Plan(s.rounds, s.fraction, s.min_share, s.over_select),
             nodes=holdings(
                 self._counts(),
                 forget,

@@ -29,7 +29,7 @@ from strategies.method import COUNT, PERCENT, RATE, Hyperparameters, Needs, opti
 from strategies.parts.effort import Effort, Holding, Network, effort
 from strategies.parts.participation import as_in_training
 from strategies.parts.relearning import OrdinaryRelearning
-from strategies.rounds.base import Failure, FederatedAveraging, NothingTouched, Rounds, Used
+from strategies.rounds.base import FederatedAveraging, NothingTouched, Rounds, Used
 from strategies.rounds.scaling import STATISTICS
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
@@ -101,14 +101,11 @@ class TargetGradient(Rounds):
     changes_model = False
     takes_all = True
 
-    def _measure(self, answers: dict[str, Used], failed: dict[str, Failure]) -> None:
-        """Note those whose gradient leads nowhere, too: it is 0 where nothing is known any more."""
-        super()._measure(answers, failed)
-        self.idle += [
-            name
-            for name, answer in answers.items()
-            if answer.examples and not any(a.numpy().any() for a in answer.arrays.values())
-        ]
+    def _measure(self, name: str, answer: Used, start: ArrayRecord | None) -> None:
+        """Note one whose gradient leads nowhere, too: it is 0 where nothing is known any more."""
+        super()._measure(name, answer, start)
+        if answer.examples and not any(a.numpy().any() for a in answer.arrays.values()):
+            self.idle.append(name)
 
 
 class OrthogonalStep(Rounds):

@@ -8,6 +8,8 @@ import numpy as np
 from flwr.app import Array, ArrayRecord
 from flwr.serverapp.strategy.fedtrimmedavg import trim_mean
 
+from strategies.parts.arrays import numbers
+
 TRIMMED: Final = 0.2  # share of the nodes cut off at either end
 
 
@@ -34,7 +36,7 @@ def weighted_average(models: Sequence[ArrayRecord], weights: Sequence[float]) ->
             raise ValueError("models must hold the same tensors in the same order")
     average = ArrayRecord()
     for name in first:
-        arrays = [model[name].numpy() for model in models]
+        arrays = [numbers(model[name]) for model in models]
         if len({(a.shape, a.dtype.str) for a in arrays}) != 1:
             raise ValueError(f"tensor {name} must have one shape and dtype in all models")
         mean = np.zeros(arrays[0].shape, dtype=np.float64)
@@ -83,19 +85,30 @@ class Aggregation:
         """
         if self.clip:
             models = [
-                shortened(start, model, self.clip / norm) if norm > self.clip else model
-                for model, norm in zip(models, norms, strict=True)
+                self.clipped(start, model, norm) for model, norm in zip(models, norms, strict=True)
             ]
         if self.kind == "mean":
             return weighted_average(models, weights)
         return ArrayRecord({name: self._middle([m[name] for m in models]) for name in start})
 
+    def clipped(self, start: ArrayRecord, model: ArrayRecord, norm: float) -> ArrayRecord:
+        """Return a node's model with its update as long as it may be.
+
+        Args:
+            start: The model that it was sent.
+            model: Its own.
+            norm: The length of its update.
+        """
+        if not self.clip or norm <= self.clip:
+            return model
+        return shortened(start, model, self.clip / norm)
+
     def _middle(self, arrays: Sequence[Array]) -> Array:
-        stacked = np.stack([array.numpy() for array in arrays]).astype(np.float64)
+        stacked = np.stack([numbers(array) for array in arrays]).astype(np.float64)
         # A fifth of three or four nodes is none: one at either end is cut off there.
         share = 1 / len(arrays) if len(arrays) in (3, 4) else TRIMMED
         found = np.median(stacked, axis=0) if self.kind == "median" else trim_mean(stacked, share)
-        dtype = arrays[0].numpy().dtype
+        dtype = numbers(arrays[0]).dtype
         if np.issubdtype(dtype, np.integer):
             found = np.rint(found)
         return Array(np.asarray(found).astype(dtype))
@@ -114,7 +127,7 @@ def shortened(start: ArrayRecord, end: ArrayRecord, share: float) -> ArrayRecord
     """
 
     def one(name: str) -> Array:
-        before, after = start[name].numpy(), end[name].numpy()
+        before, after = numbers(start[name]), numbers(end[name])
         if before.dtype.kind != "f":
             return end[name]
         moved = before + share * np.subtract(after, before, dtype=np.float64)

@@ -14,6 +14,7 @@ class Drawn(TypedDict):
     participants: list[str] | None
     fraction: float
     min_share: float
+    over_select: float
 
 
 def as_in_training(federation: Federation, *, synthetic: bool = False, back: bool = False) -> Drawn:
@@ -34,6 +35,7 @@ def as_in_training(federation: Federation, *, synthetic: bool = False, back: boo
         "participants": federation.keepers(synthetic=synthetic, back=back) if asks else None,
         "fraction": plan.fraction,
         "min_share": plan.min_share,
+        "over_select": plan.over_select,
     }
 
 

@@ -9,8 +9,8 @@ It is long because who is asked, whose answer counts and who must answer are one
 
 import math
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, Final
+from dataclasses import replace
+from typing import Any, ClassVar, Final
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -31,6 +31,7 @@ from strategies.rounds.failures import (
     failure_in,
     listed,
 )
+from strategies.rounds.gathering import Gathered, Used, room_for
 from strategies.rounds.replies import (
     BadReply,
     Expected,
@@ -66,6 +67,7 @@ SAME_BACK: Final = (
 )
 # Times the length of the middle one of the round's updates: a longer one is no training.
 OUT_OF_PROPORTION: Final = 1000
+MODELS: Final = ("model", "slices")  # kinds of arrays that are a node's own version of what it got
 
 
 class ClientLost(EffaceError):
@@ -113,21 +115,6 @@ class NothingTouched(EffaceError):
     code = "nothing-touched"
 
 
-@dataclass(frozen=True)
-class Used:
-    """The answer of a node that used some of its examples.
-
-    Attributes:
-        arrays: Its model, or what the message asks for in its place.
-        examples: How many it used.
-        metrics: All its numbers, by name.
-    """
-
-    arrays: ArrayRecord
-    examples: float
-    metrics: Mapping[str, Any]
-
-
 def examples_of(used: Mapping[str, Used]) -> list[float]:
     """Return the numbers of examples, in order."""
     return [answer.examples for answer in used.values()]
@@ -143,12 +130,29 @@ def num_drawn(fraction: float, count: int) -> int:
     return min(count, max(1, round(fraction * count)))
 
 
+def num_asked(fraction: float, over_select: float, count: int) -> int:
+    """Return how many of `count` nodes a round asks where it does without the last ones to answer.
+
+    Args:
+        fraction: The share that is drawn, in (0, 1].
+        over_select: How many more are asked, as a share of those, at least 0.
+        count: Nodes that may be drawn, at least 0.
+    """
+    more = round(num_drawn(fraction, count) * over_select, 9)  # 20 * 0.1 is 2, and 22 are asked
+    return min(count, num_drawn(fraction, count) + math.ceil(more))
+
+
 class Rounds(FedAvg):
     """Rounds of one message type, averaged by the number of examples that each node used.
 
     What FedAvg leaves open is fixed here: nodes are drawn by a seeded generator, replies are
     checked and averaged in the order of the nodes' names, buffers keep their dtype, and a missing
     reply is counted against `min_share`. So is a bad one: whatever a node sends is its own failure.
+
+    Replies are checked as they come. Where more come than memory should hold
+    (`strategies.rounds.gathering`), most are added up at once, by a sum whose bits do not depend on
+    their order. A kind of round with a `combine` of its own gets all answers at the end, unless it
+    says that it goes on from the mean (`from_mean`).
 
     Attributes:
         described: What the nodes have said that they hold, by name (`client.steps.measuring`); an
@@ -157,6 +161,7 @@ class Rounds(FedAvg):
         sums: Whether every answer is the mean of all, as secure aggregation gives it: then nothing
             can be said of one node.
         aggregation: How ordinary rounds of training make one model of the nodes'.
+        each: Whether every answer is wanted for itself after the round, however many there are.
         failures: Of the latest round: who did not do its part, and why.
         norms: Of the latest round: the length of every node's update.
         answered: Of the latest round: who gave a good answer, and on how many examples.
@@ -168,6 +173,13 @@ class Rounds(FedAvg):
     takes_all: bool = False  # whether every node addressed must answer
     changes_model: bool = True  # or the arrays that come back are scores
     ordinary: bool = False  # training, which another aggregation than the mean may serve
+    from_mean: ClassVar[bool] = True  # whether `combine` needs the mean of the answers alone
+
+    def __init_subclass__(cls, **more: Any) -> None:
+        """Give a kind of round that combines in its own way all answers, if it says no other."""
+        super().__init_subclass__(**more)
+        if "combine" in cls.__dict__ and "from_mean" not in cls.__dict__:
+            cls.from_mean = False
 
     def __init__(
         self,
@@ -176,6 +188,7 @@ class Rounds(FedAvg):
         participants: Collection[str] | None = None,
         fraction: float = 1.0,
         min_share: float = 0.5,
+        over_select: float = 0.0,
         required: Collection[str] = (),
         same_code: bool = True,
     ) -> None:
@@ -186,6 +199,10 @@ class Rounds(FedAvg):
             participants: Names of the nodes that may take part; None for all that are online.
             fraction: Share of them drawn in every round, in (0, 1].
             min_share: Share of the nodes drawn that must answer, in (0, 1].
+            over_select: How many more nodes are asked than are drawn, as a share of these: with as
+                many good answers as nodes were to be drawn, the round is over. Then it depends on
+                who is fast, and the same seed need not give the same weights. Where all must
+                answer, or answers are sums, nobody is left out.
             required: Names of those of them that must, whatever the share: without their answer
                 nothing is unlearned.
             same_code: Whether a reply must come from the client code that runs here; False where
@@ -196,12 +213,14 @@ class Rounds(FedAvg):
         self.participants = participants
         self.fraction = fraction
         self.min_share = min_share
+        self.over_select = over_select
         self.required = required
         self.same_code = same_code
         self.described: Mapping[str, Mapping[str, Any]] = {}
         self.members: Collection[str] = ()
         self.sums = False
         self.aggregation: Aggregation = PLAIN
+        self.each = False
         self.failures: list[Failure] = []
         self.norms: dict[str, float] = {}
         self.answered: dict[str, float] = {}
@@ -210,6 +229,8 @@ class Rounds(FedAvg):
         self.sent = ArrayRecord()  # the model of the round under way
         self._asked: dict[int, str] = {}
         self._absent: list[str] = []
+        self._enough = 0  # good answers that end a round in which more nodes were asked
+        self._gathered = Gathered()
 
     @property
     def message_type(self) -> str:
@@ -238,9 +259,10 @@ class Rounds(FedAvg):
         self._absent = sorted(expected - set(online))
         names = self._drawn([name for name in wanted if name in online], server_round)
         self._asked = {online[name]: name for name in names}
+        config = replace(self.settings, client="unaddressed", server_round=server_round).config()
         return [
             Message(
-                RecordDict({"arrays": arrays, "config": self._told(name, server_round)}),
+                RecordDict({"arrays": arrays, "config": told_to(config, name)}),
                 dst_node_id=online[name],
                 message_type=self.message_type,
                 group_id=str(server_round),
@@ -264,11 +286,12 @@ class Rounds(FedAvg):
             NothingTouched: If they used no example.
         """
         self.norms, self.answered, self.idle = {}, {}, []
-        used, metrics = (
-            self._used(server_round, list(replies)) if self.asks else ({}, summed([], 0))
-        )
+        self._gathered = Gathered()
+        used, metrics = self._used(server_round, replies) if self.asks else ({}, summed([], 0))
         self.used = used
-        return self.combine(used), metrics
+        model = self.combine(used)
+        self._gathered = Gathered()
+        return model, metrics
 
     def combine(self, used: Mapping[str, Used]) -> ArrayRecord:
         """Return the new model: the mean of the nodes', weighted by their examples.
@@ -276,14 +299,24 @@ class Rounds(FedAvg):
         Args:
             used: The answers of the nodes that used any example, in the order of their names.
         """
-        return weighted_average([u.arrays for u in used.values()], examples_of(used))
+        if not self._gathered.in_mean:
+            return weighted_average([u.arrays for u in used.values()], examples_of(used))
+        mean = self._gathered.added
+        for name, answer in used.items():
+            if name not in self._gathered.in_mean:
+                mean.add(self.part_of_mean(name, answer), answer.examples)
+        return mean.mean()
+
+    def part_of_mean(self, name: str, answer: Used) -> ArrayRecord:
+        """Return what of a node's answer goes into the mean."""
+        return answer.arrays
 
     def expected_arrays(self) -> Mapping[str, Form] | None:
         """Return the forms of the arrays that a node sends; None for classes' names."""
         return expected_arrays(self.settings, self.sent)
 
     def _used(
-        self, server_round: int, replies: list[Message]
+        self, server_round: int, replies: Iterable[Message]
     ) -> tuple[dict[str, Used], MetricRecord]:
         """Return the answers of the nodes that used any example, by name; the round's totals.
 
@@ -302,27 +335,28 @@ class Rounds(FedAvg):
         totals = summed([answer.metrics for answer in answers.values()], len(self.failures))
         return used, totals
 
-    def _told(self, name: str, server_round: int) -> ConfigRecord:
-        return replace(self.settings, client=name, server_round=server_round).config()
-
     def _drawn(self, names: list[str], server_round: int) -> list[str]:
+        self._enough = count = num_drawn(self.fraction, len(names))
         if self.fraction >= 1.0 or not names:
             return names
-        count = num_drawn(self.fraction, len(names))
+        count = num_asked(self.fraction, self.over_select, len(names))
         draws = generator(self.settings.seed, self.settings.phase + " sampling", server_round)
         chosen = torch.randperm(len(names), generator=draws)[:count].sort().values
         return [names[i] for i in chosen.tolist()]
 
     # ---- replies -------------------------------------------------------------------------------
 
-    def _by_name(self, server_round: int, replies: list[Message]) -> dict[str, Used]:
+    def _by_name(self, server_round: int, replies: Iterable[Message]) -> dict[str, Used]:
         """Return the good answers, in the order of the nodes' names, and note all failures."""
         failed: dict[str, Failure] = {}
-        good: dict[str, Used] = {}
         unnamed: list[Failure] = []
         like = self.expected_arrays()
-        # In the order of names: which reply comes first must not decide whose fault is told.
-        for message in sorted(replies, key=lambda m: self._asked.get(m.metadata.src_node_id, "")):
+        limits, other = self._limits()
+        start = self._start()
+        waits = self.each or not self.from_mean or self.aggregation.kind != "mean"
+        self._gathered = Gathered(math.inf if waits else room_for(like), self.part_of_mean)
+        good = self._gathered.answers
+        for message in replies:
             name = self._asked.get(message.metadata.src_node_id)
             if name in good or name in failed:
                 continue  # a node has one answer
@@ -334,73 +368,106 @@ class Rounds(FedAvg):
                     failed[name] = failure
             elif name is not None:
                 try:
-                    good[name] = self._answer(message.content, name, like)
+                    answer = self._answer(message.content, like, limits.get(name, other))
+                    if not self.sums:
+                        self._measure(name, answer, start)
                 except (BadReply, CodeMismatch, Unchanged) as error:
                     failed[name] = Failure(name, str(error), error.code)
-        silence = "; ".join(dict.fromkeys(f.reason for f in unnamed)) or NO_ANSWER
+                else:
+                    self._gathered.take(name, answer, self.norms.get(name, 0.0))
+                    if self._may_end(good):
+                        break
+        # Which reply came first must not decide what is told, nor in which order.
+        silence = "; ".join(sorted({f.reason for f in unnamed})) or NO_ANSWER
         why = UNAVAILABLE if unnamed else TIMEOUT
-        for name in self._asked.values():
+        for name in [] if self._may_end(good) else self._asked.values():
             if name not in good and name not in failed:
                 failed[name] = Failure(name, silence, why)
-        answers = {name: good[name] for name in sorted(good)}
-        self._measure(answers, failed)
+        self.norms, self.idle = dict(sorted(self.norms.items())), sorted(self.idle)
+        self._leave_out(good, failed)
         self.failures = [
             *(failed[name] for name in self._asked.values() if name in failed),
             *(Failure(name, OFFLINE, UNAVAILABLE) for name in self._absent),
         ]
+        answers = {name: good[name] for name in sorted(good)}
         self._check_enough(server_round, answers)
         return answers
 
-    def _answer(self, content: RecordDict, name: str, like: Mapping[str, Form] | None) -> Used:
+    def _may_end(self, good: Mapping[str, Used]) -> bool:
+        """Return whether a round may do without the nodes that have not answered yet."""
+        if self.takes_all or self.sums or len(self._asked) <= self._enough:
+            return False
+        return len(good) >= self._enough and set(self.required) <= set(good)
+
+    def _answer(self, content: RecordDict, like: Mapping[str, Form] | None, most: float) -> Used:
         told = self.settings
         arrays, metrics = check(
             content,
-            Expected(
-                told.message, like, told.model_classes, self._most(name), same_code=self.same_code
-            ),
+            Expected(told.message, like, told.model_classes, most, same_code=self.same_code),
         )
         return Used(arrays, float(metrics["num-examples"]), metrics)
 
-    def _most(self, name: str) -> float:
-        """Return how many examples a node can have used."""
+    def _limits(self) -> tuple[dict[str, float], float]:
+        """Return how many examples a node can have used: each by its name, and any other."""
         each = {n: most_examples(self.settings, d) for n, d in self.described.items()}
-        if not self.sums and name in each:
-            return each[name]
         # Of a node that has not said what it holds no more is believed than of the largest.
-        return max(each.values(), default=most_examples(self.settings, None))
+        other = max(each.values(), default=most_examples(self.settings, None))
+        return ({} if self.sums else each), other
 
-    def _measure(self, answers: dict[str, Used], failed: dict[str, Failure]) -> None:
-        """Measure every update; one that is none, or out of all proportion, is no answer."""
-        if self.sums:
+    def _start(self) -> ArrayRecord | None:
+        """Return what updates are measured from; None where answers are none."""
+        if self.sums or not self.changes_model:
+            return None
+        return self.sent_to_change() if self.settings.message.arrays in MODELS else None
+
+    def _measure(self, name: str, answer: Used, start: ArrayRecord | None) -> None:
+        """Note the length of a node's update, and that it has done nothing.
+
+        Raises:
+            Unchanged: If it was asked to unlearn and sends back what it was sent.
+        """
+        if not answer.examples:
+            self._note_idle(name)
             return
-        for name, answer in answers.items():
-            if not answer.examples:
-                self._note_idle(name)
-        if not self.changes_model or self.settings.message.arrays not in ("model", "slices"):
+        if start is None:
             return
-        start = self.sent_to_change()
-        for name, answer in list(answers.items()):
-            if not answer.examples:
-                continue
-            self.norms[name] = update_norm(answer.arrays, start)
-            if not self._unlearns(name) or self.norms[name] or not same(answer.arrays, start):
-                continue
-            if getattr(self.settings, "target_losses", None) and not answer.metrics["num-steps"]:
-                self.idle.append(name)  # says that its classes are as deep as they have to be
-                continue
-            failed[name] = Failure(name, str(Unchanged(SAME_BACK)), UNCHANGED)
+        norm = update_norm(answer.arrays, start)
+        if norm or not self._unlearns(name) or not same(answer.arrays, start):
+            self.norms[name] = norm
+        elif getattr(self.settings, "target_losses", None) and not answer.metrics["num-steps"]:
+            self.norms[name] = norm
+            self.idle.append(name)  # says that its classes are as deep as they have to be
+        else:
+            raise Unchanged(SAME_BACK)
+
+    def _leave_out(self, answers: dict[str, Used], failed: dict[str, Failure]) -> None:
+        """Leave out updates that are out of all proportion.
+
+        Raises:
+            ClientLost: If they are more than could wait for the others.
+        """
+        if not self.ordinary or len(self.norms) <= 2:
+            return
+        usual = sorted(self.norms.values())[(len(self.norms) - 1) // 2]
+        found = [n for n, norm in self.norms.items() if usual and norm > OUT_OF_PROPORTION * usual]
+        for name in found:
+            failed[name] = Failure(
+                name,
+                f"update must be at most {OUT_OF_PROPORTION} times as long as the others' "
+                f"({usual:.3g}), got {self.norms[name]:.3g}",
+                BadReply.code,
+            )
+        if late := self._gathered.in_mean.intersection(found):
+            raise ClientLost(
+                f"updates must be at most {OUT_OF_PROPORTION} times as long as the others' "
+                f"({usual:.3g}) from all clients but {self._gathered.room:.0f}, got "
+                f"{len(found)} longer ones, and {len(late)} of them are in the sum already "
+                f"({listed([failed[name] for name in found])}); leave these clients out",
+                failures=[failed[name] for name in found],
+                phase=self.settings.phase,
+            )
+        for name in found:
             del answers[name], self.norms[name]
-        if self.ordinary and len(self.norms) > 2:
-            usual = sorted(self.norms.values())[(len(self.norms) - 1) // 2]
-            for name, norm in list(self.norms.items()):
-                if usual and norm > OUT_OF_PROPORTION * usual:
-                    failed[name] = Failure(
-                        name,
-                        f"update must be at most {OUT_OF_PROPORTION} times as long as the others' "
-                        f"({usual:.3g}), got {norm:.3g}",
-                        BadReply.code,
-                    )
-                    del answers[name], self.norms[name]
 
     def sent_to_change(self) -> ArrayRecord:
         """Return what the nodes' arrays were before they changed them."""
@@ -425,8 +492,10 @@ class Rounds(FedAvg):
         Raises:
             ClientLost: Naming those that did not, and why.
         """
-        asked = len(self._asked)
-        needed = max(1, asked if self.takes_all else math.ceil(self.min_share * asked))
+        asked = min(self._enough, len(self._asked))
+        needed = max(1, math.ceil(self.min_share * asked))
+        if self.takes_all:
+            needed = asked = max(1, len(self._asked))
         reasons = listed(self.failures) or "none online"
         if len(answers) < needed:
             raise ClientLost(
@@ -443,6 +512,13 @@ class Rounds(FedAvg):
                 failures=[f for f in self.failures if f.client in lost],
                 phase=self.settings.phase,
             )
+
+
+def told_to(config: ConfigRecord, name: str) -> ConfigRecord:
+    """Return settings as a message carries them, addressed to the node `name`."""
+    addressed = config.copy()
+    addressed["client"] = name
+    return addressed
 
 
 def summed(metrics: list[Mapping[str, Any]], num_failures: int) -> MetricRecord:
@@ -470,11 +546,17 @@ class FederatedAveraging(Rounds):
 
     ordinary = True
 
+    from_mean = True
+
+    def part_of_mean(self, name: str, answer: Used) -> ArrayRecord:
+        """Return a node's model, its update shortened to what may count."""
+        return self.aggregation.clipped(self.sent, answer.arrays, self.norms.get(name, 0.0))
+
     def combine(self, used: Mapping[str, Used]) -> ArrayRecord:
         """Return the new model, as the aggregation makes it."""
+        if self.aggregation.plain or self._gathered.in_mean:
+            return super().combine(used)
         models = [answer.arrays for answer in used.values()]
-        if self.aggregation.plain:
-            return weighted_average(models, examples_of(used))
         norms = [self.norms[name] for name in used]
         return self.aggregation.of(self.sent, models, examples_of(used), norms)
 

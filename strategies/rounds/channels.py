@@ -4,7 +4,7 @@
 is federated averaging of chosen channels, whose slices alone cross the wire.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -80,6 +80,8 @@ class PartialChannelFedAvg(Rounds):
     weights |D_i| instead of 1 / n.
     """
 
+    from_mean = True
+
     def __init__(self, settings: FitChannels, layers: tuple[Layer, ...], **more: Any) -> None:
         """Args as in `Rounds`, and:
 
@@ -118,14 +120,17 @@ class PartialChannelFedAvg(Rounds):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Average what came back, and remember who has the whole model now."""
-        replies = list(replies)
-        result = super().aggregate_train(server_round, replies)
+        answered: set[int] = set()
+
+        def seen() -> Iterator[Message]:
+            for message in replies:
+                if not message.has_error():
+                    answered.add(message.metadata.src_node_id)
+                yield message
+
+        result = super().aggregate_train(server_round, seen())
         failed = {failure.client for failure in self.failures}
-        self._informed |= {
-            m.metadata.src_node_id
-            for m in replies
-            if not m.has_error() and self._asked.get(m.metadata.src_node_id) not in failed
-        }
+        self._informed |= {node for node in answered if self._asked.get(node) not in failed}
         return result
 
     def expected_arrays(self) -> dict[str, Form]:

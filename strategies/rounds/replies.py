@@ -24,12 +24,12 @@ from client.errors import EffaceError
 from client.learning.models import build
 from client.messages import OF_NOISE, Common, Declaration, Metric
 from client.wire import CodeMismatch, Form, forms
+from strategies.parts.arrays import as_said, numbers
 from strategies.rounds.failures import cleaned
 
 MOST: Final = 2.0**53  # of any number: counts are exact up to it, and sums of them stay finite
 ROUNDING: Final = 1e-9
 LARGEST: Final = 1e18  # magnitude of a number in an array: what is made of them stays finite
-MAGIC: Final = b"\x93NUMPY\x01\x00"
 # Numbers that may be below zero, and their least value. All others count something.
 _LEAST: Final[Mapping[str, float]] = {"loss": -MOST, "partition": -1.0}
 _NEVER_NEGATIVE: Final = ("running_var", "num_batches_tracked")  # or every node's model is NaN
@@ -131,17 +131,17 @@ def check(content: RecordDict, expected: Expected) -> tuple[ArrayRecord, dict[st
 
 
 def _checked(content: RecordDict, expected: Expected) -> tuple[ArrayRecord, dict[str, Any]]:
-    if len(content.array_records) != 1 or len(content.metric_records) != 1 or len(content) != 2:
+    of_arrays, of_numbers = content.array_records, content.metric_records  # made anew each time
+    if len(of_arrays) != 1 or len(of_numbers) != 1 or len(content) != 2:
         raise BadReply(
             "reply must hold one ArrayRecord and one MetricRecord, got "
-            f"{len(content.array_records)} and {len(content.metric_records)} in {len(content)} "
-            "records"
+            f"{len(of_arrays)} and {len(of_numbers)} in {len(content)} records"
         )
-    told = dict(next(iter(content.metric_records.values())))
+    told = dict(next(iter(of_numbers.values())))
     if expected.same_code:
         check_code(told.get("code"))
     metrics = _metrics(told, expected)
-    arrays = next(iter(content.array_records.values()))
+    arrays = next(iter(of_arrays.values()))
     if expected.declared.arrays == "attestation":
         return _attested(arrays, metrics, expected.claim), metrics
     if not arrays and not metrics["num-examples"]:
@@ -250,6 +250,8 @@ def _arrays(arrays: ArrayRecord, expected: Expected) -> ArrayRecord:
         raise BadReply(f"reply must hold the arrays asked for alone, got or missed {odd[:5]}")
     for name, form in like.items():
         read(arrays[name], form, name)
+    if list(arrays) == list(like):
+        return arrays
     return ArrayRecord({name: arrays[name] for name in like})
 
 
@@ -306,8 +308,7 @@ def read(array: Array, form: Form, name: str) -> "np.ndarray[Any, Any]":
 def plain(array: Array, form: Form, name: str) -> "np.ndarray[Any, Any]":
     """Return an array's numbers, whatever they are, if it has the agreed form; read-only.
 
-    Neither a header is evaluated nor memory taken for what it claims: the bytes must be those of
-    an array of this form.
+    The bytes must be those of an array of this form.
 
     Raises:
         BadReply: Naming the array.
@@ -319,28 +320,14 @@ def plain(array: Array, form: Form, name: str) -> "np.ndarray[Any, Any]":
             f"array {name} must be {form.dtype} of shape {form.shape}, got {array.dtype!r} of "
             f"shape {tuple(array.shape)}"
         )
-    data, dtype = array.data, np.dtype(form.dtype)
-    start = len(MAGIC) + 2 + int.from_bytes(data[len(MAGIC) : len(MAGIC) + 2], "little")
-    header = data[len(MAGIC) + 2 : start].rstrip(b" \n")
-    orders = {_header(form, dtype, order): order for order in ("C", "F")}
-    if not data.startswith(MAGIC) or header not in orders:
+    found = as_said(array)
+    if found is None:
+        size = math.prod(form.shape) * np.dtype(form.dtype).itemsize
         raise BadReply(
-            f"array {name} must be kept as {form.dtype} of shape {form.shape}, got the header "
-            f"{header[:100]!r}"
+            f"array {name} must be kept as {form.dtype} of shape {form.shape} in {size} bytes and "
+            f"a header, got {len(array.data)} bytes that begin with {array.data[:100]!r}"
         )
-    count = math.prod(form.shape)
-    if len(data) - start != count * dtype.itemsize:
-        raise BadReply(
-            f"array {name} must hold {count * dtype.itemsize} bytes, got {len(data) - start}"
-        )
-    order: Any = orders[header]
-    return np.frombuffer(data, dtype, count, start).reshape(form.shape, order=order)
-
-
-def _header(form: Form, dtype: "np.dtype[Any]", order: str) -> bytes:
-    """Return what numpy writes before an array, padding left out."""
-    parts = f"'descr': {dtype.str!r}, 'fortran_order': {order == 'F'}, 'shape': {form.shape!r}, "
-    return f"{{{parts}}}".encode()
+    return found
 
 
 # ---- updates ------------------------------------------------------------------------------------
@@ -349,7 +336,8 @@ def _header(form: Form, dtype: "np.dtype[Any]", order: str) -> bytes:
 def same(one: Mapping[str, Array], other: Mapping[str, Array]) -> bool:
     """Return whether two models are equal, number by number."""
     return all(
-        one[name].data == other[name].data or np.array_equal(one[name].numpy(), other[name].numpy())
+        one[name].data == other[name].data
+        or np.array_equal(numbers(one[name]), numbers(other[name]))
         for name in one
     )
 
@@ -361,8 +349,8 @@ def update_norm(end: Mapping[str, Array], start: Mapping[str, Array]) -> float:
     """
     total = 0.0
     for name in end:
-        array = end[name].numpy()
+        array = numbers(end[name])
         if array.dtype.kind == "f":
-            part = np.subtract(array, start[name].numpy(), dtype=np.float64).ravel()
+            part = np.subtract(array, numbers(start[name]), dtype=np.float64).ravel()
             total += float(part @ part)
     return math.sqrt(total)

@@ -8,7 +8,7 @@ It is long because the steps of one sum stand in their order in one place.
 """
 
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from typing import Any, Final, TypeVar
@@ -21,6 +21,7 @@ from flwr.supercore.run import Run
 
 from client.errors import AggregationRefused, BadSetting, EffaceError, marked
 from client.messages import Common, Declaration
+from client.packing import with_arrays
 from client.secure.context import (
     MIN_NODES,
     Context,
@@ -33,14 +34,14 @@ from client.secure.member import differs_by_few
 from client.secure.vector import Shape, decoded
 from client.steps.secure import Confirm, MakeKeys, ShareSecrets, Step, Unmask
 from client.steps.training import Fit
+from strategies.rounds.arriving import arriving
 from strategies.rounds.base import NO_ANSWER, TIMEOUT, UNAVAILABLE, ClientLost, Failure
 from strategies.rounds.failures import cleaned, failure_in, listed
 from strategies.rounds.replies import BadReply
 from strategies.rounds.sums import (
+    MaskedSums,
     SumOutOfRange,
-    added,
     arrays_of,
-    in_one_form,
     masked,
     public_keys,
     published,
@@ -196,6 +197,16 @@ class SecureGrid(Grid):
         content = shared_out(batch.declared, found, len(survivors))
         return [with_content(replies[name], content) for name in survivors] + batch.errors
 
+    def replies(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterator[Message]:
+        """Yield what `send_and_receive` returns; what is no sum, as it comes."""
+        asked = list(messages)
+        if asked and is_summed(asked[0].metadata.message_type):
+            yield from self.send_and_receive(asked, timeout=timeout)
+        else:
+            yield from arriving(self.inner, asked, timeout=timeout)
+
     def _batch(self, asked: Sequence[Message]) -> _Batch:
         kind = _kinds()[asked[0].metadata.message_type]
         messages: dict[str, Message] = {}
@@ -308,14 +319,15 @@ class SecureGrid(Grid):
             arrays = message.content.array_records["arrays"]
             message.content = RecordDict({"arrays": arrays, "config": config})
             messages[name] = message
-        answers = self._exchanged(batch, messages, timeout, lambda _, arrays: masked(arrays))
-        vectors = {name: one for name, (_, one) in answers.items()}
-        forms, alike = in_one_form(batch.declared, vectors, batch.settings.model_classes)
-        for name in sorted(set(vectors) - set(alike)):
+        sums = MaskedSums()
+        answers = self._exchanged(
+            batch, messages, timeout, lambda name, arrays: sums.add(name, masked(arrays))
+        )
+        forms, alike, total = sums.in_one_form(batch.declared, batch.settings.model_classes)
+        for name in sorted(set(answers) - set(alike)):
             why = BadReply(f"masked answer to {batch.declared.name} must have the others' form")
             batch.fail(messages[name], why)
         survivors = self._enough(batch, alike, batch.declared.name)
-        total = added(alike[name] for name in survivors)
         return {name: answers[name][0] for name in survivors}, total, forms
 
     def _exchanged(
@@ -328,13 +340,15 @@ class SecureGrid(Grid):
         """Send messages; return the answers that can be read, and note what came of the others."""
         names = {message.metadata.dst_node_id: name for name, message in messages.items()}
         found: dict[str, tuple[Message, T]] = {}
-        for reply in self.inner.send_and_receive(list(messages.values()), timeout=timeout):
+        for reply in arriving(self.inner, list(messages.values()), timeout=timeout):
             name = names.get(reply.metadata.src_node_id)
             if reply.has_error() or name is None:
                 batch.errors.append(reply)
                 continue
             try:
                 found[name] = reply, read(name, arrays_of(reply.content))
+                # What was read of it is enough; its numbers are wanted later.
+                reply.content = with_arrays(reply.content, lambda arrays: ArrayRecord())
             except BadReply as error:
                 batch.fail(messages[name], error)
             except Exception as error:  # whatever a node sends is that node's failure

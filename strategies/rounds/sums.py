@@ -3,8 +3,7 @@
 An answer in another form than it must have is its node's failure: what reads it raises `BadReply`.
 """
 
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -119,37 +118,48 @@ def masked(arrays: ArrayRecord) -> Masked:
     )
 
 
-def in_one_form(
-    declared: Declaration, answers: Mapping[str, Masked], num_classes: int
-) -> tuple[dict[str, Shape], dict[str, Masked]]:
-    """Return the form that most answers have, and the answers of that form.
+class MaskedSums:
+    """Masked answers, added up as they come: whole numbers, whose sum knows no order.
 
-    More than two thirds of all nodes are needed, so that it is no other form than honest nodes'.
-
-    Args:
-        declared: Of the message.
-        answers: By the nodes' names.
-        num_classes: Of the model.
+    Answers of each form have a sum of their own.
     """
-    ways = Counter((one.forms, len(one.vector)) for _, one in sorted(answers.items()))
-    for way, _ in ways.most_common():
-        try:
-            forms = forms_from_bytes(way[0])
-        except AggregationRefused:
-            continue
-        if length(declared, num_classes, forms) == way[1]:
-            alike = {n: one for n, one in answers.items() if (one.forms, len(one.vector)) == way}
-            return forms, alike
-    return {}, {}
 
+    def __init__(self) -> None:
+        """Begin with no answer."""
+        self._sums: dict[tuple[bytes, int], UInt64s] = {}
+        self._names: dict[tuple[bytes, int], list[str]] = {}
 
-def added(answers: Iterable[Masked]) -> UInt64s:
-    """Return the sum of masked vectors of one length."""
-    found = iter(answers)
-    total = next(found).vector.copy()
-    for one in found:
-        total += one.vector
-    return total
+    def add(self, name: str, answer: Masked) -> None:
+        """Take in the answer of the node `name`."""
+        way = (answer.forms, len(answer.vector))
+        if way in self._sums:
+            self._sums[way] += answer.vector
+        else:
+            self._sums[way] = answer.vector.copy()
+        self._names.setdefault(way, []).append(name)
+
+    def in_one_form(
+        self, declared: Declaration, num_classes: int
+    ) -> tuple[dict[str, Shape], list[str], UInt64s]:
+        """Return the form that most answers have, who sent them, and their sum.
+
+        More than two thirds of all nodes are needed, so that it is no other form than honest
+        nodes'.
+
+        Args:
+            declared: Of the message.
+            num_classes: Of the model.
+        """
+        # Of two that are as frequent, the one whose first name is first.
+        ways = sorted(self._names, key=lambda way: (-len(self._names[way]), min(self._names[way])))
+        for way in ways:
+            try:
+                forms = forms_from_bytes(way[0])
+            except AggregationRefused:
+                continue
+            if length(declared, num_classes, forms) == way[1]:
+                return forms, sorted(self._names[way]), self._sums[way]
+        return {}, [], np.zeros(0, np.uint64)
 
 
 def shared_out(

@@ -276,9 +276,9 @@ def test_what_the_coordinator_sees_of_a_failed_round_is_noise(grid: Between) -> 
     with pytest.raises(ClientLost):
         one_round(SecureGrid(grid))
     vectors = [
-        reply.content.array_records["arrays"]["masked"].numpy().view(np.uint64)
-        for reply in grid.came
-        if reply.metadata.message_type == "train.fit"
+        arrays["masked"].numpy().view(np.uint64)
+        for kind, arrays, _ in grid.seen
+        if kind == "train.fit"
     ]
     assert len(vectors) == 4
     for vector in vectors:

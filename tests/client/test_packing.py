@@ -12,7 +12,8 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from client.packing import FORM, NAME, BadPacking, as_asked, packed, unpacked, with_arrays
 from server import runner
 from server.nodes.engines.inline import InlineGrid
-from server.nodes.grid import NamedGrid, size
+from server.nodes.grid import NamedGrid
+from server.nodes.sizes import size
 from tests.small_job import train, weights
 
 RECORD = ArrayRecord(

@@ -34,7 +34,8 @@ from server.evidence.record import to_json
 from server.evidence.verdict import Finding, Verdict
 from server.nodes.engines.inline import InlineGrid
 from server.nodes.federation import Round
-from server.nodes.grid import NamedGrid, size
+from server.nodes.grid import NamedGrid
+from server.nodes.sizes import size
 from server.requests.execution import VerificationFailed
 from server.requests.intake import Service
 from server.runner import run
@@ -584,6 +585,9 @@ def test_the_named_client_has_to_be_there_only_if_the_method_says_so(
 
 class SecureGrid(NamedGrid):
     """A server that learns only the mean of the nodes' arrays: every answer holds that."""
+
+    def replies(self, messages: Any, *, timeout: float | None = None) -> Iterator[Message]:
+        yield from self.send_and_receive(messages, timeout=timeout)
 
     def send_and_receive(self, messages: Any, *, timeout: float | None = None) -> list[Message]:
         replies = super().send_and_receive(messages, timeout=timeout)

@@ -7,7 +7,7 @@ many cores there are.
 
 import os
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from types import TracebackType
 from typing import Any, Self
 from uuid import uuid4
@@ -20,6 +20,7 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 CLIENT_APP_RAISED = 2  # Flower's code for an exception in a ClientApp
+MOST_OPEN = 32  # messages under way: enough that no core waits for the next ones
 
 
 class InlineGrid(Grid):
@@ -43,6 +44,8 @@ class InlineGrid(Grid):
         """
         self.client_app = client_app
         self.workers = workers or os.cpu_count() or 1
+        # What is started beyond that waits for a core, or keeps its answer in memory.
+        self.under_way = (self.workers + 2, max(MOST_OPEN, 4 * self.workers))
         self.contexts = {
             node + 1: Context(
                 run_id=1,
@@ -94,22 +97,23 @@ class InlineGrid(Grid):
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         """Return what is ready; wait for the first if nothing is."""
         wanted = [identifier for identifier in message_ids if identifier in self._running]
-        if wanted and not any(self._running[identifier].done() for identifier in wanted):
-            self._running[wanted[0]].exception()
         ready = [identifier for identifier in wanted if self._running[identifier].done()]
+        if wanted and not ready:
+            wait((self._running[identifier] for identifier in wanted), None, FIRST_COMPLETED)
+            ready = [identifier for identifier in wanted if self._running[identifier].done()]
         return [self._running.pop(identifier).result() for identifier in ready]
+
+    def forget(self, message_ids: Iterable[str]) -> None:
+        """Start no work that is not begun, and throw away what the rest of it gives."""
+        for identifier in message_ids:
+            if (running := self._running.pop(identifier, None)) is not None:
+                running.cancel()
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> list[Message]:
         """Send and wait for all replies; a call in this process cannot be given up half-way."""
-        pending = set(self.push_messages(messages))
-        replies: list[Message] = []
-        while pending:
-            for reply in self.pull_messages(pending):
-                pending.discard(reply.metadata.reply_to_message_id)
-                replies.append(reply)
-        return replies
+        return [self._running.pop(sent).result() for sent in self.push_messages(messages)]
 
     def _answer(self, message: Message) -> Message:
         try:

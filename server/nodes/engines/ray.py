@@ -8,14 +8,66 @@ import logging
 import os
 import threading
 import warnings
+from collections import Counter
 from collections.abc import Callable
-from typing import Any
+from importlib import import_module
+from typing import Any, Final
 
-from flwr.app import Context
+from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 from client.errors import BadSetting
+
+CLUSTER: Final = "RAY_ADDRESS"  # in the environment: Ray runs elsewhere, too
+MANY: Final = 1000  # cores of a cluster that cannot be asked yet
+MOST_OPEN: Final = 200  # what Flower 1.39 keeps of open messages, it goes through for each node
+
+
+def under_way() -> tuple[int, int]:
+    """Return how many messages may be under way, at least and at most (see `NamedGrid`).
+
+    Every core works on one, and has another to go on with.
+    """
+    cores = os.cpu_count() or 1
+    if os.environ.get(CLUSTER):
+        ray: Any = import_module("ray")
+        known = ray.cluster_resources() if ray.is_initialized() else {}
+        cores = int(known.get("CPU", MANY))
+    return 2 * cores, max(MOST_OPEN, 2 * cores)
+
+
+def look_where_something_is(state: Any) -> None:
+    """Have Flower's state in memory look for a node's messages only where one was stored.
+
+    Its simulation asks for every node's, ten times a second, and each question goes through all
+    messages that are open (`flwr.server.superlink.fleet.vce.vce_api.add_messages_to_queue` and
+    `InMemoryLinkState.get_message_ins` in 1.39): with a thousand clients, seconds a round.
+
+    Args:
+        state: Of the grid; another one is left as it is.
+    """
+    store, get = (getattr(state, name, None) for name in ("store_message_ins", "get_message_ins"))
+    if store is None or get is None:
+        return
+    waiting: Counter[int] = Counter()
+    lock = threading.Lock()
+
+    def store_message_ins(message: Message) -> Any:
+        # Before it can be asked for: who comes in between finds nothing, and asks again.
+        with lock:
+            waiting[message.metadata.dst_node_id] += 1
+        return store(message)
+
+    def get_message_ins(node_id: int, limit: int | None, **more: Any) -> list[Message]:
+        if not waiting[node_id]:
+            return []
+        found: list[Message] = get(node_id, limit, **more)
+        with lock:
+            waiting[node_id] -= len(found)
+        return found
+
+    state.store_message_ins, state.get_message_ins = store_message_ins, get_message_ins
 
 
 def run_on_ray(
@@ -59,6 +111,7 @@ def run_on_ray(
     @server_app.main()
     def main(grid: Grid, context: Context) -> None:
         try:
+            look_where_something_is(getattr(grid, "state", None))
             work(grid)
         except BaseException as error:
             failure.append(error)

@@ -2,7 +2,7 @@
 
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -95,19 +95,17 @@ def test_a_method_forgets_in_sums_as_it_does_without(
 ) -> None:
     plain = forget(fresh(False), method, level)
     answers: list[Message] = []
-    original = NamedGrid.send_and_receive
+    original = NamedGrid.replies
 
-    def watched(grid: NamedGrid, messages: Any, **more: Any) -> list[Message]:
-        replies = original(grid, messages, **more)
-        # As they came: a reply in a sum is filled with the mean later.
-        answers.extend(
-            Message(reply.content, dst_node_id=1, message_type=reply.metadata.message_type)
-            for reply in replies
-            if not reply.has_error()
-        )
-        return replies
+    def watched(grid: NamedGrid, messages: Any, **more: Any) -> Iterator[Message]:
+        for reply in original(grid, messages, **more):
+            # As they came: a reply in a sum is filled with the mean later.
+            if not reply.has_error():
+                kind = reply.metadata.message_type
+                answers.append(Message(reply.content, dst_node_id=1, message_type=kind))
+            yield reply
 
-    monkeypatch.setattr(NamedGrid, "send_and_receive", watched)
+    monkeypatch.setattr(NamedGrid, "replies", watched)
     summed = forget(fresh(True), method, level)
 
     assert answers
@@ -190,6 +188,7 @@ def test_a_method_that_cannot_work_in_sums_is_refused_before_anything_starts(
         ({"num_clients": 2}, "clients asked in a round must be at least 3"),
         ({"fraction": 0.5}, "at least 3 with --secure-aggregation, got 2"),
         ({"keep_updates": 2}, "keep-updates must be 0 with --secure-aggregation, got 2"),
+        ({"over_select": 0.2}, "over-select must be 0 with --secure-aggregation, got 0.2"),
     ],
 )
 def test_what_sums_cannot_do_is_refused_before_training(

@@ -53,12 +53,12 @@ def test_nodes_whose_data_are_gone_are_not_drawn(
     federation: Recording, back: bool, left: list[str] | None
 ) -> None:
     found = as_in_training(federation, back=back)
-    assert found == {"participants": left, "fraction": 0.5, "min_share": 0.25}
+    assert found == {"participants": left, "fraction": 0.5, "min_share": 0.25, "over_select": 0.0}
 
 
 def test_where_all_take_part_those_without_data_say_so_themselves() -> None:
     found = as_in_training(Everybody(CLIENT))
-    assert found == {"participants": None, "fraction": 1.0, "min_share": 0.25}
+    assert found == {"participants": None, "fraction": 1.0, "min_share": 0.25, "over_select": 0.0}
 
 
 RECOVERING = [

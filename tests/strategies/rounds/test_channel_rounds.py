@@ -14,7 +14,8 @@ from client.channels.layout import from_text, layout
 from client.data.site import open_site
 from client.steps.channels import Ablation, FitChannels, Representation
 from server.nodes.engines.inline import InlineGrid
-from server.nodes.grid import NamedGrid, size
+from server.nodes.grid import NamedGrid
+from server.nodes.sizes import size
 from strategies.rounds.base import ClientLost, NothingTouched
 from strategies.rounds.channels import AblationRounds, PartialChannelFedAvg, RepresentationRounds
 from tests.messages import NUM_CLIENTS, network, told, weights

@@ -1,0 +1,60 @@
+"""The numbers of Flower's arrays, read where they lie.
+
+`Array.numpy()` has Python's parser read the header of every array of every reply, and copies what
+follows it. Most headers are those that numpy writes for the form that the array says it has.
+"""
+
+import math
+from functools import lru_cache
+from typing import Any, Final
+
+import numpy as np
+from flwr.app import Array
+from flwr.common.constant import SType
+
+Numbers = np.ndarray[Any, np.dtype[Any]]
+
+MAGIC: Final = b"\x93NUMPY\x01\x00"
+
+
+def numbers(array: Array) -> Numbers:
+    """Return an array's numbers, as `Array.numpy()` does; they may not be written to."""
+    found = as_said(array)
+    return array.numpy() if found is None else found
+
+
+def as_said(array: Array) -> Numbers | None:
+    """Return an array's numbers if its bytes are those of the form that it says it has, or None.
+
+    Neither is a header evaluated nor memory taken for what it claims.
+    """
+    if array.stype != SType.NUMPY:
+        return None
+    shape, data = tuple(array.shape), array.data
+    try:
+        dtype, orders = _headers(array.dtype, shape)
+    except (TypeError, ValueError):
+        return None
+    start = len(MAGIC) + 2 + int.from_bytes(data[len(MAGIC) : len(MAGIC) + 2], "little")
+    order: Any = orders.get(data[len(MAGIC) + 2 : start].rstrip(b" \n"))
+    count = math.prod(shape)
+    if order is None or not data.startswith(MAGIC) or len(data) - start != count * dtype.itemsize:
+        return None
+    return np.frombuffer(data, dtype, count, start).reshape(shape, order=order)
+
+
+@lru_cache(maxsize=4096)
+def _headers(name: str, shape: tuple[int, ...]) -> tuple["np.dtype[Any]", dict[bytes, str]]:
+    """Return a dtype and what numpy writes before an array of it, padding left out, by order.
+
+    Raises:
+        TypeError, ValueError: If there is no such form.
+    """
+    dtype = np.dtype(name)
+    if dtype.kind not in "biuf" or any(type(length) is not int or length < 0 for length in shape):
+        raise TypeError("array must hold numbers")
+    headers = {}
+    for order in ("C", "F"):
+        parts = f"'descr': {dtype.str!r}, 'fortran_order': {order == 'F'}, 'shape': {shape!r}, "
+        headers[f"{{{parts}}}".encode()] = order
+    return dtype, headers
