@@ -430,8 +430,8 @@ class Rounds(FedAvg):
         reasons = listed(self.failures) or "none online"
         if len(answers) < needed:
             raise ClientLost(
-                f"round {server_round} of {self.settings.phase} must have {needed} answers "
-                f"of {asked} clients, got {len(answers)} ({reasons})",
+                f"round {server_round} of {self.settings.phase} must have {needed} "
+                f"answer{'s'[: needed != 1]} of {asked} client{'s'[: asked != 1]}, got {len(answers)} ({reasons})",
                 failures=self.failures,
                 phase=self.settings.phase,
             )
