@@ -25,7 +25,7 @@ class Participation:
         answered: In which its answer counted.
         idle: In which it was to unlearn and says that nothing was left to do.
         examples: Most that it used in one: its weight in the mean.
-        used: In which it used any: a client whose data are forgotten answers, and trains on nothing.
+        used: In which it used any: a client whose data are forgotten answers all the same.
         update_norm: Median length of its updates.
         largest_update_norm: Longest of them.
         largest_in_round: The round of that.

@@ -431,7 +431,8 @@ class Rounds(FedAvg):
         if len(answers) < needed:
             raise ClientLost(
                 f"round {server_round} of {self.settings.phase} must have {needed} "
-                f"answer{'s'[: needed != 1]} of {asked} client{'s'[: asked != 1]}, got {len(answers)} ({reasons})",
+                f"answer{'' if needed == 1 else 's'} of {asked} client"
+                f"{'' if asked == 1 else 's'}, got {len(answers)} ({reasons})",
                 failures=self.failures,
                 phase=self.settings.phase,
             )
