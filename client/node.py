@@ -36,6 +36,7 @@ from client.opened import Node, opened
 from client.packing import as_asked
 from client.policy import PolicyRefused
 from client.summed import check_sums, hidden, withheld
+from client.task_folders import place
 
 __all__ = [
     "Answer",
@@ -45,6 +46,7 @@ __all__ = [
     "NodeError",
     "ReplyArrays",
     "answers",
+    "told_of",
     "worked",
 ]
 
@@ -95,7 +97,7 @@ class Handler(Generic[C]):
             except Exception:
                 # A full disk, say: the coordinator is told of the first fault all the same.
                 log.exception("the site's log could not be written")
-            raise NodeError(_told(error)) from None
+            raise NodeError(told_of(error)) from None
 
     def _answer(self, message: Message, context: Context, visit: Visit) -> Message:
         started = time.perf_counter()
@@ -168,8 +170,12 @@ def worked(
     }
 
 
-def _told(error: Exception) -> str:
-    """Return what may go up about an error: what came from the coordinator, nothing of our own."""
+def told_of(error: Exception) -> str:
+    """Return what may go up about an error: what came from the coordinator, nothing of our own.
+
+    Of one in a task's own code that is the line, for the code came from there, and the error's
+    type. Not its words: they quote what was read, as "could not convert string to float: 'Smith'".
+    """
     ours = isinstance(
         error,
         BadSetting
@@ -181,7 +187,10 @@ def _told(error: Exception) -> str:
         | NoSyntheticSet
         | NoBaseModel,
     )
+    # A file that is missing is missed by its path here.
+    ours = ours and not isinstance(error.__cause__, OSError)
     text = str(error) if ours else "the node's own log says why"
     if isinstance(error, Diverged):
         text = f"loss or weights stopped being finite; {text}"  # and no number of them
-    return marked(error, f"{type(error).__name__}: {text}")
+    where = "" if ours else place(error)
+    return marked(error, f"{type(error).__name__}{where and f' in {where}'}: {text}")

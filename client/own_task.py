@@ -21,7 +21,7 @@ from typing import Any, Final
 from client.errors import BadSetting, CodeMismatch
 from client.learning.images import IMAGES, ImageTask
 from client.task import Task
-from client.task_folders import folders
+from client.task_folders import folders, offered, placed
 
 MOST_BYTES: Final = 2_000_000
 _MAKING: Final = "EFFACE_TASK"  # how imported modules are called: they must hide no other
@@ -137,6 +137,9 @@ def offer(kind: type[Task]) -> Source:
     """
     source = source_of_class(kind)
     _offered[source.name, source.code] = kind
+    file = str(Path(inspect.getfile(kind)).absolute())
+    (root,) = {file.removesuffix(name) for name in source.files if file.endswith(f"/{name}")}
+    offered({root + name: name for name in source.files})
     return source
 
 
@@ -246,4 +249,4 @@ def _found_in(module: ModuleType, wanted: str, name: str) -> type[Task]:
 
 
 def _said(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
+    return f"{type(error).__name__}: {placed(error)}"

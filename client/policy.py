@@ -107,9 +107,9 @@ class Limits(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class SyntheticPolicy(Settings):
-    """How many synthetic images the site keeps, and for how many trainings."""
+    """How many synthetic examples the site keeps, and for how many trainings."""
 
-    min_scale: int = setting(at_least(1), 10)  # one image for at least so many real ones
+    min_scale: int = setting(at_least(1), 10)  # one example for at least so many real ones
     quota_mb: int = setting(at_least(1), 1_024)
     lineages: int = setting(at_least(1), 8)
 
@@ -264,7 +264,7 @@ class Policy:
 
     @property
     def store_keys(self) -> Path | None:
-        """The file of what synthetic images are encrypted with; None for one in the store."""
+        """The file of what synthetic examples are encrypted with; None for one in the store."""
         if self.folder is None or not self.keys.store:
             return None
         return self.folder / self.keys.store
@@ -328,15 +328,15 @@ _MEANING: Final = {
     "answers.methods": 'such as "quickdrop"; none: all',
     "limits.steps": "of local training in one message; epochs count as their steps",
     "limits.memory-mb": "that a message's training may take, estimated before it begins",
-    "synthetic.min-scale": "one synthetic image for at least so many real ones of a class",
-    "synthetic.quota-mb": "of all synthetic images in the store",
-    "synthetic.lineages": "trainings whose synthetic images are kept",
+    "synthetic.min-scale": "one synthetic example for at least so many real ones of a class",
+    "synthetic.quota-mb": "of all synthetic examples in the store",
+    "synthetic.lineages": "trainings whose synthetic examples are kept",
     "privacy.required": "refuse to train without noise",
     "privacy.epsilon": "the most that all answers together may tell of any one example",
     "privacy.noise-multiplier": "on gradients, over clip-norm; a message can only ask for more",
     "privacy.counts-noise": "standard deviation, on counts of right answers on held-out data",
     "keys.sign": "this site's private key, beside this file",
-    "keys.store": "what synthetic images are encrypted with; empty: in the store. "
+    "keys.store": "what synthetic examples are encrypted with; empty: in the store. "
     "Leave it out of backups",
     "keys.coordinators": "whose orders to forget, to lift and to destroy are taken",
 }

@@ -21,7 +21,7 @@ def smaller_steps(method: Method, phase: str, level: str, *, lr: float) -> str:
         names += [*_of("unlearn", level), "lr", "eta_u"]
     for name in names:
         if name in known:
-            return _said(f"--set {name.replace('_', '-')}=", known[name])
+            return _said(f"--set {name.replace('_', '-')}=", known[name], lr, name)
     return f"these rounds take the version's own lr, {lr:g}: train again with a lower --lr"
 
 
@@ -30,5 +30,7 @@ def _of(phase: str, level: str) -> list[str]:
     return [*([f"client_{phase}_lr"] if level == "client" else []), f"{phase}_lr"]
 
 
-def _said(option: str, now: float) -> str:
-    return f"try smaller steps, such as {option}{now / 10:g} (now {now:g})"
+def _said(option: str, now: float, lr: float, name: str) -> str:
+    # Where training itself had to go in smaller steps still, a tenth would be finite and no better.
+    less = min(now / 10, lr) if name.endswith("lr") else now / 10
+    return f"try smaller steps, such as {option}{less:g} (now {now:g})"

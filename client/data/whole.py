@@ -6,6 +6,7 @@ from pathlib import Path
 from client.data.splits import Data
 from client.errors import DataError, EffaceError
 from client.task import Task
+from client.task_folders import placed
 
 
 def whole(task: Task, source: str, data_dir: Path | None = None) -> Data:
@@ -24,11 +25,13 @@ def whole(task: Task, source: str, data_dir: Path | None = None) -> Data:
         return task.load(source, data_dir)
     try:
         return _read(task, source)
-    except EffaceError:
+    except EffaceError as error:
+        error.args = (placed(error),)
         raise
     except Exception as error:
         raise DataError(
-            f"data of task {task.title} must be readable, got {type(error).__name__}: {error}"
+            f"data of task {task.title} must be readable, got {type(error).__name__}: "
+            f"{placed(error)}"
         ) from error
 
 

@@ -23,6 +23,7 @@ from client.learning.images import IMAGES
 from client.learning.networks import NAMES
 from client.learning.spec import ModelSpec
 from client.learning.trace import Trace, frozen_digest, trace
+from client.task_folders import placed
 
 __all__ = [
     "NAMES",
@@ -281,7 +282,7 @@ def _made(spec: ModelSpec, seed: int) -> nn.Module:
         except Exception as error:
             raise BadSetting(
                 f"network of task {spec.task.title} must be built, got {type(error).__name__}: "
-                f"{error}"
+                f"{placed(error)}"
             ) from error
     if not isinstance(model, nn.Module):
         raise BadSetting(

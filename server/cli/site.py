@@ -165,7 +165,7 @@ def site_report(
         typer.Option("--data-dir", help="Folder of a published set's files.", show_default=False),
     ] = None,
 ) -> Answer:
-    """Write the private page that shows a node's synthetic images; keep it at the site."""
+    """Write the private page that shows a node's synthetic examples; keep it at the site."""
     from client.store import REPORT
 
     store = opened(folder)

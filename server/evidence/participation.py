@@ -25,6 +25,7 @@ class Participation:
         answered: In which its answer counted.
         idle: In which it was to unlearn and says that nothing was left to do.
         examples: Most that it used in one: its weight in the mean.
+        used: In which it used any: a client whose data are forgotten answers all the same.
         update_norm: Median length of its updates.
         largest_update_norm: Longest of them.
         largest_in_round: The round of that.
@@ -39,6 +40,7 @@ class Participation:
     update_norm: float | None = None
     largest_update_norm: float | None = None
     largest_in_round: int | None = None
+    used: int | None = None
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,7 @@ def _one(client: str, phase: str, rounds: "Sequence[Part]") -> Participation:
         max((part.answered.get(client, 0.0) for part in rounds), default=0.0),
         statistics.median([norm for norm, _ in norms]) if norms else None,
         *largest,
+        sum(part.answered.get(client, 0.0) > 0 for part in rounds),
     )
 
 

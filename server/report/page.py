@@ -181,7 +181,7 @@ footer { margin-top: 3rem; padding-top: .8rem; border-top: 1px solid var(--rule)
 <div class="narrow">{{ show(sites, "Client", "Accuracy before and after on what each client holds out, as the client says; of many clients those that differ most from the median") }}</div>
 {% endif %}
 {% if participation %}
-{{ show(participation, "Client and phase", "Rounds in which a client’s answer counted, the most examples that it used in one, and how long its updates were: the distance from the model that it was sent") }}
+{{ show(participation, "Client and phase", "Rounds in which a client’s answer counted, and in which it used data of its own: one whose data are forgotten still answers, and trains on nothing; the most examples that it used in one round; and how long its updates were: the distance from the model that it was sent") }}
 {% endif %}
 </section>
 {% endif %}
@@ -289,7 +289,7 @@ footer { margin-top: 3rem; padding-top: .8rem; border-top: 1px solid var(--rule)
 {% endif %}
 {{ show(costs, "Phase", "Wall time excludes evaluation; client time is summed over clients; samples are counted each time they are touched; asking and measuring: counts asked of the clients, their held-out data, the guard" ~ ("; score: channels are measured, the model stays as it is" if scored else "")) }}
 {% if round_sizes %}
-<div class="narrow">{{ show(round_sizes, "Message", "What a client sends up in one round, against the model’s arrays: bytes up divided by rounds and by all clients, whether they took part or not") }}</div>
+<div class="narrow">{{ show(round_sizes, "Message", "What a client sends up in a round in which it works, against the model’s arrays: bytes up divided by the answers of clients that " ~ ("took part" if sums else "used data") ~ "") }}</div>
 {% endif %}
 {% if speed_up %}
 <h3>Speed-up over retraining</h3>

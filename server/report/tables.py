@@ -167,12 +167,14 @@ def site_table(record: Record) -> Table | None:
 
 def participation_table(record: Record) -> Table | None:
     """Return what every client did in every phase; None where that was not kept."""
+    sums = sums_alone(record)  # then each client is noted with an equal share of all examples
     rows: list[tuple[str, Sequence[str], str]] = [
         (
             f"{one.client}, {one.phase}",
             [
                 f"{one.answered} of {one.rounds}",
-                as_count(one.examples),
+                as_count(None if sums else _used(one)),
+                as_count(None if sums else one.examples),
                 as_length(one.update_norm),
                 as_length(one.largest_update_norm),
                 "" if one.largest_in_round is None else str(one.largest_in_round),
@@ -183,8 +185,18 @@ def participation_table(record: Record) -> Table | None:
     ]
     if not rows:
         return None
-    headings = ["rounds taken part", "examples", "length of updates", "longest", "in round"]
-    return Table([], headings, rows)
+    headings = ["answered", "used data", "examples", "length of updates", "longest", "in round"]
+    return Table([("Rounds", 2), ("", 4)], headings, rows)
+
+
+def sums_alone(record: Record) -> bool:
+    """Return whether the coordinator saw sums alone, and nothing of one client."""
+    return bool(record.settings.get("secure-aggregation"))
+
+
+def _used(one: Participation) -> int | None:
+    """Return in how many rounds a client used data; older records do not say it outright."""
+    return one.used if one.used is not None else one.answered if one.examples else 0
 
 
 def _worth_a_look(one: Participation) -> tuple[float, float]:
@@ -283,21 +295,27 @@ def cost_table(record: Record) -> Table | None:
 
 
 def round_sizes(record: Record) -> Table | None:
-    """Return what a client sends up in a round of each phase, against the whole model."""
-    whole, clients = record.model_bytes, record.num_clients
-    if not whole or not clients:
+    """Return what goes up in an answer that carries work, by phase, against the whole model.
+
+    A client that has no data to work on sends a few numbers alone; where only sums are seen it
+    sends as much as the others.
+    """
+    whole, sums = record.model_bytes, sums_alone(record)
+    if not whole:
         return None
     rows: list[tuple[str, Sequence[str], str]] = []
     for phase in PHASES:
         rounds, traffic = record.rounds.get(phase), record.bytes.get(phase)
         up = None if traffic is None else traffic.up
-        if rounds and up is not None:
-            each = up / (rounds * clients)
+        of_phase = [one for one in record.participation if one.phase == phase]
+        answers = sum((one.answered if sums else _used(one)) or 0 for one in of_phase)
+        if rounds and answers and up is not None:
+            each = up / answers
             rows.append((phase, [as_count(rounds), as_size(each), as_share(each, whole)], ""))
     if not rows:
         return None
     rows.insert(0, ("the whole model", ["", as_size(whole), as_share(whole, whole)], "yardstick"))
-    return Table([], ["rounds", "up, a round and client", "of the model"], rows)
+    return Table([], ["rounds", "up, one answer", "of the model"], rows)
 
 
 @dataclass(frozen=True)

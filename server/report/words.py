@@ -19,6 +19,9 @@ MODELS = {
 }
 MINUS = "\N{MINUS SIGN}"
 _NONE = "\N{EN DASH}"
+_RAISED = str.maketrans(
+    "0123456789", "\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079"
+)
 
 
 def outcome_of(record: Record) -> tuple[str, ModelScores | None]:
@@ -164,7 +167,11 @@ def as_gap(value: float | None, goal: float | None) -> str:
 
 
 def as_loss(value: float | None) -> str:
-    """Return a loss, with as many digits as tell something."""
+    """Return a loss, with as many digits as tell something; a power of ten from 10,000 on."""
+    if value is not None and isfinite(value) and abs(value) >= 1e4:
+        factor, _, exponent = f"{value:.1e}".partition("e")
+        power = str(int(exponent)).translate(_RAISED)
+        return f"{as_number(float(factor))} \N{MULTIPLICATION SIGN} 10{power}"
     return as_number(value, 2 if value is not None and abs(value) >= 10 else 3)
 
 

@@ -29,6 +29,7 @@ from server.report.tables import (
     settings_rows,
     site_table,
     speed_up_rows,
+    sums_alone,
 )
 from server.report.verdict import worded
 from server.report.words import facts_of, is_yardstick, outcome_of, title_of
@@ -96,6 +97,7 @@ def render(record: Record, *, linked: bool = False) -> str:
         cost_plot=cost_plot(record),
         costs=cost_table(record),
         round_sizes=round_sizes(record),
+        sums=sums_alone(record),
         scored="score" in record.seconds,
         speed_up=speed_up_rows(record),
         overhead=overhead_line(record),

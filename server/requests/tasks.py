@@ -9,6 +9,7 @@ from client.data.splits import Data
 from client.errors import BadSetting
 from client.learning.models import ModelSpec, traced
 from client.task import judge
+from client.task_folders import placed
 from client.wire import ForgetSpec
 from server.settings import RunSettings
 from strategies.suited import undistillable
@@ -99,7 +100,7 @@ def check_judges(spec: ModelSpec, model: nn.Module, data: Data) -> None:
                 raise BadSetting(
                     f"{what} of task {task.title} must take the network's outputs "
                     f"{tuple(outputs.shape)} and targets {tuple(targets.shape)} of "
-                    f"{targets.dtype}, got {type(error).__name__}: {error}"
+                    f"{targets.dtype}, got {type(error).__name__}: {placed(error)}"
                 ) from error
 
 

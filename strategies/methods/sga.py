@@ -8,7 +8,8 @@ Departs from the paper:
 1. Without the elastic weight consolidation that Wu et al. add to the ascent; Algorithm 1 has none.
 2. The paper's rounds go on "until convergence". Here a class ascends to a given loss at most, since
    an ascent has no end of its own: at client level to that of a uniform guess, for the others hold
-   its classes, too, and deeper these would be lost. At class level the ascent ends when the class
+   its classes, too, and deeper these would be lost; a task with a loss of its own has no guess to
+   go by, and ascends for all its epochs. At class level the ascent ends when the class
    is forgotten on held-out data, and recovery when the rest is back; or after the rounds.
 3. Relearning is by ordinary rounds.
 """

@@ -499,8 +499,9 @@ class Rounds(FedAvg):
         reasons = listed(self.failures) or "none online"
         if len(answers) < needed:
             raise ClientLost(
-                f"round {server_round} of {self.settings.phase} must have {needed} answers "
-                f"of {asked} clients, got {len(answers)} ({reasons})",
+                f"round {server_round} of {self.settings.phase} must have {needed} "
+                f"answer{'' if needed == 1 else 's'} of {asked} client"
+                f"{'' if asked == 1 else 's'}, got {len(answers)} ({reasons})",
                 failures=self.failures,
                 phase=self.settings.phase,
             )

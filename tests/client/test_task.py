@@ -23,6 +23,7 @@ from client.learning.models import (
     state_of,
     traced,
 )
+from client.node import told_of
 from client.own_task import source_of, task_of
 from client.task import Data, Examples, Task, canonical, judge, option_values
 from client.task_folders import look_in
@@ -201,7 +202,7 @@ def test_functions_of_a_module_are_a_task(tmp_path: Path) -> None:
         ("class Mine: pass", "must be a class derived from client.task.Task, got type"),
         ("", "must be a class derived from client.task.Task, got none"),
         ("import no_such_package", "must be importable, got ModuleNotFoundError"),
-        ("1 / 0", "must be importable, got ZeroDivisionError"),
+        ("\n1 / 0", r"must be importable, got ZeroDivisionError.* \(mine.py, line 2\)"),
     ],
 )
 def test_a_file_without_such_a_task_is_refused(tmp_path: Path, text: str, message: str) -> None:
@@ -240,11 +241,33 @@ def test_labels_must_be_integers_one_an_example() -> None:
     assert Examples(np.zeros((2, 2)), np.array([[0], [1]])).labels.tolist() == [0, 1]
 
 
-def test_what_goes_wrong_in_a_task_is_said_with_its_kind(tmp_path: Path) -> None:
-    text = "from client.task import Task\nclass Mine(Task):\n    def data(self, s): return 1 / 0\n"
+def test_what_goes_wrong_in_a_task_is_said_with_its_kind_and_line(tmp_path: Path) -> None:
+    text = (
+        "from client.task import Task\nclass Mine(Task):\n    def data(self, s): float('Smith')\n"
+    )
     name, code = kept(tmp_path / "kept", written(tmp_path, text) + ":Mine")
-    with pytest.raises(DataError, match="data of task Mine must be readable, got ZeroDivisionErr"):
+    with pytest.raises(DataError, match="data of task Mine must be readable, got ValueErr") as told:
         whole(task_of(name, code=code), "anything")
+    assert str(told.value).endswith("could not convert string to float: 'Smith' (mine.py, line 3)")
+    # From a node the words do not go up: they quote what was read. The line is of the bundle's.
+    said = "[data-error] DataError in mine.py, line 3: the node's own log says why"
+    assert told_of(told.value) == said
+
+
+def test_an_error_of_ours_in_a_tasks_code_names_its_line_and_no_other_has_one(
+    tmp_path: Path,
+) -> None:
+    text = "from client.task import Examples, Task\nclass Mine(Task):\n"
+    text += "    def data(self, s):\n        return Examples([[0.0]], [0.5])\n"
+    name, code = kept(tmp_path / "kept", written(tmp_path, text) + ":Mine")
+    with pytest.raises(DataError, match=r"^labels must be .* \(mine.py, line 4\)$"):
+        whole(task_of(name, code=code), "anything")
+    with pytest.raises(FileNotFoundError) as missing:
+        (tmp_path / "none").read_text()
+    assert told_of(missing.value) == ("[unexpected] FileNotFoundError: the node's own log says why")
+    error = BadSetting("network must be built, got none.npz")
+    error.__cause__ = missing.value  # a file is missing at the site
+    assert "none" not in told_of(error)
 
 
 @pytest.mark.parametrize(

@@ -310,17 +310,6 @@ def test_ctrl_c_stops_the_run(federation: RunningFederation) -> None:
 
 
 @pytest.mark.processes
-def test_a_run_past_its_deadline_is_stopped(federation: RunningFederation) -> None:
-    home, connection = federation.home, federation.connection
-    run_id = superlink.submit(TINY_APP, connection, {"mode": "idle"}, flwr_home=home)
-
-    with pytest.raises(superlink.RunFailedError, match=r"must end within 0\.1 s; it was stopped"):
-        superlink.wait(run_id, connection, deadline=0.1, flwr_home=home)
-
-    assert superlink.status(run_id, connection, flwr_home=home).status == "finished:stopped"
-
-
-@pytest.mark.processes
 def test_an_unknown_run_is_refused(federation: RunningFederation) -> None:
     with pytest.raises(EffaceError, match="refused"):
         superlink.status(1, federation.connection, flwr_home=federation.home)

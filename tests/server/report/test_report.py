@@ -563,7 +563,10 @@ def test_an_empty_record_says_not_measured_and_shows_no_empty_section() -> None:
 def test_numbers_that_are_not_finite_are_shown_as_such() -> None:
     document = record(unlearned=numbers(0.0, 60.0, float("inf")))
     document["recovered"]["loss"] = float("nan")
+    document["retrained"]["loss"] = 190_450_752_307.0  # finite, and as little to be read
     rows = page_of(document).rows("Model")
+
+    assert rows["Retrained"][4] == "1.9 × 10¹¹"
 
     assert rows["Unlearned"][4] == "∞"
     assert rows["Recovered"][4] == "undefined"
@@ -848,29 +851,54 @@ def test_scores_may_be_null_one_by_one_by_row_and_by_layer() -> None:
     assert "not measured" in page.labels  # body.4 as a whole
 
 
-def test_a_client_send_in_a_round_is_told_in_percent_of_the_model() -> None:
-    rows = page_of(channel_record()).rows("Message")
+def took_part(**rounds: int) -> list[dict[str, Any]]:
+    """Return what ten clients did; client-9's data are gone: from unlearning on it uses none."""
+    return [
+        {"client": f"client-{i}", "phase": phase, "rounds": number, "answered": number, "idle": 0}
+        | {"examples": 40.0 * (not gone), "used": 0 if gone else number}
+        for phase, number in rounds.items()
+        for i in range(10)
+        for gone in [i == 9 and phase in ("unlearn", "recover")]
+    ]
 
-    # 10 clients and a model of 1 MB: 303 MB / 30 / 10 = 1.01 MB; 8 kB / 1 / 10 = 0.8 kB;
-    # 1.24 MB / 4 / 10 = 31 kB
+
+ROUNDS = {"train": 30, "score": 1, "unlearn": 4, "recover": 2, "relearn": 1}
+
+
+def test_a_client_whose_data_are_gone_answers_and_is_said_to_use_none() -> None:
+    page = page_of(channel_record(participation=took_part(recover=2)))
+    rows = page.rows("Client and phase")
+    assert rows["client-9, recover"][:3] == ["2 of 2", "0", "0"]
+    assert rows["client-0, recover"][:3] == ["2 of 2", "2", "40"]
+    # Of sums alone nobody knows what one client used.
+    settings = {**record()["settings"], "secure-aggregation": True}
+    page = page_of(channel_record(participation=took_part(recover=2), settings=settings))
+    assert page.rows("Client and phase")["client-0, recover"][:3] == ["2 of 2", "–", "–"]
+
+
+def test_a_client_send_in_a_round_is_told_in_percent_of_the_model() -> None:
+    rows = page_of(channel_record(participation=took_part(**ROUNDS))).rows("Message")
+
+    # A model of 1 MB, and ten clients' answers: 303 MB / 30 / 10 = 1.01 MB; 8 kB / 1 / 10 = 0.8 kB.
+    # Nine have data to unlearn and to recover with: 1.24 MB / 4 / 9 = 34.4 kB.
     assert list(rows)[1] == "the whole model"
     assert rows["the whole model"] == ["", "1.0 MB", "100.0 %"]
     assert rows["train"] == ["30", "1.0 MB", "101.0 %"]
     assert rows["score"] == ["1", "800 B", "0.08 %"]
-    assert rows["unlearn"] == ["4", "31.0 kB", "3.1 %"]
-    assert rows["recover"] == ["2", "1.0 MB", "101.0 %"]
+    assert rows["unlearn"] == ["4", "34.4 kB", "3.4 %"]
+    assert rows["recover"] == ["2", "1.1 MB", "112.2 %"]
     assert rows["relearn"] == ["1", "0 B", "0.0 %"]
 
 
-@pytest.mark.parametrize("key", ["model_bytes", "num_clients", "rounds", "bytes"])
+@pytest.mark.parametrize("key", ["model_bytes", "participation", "rounds", "bytes"])
 def test_without_what_the_percent_is_made_of_there_is_none(key: str) -> None:
-    page = page_of(channel_record(**{key: None}))
+    page = page_of(channel_record(**{"participation": took_part(**ROUNDS), key: None}))
 
     assert not any(row and row[0] == "Message" for table in page.tables for row in table)
 
 
 def test_a_phase_without_rounds_has_no_share_of_the_model() -> None:
-    document = channel_record()
+    document = channel_record(participation=took_part(**ROUNDS, retrain=30))
     document["rounds"]["unlearn"] = 0  # the server alone pruned
     rows = page_of(document).rows("Message")
 

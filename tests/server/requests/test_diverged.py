@@ -46,9 +46,9 @@ def test_an_ascent_that_diverges_names_the_option_and_a_value(tmp_path: Path, ta
     assert lost.value.phase == "unlearn"
     assert [failure.code for failure in lost.value.failures] == ["diverged"]
     told = str(lost.value)
-    assert told.startswith("round 1 of unlearn must have 1 answers of 1 clients, got 0 (client-1: ")
+    assert told.startswith("round 1 of unlearn must have 1 answer of 1 client, got 0 (client-1: ")
     assert "loss or weights stopped being finite" in told
-    assert told.endswith("try smaller steps, such as --set unlearn-lr=0.002 (now 0.02)")
+    assert told.endswith("try smaller steps, such as --set unlearn-lr=1e-05 (now 0.02)")
 
 
 def test_a_training_that_diverges_names_its_own(tmp_path: Path, task: str) -> None:

@@ -309,7 +309,7 @@ def test_too_few_answers_end_the_round_with_the_reasons() -> None:
 def test_nobody_online_is_an_error_whatever_the_share() -> None:
     rounds = averaging(min_share=0.01)
     assert asked(rounds, []) == []
-    with pytest.raises(ClientLost, match=r"must have 1 answers of 0 clients, got 0 .*none online"):
+    with pytest.raises(ClientLost, match=r"must have 1 answer of 0 clients, got 0 .*none online"):
         rounds.aggregate_train(1, [])
 
 
