@@ -204,7 +204,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--dataset", default="digits", help="digits or mnist")
     parser.add_argument("--data-dir", default="", help="Where the files of mnist lie.")
-    parser.add_argument("--images", type=int, default=0, help="Of all clients; 0 for all there are.")
+    parser.add_argument(
+        "--images", type=int, default=0, help="Of all clients; 0 for all there are."
+    )
     parser.add_argument("--clients", type=int, nargs="+", default=[10, 100])
     parser.add_argument("--rounds", type=int, default=5, help="In a run; the first warms up.")
     parser.add_argument("--repeats", type=int, default=3)

@@ -136,18 +136,14 @@ class Examples:
             order, ends = torch.from_numpy(kept["order"]), kept["ends"]
             images, labels = torch.from_numpy(kept["images"]), torch.from_numpy(kept["labels"])
         starts = [0, *ends[:-1]]
-        return cls(
-            images, labels, [order[a:b] for a, b in zip(starts, ends, strict=True)]
-        )
+        return cls(images, labels, [order[a:b] for a, b in zip(starts, ends, strict=True)])
 
     def network(self, width: int) -> nn.Module:
         """Return the network for them."""
         return network(width, self.images[0], int(self.labels.max()) + 1)
 
 
-def epoch(
-    model: nn.Module, images: Tensor, labels: Tensor, part: Tensor, load: Load
-) -> None:
+def epoch(model: nn.Module, images: Tensor, labels: Tensor, part: Tensor, load: Load) -> None:
     """Train `model` in place for one epoch of `part`, shuffled, as a plain PyTorch script does."""
     model.train()
     descent = torch.optim.SGD(model.parameters(), lr=load.lr)

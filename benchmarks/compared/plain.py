@@ -1,4 +1,4 @@
-"""Federated averaging as a plain PyTorch loop without any framework: what others cannot beat by much.
+"""Federated averaging as a plain PyTorch loop without any framework: the limit for all others.
 
 As many processes as cores each train a share of the clients, one after the other, and add their
 weights up in memory that all of them see.
