@@ -8,6 +8,8 @@ import numpy as np
 from flwr.app import Array, ArrayRecord
 from flwr.serverapp.strategy.fedtrimmedavg import trim_mean
 
+from client.arrays import numbers
+
 TRIMMED: Final = 0.2  # share of the nodes cut off at either end
 
 
@@ -34,7 +36,7 @@ def weighted_average(models: Sequence[ArrayRecord], weights: Sequence[float]) ->
             raise ValueError("models must hold the same tensors in the same order")
     average = ArrayRecord()
     for name in first:
-        arrays = [model[name].numpy() for model in models]
+        arrays = [numbers(model[name]) for model in models]
         if len({(a.shape, a.dtype.str) for a in arrays}) != 1:
             raise ValueError(f"tensor {name} must have one shape and dtype in all models")
         mean = np.zeros(arrays[0].shape, dtype=np.float64)

@@ -363,11 +363,11 @@ class Rounds(FedAvg):
 
     def _most(self, name: str) -> float:
         """Return how many examples a node can have used."""
-        each = {n: most_examples(self.settings, d) for n, d in self.described.items()}
-        if not self.sums and name in each:
-            return each[name]
+        if not self.sums and name in self.described:
+            return most_examples(self.settings, self.described[name])
         # Of a node that has not said what it holds no more is believed than of the largest.
-        return max(each.values(), default=most_examples(self.settings, None))
+        each = [most_examples(self.settings, told) for told in self.described.values()]
+        return max(each, default=most_examples(self.settings, None))
 
     def _measure(self, answers: dict[str, Used], failed: dict[str, Failure]) -> None:
         """Measure every update; one that is none, or out of all proportion, is no answer."""

@@ -17,6 +17,7 @@ from flwr.app import Array, ArrayRecord, RecordDict
 from flwr.common.constant import SType
 
 from client import attestation, wire
+from client.arrays import numbers
 from client.attestation import BadAttestation, Claim
 from client.channels.layout import layout
 from client.data import class_names
@@ -361,8 +362,8 @@ def update_norm(end: Mapping[str, Array], start: Mapping[str, Array]) -> float:
     """
     total = 0.0
     for name in end:
-        array = end[name].numpy()
+        array = numbers(end[name])
         if array.dtype.kind == "f":
-            part = np.subtract(array, start[name].numpy(), dtype=np.float64).ravel()
+            part = np.subtract(array, numbers(start[name]), dtype=np.float64).ravel()
             total += float(part @ part)
     return math.sqrt(total)
