@@ -8,6 +8,10 @@ code of a commit before all of them:
     python benchmarks/fast_rounds.py --before e5b7d44
 
 The weights of all rows must be the same, bit for bit; exit code 3 if they are not.
+
+`--forget` has each row's version forget a class, too: ascent, recovery, all checks and evaluation,
+from the start of the command to the version in service. Its time is told by phase, as the request's
+record has it, beside the processor seconds of each part of the way.
 """
 
 import argparse
@@ -19,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -66,10 +71,41 @@ run(RunSettings(**json.loads(sys.argv[1])).check(), Silent())
 """
 
 
+@dataclass(frozen=True)
+class Forgotten:
+    """A request, from the start of its command to its end.
+
+    Attributes:
+        seconds: By the clock.
+        phases: Those of the record, by phase; the rest went into starting and into what is timed
+            nowhere.
+        spent: Processor seconds of each part.
+    """
+
+    seconds: float
+    phases: dict[str, float]
+    spent: dict[str, float]
+
+
 def measured(
-    code: Path, options: list[str], more: dict[str, str], *, sites: int, rounds: int
-) -> tuple[list[float], dict[str, float], str]:
-    """Return seconds of rounds but the first, processor seconds a round, the weights' digest."""
+    code: Path,
+    options: list[str],
+    more: dict[str, str],
+    *,
+    sites: int,
+    rounds: int,
+    forgets: bool = False,
+) -> tuple[list[float], dict[str, float], str, Forgotten | None]:
+    """Return seconds of rounds but the first, processor seconds a round, the weights' digest.
+
+    Args:
+        code: The tree whose code runs.
+        options: Of `efface site run`.
+        more: Environment of all processes.
+        sites: How many.
+        rounds: Of training.
+        forgets: Whether a request follows, which the last value is about.
+    """
     names = [f"site-{number}" for number in range(sites)]
     digits = load_digits()
     images = (digits.images * 15).astype(np.uint8)
@@ -125,15 +161,47 @@ def measured(
                 errors = (top / "errors").read_text()[-3000:]
                 logs = "\n".join(federation.log(name)[-2000:] for name in names)
                 raise SystemExit(f"training failed:\n{errors}\n{logs}")
-        (events,) = (top / "home" / "runs").glob("*/events.jsonl")
+            forgotten = _forgotten(federation, top, settings) if forgets else None
+        events = top / "home" / "runs" / "r0001" / "events.jsonl"
         lines = [json.loads(line) for line in events.read_text().splitlines()]
         seconds = [line["seconds"] for line in lines if line["event"] == "round"]
         digest = hashlib.sha256()
-        for file in sorted((top / "home" / "versions").rglob("*.safetensors")):
+        for file in sorted((top / "home" / "versions" / "v0001").rglob("*.safetensors")):
             for name, array in sorted(load_file(file).items()):
                 digest.update(name.encode() + array.tobytes())
     spent = {p: (used[-1][p] - used[0][p]) / (len(used) - 1) for p in PARTS}
-    return seconds[1:], spent, digest.hexdigest()
+    return seconds[1:], spent, digest.hexdigest(), forgotten
+
+
+def _forgotten(federation: RunningFederation, top: Path, trained: dict[str, Any]) -> Forgotten:
+    """Have the version in service forget a class; whatever the verdict, which is not asked here."""
+    told = {
+        **{key: trained[key] for key in ("engine", "connection", "home")},
+        "mode": "forget",
+        "forget_classes": "3",
+        "method": "sga",
+        "accept": "not-shown",
+        "max_forget_accuracy": 100.0,
+        "max_relearning_gap": 100.0,
+    }
+    before = processor_seconds(federation)
+    started = time.monotonic()
+    work = subprocess.run(
+        [sys.executable, "-c", TRAIN, json.dumps(told)],
+        capture_output=True,
+        text=True,
+        env={**federation.environment, "FLWR_HOME": str(federation.home)},
+        cwd=top,
+    )
+    seconds = time.monotonic() - started
+    after = processor_seconds(federation)
+    if work.returncode:
+        raise SystemExit(f"forgetting failed:\n{work.stderr[-3000:]}")
+    record = json.loads((top / "home" / "runs" / "r0002" / "record.json").read_text())
+    measuring = record.get("seconds_measuring", {})
+    spent = {part: after[part] - before[part] for part in PARTS}
+    timed = {**record["seconds"], **{f"{k} measured": v for k, v in measuring.items()}}
+    return Forgotten(seconds, {phase: took for phase, took in timed.items() if took}, spent)
 
 
 def processor_seconds(federation: RunningFederation) -> dict[str, float]:
@@ -162,12 +230,14 @@ def main() -> None:
     parser.add_argument("--before", default="", help="Commit before all changes; none if empty.")
     parser.add_argument("--sites", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--forget", action="store_true", help="a request after each training")
     parser.add_argument("--rows", type=int, nargs="*", default=list(range(len(ROWS))))
     told = parser.parse_args()
     parts = " | ".join(PARTS)
     print(f"| | median s | fastest | slowest | rounds | processor s: {parts} | load |")
     print("|---|---|---|---|---|" + "---|" * (len(PARTS) + 1), flush=True)
     digests = set()
+    requests: list[tuple[str, Forgotten, float]] = []
     with tempfile.TemporaryDirectory(prefix="efface-before-") as folder:
         if told.before:
             archive = ["git", "archive", told.before]
@@ -179,10 +249,12 @@ def main() -> None:
                 continue
             code = ROOT if number else Path(folder)
             load = os.getloadavg()[0]
-            rounds, spent, digest = measured(
-                code, options, more, sites=told.sites, rounds=told.rounds
+            rounds, spent, digest, forgotten = measured(
+                code, options, more, sites=told.sites, rounds=told.rounds, forgets=told.forget
             )
             digests.add(digest)
+            if forgotten is not None:
+                requests.append((name, forgotten, os.getloadavg()[0]))
             low, middle, high = min(rounds), statistics.median(rounds), max(rounds)
             print(
                 f"| {name} | {middle:.2f} | {low:.2f} | {high:.2f} | {len(rounds)} | "
@@ -190,6 +262,11 @@ def main() -> None:
                 + f"{load:.1f}, {os.getloadavg()[0]:.1f} |",
                 flush=True,
             )
+    for name, request, load in requests:
+        phases = ", ".join(f"{phase} {seconds:.2f}" for phase, seconds in request.phases.items())
+        spent_by = ", ".join(f"{part} {seconds:.2f}" for part, seconds in request.spent.items())
+        print(f"\nforget, {name}: {request.seconds:.2f} s (load {load:.1f})")
+        print(f"by phase: {phases}\nprocessor seconds: {spent_by}", flush=True)
     if len(digests) != 1:
         print(f"weights must be the same in all rows, got {len(digests)} different ones")
         raise SystemExit(3)

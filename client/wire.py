@@ -8,7 +8,6 @@ place where an answer is built, and it lets through nothing that the message doe
 
 import hashlib
 import math
-import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,6 +18,7 @@ import torch
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from torch import Tensor
 
+from client.arrays import numbers
 from client.errors import BadSetting, CodeMismatch, Diverged, EffaceError
 from client.messages import Common, Declaration, ForgetSpec
 from client.packing import unpacked
@@ -123,18 +123,9 @@ def receive(message: Message, kind: type[C]) -> tuple[ArrayRecord, C]:
     return unpacked(records.array_records["arrays"]), settings
 
 
-_READING = threading.Lock()
-
-
 def tensors(arrays: ArrayRecord) -> dict[str, Tensor]:
-    """Return a record's arrays as tensors of their own, by name.
-
-    One thread at a time: numpy reads an array's header with `ast.literal_eval`, and Python 3.11's
-    parser counts its depth in one place for all threads. Two inline clients that read at the same
-    moment may then fail with "AST constructor recursion depth mismatch".
-    """
-    with _READING:
-        return dict(arrays.to_torch_state_dict())
+    """Return a record's arrays as tensors of their own, by name."""
+    return {name: torch.from_numpy(numbers(array).copy()) for name, array in arrays.items()}
 
 
 def reply(

@@ -5,6 +5,7 @@ operators use (deploy/make_federation.py). Everything started here stops with th
 Linux also when the tests are interrupted or killed: see tests/supervisor.py.
 """
 
+import importlib.util
 import json
 import os
 import signal
@@ -46,7 +47,8 @@ class RunningFederation:
         home: FLWR_HOME that holds the connection file; pass it as `flwr_home`.
         connection: Name of the connection in that file.
         control_port: The SuperLink's HTTP port (Control and Runtime API).
-        fleet_port: The SuperLink's gRPC port, the only one that nodes dial.
+        fleet_port: The port that nodes dial: gRPC and their own in the release that we pin, the
+            control port from 1.40 on.
         environment: Environment of every process; a test's own `flwr` commands use it too.
         processes: What was started, by name: "superlink" and the node names.
         node_ids: Flower's id of each registered name.
@@ -212,6 +214,8 @@ def prepare_federation(
     """Make keys and certificates for `node_names` and choose ports; start nothing yet."""
     folder = tmp_path / "federation"
     control_port, fleet_port = free_ports(2)
+    if importlib.util.find_spec("flwr.supernode.fleet_http_client"):
+        fleet_port = control_port
     federation = RunningFederation(
         folder=folder,
         home=folder / "home",

@@ -9,6 +9,7 @@ network at all; and it waits less while messages come (`client.operator.pace`).
 """
 
 import argparse
+import inspect
 import os
 import pwd
 import socket
@@ -16,7 +17,7 @@ import threading
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from client.errors import BadSetting
 from client.operator import isolation
@@ -92,6 +93,9 @@ def _run(
 
     from client.operator import pace
 
+    # Releases from 1.40 on know one transport, HTTP, and take no name of it.
+    named = "transport" in inspect.signature(start_client_internal).parameters
+    transport: dict[str, Any] = {"transport": TRANSPORT_TYPE_GRPC_RERE} if named else {}
     pace.quicken_node()
     states = NodeStateFactory(objectstore_factory=ObjectStoreFactory())
     server = uvicorn.Server(uvicorn.Config(create_app(state_factory=states), access_log=False))
@@ -115,7 +119,7 @@ def _run(
         node_config=dict(site.node_config),
         root_certificates=roots,
         insecure=False,
-        transport=TRANSPORT_TYPE_GRPC_RERE,
+        **transport,
         authentication_keys=(key, key.public_key()),
         isolation=ISOLATION_MODE_PROCESS,
         runtime_dependency_install=False,

@@ -8,7 +8,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord
 from flwr.serverapp.strategy.fedtrimmedavg import trim_mean
 
-from strategies.parts.arrays import numbers
+from client.arrays import numbers
 
 TRIMMED: Final = 0.2  # share of the nodes cut off at either end
 

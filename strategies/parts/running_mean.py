@@ -14,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 from flwr.app import Array, ArrayRecord
 
-from strategies.parts.arrays import numbers
+from client.arrays import numbers
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 

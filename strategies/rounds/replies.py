@@ -17,6 +17,7 @@ from flwr.app import Array, ArrayRecord, RecordDict
 from flwr.common.constant import SType
 
 from client import attestation, wire
+from client.arrays import as_said, numbers
 from client.attestation import BadAttestation, Claim
 from client.channels.layout import layout
 from client.data import class_names
@@ -24,7 +25,6 @@ from client.errors import EffaceError
 from client.learning.models import build
 from client.messages import OF_NOISE, Common, Declaration, Metric
 from client.wire import CodeMismatch, Form, forms
-from strategies.parts.arrays import as_said, numbers
 from strategies.rounds.failures import cleaned
 
 MOST: Final = 2.0**53  # of any number: counts are exact up to it, and sums of them stay finite

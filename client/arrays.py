@@ -5,6 +5,7 @@ follows it. Most headers are those that numpy writes for the form that the array
 """
 
 import math
+import threading
 from functools import lru_cache
 from typing import Any, Final
 
@@ -17,10 +18,19 @@ Numbers = np.ndarray[Any, np.dtype[Any]]
 MAGIC: Final = b"\x93NUMPY\x01\x00"
 
 
+# One thread at a time: numpy reads a header with `ast.literal_eval`, and Python 3.11's parser
+# counts its depth in one place for all threads. Two inline clients that read at the same moment
+# may then fail with "AST constructor recursion depth mismatch".
+_READING: Final = threading.Lock()
+
+
 def numbers(array: Array) -> Numbers:
     """Return an array's numbers, as `Array.numpy()` does; they may not be written to."""
     found = as_said(array)
-    return array.numpy() if found is None else found
+    if found is not None:
+        return found
+    with _READING:
+        return array.numpy()
 
 
 def as_said(array: Array) -> Numbers | None:
