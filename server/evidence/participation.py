@@ -83,7 +83,7 @@ def _one(client: str, phase: str, rounds: "Sequence[Part]") -> Participation:
         max((part.answered.get(client, 0.0) for part in rounds), default=0.0),
         statistics.median([norm for norm, _ in norms]) if norms else None,
         *largest,
-        sum(part.answered.get(client, 0.0) > 0 for part in rounds),
+        used=sum(part.answered.get(client, 0.0) > 0 for part in rounds),
     )
 
 
