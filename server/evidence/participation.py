@@ -82,7 +82,8 @@ def _one(client: str, phase: str, rounds: "Sequence[Part]") -> Participation:
         sum(client in part.idle for part in rounds),
         max((part.answered.get(client, 0.0) for part in rounds), default=0.0),
         statistics.median([norm for norm, _ in norms]) if norms else None,
-        *largest,
+        largest_update_norm=largest[0],
+        largest_in_round=largest[1],
         used=sum(part.answered.get(client, 0.0) > 0 for part in rounds),
     )
 
