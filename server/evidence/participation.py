@@ -71,7 +71,7 @@ def gathered(parts: "Sequence[Part]") -> tuple[tuple[Participation, ...], tuple[
 
 def _one(client: str, phase: str, rounds: "Sequence[Part]") -> Participation:
     norms = [(part.norms[client], part.round) for part in rounds if client in part.norms]
-    longest, in_round = max(norms, default=(None, None), key=lambda found: found[0])
+    largest = max(norms, default=(None, None), key=lambda found: found[0])
     answered = sum(client in part.answered for part in rounds)
     missed = sum(client in (f.client for f in part.failures) for part in rounds)
     return Participation(
@@ -82,9 +82,9 @@ def _one(client: str, phase: str, rounds: "Sequence[Part]") -> Participation:
         sum(client in part.idle for part in rounds),
         max((part.answered.get(client, 0.0) for part in rounds), default=0.0),
         statistics.median([norm for norm, _ in norms]) if norms else None,
-        longest,
-        in_round,
-        sum(part.answered.get(client, 0.0) > 0 for part in rounds),
+        largest_update_norm=largest[0],
+        largest_in_round=largest[1],
+        used=sum(part.answered.get(client, 0.0) > 0 for part in rounds),
     )
 
 
