@@ -92,7 +92,7 @@ def measured(times: int) -> tuple[Any, ...]:
         # of that half.
         (
             "quickdrop-calibrated",
-            [("unlearn", 1, 3, 240, *WHOLE), ("recover", 3, 5, 98, *WHOLE), measured(4)],
+            [("unlearn", 1, 3, 240, *WHOLE), ("recover", 4, 5, 98, *WHOLE), measured(5)],
         ),
         # Ten epochs over 80 examples, measured after each of two rounds, too.
         ("sga", [("unlearn", 2, 3, 800.0, *WHOLE), TUNED, measured(13)]),
