@@ -17,10 +17,17 @@ retraining then lies beyond any of them in at most a share `rate` of cases, howe
 hang together. Few models give wide limits: t(1 - 0.05/11, K - 1) is 10.4 at K = 3, 4.7 at K = 5,
 3.3 at K = 10, so that more of them find more.
 
+Values are percentages, and near 0 and 100 those of retrained models are skewed: one in three may
+have some of a class where the others have none. So the interval is also computed of
+asin(sqrt(share)), which makes the variance of a share about the same everywhere, and turned back;
+of both limits the wider counts.
+
 Sources: Hahn, "Factors for Calculating Two-Sided Prediction Intervals for Samples from a Normal
 Distribution", JASA 1969, https://doi.org/10.1080/01621459.1969.10501007; Cook and Weisberg,
 "Residuals and Influence in Regression", 1982, section 2.2.1; Dunn, "Multiple Comparisons Among
-Means", JASA 1961, https://doi.org/10.1080/01621459.1961.10482090.
+Means", JASA 1961, https://doi.org/10.1080/01621459.1961.10482090; Anscombe, "The Transformation of
+Poisson, Binomial and Negative-Binomial Data", Biometrika 1948,
+https://doi.org/10.1093/biomet/35.3-4.246.
 """
 
 import math
@@ -65,8 +72,8 @@ def ranges(
     """Return the limits of several measures that are looked at together.
 
     Args:
-        values: By measure, that of each retrained model; measures of fewer than `ENOUGH` are left
-            out.
+        values: By measure, that of each retrained model, in percent; measures of fewer than
+            `ENOUGH` are left out.
         upper_only: Measures of which only too much says something.
         rate: Share of honest retrainings, 0 to 1, that may lie beyond any limit.
     """
@@ -110,8 +117,22 @@ def side(value: float, limits: Range) -> int:
 def _range(values: Sequence[float], rate: float, *, both: bool) -> Range:
     count, mean = len(values), statistics.fmean(values)
     spread = max(statistics.stdev(values), LEAST_SPREAD)
-    reach = _quantile(1 - rate, count - 1) * spread * math.sqrt(1 + 1 / count)
-    return Range(mean, spread, count, mean - reach if both else None, mean + reach)
+    factor = _quantile(1 - rate, count - 1) * math.sqrt(1 + 1 / count)
+    angles = [_angle(value) for value in values]
+    middle, reach = statistics.fmean(angles), factor * statistics.stdev(angles)
+    low = min(mean - factor * spread, _percent(middle - reach))
+    high = max(mean + factor * spread, _percent(middle + reach))
+    return Range(mean, spread, count, low if both else None, high)
+
+
+def _angle(percent: float) -> float:
+    """Return asin(sqrt(share)), 0 to pi / 2."""
+    return math.asin(math.sqrt(min(max(percent / 100.0, 0.0), 1.0)))
+
+
+def _percent(angle: float) -> float:
+    """Return the percentage of an angle; of one beyond the scale, its end."""
+    return 100.0 * math.sin(min(max(angle, 0.0), math.pi / 2)) ** 2
 
 
 def _quantile(share: float, freedom: int) -> float:

@@ -1,8 +1,13 @@
 """Arrays are read as numpy reads them, and what numpy refuses is refused."""
 
+import threading
+import time
+from typing import Any
+
 import numpy as np
 import pytest
 from flwr.app import Array
+from numpy.lib import format as npy
 
 from client.arrays import numbers
 
@@ -54,3 +59,32 @@ def test_what_numpy_refuses_is_refused(data: bytes) -> None:
 def test_another_form_is_refused() -> None:
     with pytest.raises(TypeError, match="Unsupported"):
         numbers(Array("int64", (1,), "another", _bytes(np.arange(1))))
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["a kept header", "one that numpy reads"])
+def test_threads_read_headers_one_after_another(
+    monkeypatch: pytest.MonkeyPatch, known: bool
+) -> None:
+    # Python 3.11's parser, which numpy reads headers with, is not made for two at once.
+    inside, most = [], []
+
+    def slow(*given: Any, **more: Any) -> Any:
+        inside.append(1)
+        most.append(len(inside))
+        time.sleep(0.02)
+        inside.pop()
+        return (3,), False, np.dtype(np.int8)
+
+    if known:
+        monkeypatch.setattr(npy, "read_array_header_1_0", slow)
+    else:
+        monkeypatch.setattr(Array, "numpy", slow)
+    # Four shapes that no other test has, so that no header is known; in columns, numpy reads them.
+    values = [np.zeros((97 + i, 2, 3), np.int16, "C" if known else "F") for i in range(4)]
+    arrays = [Array(value) for value in values]
+    readers = [threading.Thread(target=numbers, args=(array,)) for array in arrays]
+    for reader in readers:
+        reader.start()
+    for reader in readers:
+        reader.join()
+    assert most == [1, 1, 1, 1]

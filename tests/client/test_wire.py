@@ -3,8 +3,6 @@
 import math
 import pkgutil
 import re
-import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import MISSING, fields, replace
 from importlib import import_module
@@ -935,26 +933,6 @@ def test_pruned_channels_stay_zero_through_training(
             assert not trained[f"{name}.{kind}"].numpy()[rows].any()
             others = np.delete(trained[f"{name}.{kind}"].numpy(), rows, axis=0)
             assert others.any()
-
-
-def test_threads_read_arrays_one_after_another() -> None:
-    # Python 3.11's parser, which numpy reads headers with, is not made for two at once.
-    inside, most = [], []
-
-    class Slow:
-        def to_torch_state_dict(self) -> dict[str, torch.Tensor]:
-            inside.append(1)
-            most.append(len(inside))
-            time.sleep(0.02)
-            inside.pop()
-            return {}
-
-    readers = [threading.Thread(target=wire.tensors, args=(Slow(),)) for _ in range(4)]
-    for reader in readers:
-        reader.start()
-    for reader in readers:
-        reader.join()
-    assert most == [1, 1, 1, 1]
 
 
 def test_the_fingerprint_sees_subfolders_and_paths(tmp_path: Path) -> None:

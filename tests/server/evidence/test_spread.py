@@ -9,13 +9,23 @@ from server.evidence.spread import FALSE_ALARMS, LEAST_SPREAD, ranges, refused, 
 
 
 def test_three_values_give_the_limits_computed_by_hand() -> None:
-    # 10, 14, 18: mean 14, standard deviation sqrt((16 + 0 + 16) / 2) = 4. Two ends share the rate:
+    # 46, 50, 54: mean 50, standard deviation sqrt((16 + 0 + 16) / 2) = 4. Two ends share the rate:
     # 1 - 0.05/2 of Student's distribution of 2 degrees lies below 4.3027 (any printed table).
-    found = ranges({"curve": [10.0, 14.0, 18.0]})["curve"]
+    found = ranges({"curve": [46.0, 50.0, 54.0]})["curve"]
     reach = 4.3027 * 4 * math.sqrt(1 + 1 / 3)
-    assert (found.mean, found.spread, found.count) == (14.0, 4.0, 3)
-    assert found.low == pytest.approx(14 - reach, abs=1e-3)
-    assert found.high == pytest.approx(14 + reach, abs=1e-3)
+    assert (found.mean, found.spread, found.count) == (50.0, 4.0, 3)
+    assert found.low == pytest.approx(50 - reach, abs=1e-3)
+    assert found.high == pytest.approx(50 + reach, abs=1e-3)
+
+
+def test_near_an_end_of_the_scale_the_wider_limit_is_that_of_angles() -> None:
+    # 0, 0 and 25 %: angles 0, 0 and asin(1/2) = pi/6, mean pi/18, standard deviation
+    # pi/6/sqrt(3). One end: 1 - 0.05 of Student's distribution of 2 degrees lies below 2.9200.
+    found = ranges({"turned": [0.0, 0.0, 25.0]}, ["turned"])["turned"]
+    reach = 2.9200 * math.sqrt(1 + 1 / 3) * math.pi / 6 / math.sqrt(3)
+    assert found.high == pytest.approx(100 * math.sin(math.pi / 18 + reach) ** 2, abs=0.01)
+    # That of the percentages themselves, of standard deviation 25 / sqrt(3), is narrower.
+    assert found.high > 25 / 3 + 2.9200 * math.sqrt(1 + 1 / 3) * 25 / math.sqrt(3)
 
 
 def test_the_rate_is_shared_by_all_ends_that_are_looked_at() -> None:
