@@ -1,6 +1,7 @@
 """What holds for all tests."""
 
 import os
+import signal
 from typing import Any
 
 import pytest
@@ -10,6 +11,10 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Ray lowers its workers' priority by 15, and beside other tests they would hardly run.
 os.environ.setdefault("RAY_worker_niceness", "0")
+
+# A shell has what it runs in the background ignore Ctrl-C; tests that press it would wait for ever.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Files whose tests take long and share nothing that takes long to make: each test goes to the
 # worker that is free. Those of any other file stay with one worker, which makes what they share
