@@ -78,6 +78,21 @@ def test_forgetting_puts_a_new_version_in_service(served: efface.Federation) -> 
     assert repr(served.version("v0002")) == "<Version v0002, in-service, has forgotten 3>"
 
 
+def test_what_a_request_made_is_judged_again_by_todays_limits(served: efface.Federation) -> None:
+    result = served.result("r0002")
+    before = result.record
+    again = result.verify()
+
+    assert isinstance(again, efface.Verdict)
+    mine = {f.code: f.value for f in again.findings if f.value is not None}
+    assert result.verdict is not None
+    theirs = {f.code: f.value for f in result.verdict.findings if f.value is not None}
+    assert mine["forget-accuracy"] == theirs["forget-accuracy"]
+    assert served.result("r0002").record == before
+    with pytest.raises(efface.EffaceError, match="must be one to forget, got r0001: train"):
+        served.result("r0001").verify()
+
+
 def test_a_version_in_hand_knows_when_it_no_longer_serves(tmp_path: Path) -> None:
     federation = small(tmp_path / "home", rounds=1)
     first = federation.train()
