@@ -42,8 +42,9 @@ def verify(
 ) -> Answer:
     """Judge again what a request to forget made, with all retrained models there are by now.
 
-    Checks its record, order and weights against the signatures first, and changes nothing. Needs
-    the coordinator's test examples; what only clients can measure is refused.
+    Checks its record, order and weights against the signatures first, and changes nothing.
+
+    Needs the coordinator's test examples: what only clients can measure is refused.
     """
     from server.requests.verification import limits_of, verified
 
