@@ -30,11 +30,13 @@ from server.requests.asked import asked, check_federation
 from server.requests.evaluation import evaluated
 from server.requests.execution import VerificationFailed, refusal
 from server.requests.intake import AlreadyDone
+from server.requests.verification import verified
 from server.settings import RunSettings, federation_name
 from server.storage.home import NoSuchHome, home_path
 from server.storage.ledger import Ledger, RequestRow, VersionRow
 from server.storage.opened import give_up, opened
 from server.storage.registry import Arrays, Registry
+from server.storage.seals import EditedError
 
 log = logging.getLogger("efface.api")
 
@@ -776,6 +778,17 @@ class Federation:
         home, ledger = opened(str(self._home))
         with ledger:
             return records.page(home, ledger, ledger.request(request), path)
+
+    def _verified(self, request: str, data: str) -> Record:
+        """Return a request's record with what is measured now in place of its own."""
+        home, ledger = opened(str(self._home))
+        with ledger, as_before():
+            found = verified(home, ledger, request, data_now=data)
+        if found.again is None:
+            raise EditedError(f"{found.problems[0].sentence}; see `efface audit`")
+        for note in found.notes:
+            log.info("%s: %s", request, note)
+        return found.again
 
     def _refusal(self, record: Record) -> EffaceError:
         _, ledger = opened(str(self._home))

@@ -156,6 +156,33 @@ class Result:
         """
         return self._federation._page(self.id, None if path is None else Path(path))
 
+    def verify(self, *, data: str = "") -> Verdict:
+        """Judge again what a request to forget classes made, by today's default limits.
+
+        Its record, order and weights are checked against their signatures first. The coordinator
+        then measures the version before, the result and all retrained models that are kept by now,
+        on its test examples. Nothing is written, and no client is asked; `verdict` stays.
+
+        Args:
+            data: Where the version's data lie now, if they have moved.
+
+        Returns:
+            Today's verdict.
+
+        Raises:
+            EffaceError: If something does not verify (code "edited"), weights were pruned, or it
+                cannot be measured again, as of a client.
+
+        Example:
+            ```python
+            result.verify().state, result.verdict.state
+            ```
+        """
+        verdict = Verdict.of(self._federation._verified(self.id, data))
+        if verdict is None:
+            raise ValueError("a request that was judged again must have a verdict, got none")
+        return verdict
+
     def raise_if_refused(self) -> None:
         """Raise where the command line would end with exit code 3.
 

@@ -17,6 +17,7 @@ from server.cli import (
     site_policy,
     site_run,
     trust,
+    verify,
     versions,
     yardstick,
 )
@@ -45,6 +46,7 @@ def _application() -> typer.Typer:
     of_models = typer.Typer()
     reading.add_to(made, of_models)
     versions.add_to(made, of_models)
+    verify.add_to(made)
     trust.add_to(made)
     certificate.add_to(made)
     site.add_to(made)

@@ -333,6 +333,11 @@ OF_COMMAND: Final[Mapping[str, list[Option]]] = {
             *_OF_THE_VERSION,
         ],
     ),
+    "verify": [
+        option
+        for option in chosen([REQUEST])
+        if option.key in ("data", "max-forget-accuracy", "max-relearning-gap")
+    ],
     # A demonstration always compares, and starts from what it has just trained.
     "demo": [
         replace(option, default_here=DEMO_METHOD) if option.key == "method" else option

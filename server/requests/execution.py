@@ -7,7 +7,7 @@ A stopped request goes on where it was when it is carried out again.
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from flwr.app import ArrayRecord
 
@@ -15,12 +15,10 @@ from client.errors import EffaceError
 from client.learning.models import ModelSpec
 from client.wire import ForgetSpec
 from server.evidence import wording
-from server.evidence.features.scores import FeatureMeasures
 from server.evidence.measures import Judge, measuring_device
 from server.evidence.record import Record
 from server.evidence.scores import ModelScores
 from server.evidence.serial import plain
-from server.evidence.stock import Retraining
 from server.evidence.verdict import CreptBack, Limits, Verdict, decide
 from server.format import target_text
 from server.nodes.class_names import agreed_names
@@ -28,7 +26,7 @@ from server.nodes.federation import Cost, GridFederation, Round, from_numpy
 from server.requests import classes, forgotten, records
 from server.requests.attendance import await_clients, settle_pending
 from server.requests.context import Work, outcome
-from server.requests.features import measured, of_retrained
+from server.requests.features import measured, with_features
 from server.requests.orders import Order, order_of
 from server.requests.yardstick import (
     MOST,
@@ -48,9 +46,6 @@ from server.storage.ledger import VersionRow
 from strategies.parts import guard
 from strategies.rounds.base import ClientLost
 from strategies.smaller_steps import smaller_steps
-
-if TYPE_CHECKING:
-    from server.evidence.features.measures import Weights
 
 FINGERPRINTS: Final = ("data_sha256", "class_sha256", "class_sketch")  # of data, in a card
 
@@ -220,7 +215,7 @@ def _change(work: Work) -> None:
         stock = _retrained(work, federation) if s.compare == "retrain" else []
         yardstick = stock[0] if stock else None
         below = measured(judge, federation, *known, yardstick)
-        retrainings = [_with_features(judge, federation, known[0], one, below) for one in stock]
+        retrainings = [with_features(judge, federation, known[0], one, below) for one in stock]
         verdict = decide(
             forget.level,
             result,
@@ -449,23 +444,6 @@ def _retraining(
     )
 
 
-def _with_features(
-    judge: Judge,
-    federation: GridFederation,
-    original: "Weights",
-    yardstick: Yardstick,
-    found: FeatureMeasures | None = None,
-) -> Retraining:
-    """Return what was measured of a retrained model, below its last layer as well.
-
-    `found` are the request's measures, in which number 0 is Retrained already.
-    """
-    if found is not None and yardstick.number == 0:
-        return replace(yardstick.measured, features=found.retrained)
-    below = of_retrained(judge, federation, original, yardstick)
-    return replace(yardstick.measured, features=below)
-
-
 def _stock(work: Work) -> None:
     """Train the retrained models that a request asks for; nothing of what serves is changed."""
     s, row, base = work.request.settings, work.request.row, work.request.base
@@ -478,7 +456,7 @@ def _stock(work: Work) -> None:
     for number in range(s.count):
         work.listener.note(f"retrained model {number + 1} of {s.count}")
         models.append(_retraining(work, federation, inputs, number))
-        stock.append(_with_features(judge, federation, original, models[-1]))
+        stock.append(with_features(judge, federation, original, models[-1]))
     record = work.record(
         federation,
         row.method,

@@ -1,5 +1,10 @@
-"""What a request's models know below their last layers, measured once and kept in its journal."""
+"""What a request's models know below their last layers, measured once and kept in its journal.
 
+Without a federation it is measured on the coordinator's test images alone, and kept nowhere.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from client.learning.models import traced
@@ -7,6 +12,7 @@ from server.evidence.features.head_back import with_rows
 from server.evidence.features.scores import FeatureMeasures, FeatureScores
 from server.evidence.measures import Judge
 from server.evidence.serial import plain, read
+from server.evidence.stock import Retraining
 from server.nodes.federation import GridFederation
 from server.requests.yardstick import Yardstick, name_of
 
@@ -16,7 +22,7 @@ if TYPE_CHECKING:
 
 def measured(
     judge: Judge,
-    federation: GridFederation,
+    federation: GridFederation | None,
     original: "Weights",
     result: "Weights",
     yardstick: Yardstick | None,
@@ -28,7 +34,7 @@ def measured(
 
     Args:
         judge: As Retrained was judged: at full size.
-        federation: The request's: its journal keeps them.
+        federation: The request's: its journal keeps them. None outside any request.
         original: Network and weights before the request.
         result: After it.
         yardstick: Retrained.
@@ -36,6 +42,8 @@ def measured(
     if yardstick is None or judge.forget.level != "class":
         return None
     if _without_images(judge):
+        if federation is None:
+            return None
         before = at_clients(federation, original, original)
         if before is None:
             return None
@@ -48,26 +56,30 @@ def measured(
     from server.evidence.features.measures import feature_measures
 
     retrained = (judge.spec, yardstick.weights)
-    found = federation.journal.value(
-        "features", lambda: plain(feature_measures(judge, original, result, retrained))
+    found = _kept(
+        federation,
+        "features",
+        lambda: plain(feature_measures(judge, original, result, retrained)),
     )
     return read(FeatureMeasures, found, "features")
 
 
 def of_retrained(
-    judge: Judge, federation: GridFederation, original: "Weights", yardstick: Yardstick
+    judge: Judge, federation: GridFederation | None, original: "Weights", yardstick: Yardstick
 ) -> FeatureScores | None:
     """Return what a retrained model of the stock knows below its last layer, where it applies.
 
     Args:
         judge: As it was judged.
-        federation: The request's: its journal keeps the measures.
+        federation: The request's: its journal keeps the measures. None outside any request.
         original: Network and weights before the request.
         yardstick: The retrained model.
     """
     if judge.forget.level != "class":
         return None
     if _without_images(judge):
+        if federation is None:
+            return None
         return at_clients(federation, original, (judge.spec, yardstick.weights))
     from server.evidence.features import measures  # as above
 
@@ -75,8 +87,30 @@ def of_retrained(
         found = measures.of_retrained(judge, original, (judge.spec, yardstick.weights))
         return None if found is None else plain(found)
 
-    found = federation.journal.value(name_of("features-retrained", yardstick.number), measure)
+    found = _kept(federation, name_of("features-retrained", yardstick.number), measure)
     return None if found is None else read(FeatureScores, found, "features")
+
+
+def with_features(
+    judge: Judge,
+    federation: GridFederation | None,
+    original: "Weights",
+    yardstick: Yardstick,
+    found: FeatureMeasures | None = None,
+) -> Retraining:
+    """Return what was measured of a retrained model, below its last layer as well.
+
+    `found` are the request's measures, in which number 0 is Retrained already.
+    """
+    if found is not None and yardstick.number == 0:
+        return replace(yardstick.measured, features=found.retrained)
+    below = of_retrained(judge, federation, original, yardstick)
+    return replace(yardstick.measured, features=below)
+
+
+def _kept(federation: GridFederation | None, name: str, measure: Callable[[], Any]) -> Any:
+    """Return what was measured, from the journal where there is one that has it."""
+    return measure() if federation is None else federation.journal.value(name, measure)
 
 
 def _without_images(judge: Judge) -> bool:

@@ -172,6 +172,67 @@ def kept(
     return None
 
 
+@dataclass(frozen=True)
+class Kept:
+    """A retrained model that is in the cache: its place in the stock, its seed, and its file."""
+
+    number: int
+    seed: int
+    path: Path
+
+
+def stock(
+    cache: Path,
+    settings: RunSettings,
+    model: Mapping[str, Any],
+    forget: ForgetSpec,
+    erased: Mapping[str, Sequence[Any]],
+    federation: str,
+    now: Callable[[str], Erased],
+) -> tuple[list[Kept], int]:
+    """Return the retrained models that a request would read, without asking a client.
+
+    What the clients hold is taken from the models' own notes: where some were trained on other
+    data than others, those of the larger number count, and those with number 0 of as many.
+
+    Args:
+        cache: Folder of the home.
+        settings: Of the request.
+        model: The network's specification.
+        forget: What they were trained without.
+        erased: What had been forgotten before: "classes" and "clients".
+        federation: Its name.
+        now: What a federation has forgotten now; models that know of it are left alone.
+
+    Returns:
+        By number; and how many were left out, for they were trained on other data.
+    """
+    numbers = {seed_of(settings.seed, number): number for number in range(MOST)}
+    training, told = settings.training(), _as_json(asdict(forget))
+    gone = [sorted(erased["classes"]), sorted(erased["clients"])]
+    groups: dict[str, list[Kept]] = {}
+    for path in sorted(cache.glob(PATTERN)):
+        if not _may_stay(path, now):
+            continue
+        inputs = note_of(path)["inputs"]
+        own = inputs["training"]
+        same = (inputs["federation"], inputs["forget"]) == (federation, told)
+        same &= [sorted(part) for part in inputs["erased"]] == gone
+        same &= inputs["model"] == _as_json(model) and own["seed"] in numbers
+        same &= all(training.get(key) == value for key, value in own.items() if key != "seed")
+        if same:
+            on = json.dumps(inputs["data"], sort_keys=True)
+            groups.setdefault(on, []).append(Kept(numbers[own["seed"]], own["seed"], path))
+    sorted_groups = [sorted(group, key=lambda one: one.number) for group in groups.values()]
+    best = max(sorted_groups, key=lambda group: (len(group), -group[0].number), default=[])
+    return best, sum(map(len, sorted_groups)) - len(best)
+
+
+def _as_json(value: Any) -> Any:
+    """Return a value as a note holds it: lists in place of tuples."""
+    return json.loads(json.dumps(value))
+
+
 def sweep(
     cache: Path,
     erased: Callable[[str], Erased],
@@ -253,8 +314,14 @@ def _known(path: Path, erased: Callable[[str], Erased]) -> list[str]:
 
 
 def relearning(
-    judge: Judge, model: ArrayRecord, federation: GridFederation, name: str
+    judge: Judge, model: ArrayRecord, federation: GridFederation | None, name: str
 ) -> Curve | None:
-    """Return a model's relearning curve, measured once: the request's journal keeps it."""
-    found = federation.journal.value(f"relearning-{name}", lambda: judge.relearning(model))
+    """Return a model's relearning curve, measured once: the request's journal keeps it.
+
+    Outside any request there is no federation, and nothing keeps it.
+    """
+    if federation is None:
+        found = judge.relearning(model)
+    else:
+        found = federation.journal.value(f"relearning-{name}", lambda: judge.relearning(model))
     return None if found is None else read(Curve, found, "relearning curve")

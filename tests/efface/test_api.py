@@ -78,6 +78,22 @@ def test_forgetting_puts_a_new_version_in_service(served: efface.Federation) -> 
     assert repr(served.version("v0002")) == "<Version v0002, in-service, has forgotten 3>"
 
 
+def test_what_a_request_made_is_judged_again_by_todays_limits(served: efface.Federation) -> None:
+    result = served.result("r0002")
+    before = result.record
+    again = result.verify()
+
+    assert isinstance(again, efface.Verdict)
+    recovered = before.recovered
+    assert recovered is not None
+    found = {f.code: f.value for f in again.findings}
+    assert found.get("forget-accuracy", found.get("nothing-to-show")) == recovered.forget_accuracy
+    assert found["retain-accuracy"] == recovered.retain_accuracy
+    assert served.result("r0002").record == before
+    with pytest.raises(efface.EffaceError, match="must be one to forget, got r0001: train"):
+        served.result("r0001").verify()
+
+
 def test_a_version_in_hand_knows_when_it_no_longer_serves(tmp_path: Path) -> None:
     federation = small(tmp_path / "home", rounds=1)
     first = federation.train()

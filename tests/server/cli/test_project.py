@@ -167,7 +167,10 @@ def test_commands_that_look_read_the_home_of_the_file(folder: Path) -> None:
         ("rounds = 0", ["rounds must be at least 1, got 0", "efface.toml"]),
         (
             "[trian]",
-            ["one of train, forget, yardstick, relearn, demo, got [trian]", "did you mean train"],
+            [
+                "one of train, forget, yardstick, relearn, verify, demo, got [trian]",
+                "did you mean train",
+            ],
         ),
         ("[forget]\nrounds = 3", ["setting of `efface forget`, got rounds", "above the tables"]),
         ("[forget]\nmethot = 'sga'", ["'methot'", "did you mean method"]),
