@@ -1,4 +1,7 @@
-"""The columns of a comparison, from what a cell measured: pure arithmetic on finished results."""
+"""The columns of a comparison, from what a cell measured: pure arithmetic on finished results.
+
+It is long because each column is named, headed and computed in this one place.
+"""
 
 import math
 import statistics
