@@ -88,7 +88,7 @@ def reason(
         return (
             f"relearning curve {gap:+.1f} points against Retrained, "
             f"{'within' if held else 'beyond'} +{most:.4g}"
-            + ("" if held else ": the class is hidden, not forgotten")
+            + ("" if held else ": more of the class is left than in a model that never saw it")
             + ("; Original's lies there too: it cannot tell" if f.state == "cannot-tell" else "")
         )
     if f.code == "erased-earlier" and f.state == "cannot-tell":

@@ -240,16 +240,16 @@ footer { margin-top: 3rem; padding-top: .8rem; border-top: 1px solid var(--rule)
 {% if features %}
 {% if feature_sentence %}<p>{{ feature_sentence }}</p>{% endif %}
 <p>A model’s last layer can be edited so that it no longer names a class, while the layers below still know it. These measures look below. A result that forgot reads as Retrained does in every column; one that lies nearer to Original still holds some of the class, whatever it answers.{% if by_spread %} All but CKA and neighbours decide the verdict.{% else %} They are for information: to decide the verdict they need three retrained models or more.{% endif %}</p>
-{{ show(features, "Model", "On images that clients held out" if at_clients else "On test images") }}
+{{ show(features, "Model", "On examples that clients held out" if at_clients else "On test examples") }}
 {% if at_clients %}
-<p>The coordinator has no test images: clients measured what needs only counts from them.</p>
+<p>The coordinator has no test examples: clients measured what needs only counts from them.</p>
 {% endif %}
 <ul class="note">
 <li><b>Head back</b>: how much is recognised with Original’s last layer put back. A high number is a find; a low one shows nothing by itself.</li>
 <li><b>Blank head</b>: how fast the class is learned again from a last layer that says nothing of it; the mean of the relearning curve.</li>
-<li><b>Class means</b> and <b>probe</b>: how much is recognised with a simple new last layer, made of few labelled images (50 and 10 of each class). Any model of images tells classes apart that it never saw: read them against Retrained’s row.</li>
-<li><b>Matched head</b> and <b>turned head</b>: head back for a model whose features are Original’s in another order, or turned. How that came about is found on images of what was to stay.</li>
-<li><b>CKA</b> and <b>neighbours</b>: how alike the model and Retrained see the same images; 1 is the same, and another retraining would not reach it either.</li>
+<li><b>Class means</b> and <b>probe</b>: how much is recognised with a simple new last layer, made of few labelled examples (50 and 10 of each class). Any model tells classes apart that it never saw: read them against Retrained’s row.</li>
+<li><b>Matched head</b> and <b>turned head</b>: head back for a model whose features are Original’s in another order, or turned. How that came about is found on examples of what was to stay.</li>
+<li><b>CKA</b> and <b>neighbours</b>: how alike the model and Retrained see the same examples; 1 is the same, and another retraining would not reach it either.</li>
 </ul>
 {% else %}
 <p>{{ why_no_features }}</p>
