@@ -60,9 +60,10 @@ def feature_sentence(record: Record) -> str | None:
     if now is None or before is None:
         return None
     subject, plural = subject_of(record)
+    measured_on = "examples that clients held out" if at_clients(record) else "test examples"
     text = (
         f"With its old last layer put back, the result recognises {as_percent(now)} of the "
-        f"{'examples that clients held out' if at_clients(record) else 'test examples'} of {subject}; "
+        f"{measured_on} of {subject}; "
         f"before the request it was {as_percent(before)}"
     )
     if found.retrained is not None and found.retrained.head_back is not None:
