@@ -138,7 +138,9 @@ def offer(kind: type[Task]) -> Source:
     source = source_of_class(kind)
     _offered[source.name, source.code] = kind
     file = str(Path(inspect.getfile(kind)).absolute())
-    (root,) = {file.removesuffix(name) for name in source.files if file.endswith(f"/{name}")}
+    module = source.name.partition(":")[0].replace(".", "/")
+    own = f"{module}/__init__.py" if Path(file).name == "__init__.py" else f"{module}.py"
+    root = file.removesuffix(own)
     offered({root + name: name for name in source.files})
     return source
 

@@ -29,6 +29,7 @@ def command(settings: RunSettings, kind: str) -> str:
             value == usual[key]
             or value == ""
             or key in own
+            or (kind == "yardstick" and key == "method")  # which it does not take
             or (kind != "train" and key in TRAINING)
         ):
             continue

@@ -263,6 +263,11 @@ class RunSettings(Settings):
         if not self.local_steps and not self.local_epochs:
             raise BadSetting("local-steps or local-epochs must be positive, got 0 and 0")
         self.check_sums()
+        if self.over_select and self.fraction == 1:
+            raise BadSetting(
+                f"over-select must be 0 with fraction 1, got {self.over_select:g}: all clients are "
+                "asked already; lower fraction"
+            )
         if self.noise_multiplier:
             self._check_noise()
 

@@ -16,7 +16,7 @@ _AT_HOME: Final = {
 }
 _ELSEWHERE: Final = {
     "there": "To be asked back, with all copies: written to files that are there still",
-    "not there": "Written to files that are where they were written no more",
+    "not there": "Written to files that are no longer there",
 }
 
 

@@ -21,7 +21,8 @@ class Participation:
     Attributes:
         client: Its name.
         phase: The phase.
-        rounds: In which it was asked, or was away when it might have been.
+        rounds: In which its answer counted, or was missed; not those that did without it
+            (`over_select`).
         answered: In which its answer counted.
         idle: In which it was to unlearn and says that nothing was left to do.
         examples: Most that it used in one: its weight in the mean.

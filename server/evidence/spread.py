@@ -14,8 +14,8 @@ prediction interval
 
 where T is how many ends are looked at, over all measures. By Bonferroni's inequality an honest
 retraining then lies beyond any of them in at most a share `rate` of cases, however the measures
-hang together. Few models give wide limits: t(1 - 0.05/11, K - 1) is 10.4 at K = 3, 4.7 at K = 5,
-3.3 at K = 10, so that more of them find more.
+hang together. Few models give wide limits: t(1 - 0.05/13, K - 1) is 11.3 at K = 3, 5.0 at K = 5,
+3.4 at K = 10, so that more of them find more.
 
 Values are percentages, and near 0 and 100 those of retrained models are skewed: one in three may
 have some of a class where the others have none. So the interval is also computed of

@@ -88,7 +88,7 @@ def reason(
         return (
             f"relearning curve {gap:+.1f} points against Retrained, "
             f"{'within' if held else 'beyond'} +{most:.4g}"
-            + ("" if held else ": the class is hidden, not forgotten")
+            + ("" if held else ": more of the class is left than in a model that never saw it")
             + ("; Original's lies there too: it cannot tell" if f.state == "cannot-tell" else "")
         )
     if f.code == "erased-earlier" and f.state == "cannot-tell":
@@ -128,10 +128,17 @@ def reason(
     return ""
 
 
+def expected(finding: Finding) -> str:
+    """Return which values a spread allows, as far as a share can have them: "at most 13.1 %"."""
+    low, high = max(finding.low or 0.0, 0.0), finding.limit or 0.0
+    if high >= 100:
+        return f"{low:.1f} % or more" if low > 0 else "whatever it is"
+    return f"{low:.1f} to {high:.1f} %" if low > 0 else f"at most {high:.1f} %"
+
+
 def _by_spread(finding: Finding) -> str:
     f = finding
-    least = f"{_of(f.low)} to " if f.low is not None and f.low > 0 else "at most "
-    text = f"{MEASURES[f.code]} {_of(f.value)} %, retrained models {least}{_of(f.limit)} %"
+    text = f"{MEASURES[f.code]} {_of(f.value)} %, expected of a retrained model {expected(f)}"
     if f.state == "exceeded":
         text += ": more than they know is left"
     elif f.state == "below":

@@ -211,7 +211,7 @@ class NamedGrid(Grid):
         down = [sizes.of(message) for message in sent]
         self.traffic.down += sum(down)
         # A reply is about as large as its question.
-        held = max(LEAST_HELD, HELD_BYTES // max(1, *down, 1))
+        held = max(LEAST_HELD, HELD_BYTES // max([1, *down]))
         least, most = (len(sent), len(sent)) if self.under_way is None else self.under_way
         most_open = max(least, min(most, held))
         place: dict[str, int] = {}

@@ -31,12 +31,10 @@ class Sizes:
 
 def size(message: Message) -> int:
     """Return the bytes of a message's content; an error has none worth counting."""
-    if not message.has_content():
-        return 0
-    return sum(map(_record_size, message.content.values()))
+    return Sizes().of(message)
 
 
-def _record_size(record: ArrayRecord | MetricRecord | ConfigRecord) -> int:
+def _record_size(record: MetricRecord | ConfigRecord) -> int:
     return _config_size(record) if isinstance(record, ConfigRecord) else record.count_bytes()
 
 

@@ -158,6 +158,8 @@ def result(record: Record) -> list[RenderableType]:
     costs = cost_table(record)
     if costs.row_count:
         shown.append(costs)
+        if len(record.stock) > 1 and record.kind == "yardstick":
+            shown.append("The cost is that of one model, Retrained 0.")
     stored = None if record.storage is None else record.storage.updates
     # What a request has no use for it destroys right after.
     if stored and (record.kind == "train" or _uses(record)[1]):

@@ -10,7 +10,7 @@ from server.report.words import as_number, as_percent, outcome_of, subject_of
 
 WHY_NOT: Final = {
     "no-last-layer": "They do not apply: the network does not end in one linear layer.",
-    "too-few-images": "They do not apply: there are too few test images.",
+    "too-few-images": "They do not apply: there are too few test examples.",
 }
 
 SHORT: Final = (
@@ -46,7 +46,7 @@ def why_no_features(record: Record) -> str | None:
 
 
 def at_clients(record: Record) -> bool:
-    """Return whether clients measured what they could, for want of the coordinator's images."""
+    """Return whether clients measured what they could, for want of the coordinator's examples."""
     scores = record.recovered
     return scores is not None and scores.heldout is not None and scores.heldout.decides
 
@@ -60,9 +60,10 @@ def feature_sentence(record: Record) -> str | None:
     if now is None or before is None:
         return None
     subject, plural = subject_of(record)
+    measured_on = "examples that clients held out" if at_clients(record) else "test examples"
     text = (
         f"With its old last layer put back, the result recognises {as_percent(now)} of the "
-        f"{'images that clients held out' if at_clients(record) else 'test images'} of {subject}; "
+        f"{measured_on} of {subject}; "
         f"before the request it was {as_percent(before)}"
     )
     if found.retrained is not None and found.retrained.head_back is not None:

@@ -214,7 +214,8 @@ footer { margin-top: 3rem; padding-top: .8rem; border-top: 1px solid var(--rule)
 {% if relearning %}
 {{ show(relearning, "After steps", "Forget accuracy in percent after so many steps") }}
 {% endif %}
-{% if not curve_measured %}
+{% if only_stock %}
+{% elif not curve_measured %}
 <p class="note">The result’s own curve was not measured.</p>
 {% elif not retrained and not itself %}
 <p class="note">Retrained’s curve was not measured; <code>--compare retrain</code> adds it.</p>
@@ -239,16 +240,16 @@ footer { margin-top: 3rem; padding-top: .8rem; border-top: 1px solid var(--rule)
 {% if features %}
 {% if feature_sentence %}<p>{{ feature_sentence }}</p>{% endif %}
 <p>A model’s last layer can be edited so that it no longer names a class, while the layers below still know it. These measures look below. A result that forgot reads as Retrained does in every column; one that lies nearer to Original still holds some of the class, whatever it answers.{% if by_spread %} All but CKA and neighbours decide the verdict.{% else %} They are for information: to decide the verdict they need three retrained models or more.{% endif %}</p>
-{{ show(features, "Model", "On images that clients held out" if at_clients else "On test images") }}
+{{ show(features, "Model", "On examples that clients held out" if at_clients else "On test examples") }}
 {% if at_clients %}
-<p>The coordinator has no test images: clients measured what needs only counts from them.</p>
+<p>The coordinator has no test examples: clients measured what needs only counts from them.</p>
 {% endif %}
 <ul class="note">
 <li><b>Head back</b>: how much is recognised with Original’s last layer put back. A high number is a find; a low one shows nothing by itself.</li>
 <li><b>Blank head</b>: how fast the class is learned again from a last layer that says nothing of it; the mean of the relearning curve.</li>
-<li><b>Class means</b> and <b>probe</b>: how much is recognised with a simple new last layer, made of few labelled images (50 and 10 of each class). Any model of images tells classes apart that it never saw: read them against Retrained’s row.</li>
-<li><b>Matched head</b> and <b>turned head</b>: head back for a model whose features are Original’s in another order, or turned. How that came about is found on images of what was to stay.</li>
-<li><b>CKA</b> and <b>neighbours</b>: how alike the model and Retrained see the same images; 1 is the same, and another retraining would not reach it either.</li>
+<li><b>Class means</b> and <b>probe</b>: how much is recognised with a simple new last layer, made of few labelled examples (50 and 10 of each class). Any model tells classes apart that it never saw: read them against Retrained’s row.</li>
+<li><b>Matched head</b> and <b>turned head</b>: head back for a model whose features are Original’s in another order, or turned. How that came about is found on examples of what was to stay.</li>
+<li><b>CKA</b> and <b>neighbours</b>: how alike the model and Retrained see the same examples; 1 is the same, and another retraining would not reach it either.</li>
 </ul>
 {% else %}
 <p>{{ why_no_features }}</p>
@@ -281,6 +282,9 @@ footer { margin-top: 3rem; padding-top: .8rem; border-top: 1px solid var(--rule)
 {% if costs %}
 <section id="cost">
 <h2>Cost</h2>
+{% if only_stock %}
+<p>Of one model, Retrained 0.</p>
+{% endif %}
 {% if cost_plot %}
 <figure>
 {{ cost_plot }}
@@ -289,13 +293,13 @@ footer { margin-top: 3rem; padding-top: .8rem; border-top: 1px solid var(--rule)
 {% endif %}
 {{ show(costs, "Phase", "Wall time excludes evaluation; client time is summed over clients; samples are counted each time they are touched; asking and measuring: counts asked of the clients, their held-out data, the guard" ~ ("; score: channels are measured, the model stays as it is" if scored else "")) }}
 {% if round_sizes %}
-<div class="narrow">{{ show(round_sizes, "Message", "What a client sends up in a round in which it works, against the model’s arrays: bytes up divided by the answers of clients that " ~ ("took part" if sums else "used data") ~ "") }}</div>
+<div class="narrow">{{ show(round_sizes, "Message", "What a client sends up in a round in which it works, against the model’s arrays: bytes up divided by the answers of clients that " ~ ("took part" if sums else "used data")) }}</div>
 {% endif %}
 {% if speed_up %}
 <h3>Speed-up over retraining</h3>
 <div class="narrow">{{ show(speed_up.table, "Against retraining", "Wall time of retraining divided by wall time of forgetting") }}</div>
 <p class="note">“One request alone” divides retraining’s {{ speed_up.retrain }} by the request’s {{ speed_up.request }}.{% if speed_up.slower %} Below 1× the request took longer than retraining.{% endif %}{% if speed_up.overhead %} It leaves out what training had to pay beforehand. The amortised figures put that in: for <i>q</i> requests they divide <i>q</i> retrainings by the overhead in training ({{ speed_up.overhead }}) plus <i>q</i> requests.{% endif %}</p>
-{% elif forgets and not itself %}
+{% elif forgets and not itself and not only_stock %}
 <p class="note">Speed-up was not measured: it needs the time of retraining (<code>--compare retrain</code>).</p>
 {% endif %}
 {% if overhead %}
@@ -305,7 +309,7 @@ footer { margin-top: 3rem; padding-top: .8rem; border-top: 1px solid var(--rule)
 </section>
 {% endif %}
 
-{% if forgets %}
+{% if forgets and not only_stock %}
 <section id="evidence">
 <h2>What this evidence can and cannot say</h2>
 <ul>

@@ -13,5 +13,6 @@ def stock_table(record: Record) -> Table | None:
         (f"Retrained {one.number}", [as_number(value) for value in one.numbers.values()], "")
         for one in record.stock
     ]
-    groups = [("Accuracy and relearning, %", 3), ("Below the last layer, %", 4)]
-    return Table(groups, list(record.stock[0].numbers), rows)
+    headings = list(record.stock[0].numbers)
+    groups = [("Accuracy and relearning, %", 3), ("Below the last layer, %", len(headings) - 3)]
+    return Table(groups, headings, rows)

@@ -55,6 +55,8 @@ class Table:
 def _shown_models(record: Record) -> list[tuple[str, str, ModelScores | None]]:
     """Return key, name and numbers of each model; Original always, Retrained where it matters."""
     wanted = {"original"} | ({"retrained"} if record.forget else set())
+    if record.kind == "yardstick":  # it has the scores of Retrained alone
+        wanted = {"retrained"}
     models = [(key, name, getattr(record, key)) for key, name in MODELS.items()]
     return [model for model in models if model[2] is not None or model[0] in wanted]
 

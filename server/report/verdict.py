@@ -197,10 +197,9 @@ def _line(finding: Finding, record: Record) -> Line:
     f = finding
     text = f"Result {as_percent(f.value)}"
     if f.spread is not None:
-        least = f"{as_percent(f.low)} to " if f.low is not None and f.low > 0 else "at most "
         text += (
-            f"; retrained from scratch {as_percent(f.retrained)} in the mean, expected {least}"
-            f"{as_percent(f.limit)}; Original {as_percent(f.original)}."
+            f"; retrained from scratch {as_percent(f.retrained)} in the mean, expected "
+            f"{wording.expected(f)}; Original {as_percent(f.original)}."
         )
         return Line(_TITLES[f.code], tone, label, text)
     if f.code == "erased-earlier":

@@ -93,6 +93,7 @@ def render(record: Record, *, linked: bool = False) -> str:
         forgets=record.forget is not None,
         retrained=record.retrained is not None,
         itself=is_yardstick(record),
+        only_stock=record.kind == "yardstick",
         curve_measured=outcome is not None and outcome.curve_mean is not None,
         cost_plot=cost_plot(record),
         costs=cost_table(record),

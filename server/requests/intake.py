@@ -265,9 +265,10 @@ class Service(Workspace):
             _check_forgotten(settings, base)
         serving = self.ledger.in_service(base.federation)
         if not settings.trial and serving is not None and serving.id != base.id:
+            trial = "" if settings.mode == "yardstick" else ", or add --trial to experiment"
             raise BadSetting(
                 f"version must be the one in service ({serving.id}), got {base.id}, which may "
-                "know what was erased since; leave --version out, or add --trial to experiment",
+                f"know what was erased since; leave --version out{trial}",
                 see="efface models",
             )
         if settings.forget.level == "client":

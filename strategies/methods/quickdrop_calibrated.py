@@ -19,8 +19,8 @@ Departs from the paper:
    rows that stay: a model that never saw a class has no direction for it, and a few steps bring
    back what was only turned away. At client level, where a class goes in part, the rows move before
    recovery and nothing is held down.
-4. The first layer stays as it is until then: its edges serve every class, and cost most of the
-   time.
+4. The first layer stays as it is in ascent and recovery: its edges serve every class, and cost most
+   of the time.
 5. Relearning takes ordinary rounds on real data: the class or client is there again.
 """
 

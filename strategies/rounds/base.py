@@ -336,7 +336,7 @@ class Rounds(FedAvg):
         return used, totals
 
     def _drawn(self, names: list[str], server_round: int) -> list[str]:
-        self._enough = count = num_drawn(self.fraction, len(names))
+        self._enough = num_drawn(self.fraction, len(names))
         if self.fraction >= 1.0 or not names:
             return names
         count = num_asked(self.fraction, self.over_select, len(names))
@@ -546,7 +546,6 @@ class FederatedAveraging(Rounds):
     """
 
     ordinary = True
-
     from_mean = True
 
     def part_of_mean(self, name: str, answer: Used) -> ArrayRecord:

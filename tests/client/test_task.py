@@ -1,5 +1,6 @@
 """Users' tasks: their options, their sources, what is refused of them before any work."""
 
+import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,9 @@ from client.learning.models import (
     traced,
 )
 from client.node import told_of
-from client.own_task import source_of, task_of
+from client.own_task import offer, source_of, task_of
 from client.task import Data, Examples, Task, canonical, judge, option_values
-from client.task_folders import look_in
+from client.task_folders import look_in, place
 
 TASKS = Path(__file__).parent.parent / "tasks"
 
@@ -252,6 +253,22 @@ def test_what_goes_wrong_in_a_task_is_said_with_its_kind_and_line(tmp_path: Path
     # From a node the words do not go up: they quote what was read. The line is of the bundle's.
     said = "[data-error] DataError in mine.py, line 3: the node's own log says why"
     assert told_of(told.value) == said
+
+
+def test_an_offered_task_may_lie_in_a_package_of_its_packages_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "from client.task import Task\nclass Mine(Task):\n    def data(self, s): float(s)\n"
+    for folder in (tmp_path / "twice", tmp_path / "twice" / "twice"):
+        folder.mkdir()
+        (folder / "__init__.py").write_text("")
+        (folder / "task.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    kind = importlib.import_module("twice.twice.task").Mine
+    assert offer(kind).name == "twice.twice.task:Mine"
+    with pytest.raises(ValueError, match="could not convert") as told:
+        kind.data(None, "x")
+    assert place(told.value) == "twice/twice/task.py, line 3"
 
 
 def test_an_error_of_ours_in_a_tasks_code_names_its_line_and_no_other_has_one(

@@ -128,3 +128,9 @@ def test_a_bad_option_is_refused_before_any_work() -> None:
         RunSettings(dataset="npz:a.npz?color=red").check_training()
     with pytest.raises(BadSetting, match="dataset must hold images"):
         RunSettings(dataset="table:a.csv?label=x").check_training()
+
+
+def test_more_clients_than_all_are_refused() -> None:
+    RunSettings(fraction=0.5, over_select=0.2).check_training()
+    with pytest.raises(BadSetting, match=r"over-select must be 0 with fraction 1, got 0.2"):
+        RunSettings(over_select=0.2).check_training()

@@ -25,9 +25,9 @@ def test_original_and_retrained_come_first_and_what_is_not_compared_stays_empty(
     table = feature_table(record(FeatureMeasures(ORIGINAL, RETRAINED, RESULT)))
     assert table is not None
     assert [(name, list(cells)) for name, cells, _ in table.rows] == [
-        ("Original", ["90.0", "75.3", "93.2", "92.0", "0.50", "0.80", "0.25", "0.40"]),
-        ("Retrained", ["0.0", "65.0", "91.0", "90.0", "", "", "", ""]),
-        ("Recovered", ["46.2", "67.8", "92.2", "91.0", "0.60", "0.90", "0.30", "–"]),
+        ("Original", ["90.0", "75.3", "93.2", "92.0", "–", "–", "0.50", "0.80", "0.25", "0.40"]),
+        ("Retrained", ["0.0", "65.0", "91.0", "90.0", "–", "–", "", "", "", ""]),
+        ("Recovered", ["46.2", "67.8", "92.2", "91.0", "–", "–", "0.60", "0.90", "0.30", "–"]),
     ]
 
 

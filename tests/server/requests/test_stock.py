@@ -11,8 +11,9 @@ from typer.testing import CliRunner
 
 import efface
 from server.cli import app
-from server.evidence.record import to_json
+from server.evidence.record import from_json, to_json
 from server.nodes.federation import Round
+from server.report.stock import stock_table
 from server.requests.yardstick import seed_of
 from server.runner import run
 from server.settings import RunSettings
@@ -121,8 +122,17 @@ def test_its_record_has_the_scores_of_each_and_no_verdict(
         assert one["scores"]["forget_accuracy"] is not None
         assert one["scores"]["relearning_curve"]["mean"] is not None
         assert one["features"]["probe"] is not None
+    assert record["command"].startswith("efface yardstick --class 3 --count 3")
+    assert "--method" not in record["command"]  # yardstick has no such option
     page = (home / "reports" / "r0002.html").read_text()
     assert "3 models were retrained from scratch without class 3" in page
+    assert "Of one model, Retrained 0." in page
+    # Of a result there is nothing to say.
+    for absent in ("What this evidence", "Speed-up was not", "own curve was not", "not measured;"):
+        assert absent not in page
+    table = stock_table(from_json(record))
+    assert table is not None
+    assert sum(spanned for _, spanned in table.groups) == len(table.headings) == 9
 
 
 def test_number_0_is_what_a_request_trains_itself_bit_for_bit(
@@ -164,6 +174,11 @@ def test_a_request_reads_the_whole_stock_and_trains_nothing(
     # Of what is forgotten now there is nothing to train a stock for.
     again = CliRunner().invoke(app, ["yardstick", "--class", "3", "--home", str(home), "--json"])
     assert json.loads(again.stdout)["changed"] is False
+    # Nor from a version that knows it: of the two ways out a stock has one.
+    words = ["yardstick", "--class", "4", "--version", "v0001", "--home", str(home)]
+    old = " ".join(CliRunner().invoke(app, words).output.split())
+    assert "leave --version out" in old
+    assert "--trial" not in old
 
 
 def test_the_command_trains_what_is_missing_alone(
