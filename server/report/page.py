@@ -1,6 +1,7 @@
 """The report's page, as a Jinja template.
 
-In a Python file, because a Flower app bundle carries no other kind of template.
+In a Python file, because a Flower app bundle carries no other kind of template. It is long because
+a report is one page.
 """
 
 # ruff: noqa: E501

@@ -34,6 +34,7 @@ from server.requests.yardstick import (
     inputs_of,
     name_of,
     of_number,
+    of_other_code,
     path_of,
     relearning,
     retrained,
@@ -394,6 +395,11 @@ def _retrained(work: Work, federation: GridFederation) -> list[Yardstick]:
     """
     inputs, cache = _inputs(work, federation), work.workspace.home.cache
     there = [n for n in range(MOST) if path_of(cache, of_number(inputs, n)).exists()]
+    if others := of_other_code(cache, inputs):
+        work.listener.note(
+            f"retrained models of other code were left out: {others}; efface yardstick trains "
+            "them anew"
+        )
     numbers = federation.journal.value("stock", lambda: there or [0])
     return [_retraining(work, federation, inputs, number) for number in numbers]
 

@@ -2,6 +2,8 @@
 
 Number 0 has the request's own seed; the others' seeds are derived from it, and nothing but its seed
 sets one apart. Together they are the stock that a verdict reads (`server.evidence.spread`).
+
+It is long because what a retrained model depends on decides what is found, kept and destroyed.
 """
 
 import hashlib
@@ -165,7 +167,7 @@ def kept(
         told = inputs["forget"]
         same = [told["level"], sorted(told["classes"]), sorted(told["clients"])] == named
         same &= [sorted(part) for part in inputs["erased"]] == gone
-        same &= inputs["federation"] == federation
+        same &= (inputs["federation"], inputs["code"]) == (federation, code(CODE))
         same &= all(training.get(key) == value for key, value in inputs["training"].items())
         if same:
             return from_numpy(unpack(path.read_bytes(), path)[0])
@@ -238,7 +240,10 @@ def sweep(
     erased: Callable[[str], Erased],
     destroyed: Callable[[str, str], None] = lambda request, name: None,
 ) -> list[Path]:
-    """Destroy the yardsticks that know what was erased since, and those of other code.
+    """Destroy the yardsticks that know what was erased since, and files that are none.
+
+    Those of other code stay: no request reads them, but who trained them is to be told so
+    (`of_other_code`), and may go back to that code.
 
     Args:
         cache: Folder of the home.
@@ -249,7 +254,7 @@ def sweep(
         The files destroyed.
     """
     found = sorted(cache.glob(PATTERN))
-    gone = [path for path in found if not _may_stay(path, erased)]
+    gone = [path for path in found if not _harmless(path, erased)]
     for path in gone:
         for request in known(path, erased):
             destroyed(request, path.name)
@@ -287,9 +292,37 @@ def _of_some(inputs: Mapping[str, Any], bases: Mapping[str, Sequence[Any]]) -> b
     return list(map(sorted, inputs["erased"])) in bases.get(inputs["federation"], ())
 
 
+def of_other_code(cache: Path, inputs: Mapping[str, Any]) -> int:
+    """Return how many retrained models would be read, were they not made by other code.
+
+    Args:
+        cache: Folder of the home.
+        inputs: What number 0 of the request's stock depends on (`inputs_of`).
+    """
+
+    def but_code(found: Mapping[str, Any]) -> dict[str, Any]:
+        training = {key: value for key, value in found["training"].items() if key != "seed"}
+        return {**_as_json(found), "training": _as_json(training), "code": ""}
+
+    count = 0
+    for path in cache.glob(PATTERN):
+        try:
+            found = note_of(path)["inputs"]
+            count += found["code"] != inputs["code"] and but_code(found) == but_code(inputs)
+        except (OSError, RegistryError, KeyError, TypeError, AttributeError, ValueError):
+            continue  # not one
+    return count
+
+
 def _may_stay(path: Path, erased: Callable[[str], Erased]) -> bool:
+    """Return whether a request could read it."""
+    return _harmless(path, erased) and note_of(path)["inputs"].get("code") == code(CODE)
+
+
+def _harmless(path: Path, erased: Callable[[str], Erased]) -> bool:
+    """Return whether it is a yardstick that does not know what was erased."""
     try:
-        return bool(note_of(path)["inputs"]["code"] == code(CODE)) and not _known(path, erased)
+        return not _known(path, erased)
     except (OSError, RegistryError, KeyError, TypeError, ValueError):
         return False  # nothing that could be used
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from server.provenance import code
-from server.requests.yardstick import CODE, sweep
+from server.requests.yardstick import CODE, of_other_code, sweep
 from server.storage.ledger import Erased
 from server.storage.registry import RegistryError, note_of, pack
 
@@ -35,18 +35,33 @@ def test_those_that_know_what_was_erased_since_go(tmp_path: Path) -> None:
     stay = [
         kept(tmp_path, "without", **both),
         kept(tmp_path, "wider", erased=[[1, 5], ["client-2"]]),
+        kept(tmp_path, "of-other-code", code="0" * 64, **both),
     ]
     go = [
         kept(tmp_path, "knows-a-client"),
         kept(tmp_path, "knows-a-class", erased=[[], ["client-2"]]),
         kept(tmp_path, "elsewhere", federation="theirs", **both),
-        kept(tmp_path, "of-other-code", code="0" * 64, **both),
     ]
     broken = tmp_path / "retrained-broken.safetensors"
     broken.write_bytes(b"\xff" * 40)
 
     assert sweep(tmp_path, erased) == sorted([*go, broken])
     assert sorted(tmp_path.iterdir()) == sorted(stay)
+
+
+def test_those_of_other_code_are_counted_whatever_their_seed(tmp_path: Path) -> None:
+    def trained(seed: int, rounds: int = 30) -> dict[str, Any]:
+        return {"training": {"seed": seed, "rounds": rounds}}
+
+    old = {"code": "0" * 64}
+    kept(tmp_path, "this", **trained(0))
+    kept(tmp_path, "old-0", **trained(0), **old)
+    kept(tmp_path, "old-1", **trained(17), **old)
+    kept(tmp_path, "old-shorter", **trained(0, 20), **old)
+    kept(tmp_path, "old-elsewhere", **trained(0), **old, federation="theirs")
+    (tmp_path / "retrained-broken.safetensors").write_bytes(b"\xff" * 40)
+
+    assert of_other_code(tmp_path, note_of(tmp_path / "retrained-this.safetensors")["inputs"]) == 2
 
 
 def test_nothing_of_it_is_left_on_the_disk_but_for_another_home(tmp_path: Path) -> None:
