@@ -283,8 +283,7 @@ class Registry:
         if (at := self._ledger.pruned().get(row.id)) is not None:
             raise PrunedError(
                 f"version must have its weights still, got {row.id}, pruned "
-                f"{at[:16].replace('T', ' ')} UTC; name another, or restore an older "
-                "backup of the home elsewhere",
+                f"{at[:16].replace('T', ' ')} UTC; name another",
                 see="efface models",
             )
 
