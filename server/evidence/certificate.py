@@ -155,7 +155,7 @@ def predicate(facts: Facts, versions: Mapping[str, Any]) -> dict[str, Any]:
         "costs": {key: told[key] for key in _COSTS},
         "measures": {name: _scores(told[name]) for name in _MODELS},
         "features": told["features"],
-        "verdict": told["verdict"],
+        "verdict": {key: value for key, value in told["verdict"].items() if key != "remedy"},
         "in_service": record.in_service,
         "order": {**facts.order, "signed": facts.signed},
         "seal": {**plain(vars(facts.seal)), "sha256": facts.seal.hash},

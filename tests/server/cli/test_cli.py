@@ -1194,7 +1194,13 @@ def test_a_result_that_did_not_forget_has_exit_code_3_and_no_version(trained: Ef
     done = trained("forget", "--class", "0", "--method", "quickdrop", *words, "--json")
 
     assert done.exit_code == NOT_VERIFIED
-    assert json.loads(done.stdout)["error"] == "VerificationFailed"
+    told = json.loads(done.stdout)
+    assert told["error"] == "VerificationFailed"
+    assert told["remedy"].startswith("try --method retraining or another, or have this one unlearn")
+    assert f"; {told['remedy']}" in done.stderr
+    assert trained.json("show", "r0002")["record"]["verdict"]["remedy"] == told["remedy"]
+    assert told["remedy"] in " ".join(trained("show", "r0002").stdout.split())
+    assert "What next" in (trained.home / "reports" / "r0002.html").read_text()
     assert "Version v0001 stays in service" in done.stderr
     assert trained.version_states() == ["in-service"]
     assert trained.request_states() == ["done", "failed"]
@@ -1222,6 +1228,7 @@ def test_what_is_not_shown_has_exit_code_3_and_both_remedies(trained: Efface) ->
 
     assert done.exit_code == NOT_VERIFIED
     assert "try --compare retrain or --accept not-shown" in done.stderr
+    assert json.loads(done.stdout)["remedy"] == "try --compare retrain or --accept not-shown"
     assert trained.version_states() == ["in-service"]
     assert trained.json("show", "r0002")["record"]["verdict"]["state"] == "not-shown"
     assert trained("forget", "--class", "9", *ACCEPT).exit_code == 0
