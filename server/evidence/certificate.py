@@ -144,6 +144,7 @@ def predicate(facts: Facts, versions: Mapping[str, Any]) -> dict[str, Any]:
         "participants": [
             {key: one[key] for key in ("client", "phase", "rounds", "answered", "idle")}
             for one in told["participation"]
+            if one["rounds"] != 0  # of others nothing that they sent is in the model
         ],
         "absences": [
             {key: one[key] for key in ("client", "phase", "round", "code")}

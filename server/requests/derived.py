@@ -5,7 +5,7 @@ it, too. Nothing is written down for that: a relearning lifts it with the erasur
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -72,13 +72,30 @@ def known(row: VersionRow, erased: Erased) -> tuple[ForgetSpec, tuple[str, ...]]
     return ForgetSpec(level, classes, clients), tuple(dict.fromkeys(requests))
 
 
-def check_use(ledger: Ledger, row: VersionRow, allowed: Sequence[str] = ()) -> None:
+def by_option(requests: Sequence[str]) -> str:
+    """Return what allows a version that knows what requests forgot, on the command line."""
+    return " ".join(f"--allow-forgotten {one}" for one in requests)
+
+
+def by_argument(requests: Sequence[str]) -> str:
+    """Return what allows it from Python."""
+    return f"allow_forgotten={list(requests)!r}"
+
+
+def check_use(
+    ledger: Ledger,
+    row: VersionRow,
+    allowed: Sequence[str] = (),
+    *,
+    by: Callable[[Sequence[str]], str] = by_option,
+) -> None:
     """Refuse the weights of a version that knows what was forgotten, unless that is allowed.
 
     Args:
         ledger: The home's.
         row: The version.
         allowed: Requests whose forgetting does not count.
+        by: How whoever asks would allow them.
 
     Raises:
         KnowsForgotten: Naming the requests.
@@ -89,8 +106,7 @@ def check_use(ledger: Ledger, row: VersionRow, allowed: Sequence[str] = ()) -> N
     raise KnowsForgotten(
         f"version must not know what was forgotten, got {row.id}, which knows "
         f"{target_text(vars(what), card_names(row.card))} (forgotten by {', '.join(requests)}); "
-        "take the one in service, or this one all the same: "
-        + " ".join(f"--allow-forgotten {one}" for one in requests),
+        f"take the one in service, or this one all the same: {by(requests)}",
         see="efface models",
     )
 

@@ -876,6 +876,16 @@ def test_a_client_whose_data_are_gone_answers_and_is_said_to_use_none() -> None:
     assert page.rows("Client and phase")["client-0, recover"][:3] == ["2 of 2", "–", "–"]
 
 
+def test_rounds_that_did_without_a_client_have_a_column_where_there_are_any() -> None:
+    part = took_part(train=2)
+    page = page_of(channel_record(participation=part))
+    assert "asked, not needed" not in page.words
+    part[9] |= {"rounds": 0, "answered": 0, "used": 0, "examples": 0.0, "not_needed": 2}
+    page = page_of(channel_record(participation=part))
+    assert "asked, not needed" in page.words
+    assert page.rows("Client and phase")["client-9, train"][:3] == ["0 of 0", "0", "2"]
+
+
 def test_a_client_send_in_a_round_is_told_in_percent_of_the_model() -> None:
     rows = page_of(channel_record(participation=took_part(**ROUNDS))).rows("Message")
 
