@@ -67,7 +67,7 @@ class StoreError(EffaceError):
 
 
 class NoSyntheticSet(StoreError):
-    """A node has no synthetic images of the training that a request needs."""
+    """A node has no synthetic examples of the training that a request needs."""
 
     code = "no-synthetic-set"
 

@@ -60,12 +60,7 @@ classes = [9]
 """
 
 
-@pytest.fixture(autouse=True)
-def _surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Set and then removed, so that what a run puts there is undone as well.
-    for name in ("EFFACE_HOME", "EFFACE_STORE", "EFFACE_DATA_DIR", "EFFACE_DATABASE_URL"):
-        monkeypatch.setenv(name, "")
-        monkeypatch.delenv(name)
+pytestmark = pytest.mark.usefixtures("surroundings")
 
 
 def write(folder: Path, *, more: str = "", levels: str = "", name: str = "tiny") -> Path:

@@ -22,6 +22,7 @@ from urllib.request import urlopen
 import numpy as np
 import pytest
 import safetensors.numpy
+import torch
 from rich.console import Console
 from rich.text import Text
 from typer.testing import CliRunner
@@ -29,7 +30,7 @@ from typer.testing import CliRunner
 import server.runner
 from client.data import datasets
 from client.files import room_for
-from client.store import Store
+from client.store import Store, SyntheticSet
 from server.cli import app
 from server.cli.command import FAILED, NOT_VERIFIED, STOPPED, USAGE
 from server.cli.options import OF_COMMAND
@@ -640,6 +641,19 @@ def test_the_contact_sheet_is_readable_by_its_owner_alone(
     assert path.stat().st_mode & 0o777 == 0o600
     assert "data:image/png" in path.read_text()
     assert run("store", "verify", folder).exit_code == 0
+
+
+def test_the_page_of_a_store_of_table_rows_counts_them(tmp_path: Path) -> None:
+    held = SyntheticSet(torch.zeros(3, 13), torch.tensor([0, 0, 1]))
+    Store(tmp_path / "store").save("r0001", 1, held, model="any")
+
+    done = run("store", "report", str(tmp_path / "store"), "--json")
+
+    assert done.exit_code == 0, done.output
+    html = Path(json.loads(done.stdout)["report"]).read_text()
+    assert "They are no images of 1 or 3 channels, and are not shown." in html
+    refused = run("store", "report", str(tmp_path / "store"), "--data", "digits")
+    assert "dataset must be named for a store of images" in refused.stderr
 
 
 def test_a_damaged_store_is_reported_with_exit_code_3(forgotten: Efface) -> None:

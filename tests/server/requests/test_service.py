@@ -63,12 +63,7 @@ SHORT = "recover-epochs=2,threshold=100"
 NO_EFFECT = "unlearn-lr=1e-9,recover-lr=1e-9,recover-epochs=1"
 
 
-@pytest.fixture(autouse=True)
-def _surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Set and then removed, so that what a run puts there is undone as well.
-    for name in ("EFFACE_HOME", "EFFACE_STORE", "EFFACE_DATA_DIR", "EFFACE_DATABASE_URL"):
-        monkeypatch.setenv(name, "")
-        monkeypatch.delenv(name)
+pytestmark = pytest.mark.usefixtures("surroundings")
 
 
 class Watching:
