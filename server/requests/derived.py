@@ -8,18 +8,17 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from client.errors import EffaceError
 from client.wire import ForgetSpec
+from server.evidence.derived import Left
 from server.format import target_text
 from server.requests import records, yardstick
 from server.requests.classes import card_names
 from server.storage.history import History
 from server.storage.home import Home
 from server.storage.ledger import Erased, Ledger, RequestRow, VersionRow
-
-Kind = Literal["version", "exported", "updates", "yardstick", "rounds"]
 
 
 class KnowsForgotten(EffaceError):
@@ -29,26 +28,18 @@ class KnowsForgotten(EffaceError):
 
 
 @dataclass(frozen=True)
-class Derived:
-    """Something that was derived from what a request forgot.
+class Derived(Left):
+    """Something that was derived from what a request forgot, and where it is.
 
     Attributes:
-        kind: What it is: a version's weights, a file that they were written to, clients' updates of
-            a training, a retrained model, or the rounds of a request that was stopped.
-        name: A version's id, or the name that the home has for it.
-        state: `kept`, `destroyed`, or of an exported file `there` or `not there`, where it was
-            written.
-        at: When it was destroyed, or written; ISO 8601.
-        sha256: Of a version's or an exported file.
         path: Of what is still there.
     """
 
-    kind: Kind
-    name: str
-    state: Literal["kept", "destroyed", "there", "not there"]
-    at: str | None = None
-    sha256: str | None = None
     path: Path | None = None
+
+    def pathless(self) -> Left:
+        """Return what a certificate may say of it."""
+        return Left(self.kind, self.name, self.state, self.at, self.sha256)
 
 
 # ---- versions -----------------------------------------------------------------------------------
