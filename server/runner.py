@@ -18,6 +18,7 @@ from client import wire
 from client.errors import EffaceError, kind_of
 from client.operator import pace
 from client.steps.measuring import Describe
+from server.evidence.measures import measuring_device
 from server.evidence.record import Costs, Record, to_json
 from server.nodes import database
 from server.nodes.engines import superlink
@@ -94,7 +95,7 @@ def _inline(
     service: Service, request: ResolvedRequest, settings: RunSettings, listener: Listener
 ) -> Record:
     from client.app import app
-    from server.nodes.engines.inline import InlineGrid
+    from server.nodes.engines.inline import InlineGrid, side_by_side
 
     stored = request.settings
     node: dict[str, bool | float | int | str] = {}
@@ -102,7 +103,8 @@ def _inline(
     if directory:
         node["data-dir"] = directory
     os.environ["EFFACE_STORE"] = str(service.home.clients)
-    with InlineGrid(app, stored.num_clients, node_config=node) as inner:
+    workers = side_by_side(measuring_device(stored.device).type)
+    with InlineGrid(app, stored.num_clients, node_config=node, workers=workers) as inner:
         grid = NamedGrid(inner, settings.round_timeout, LOCAL_POLL_SECONDS)
         grid.under_way = inner.under_way
         told = _with_events(service.home, request.row, listener)

@@ -54,7 +54,7 @@ class Fit(Common):
         """Return why this message cannot be answered under noise, None if it can."""
         if self.scale:
             return (
-                f"scale must be 0 under noise, got {self.scale}: synthetic images are made from "
+                f"scale must be 0 under noise, got {self.scale}: synthetic examples are made from "
                 "gradients without noise"
             )
         if self.optimiser != "sgd":

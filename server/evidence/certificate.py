@@ -144,6 +144,7 @@ def predicate(facts: Facts, versions: Mapping[str, Any]) -> dict[str, Any]:
         "participants": [
             {key: one[key] for key in ("client", "phase", "rounds", "answered", "idle")}
             for one in told["participation"]
+            if one["rounds"] != 0  # of others nothing that they sent is in the model
         ],
         "absences": [
             {key: one[key] for key in ("client", "phase", "round", "code")}
@@ -155,7 +156,7 @@ def predicate(facts: Facts, versions: Mapping[str, Any]) -> dict[str, Any]:
         "costs": {key: told[key] for key in _COSTS},
         "measures": {name: _scores(told[name]) for name in _MODELS},
         "features": told["features"],
-        "verdict": told["verdict"],
+        "verdict": {key: value for key, value in told["verdict"].items() if key != "remedy"},
         "in_service": record.in_service,
         "order": {**facts.order, "signed": facts.signed},
         "seal": {**plain(vars(facts.seal)), "sha256": facts.seal.hash},

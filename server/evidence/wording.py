@@ -4,10 +4,11 @@ Only what `server.evidence.verdict` decided is said here; nothing is decided aga
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final
 
 from server.evidence.spread import ENOUGH
-from server.evidence.verdict import RETAIN_TOLERANCE, Finding, Missing, Verdict
+from server.evidence.verdict import RETAIN_TOLERANCE, YARDSTICK, Finding, Missing, Verdict
 from server.format import class_text
 
 STATES: Final = {"passed": "passed", "failed": "failed", "not-shown": "not shown"}
@@ -190,17 +191,39 @@ def not_measured(missing: Missing, level: str) -> str:
 def refusal(
     verdict: Verdict, level: str, clients: Sequence[str] = (), names: Sequence[str] = ()
 ) -> str:
-    """Return in one line why a result may not enter service: what the ledger keeps."""
-    told = reasons(verdict, level, clients, names)
-    if verdict.state == "failed":
+    """Return in one line why a result may not enter service: what the ledger keeps.
+
+    What decided against it comes first, so that whoever shows the first part alone shows that.
+    """
+    failed = verdict.state == "failed"
+    against = ("exceeded",) if failed else ("below", "cannot-tell")
+    ordered = tuple(sorted(verdict.findings, key=lambda finding: finding.state not in against))
+    told = reasons(replace(verdict, findings=ordered), level, clients, names)
+    if failed:
         return f"verification failed: {'; '.join(told)}"
-    told += [f"not measured: {not_measured(missing, level)}" for missing in verdict.missing]
-    return f"verification shows neither success nor failure: {'; '.join(told)}"
+    missing = [f"not measured: {not_measured(one, level)}" for one in verdict.missing]
+    return f"verification shows neither success nor failure: {'; '.join([*missing, *told])}"
 
 
-def remedies(verdict: Verdict) -> list[str]:
-    """Return the options that would measure what is missing, or accept it as it is."""
-    return [*dict.fromkeys(m.remedy for m in verdict.missing if m.remedy), ACCEPT]
+def remedy(verdict: Verdict, method: str) -> str | None:
+    """Return in one line what to do next; None where the verdict is "passed".
+
+    Args:
+        verdict: Of a request.
+        method: The one that it was judged on.
+    """
+    if verdict.state == "passed":
+        return None
+    if verdict.state == "not-shown":
+        measured = dict.fromkeys(m.remedy for m in verdict.missing if m.remedy)
+        return f"try {' or '.join([*measured, ACCEPT])}"
+    other = "another method" if method == YARDSTICK else f"--method {YARDSTICK} or another"
+    crept = verdict.finding("crept-back") is not None
+    more = "unlearn more and recover less" if crept else "unlearn more"
+    return (
+        f"try {other}, or have this one {more} (--set; efface methods lists its options); "
+        "--trial keeps such a result to be looked at"
+    )
 
 
 def _of(value: float | None) -> str:

@@ -94,6 +94,7 @@ class Part:
         idle: Holders that say that there was nothing left to do.
         privacy: What a client's answers have told of any one example: "epsilon" and "delta", by
             client; of those that answered under noise.
+        not_needed: Who was asked and had not answered when enough others had.
     """
 
     phase: str
@@ -103,6 +104,7 @@ class Part:
     norms: dict[str, float] = field(default_factory=dict)
     idle: list[str] = field(default_factory=list)
     privacy: dict[str, dict[str, float]] = field(default_factory=dict)
+    not_needed: list[str] = field(default_factory=list)
 
     @classmethod
     def of(cls, kept: dict[str, Any]) -> "Part":
@@ -386,6 +388,7 @@ class GridFederation(RequestValues):
             rounds.norms,
             rounds.idle,
             done.privacy,
+            rounds.not_needed,
         )
 
     def _keeps(self, rounds: Rounds, number: int) -> bool:

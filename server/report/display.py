@@ -24,7 +24,7 @@ from rich.text import Text
 from server.evidence import wording
 from server.evidence.participation import remarks, standing_out
 from server.evidence.phases import PHASES
-from server.evidence.record import Record, Target
+from server.evidence.record import Record, Target, remedy
 from server.format import target_text
 
 if TYPE_CHECKING:  # it brings torch and Flower along
@@ -198,7 +198,7 @@ def verdict_lines(record: Record) -> list[str]:
         f"  {text}" for text in wording.reasons(verdict, level, forget.clients, record.class_names)
     ]
     lines += [f"  not measured: {wording.not_measured(m, level)}" for m in verdict.missing]
-    return lines
+    return [*lines, f"  {told}"] if (told := remedy(record)) else lines
 
 
 def stored_updates(record: Record) -> str:

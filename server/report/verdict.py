@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from server.evidence import wording
-from server.evidence.record import Record, Target
+from server.evidence.record import Record, Target, remedy
 from server.evidence.verdict import Code, Finding, Missing, Verdict
 from server.format import class_text
 from server.report.words import (
@@ -122,6 +122,8 @@ def worded(record: Record) -> Worded:
         by_hand = verdict.false_alarms is None
         label = "by hand" if by_hand else "by their spread"
         lines.append(Line("Limits", "open" if by_hand else "note", label, f"{capitalised(told)}."))
+    if next_step := remedy(record):
+        lines.append(Line("What next", "note", "for whoever asked", f"{capitalised(next_step)}."))
     if record.relearned:
         text = capitalised(_relearned_text(record))
         lines.append(Line("Learned again", "note", "for information", text))

@@ -60,9 +60,11 @@ class VerificationFailed(EffaceError):
 
     code = "verification-failed"
 
-    def __init__(self, message: str = "", *, see: str = "", record: Record | None = None) -> None:
+    def __init__(
+        self, message: str = "", *, see: str = "", record: Record | None = None, remedy: str = ""
+    ) -> None:
         super().__init__(message, see=see)
-        self.record = record
+        self.record, self.remedy = record, remedy
 
 
 class NotShown(VerificationFailed):
@@ -229,7 +231,7 @@ def _change(work: Work) -> None:
             retrainings=retrainings,
             features=below,
         )
-        refused = crept_back is not None or not _admitted(verdict, s)
+        refused = not _admitted(verdict, s)
         record = compose(
             yardstick=yardstick,
             original=original,
@@ -292,7 +294,9 @@ def _on_base(work: Work) -> tuple[dict[str, list[Any]], Judge, GridFederation]:
 
 def _admitted(verdict: Verdict, settings: RunSettings) -> bool:
     """Return whether a version may be kept: a trial always, others by what the request accepts."""
-    return settings.trial or verdict.state in ("passed", settings.accept)
+    # Where recovery gave up, an open verdict says that sites contradict it: nothing to accept.
+    accepted = ("passed",) if verdict.finding("crept-back") else ("passed", settings.accept)
+    return settings.trial or verdict.state in accepted
 
 
 def _as_served(
@@ -514,11 +518,13 @@ def refusal(record: Record, reason: str) -> VerificationFailed:
         record: Of the request.
         reason: The ledger's.
     """
-    text = f"{reason}. Version {record.base_version} stays in service; report: {record.report}"
-    if record.verdict is None or record.verdict.state != "not-shown":
-        return VerificationFailed(f"{record.request}: {text}", record=record)
-    text += f"; try {' or '.join(wording.remedies(record.verdict))}"
-    return NotShown(f"{record.request}: {text}", record=record)
+    text = f"{record.request}: {reason}. Version {record.base_version} stays in service"
+    text += f"; report: {record.report}"
+    if record.verdict is None:
+        return VerificationFailed(text, record=record)
+    kind = NotShown if record.verdict.state == "not-shown" else VerificationFailed
+    told = wording.remedy(record.verdict, record.method or "") or ""
+    return kind(f"{text}; {told}", record=record, remedy=told)
 
 
 def _minus(erased: Mapping[str, Any], forget: ForgetSpec) -> dict[str, list[Any]]:

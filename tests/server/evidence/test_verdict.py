@@ -15,7 +15,7 @@ from server.evidence.record import Record, Target, from_json, to_json
 from server.evidence.scores import Curve, Heldout, ModelScores, SiteScores
 from server.evidence.stock import Retraining
 from server.evidence.verdict import CreptBack, Limits, Missing, Verdict, decide
-from server.evidence.wording import not_measured, reasons
+from server.evidence.wording import not_measured, reasons, refusal, remedy
 from server.report.display import result
 from server.report.write import render
 
@@ -201,6 +201,47 @@ def test_a_recovery_that_was_given_up_fails_whatever_else_held() -> None:
     found = of_class(scores(0.0, 50.0), crept_back=CreptBack(12.5, 1.0))
     assert found.state == "failed"
     assert "back to 12.5 % on the clients' held-out data, above 1 %" in reasons(found, "class")[2]
+    # And the line that the ledger keeps begins with it, not with an accuracy that held.
+    told = refusal(found, "class").partition(";")[0]
+    assert told == (
+        "verification failed: recovery brought the forget set back to 12.5 % on the clients' "
+        "held-out data, above 1 %, whatever was tried"
+    )
+
+
+@pytest.mark.parametrize(
+    ("result", "more", "first"),
+    [
+        (scores(0.0, 90.0), {}, "failed: relearning curve +40.0 points"),
+        (scores(6.0, 50.0), {}, "failed: forget accuracy 6.0 %, above 5.0 %"),
+        (
+            scores(0.0, 50.0),
+            {"erased_before": [2]},
+            "failed: class 2, erased earlier, is back at 70.0 %",
+        ),
+        (
+            scores(0.0, 50.0),
+            {"retrained": None},
+            "shows neither success nor failure: not measured: relearning curve against Retrained",
+        ),
+    ],
+)
+def test_a_refusal_begins_with_what_decided_it(
+    result: ModelScores, more: dict[str, Any], first: str
+) -> None:
+    assert refusal(of_class(result, **more), "class").startswith(f"verification {first}")
+
+
+def test_what_to_do_next_hangs_on_what_failed_and_by_which_method() -> None:
+    assert remedy(of_class(scores(0.0, 50.0)), "sga") is None
+    failed = of_class(scores(6.0, 50.0))
+    told = str(remedy(failed, "sga"))
+    assert told.startswith("try --method retraining or another, or have this one unlearn more (")
+    assert str(remedy(failed, "retraining")).startswith("try another method, or ")
+    crept = of_class(scores(0.0, 50.0), crept_back=CreptBack(12.5, 1.0))
+    assert "unlearn more and recover less" in str(remedy(crept, "sga"))
+    unknown = of_class(scores(0.0, 50.0), retrained=None)
+    assert remedy(unknown, "sga") == "try --compare retrain or --accept not-shown"
 
 
 # ---- clients ------------------------------------------------------------------------------------

@@ -67,13 +67,7 @@ def weights(path: Path) -> dict[str, np.ndarray[Any, Any]]:
     return dict(unpack(path.read_bytes(), path)[0])
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _surroundings() -> Any:
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("EFFACE_HOME", "EFFACE_STORE", "EFFACE_DATA_DIR", "EFFACE_DATABASE_URL"):
-            patch.setenv(name, "")
-            patch.delenv(name)
-        yield
+pytestmark = pytest.mark.usefixtures("shared_surroundings")
 
 
 @pytest.fixture(scope="module")
