@@ -5,10 +5,13 @@ Flower's ClientApp and the client's own Context. Flower's simulation runtime (1.
 pickles the whole app anew with every message, and looks for messages ten times a second.
 """
 
+import math
 import os
 import sys
+import time
 import warnings
 from collections.abc import Iterable
+from dataclasses import dataclass
 from importlib import import_module
 from types import TracebackType
 from typing import Any, Final, Self
@@ -21,7 +24,8 @@ from flwr.common.constant import ErrorCode
 from client.errors import BadSetting
 from server.nodes.engines.simulated import NodeConfig, SimulatedGrid, raised
 
-AHEAD: Final = 2  # messages of an actor: one that it works on, and one to go on with
+AHEAD: Final = (2, 16)  # messages that an actor has to go on with, at least and at most
+AHEAD_SECONDS: Final = 0.1  # of work: where messages take less, more of them wait at an actor
 LOOK_SECONDS: Final = 0.5  # between two looks whether a deadline has passed
 SHARED_BYTES: Final = 100_000  # an array record from here on is stored once for all its messages
 
@@ -34,8 +38,8 @@ class Clients:
 
     def answer(
         self, message: Message, context: Context, names: list[str], *arrays: ArrayRecord
-    ) -> tuple[Message, RecordDict]:
-        """Return the reply to a message, and the client's state after it.
+    ) -> tuple[Message, RecordDict, float]:
+        """Return the reply to a message, the client's state after it, and the seconds it took.
 
         Args:
             message: Without the array records that were stored.
@@ -45,10 +49,21 @@ class Clients:
         """
         for name, record in zip(names, arrays, strict=True):
             message.content[name] = record
+        started = time.perf_counter()
         try:
-            return self.client_app(message, context), context.state
+            reply = self.client_app(message, context)
         except Exception as error:
-            return raised(error, message), context.state
+            reply = raised(error, message)
+        return reply, context.state, time.perf_counter() - started
+
+
+@dataclass
+class Asked:
+    """A message under way, and who has it; -1 and None before an actor has."""
+
+    message: Message
+    actor: int = -1
+    result: Any = None
 
 
 class RayGrid(SimulatedGrid):
@@ -82,7 +97,9 @@ class RayGrid(SimulatedGrid):
         self._own = False  # whether Ray was started here
         self._actors: list[Any] = []
         self._open: list[set[Any]] = []  # what each actor still has to do
-        self._running: dict[str, tuple[Any, int, Message]] = {}  # result, actor and message by id
+        self._running: dict[str, Asked] = {}  # by the message's id, in the order of pushes
+        self._waiting: dict[str, None] = {}  # those of them that no actor has
+        self._longest = math.inf  # seconds of an answer, of late
         self._shared: tuple[ArrayRecord, Any] | None = None  # the record stored last, and where
 
     def __enter__(self) -> Self:
@@ -121,17 +138,20 @@ class RayGrid(SimulatedGrid):
                 f"a client must fit on a machine, got one of {self.cpus} cores and {self.gpus:g} "
                 "GPUs on none that has them; lower threads or client-gpus"
             )
-        path = [folder for folder in sys.path if folder]
-        environment = {**self.environment, "PYTHONPATH": os.pathsep.join(path)}
+        self._actors = [self._new() for _ in range(num_actors)]
+        self._open = [set() for _ in self._actors]
+        least, most = AHEAD
+        self.under_way = (least * num_actors, most * num_actors)
+
+    def _new(self) -> Any:
+        """Return an actor; its process starts meanwhile."""
+        path = os.pathsep.join(folder for folder in sys.path if folder)
         kind = self._ray.remote(Clients).options(
             num_cpus=self.cpus,
             num_gpus=self.gpus,
-            max_restarts=-1,  # one that was killed, for want of memory say, takes one answer along
-            runtime_env={"env_vars": environment},
+            runtime_env={"env_vars": {**self.environment, "PYTHONPATH": path}},
         )
-        self._actors = [kind.remote(self.client_app) for _ in range(num_actors)]
-        self._open = [set() for _ in self._actors]
-        self.under_way = (AHEAD * num_actors, AHEAD * num_actors)
+        return kind.remote(self.client_app)
 
     def __exit__(
         self,
@@ -144,26 +164,40 @@ class RayGrid(SimulatedGrid):
     def _end(self) -> None:
         for actor in self._actors:
             self._ray.kill(actor)
-        self._actors, self._running, self._shared = [], {}, None
+        self._actors, self._running, self._waiting, self._shared = [], {}, {}, None
         if self._own:
             self._ray.shutdown()
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
-        """Give each message to the actor that has the least to do."""
-        self._look()
+        """Have each message answered by the actor that has the least to do, when it can."""
         identifiers = []
         for message in messages:
             identifier = str(uuid4())
             message.metadata.__dict__["_message_id"] = identifier
-            actor = min(range(len(self._actors)), key=lambda i: len(self._open[i]))
-            result = self._given(self._actors[actor], message)
-            self._open[actor].add(result)
-            self._running[identifier] = (result, actor, message)
+            self._running[identifier] = Asked(message)
+            self._waiting[identifier] = None
             identifiers.append(identifier)
+        self._give()
         return identifiers
 
-    def _given(self, actor: Any, message: Message) -> Any:
-        """Have an actor answer a message; what is large in it is stored once for all messages."""
+    def _give(self) -> None:
+        """Give what waits to actors that have little to do."""
+        if not self._waiting:
+            return
+        self._look()
+        least, most = AHEAD
+        ahead = min(max(least, int(AHEAD_SECONDS / max(self._longest, 1e-9))), most)
+        for identifier in list(self._waiting):
+            actor = min(range(len(self._actors)), key=lambda i: len(self._open[i]))
+            if len(self._open[actor]) >= ahead:
+                return
+            asked = self._running[identifier]
+            asked.actor, asked.result = actor, self._sent(self._actors[actor], asked.message)
+            self._open[actor].add(asked.result)
+            del self._waiting[identifier]
+
+    def _sent(self, actor: Any, message: Message) -> Any:
+        """Send an actor a message; what is large in it is stored once for all messages."""
         content, context = message.content, self.contexts[message.metadata.dst_node_id]
         large = {
             name: record
@@ -186,17 +220,21 @@ class RayGrid(SimulatedGrid):
 
     def _look(self) -> None:
         """Note what actors have done whose answers nobody waits for."""
-        wanted = {result for result, _, _ in self._running.values()}
+        wanted = {asked.result for asked in self._running.values()}
         for results in self._open:
             if left := list(results - wanted):
                 results -= set(self._ray.wait(left, num_returns=len(left), timeout=0)[0])
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
-        """Return what is ready; wait a while for the first if nothing is."""
+        """Return what is ready; wait a while for the first if nothing is.
+
+        Raises:
+            BadSetting: If a machine cannot run clients.
+        """
         wanted = {
-            self._running[identifier][0]: identifier
+            self._running[identifier].result: identifier
             for identifier in message_ids
-            if identifier in self._running
+            if identifier in self._running and identifier not in self._waiting
         }
         if not wanted:
             return []
@@ -204,25 +242,55 @@ class RayGrid(SimulatedGrid):
         ready, _ = self._ray.wait(results, num_returns=len(results), timeout=0)
         if not ready:
             ready, _ = self._ray.wait(results, num_returns=1, timeout=LOOK_SECONDS)
-        return [self._reply(wanted[result]) for result in ready]
+        # One that had to be given to another actor meanwhile is not.
+        found = [
+            self._reply(wanted[result])
+            for result in ready
+            if self._running[wanted[result]].result is result
+        ]
+        self._give()
+        return found
 
     def _reply(self, identifier: str) -> Message:
-        result, actor, message = self._running.pop(identifier)
-        self._open[actor].discard(result)
+        asked = self._running.pop(identifier)
+        message = asked.message
+        self._open[asked.actor].discard(asked.result)
         try:
-            reply, state = self._ray.get(result)
-        except self._ray.exceptions.RayError as error:  # the actor ended, or its machine did
+            reply, state, seconds = self._ray.get(asked.result)
+        except self._ray.exceptions.RayError as error:
             reason = " ".join(f"{type(error).__name__}: {error}".split())
+            if getattr(error, "actor_init_failed", False):
+                raise BadSetting(
+                    "every machine of the Ray cluster must have this efface installed, got one "
+                    f"that cannot start a client: {reason}"
+                ) from error
+            if isinstance(error, self._ray.exceptions.RayActorError):
+                self._replace(asked.actor)
             return Message(Error(ErrorCode.CLIENT_APP_CRASHED, reason), reply_to=message)
+        self._longest = max(seconds, 0.9 * self._longest if self._longest < math.inf else 0.0)
         self.contexts[message.metadata.dst_node_id].state = state
         found: Message = reply
         return found
 
+    def _replace(self, actor: int) -> None:
+        """Start an actor in place of one that ended, for want of memory say, or with its machine.
+
+        The message that it worked on has no answer; those that had waited for it are given anew.
+        """
+        self._ray.kill(self._actors[actor])
+        self._actors[actor], self._open[actor] = self._new(), set()
+        left = [name for name, asked in self._running.items() if asked.actor == actor]
+        for name in left:
+            self._running[name].actor, self._running[name].result = -1, None
+        self._waiting = {**dict.fromkeys(left), **self._waiting}
+
     def forget(self, message_ids: Iterable[str]) -> None:
         """Start no work that is not begun, and throw away what the rest of it gives."""
         for identifier in message_ids:
-            if (running := self._running.pop(identifier, None)) is not None:
-                self._ray.cancel(running[0])
+            self._waiting.pop(identifier, None)
+            asked = self._running.pop(identifier, None)
+            if asked is not None and asked.result is not None:
+                self._ray.cancel(asked.result)
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
