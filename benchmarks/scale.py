@@ -10,9 +10,9 @@ row is a process of its own:
     python benchmarks/scale.py --model resnet18 --clients 10 100 1000
     python benchmarks/scale.py --stragglers
 
-In the first round nodes are asked what they hold, too; the others' seconds are their median, by the
-clock and as processor time of the coordinator's process. Memory is the most that this process had
-(peak RSS), on the engine "ray" without Ray's own processes.
+In the first round nodes are asked what they hold, too, and Ray's processes start; the others'
+seconds are their median, by the clock and as processor time of the coordinator's process. Memory is
+the most that this process had (peak RSS), on the engine "ray" without Ray's own processes.
 
 With `--stragglers`, 100 clients on the engine "inline" take their time: 0.2 s in the middle, with a
 long tail (lognormal, sigma 1), drawn anew for every client and round. Twenty of them are drawn a

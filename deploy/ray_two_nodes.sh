@@ -11,6 +11,8 @@
 set -euo pipefail
 
 folder=${1:-$(mktemp -d /tmp/efface-ray.XXXXXX)}
+export RAY_TMPDIR
+RAY_TMPDIR=$(mktemp -d /tmp/effray.XXXX) # short, for its sockets; and nobody joins this cluster later
 head=effray-head-$$ worker=effray-work-$$
 head_address=10.213.77.1 worker_address=10.213.77.2 port=6379
 pids=()
@@ -22,6 +24,7 @@ finish() {
     ip netns pids "$space" 2>/dev/null | xargs -r kill -9 2>/dev/null || true
     ip netns del "$space" 2>/dev/null || true
   done
+  rm -rf "$RAY_TMPDIR"
 }
 trap finish EXIT
 

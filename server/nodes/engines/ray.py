@@ -122,7 +122,13 @@ class RayGrid(SimulatedGrid):
             with warnings.catch_warnings():
                 # That a client without a GPU's share sees none will change; it is told none here.
                 warnings.simplefilter("ignore", FutureWarning)
-                ray.init(include_dashboard=False, logging_level="WARNING", log_to_driver=True)
+                ray.init(
+                    # Otherwise Ray joins whatever was last started on this machine, even if gone.
+                    address=os.environ.get("RAY_ADDRESS") or "local",
+                    include_dashboard=False,
+                    logging_level="WARNING",
+                    log_to_driver=True,
+                )
         try:
             self._start()
         except BaseException:

@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +163,21 @@ def test_what_nobody_waits_for_any_more_is_not_begun(grid: RayGrid, tmp_path: Pa
     replies = grid.send_and_receive([asked(node, "count") for node in (1, 2, 3)])
     assert sorted(told_in(reply)["partition"] for reply in replies) == [0, 1, 2]
     assert not any(path.exists() for path in begun[most:])
+
+
+class Elsewhere(ClientApp):
+    """An app that no other process can load, as on a machine without its code."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (import_module, ("a_module_that_is_not_there",))
+
+
+@pytest.mark.processes
+def test_a_machine_that_cannot_start_a_client_ends_the_run_with_its_reason(grid: RayGrid) -> None:
+    grid._ray.kill(grid._actors[1])  # of two cores one is wanted here
+    wrong = RayGrid(Elsewhere(), 1)
+    with wrong, pytest.raises(BadSetting, match=r"must have this efface .*a_module_that_is_not"):
+        wrong.send_and_receive([asked(1, "count")])
 
 
 @pytest.mark.processes
