@@ -237,14 +237,13 @@ class RayGrid(SimulatedGrid):
         Raises:
             BadSetting: If a machine cannot run clients.
         """
-        wanted = {
-            self._running[identifier].result: identifier
-            for identifier in message_ids
-            if identifier in self._running and identifier not in self._waiting
-        }
-        if not wanted:
+        asked = [identifier for identifier in message_ids if identifier in self._running]
+        if not asked:
             return []
-        results = list(wanted)
+        self._give()
+        wanted = {self._running[i].result: i for i in asked if i not in self._waiting}
+        # Where no actor has any of them yet, all are busy with what nobody waits for any more.
+        results = list(wanted) or [result for some in self._open for result in some]
         ready, _ = self._ray.wait(results, num_returns=len(results), timeout=0)
         if not ready:
             ready, _ = self._ray.wait(results, num_returns=1, timeout=LOOK_SECONDS)
@@ -252,7 +251,7 @@ class RayGrid(SimulatedGrid):
         found = [
             self._reply(wanted[result])
             for result in ready
-            if self._running[wanted[result]].result is result
+            if result in wanted and self._running[wanted[result]].result is result
         ]
         self._give()
         return found
