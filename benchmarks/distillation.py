@@ -4,12 +4,12 @@
 
 One training of a data set; what its clients passed through the model on the way is kept. Along this
 same way each variant makes synthetic sets. They are put into the clients' stores, the methods
-forget a class with them as trials, and the same is done with random real images in their place,
+forget a class with them, and the same is done with random real images in their place,
 three draws of as many. Each finished part is kept in OUT, and the same command goes on where it
 was:
 
-    OUT/DATASET/home           the trained version
-    OUT/DATASET/trajectory.pt  weights and batches at every so-manyth local step
+    OUT/DATASET/trajectory.pt  weights and batches at every so-manyth local step, the model
+    OUT/DATASET/stores         the clients'
     OUT/DATASET/NAME.json      a variant's numbers at one scale
     OUT/DATASET/NAME.png       its images, a row a class, and the nearest real one below each
     OUT/table.md               the tables, as far as the parts go
@@ -22,13 +22,17 @@ import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
 import torch
+from flwr.app import ArrayRecord
 from PIL import Image
 from torch import Tensor, nn
 
@@ -37,7 +41,9 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.distilled import shares  # noqa: E402
 from client import wire  # noqa: E402
-from client.data.site import Site, open_site  # noqa: E402
+from client.app import app  # noqa: E402
+from client.data.datasets import load  # noqa: E402
+from client.data.site import SIMULATED_STORES, Site, open_site  # noqa: E402
 from client.files import write_atomic  # noqa: E402
 from client.learning.distillation import (  # noqa: E402
     Matcher,
@@ -45,6 +51,7 @@ from client.learning.distillation import (  # noqa: E402
     initialise,
     real_gradients,
 )
+from client.learning.evaluation import evaluate  # noqa: E402
 from client.learning.in_situ import InSitu  # noqa: E402
 from client.learning.models import ModelSpec, build, loaded, state_of  # noqa: E402
 from client.node import Node  # noqa: E402
@@ -52,13 +59,22 @@ from client.seeds import generator  # noqa: E402
 from client.steps import training  # noqa: E402
 from client.steps.measuring import Describe  # noqa: E402
 from client.store import Store, SyntheticSet  # noqa: E402
+from client.wire import ForgetSpec  # noqa: E402
 from server.evidence.attacks.nearness import psnr  # noqa: E402
-from server.requests.execution import VerificationFailed  # noqa: E402
-from server.runner import run  # noqa: E402
-from server.settings import RunSettings, parse  # noqa: E402
+from server.nodes.engines.inline import InlineGrid  # noqa: E402
+from server.nodes.federation import GridFederation, Round  # noqa: E402
+from server.nodes.grid import LOCAL_POLL_SECONDS, NamedGrid  # noqa: E402
+from server.requests import messages  # noqa: E402
+from server.settings import RunSettings  # noqa: E402
+from server.storage.journal import Journal  # noqa: E402
+from strategies.federation import Plan  # noqa: E402
+from strategies.methods.quickdrop import QuickDrop  # noqa: E402
+from strategies.methods.quickdrop_calibrated import CalibratedQuickDrop  # noqa: E402
+from strategies.methods.retraining import train  # noqa: E402
+from strategies.parts.guard import CreptBack  # noqa: E402
 
-METHODS: Final = ("quickdrop", "quickdrop-calibrated")
-MATCHED_AT: Final = 2  # every so-manyth local step is kept
+METHODS: Final = {"quickdrop": QuickDrop, "quickdrop-calibrated": CalibratedQuickDrop}
+MATCHED_AT: Final = 5  # every so-manyth local step is kept
 COPY: Final = 20.0  # dB: above, a person sees the same image
 
 
@@ -79,7 +95,7 @@ class Variant:
     start: str = "real"
     lr: float = 0.1
     steps: int = 1
-    every: int = 4
+    every: int = 5
     augment: bool = False
     initial: int = 0
     draw: int = 0
@@ -105,45 +121,40 @@ class Variant:
 
 
 CONTROLS: Final = tuple(Variant(draw=k) for k in (1, 2, 3))
-# In the order of their importance: what is stopped has the first ones.
+# In the order of their importance for what they cost: what is stopped has the first ones.
 PLAN: Final[Sequence[tuple[int, Variant]]] = (
-    *((100, control) for control in CONTROLS),
-    (100, Variant()),
-    (100, Variant("noise", lr=1.0, steps=10)),
-    (100, Variant("noise", lr=5.0, steps=10)),
-    (100, Variant("real", lr=1.0, steps=10)),
     *((1000, control) for control in CONTROLS),
     (1000, Variant()),
-    (1000, Variant("noise", lr=5.0, steps=10)),
+    (1000, Variant("noise", lr=1.0, steps=10)),
     (1000, Variant("real", lr=5.0, steps=10)),
+    (1000, Variant("noise", lr=5.0, steps=10)),
+    *((100, control) for control in CONTROLS),
+    (100, Variant()),
+    (100, Variant("noise", lr=5.0, steps=10)),
+    (100, Variant("real", lr=5.0, steps=10)),
+    (1000, Variant("noise", lr=5.0, steps=10, augment=True)),
+    (1000, Variant("noise", lr=20.0, steps=10)),
+    (1000, Variant("noise", lr=5.0, steps=10, initial=2)),
+    (1000, Variant("real", lr=1.0, steps=10)),
     *((10, control) for control in CONTROLS),
     (10, Variant()),
-    (10, Variant("noise", lr=20.0, steps=1)),
-    (10, Variant("real", lr=20.0, steps=1)),
-    (100, Variant("noise", lr=5.0, steps=10, augment=True)),
-    (100, Variant("real", lr=5.0, steps=10)),
+    (10, Variant("noise", lr=20.0)),
+    (10, Variant("real", lr=20.0)),
+    (100, Variant("noise", lr=1.0, steps=10)),
     (100, Variant("noise", lr=20.0, steps=10)),
-    (100, Variant("noise", lr=5.0, steps=10, initial=4)),
+    (100, Variant("real", lr=1.0, steps=10)),
+    (100, Variant("noise", lr=5.0, steps=10, augment=True)),
+    (100, Variant("noise", lr=5.0, steps=10, initial=2)),
     (100, Variant("real", lr=5.0, steps=10, augment=True)),
-    (100, Variant("real", lr=5.0, steps=10, initial=4)),
+    (100, Variant("real", lr=5.0, steps=10, initial=2)),
     (100, Variant("real", lr=0.1, steps=10)),
-    (100, Variant("real", lr=20.0, steps=1)),
-    (100, Variant("noise", lr=20.0, steps=1)),
     (100, Variant("noise", lr=0.1, steps=10)),
-    (1000, Variant("noise", lr=5.0, steps=10, augment=True)),
-    (1000, Variant("real", lr=1.0, steps=10)),
-    (1000, Variant("noise", lr=5.0, steps=10, every=2)),
-    (10, Variant("noise", lr=5.0, steps=10, every=20)),
+    (100, Variant("real", lr=20.0)),
+    (100, Variant("noise", lr=20.0)),
+    (1000, Variant("real", lr=5.0, steps=10, augment=True)),
+    (10, Variant("noise", lr=5.0, steps=10)),
+    (10, Variant("real", lr=5.0, steps=10)),
 )
-
-
-class Told:
-    """Says on stderr how far it is."""
-
-    def round(self, done: Any, scores: Any) -> None: ...
-
-    def note(self, text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
 
 
 # ---- the training, and what it passed through the model -----------------------------------------
@@ -193,98 +204,173 @@ class Kept(InSitu):
         return gradients
 
 
-def settings(dataset: str, told: argparse.Namespace) -> dict[str, Any]:
-    """Return what training and requests have in common."""
-    return {
-        "home": str(told.out.absolute() / dataset / "home"),
-        "data_dir": str(told.data_dir),
-        "dataset": dataset,
-        "max_samples": told.max_samples,
-        "num_clients": told.clients,
-        "partition": "iid",
-        "model_width": told.width,
-        "model_depth": 3,
-        "rounds": told.rounds,
-        "local_steps": 10,
-        "batch_size": 64,
-        "lr": 0.05,
-        "scale": 1000,
-        "distill_every": MATCHED_AT,
-        "engine": "inline",
-        "evaluate_every": 0,
-    }
+@dataclass(frozen=True)
+class Case:
+    """One data set's training, and where its parts lie.
+
+    Attributes:
+        settings: Of training and requests.
+        spec: The model.
+        test: Test images, prepared, and their labels.
+        folder: Of the parts.
+        label: The class that is forgotten.
+        flips: Whether an image's mirror image is one of its class.
+    """
+
+    settings: RunSettings
+    spec: ModelSpec
+    test: tuple[Tensor, Tensor]
+    folder: Path
+    label: int
+    flips: bool
+
+    @classmethod
+    def of(cls, dataset: str, told: argparse.Namespace) -> "Case":
+        """Return a data set's case."""
+        settings = RunSettings(
+            mode="forget",
+            data_dir=str(told.data_dir),
+            dataset=dataset,
+            max_samples=told.max_samples,
+            num_clients=told.clients,
+            partition="iid",
+            model_width=told.width,
+            model_depth=3 if dataset != "digits" else 2,
+            rounds=told.rounds,
+            local_steps=10,
+            batch_size=64,
+            lr=0.05,
+            distill_every=MATCHED_AT,
+            engine="inline",
+        ).check()
+        data = load(dataset, told.data_dir)
+        size = min(told.test_samples, len(data.test))
+        chosen = torch.randperm(len(data.test), generator=generator(0, "test"))[:size]
+        spec = settings.model_spec(data)
+        test = spec.task.prepare(data.test.take(chosen), data), data.test.labels[chosen]
+        flips = dataset not in ("mnist", "digits")
+        return cls(settings, spec, test, told.out / dataset, told.label, flips)
+
+    @contextmanager
+    def federation(self, name: str, forget: ForgetSpec, on_round: Any) -> Iterator[GridFederation]:
+        """Yield the clients, in this process, for one training or request."""
+        s = self.settings
+        os.environ[SIMULATED_STORES] = str((self.folder / "stores").absolute())
+        asked = messages.common(
+            s,
+            self.spec,
+            {"classes": (), "clients": ()},
+            forget=forget,
+            request=name,
+            lineage="trained",
+        )
+        node = {"data-dir": s.data_dir}
+        with (
+            tempfile.TemporaryDirectory() as journal,
+            InlineGrid(app, s.num_clients, node_config=node, workers=1) as grid,
+        ):
+            yield GridFederation(
+                NamedGrid(grid, s.round_timeout, LOCAL_POLL_SECONDS),
+                asked,
+                Journal(Path(journal), {}),
+                on_round,
+                training=messages.ordinary(s),
+                plan=Plan(s.rounds, 1.0, 0.5),
+                first_weights=lambda: self.arrays(
+                    state_of(self.spec, build(self.spec, generator(s.seed, "initial weights")))
+                ),
+            )
+
+    @staticmethod
+    def arrays(state: Mapping[str, Tensor]) -> ArrayRecord:
+        """Return weights as they travel."""
+        return ArrayRecord(OrderedDict(state))
+
+    def accuracies(self, model: ArrayRecord) -> dict[str, float]:
+        """Return F and R in percent of the test images."""
+        network = loaded(self.spec, wire.tensors(model))
+        inputs, labels = self.test
+        scores = evaluate(
+            network, lambda rows: (inputs[rows], labels[rows]), len(labels), self.spec.num_classes
+        )
+        rest = [c for c in range(self.spec.num_classes) if c != self.label]
+        both = {"forget": scores.accuracy([self.label]), "retain": scores.accuracy(rest)}
+        return {side: value for side, value in both.items() if value is not None}
 
 
-def trained(dataset: str, told: argparse.Namespace) -> tuple[list[Passed], float]:
-    """Return what training passed, and its CPU seconds; made once."""
-    folder = told.out / dataset
-    kept, said = folder / "trajectory.pt", folder / "settings.json"
-    same = settings(dataset, told)
-    text = json.dumps({**same, "home": "", "data_dir": ""}, sort_keys=True)
+@dataclass(frozen=True)
+class Training:
+    """What was trained.
+
+    Attributes:
+        passed: In the order of clients, rounds, steps.
+        model: The last round's.
+        seconds: CPU seconds that it took.
+    """
+
+    passed: list[Passed]
+    model: dict[str, Tensor]
+    seconds: float
+
+
+def trained(case: Case) -> Training:
+    """Return the training; made once."""
+    kept, said = case.folder / "trajectory.pt", case.folder / "settings.json"
+    plain = {**case.settings.training(), "test": len(case.test[1]), "class": case.label}
+    text = json.dumps(plain, sort_keys=True)
     if said.exists() and said.read_text() != text:
-        raise SystemExit(f"{folder} must hold parts of the same settings, got others: {said}")
-    folder.mkdir(parents=True, exist_ok=True)
+        raise SystemExit(f"{case.folder} must hold parts of the same settings, got others: {said}")
+    case.folder.mkdir(parents=True, exist_ok=True)
     write_atomic(said, text.encode())
     if not kept.exists():
         Kept.passed.clear()
         usual, training.InSitu = training.InSitu, Kept  # type: ignore[misc]
         started = time.process_time()
         try:
-            run(RunSettings(mode="train", **same).check(), Told())
+            with case.federation("train", ForgetSpec(), lambda done, model: None) as federation:
+                model = train(federation, phase="train", scale=10**6, distill_every=MATCHED_AT)
         finally:
             training.InSitu = usual  # type: ignore[misc]
         seconds = time.process_time() - started
         found = sorted(Kept.passed, key=lambda one: (one.client, one.round, one.step))
-        plain = [vars(one) for one in found]
-        torch.save({"passed": plain, "seconds": seconds}, kept.with_suffix(".part"))
+        content = {
+            "passed": [vars(one) for one in found],
+            "model": {k: v.clone() for k, v in wire.tensors(model).items()},
+            "seconds": seconds,
+        }
+        torch.save(content, kept.with_suffix(".part"))
         kept.with_suffix(".part").replace(kept)
     read = torch.load(kept, weights_only=True)
-    return [Passed(**one) for one in read["passed"]], read["seconds"]
+    return Training([Passed(**one) for one in read["passed"]], read["model"], read["seconds"])
 
 
 @dataclass(frozen=True)
 class Client:
-    """A simulated client: its data, its store, and the set that training left there."""
+    """A simulated client: its data, and its store with the set that training left there."""
 
     site: Site
     store: Store
-    lineage: str
-    number: int
-    model: str
 
     def put(self, made: SyntheticSet) -> None:
         """Keep a set in place of the one that is there."""
-        self.store.save(self.lineage, self.number, made, model=self.model)
+        newest = self.store.generations()[-1]
+        self.store.save(newest.lineage, newest.number, made, model=newest.model)
 
     def real(self) -> Tensor:
         """Return all of its prepared training inputs."""
         return self.site.inputs(self.site.train)
 
 
-def opened(dataset: str, told: argparse.Namespace) -> tuple[list[Client], ModelSpec]:
-    """Return the clients of a trained home, and the model."""
-    home = told.out / dataset / "home"
-    card = json.loads((home / "versions" / "v0001" / "card.json").read_text())["card"]
-    spec = ModelSpec.of_card(card["model"])
-    job = parse({**card["settings"], "engine": "inline"}).common(spec)
+def clients(case: Case) -> list[Client]:
+    """Return the clients of a training."""
     found = []
-    for path in sorted((home / "clients").glob("*/*")):
-        store = Store(path)
-        if not (sets := store.generations()):
-            continue
-        newest = sets[-1]
-        asked = Describe(
-            client=path.name,
-            fingerprint=wire.fingerprint(),
-            request="r0001",
-            lineage=newest.lineage,
-            phase="describe",
-            **job,
-        ).check()
-        place = {"partition-id": int(path.name.rpartition("-")[2]), "data-dir": str(told.data_dir)}
-        site = open_site(asked, place)
-        found.append(Client(site, store, newest.lineage, newest.number, newest.model))
-    return found, spec
+    with case.federation("describe", ForgetSpec(), lambda done, model: None) as federation:
+        for path in sorted((case.folder / "stores").glob("*/*")):
+            asked = federation.settings(Describe, client=path.name, phase="describe")
+            number = int(path.name.rpartition("-")[2])
+            site = open_site(asked, {"partition-id": number, "data-dir": case.settings.data_dir})
+            found.append(Client(site, Store(path)))
+    return found
 
 
 # ---- sets ---------------------------------------------------------------------------------------
@@ -323,16 +409,16 @@ def made(
     scale: int,
     client: Client,
     passed: Iterable[Passed],
-    spec: ModelSpec,
+    case: Case,
 ) -> SyntheticSet:
     """Return the synthetic set that a client would have made on the way."""
-    site = client.site
+    site, spec = client.site, case.spec
     every = torch.ones(len(site.train), dtype=torch.bool)
     draws = generator(variant.draw, "synthetic", 0, site.name)
     found = initialise(site, every, scale, draws, start=variant.start)
     if variant.draw:
         return found
-    changed = Augment(generator(0, "change", 0, site.name), flips=site.data.name != "mnist")
+    changed = Augment(generator(0, "change", 0, site.name), flips=case.flips)
     for one in passed:
         if one.client != site.name or one.step % variant.every:
             continue
@@ -371,7 +457,7 @@ def pixels(inputs: Tensor, site: Site) -> Tensor:
     return (inputs * std + mean).clamp(0, 1)
 
 
-def nearness(sets: Sequence[SyntheticSet], clients: Sequence[Client], picture: Path) -> Any:
+def nearness(sets: Sequence[SyntheticSet], owners: Sequence[Client], picture: Path) -> Any:
     """Return how near each image is to a real one of its class and client, and draw them.
 
     Returns:
@@ -379,11 +465,11 @@ def nearness(sets: Sequence[SyntheticSet], clients: Sequence[Client], picture: P
         to the nearest other one; the median share of `benchmarks/distilled.py`.
     """
     decibels, others, parts, shown = [], [], [], []
-    for made_, client in zip(sets, clients, strict=True):
+    for held, client in zip(sets, owners, strict=True):
         labels = client.site.train.labels
         all_real = client.real()
-        for label in made_.labels.unique().tolist():
-            own, real = made_.images[made_.labels == label], all_real[labels == label]
+        for label in held.labels.unique().tolist():
+            own, real = held.images[held.labels == label], all_real[labels == label]
             parts.append(shares(own, real))
             seen = pixels(real, client.site)
             first: Tensor | None = None
@@ -391,7 +477,7 @@ def nearness(sets: Sequence[SyntheticSet], clients: Sequence[Client], picture: P
                 near = psnr(image, seen)
                 decibels.append(float(near.max()))
                 first = torch.cat([image, seen[int(near.argmax())]], 1) if first is None else first
-            if client is clients[0] and first is not None:
+            if client is owners[0] and first is not None:
                 shown.append(first)
             for k in range(min(10, len(seen))):
                 near = psnr(seen[k], seen)
@@ -409,55 +495,43 @@ def nearness(sets: Sequence[SyntheticSet], clients: Sequence[Client], picture: P
     }
 
 
-def forgotten(dataset: str, name: str, told: argparse.Namespace) -> dict[str, Any]:
+def forgotten(case: Case, name: str, model: Mapping[str, Tensor]) -> dict[str, Any]:
     """Return the accuracies that each method ends with on the sets that are in the stores."""
     found = {}
-    for method in told.methods:
-        request = RunSettings(
-            mode="forget",
-            forget_classes=str(told.label),
-            method=method,
-            trial=True,
-            why=name,
-            **settings(dataset, told),
-        ).check()
-        try:
-            record = run(request, Told())
-        except VerificationFailed as error:  # a result, too
-            if error.record is None:
-                raise
-            record = error.record
-        found[method] = {
-            when: {side: getattr(scores, f"{side}_accuracy") for side in ("forget", "retain")}
-            for when, scores in (
-                ("original", record.original),
-                ("unlearned", record.unlearned),
-                ("recovered", record.recovered),
-            )
-            if scores is not None
-        }
+    for method in METHODS:
+        after: dict[str, ArrayRecord] = {"original": case.arrays(model)}
+
+        def ended(done: Round, now: ArrayRecord, after: dict[str, ArrayRecord] = after) -> None:
+            after[done.phase] = now
+
+        wanted = ForgetSpec("class", (case.label,))
+        with case.federation(f"{method}-{name}", wanted, ended) as federation:
+            try:
+                result = METHODS[method]().forget(federation, after["original"])
+            except CreptBack as error:  # a result that did not forget, and is one
+                result = error.model
+        after["recover"] = result
+        found[method] = {when: case.accuracies(arrays) for when, arrays in after.items()}
     return found
 
 
-def part(
-    dataset: str, scale: int, variant: Variant, told: argparse.Namespace, passed: Sequence[Passed]
-) -> None:
+def part(case: Case, scale: int, variant: Variant, done: Training) -> None:
     """Make a part, if it is not there."""
     name = variant.name(scale)
-    kept = told.out / dataset / f"{name}.json"
+    kept = case.folder / f"{name}.json"
     if kept.exists():
         return
-    clients, spec = opened(dataset, told)
+    owners = clients(case)
     started = time.process_time()
-    sets = [made(variant, scale, client, passed, spec) for client in clients]
+    sets = [made(variant, scale, client, done.passed, case) for client in owners]
     seconds = time.process_time() - started
     if not all(bool(one.images.isfinite().all()) for one in sets):
         write_atomic(kept, json.dumps({"seconds": seconds, "diverged": True}).encode())
         return
-    near = nearness(sets, clients, kept.with_suffix(".png"))
-    for one, client in zip(sets, clients, strict=True):
+    near = nearness(sets, owners, kept.with_suffix(".png"))
+    for one, client in zip(sets, owners, strict=True):
         client.put(one)
-    ends = forgotten(dataset, name, told)
+    ends = forgotten(case, name, done.model)
     write_atomic(kept, json.dumps({"seconds": seconds, **near, "ends": ends}).encode())
 
 
@@ -487,9 +561,9 @@ def row(scale: int, title: str, parts: Sequence[dict[str, Any]]) -> str:
         cells += [f"{first['copies']:.0f}", f"{first['share']:.2f}", f"{first['seconds']:.0f}"]
     for method in METHODS:
         for when, side in (
-            ("unlearned", "retain"),
-            ("recovered", "forget"),
-            ("recovered", "retain"),
+            ("unlearn", "retain"),
+            ("recover", "forget"),
+            ("recover", "retain"),
         ):
             cells.append(said([one["ends"][method][when][side] for one in parts]))
     return "| " + " | ".join(cells) + " |"
@@ -516,7 +590,7 @@ def table(told: argparse.Namespace) -> str:
                 row(s, v.title, [one]) for (s, v), one in found.items() if s == scale and not v.draw
             ]
         first = next(one for one in found.values() if "ends" in one)
-        before = first["ends"][METHODS[0]]["original"]
+        before = first["ends"]["quickdrop"]["original"]
         seconds = torch.load(folder / "trajectory.pt", weights_only=True, mmap=True)["seconds"]
         lines += [
             "",
@@ -547,15 +621,16 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=32, help="Channels of a layer.")
     parser.add_argument("--rounds", type=int, default=20, help="Of training.")
     parser.add_argument("--class", dest="label", type=int, default=9, help="What is forgotten.")
-    parser.add_argument("--methods", nargs="*", default=list(METHODS))
+    parser.add_argument("--test-samples", type=int, default=2000, help="Test images.")
     parser.add_argument("--tables", action="store_true", help="Do no work: print what is there.")
     told = parser.parse_args()
     torch.set_num_threads(1)
     if not told.tables:
-        ways = {dataset: trained(dataset, told)[0] for dataset in told.datasets}
+        cases = [Case.of(dataset, told) for dataset in told.datasets]
+        done = [trained(case) for case in cases]
         for scale, variant in PLAN:
-            for dataset in told.datasets:
-                part(dataset, scale, variant, told, ways[dataset])
+            for case, one in zip(cases, done, strict=True):
+                part(case, scale, variant, one)
                 write_atomic(told.out / "table.md", table(told).encode())
     print(table(told))
 
