@@ -15,7 +15,7 @@ from typing import Any, Final
 from client.data import datasets, source
 from client.data.splits import Data
 from client.errors import BadSetting
-from client.learning.distillation import REAL, STARTS
+from client.learning.distillation import REAL, START, STARTS
 from client.learning.images import IMAGES, ImageTask
 from client.learning.models import NAMES as MODEL_NAMES
 from client.learning.models import ModelSpec, identified
@@ -97,7 +97,7 @@ class RunSettings(Settings):
 
     # Distillation in situ
     scale: int = setting(at_least(0), 10)  # s; 0 for none
-    image_start: str = setting(one_of(*STARTS), REAL)
+    image_start: str = setting(one_of(*STARTS), START)
     image_lr: float = setting(positive(), 0.1)  # eta_S
     image_steps: int = setting(at_least(1), 1)  # varsigma_S
     image_momentum: float = setting(between(0.0, 0.999), 0.5)

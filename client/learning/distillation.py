@@ -40,6 +40,7 @@ from client.store import SyntheticSet
 
 EPSILON: Final = 1e-6
 REAL, NOISE = STARTS = ("real", "noise")
+START: Final = REAL  # unless a training is told; pyproject and `--help` say the same, tested
 # Work of one synthetic image in a matching step against one real image in a training step, in
 # passes: forward, backward with graph, and double backward against forward and backward.
 MATCHING_COST: Final = 3.0

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from client.learning.distillation import REAL, Matcher, due, initialise, real_gradients
+from client.learning.distillation import Matcher, due, initialise, real_gradients
 from client.node import Node
 from client.seeds import generator
 from client.store import SyntheticSet
@@ -34,7 +34,7 @@ class InSitu:
         num_steps: int,
         every: int,
         fraction: float,
-        start: str = REAL,
+        start: str,
     ) -> None:
         """Take up the node's synthetic set, or begin one.
 
