@@ -153,7 +153,7 @@ OPTIONS: Final = (
         "real",
         DISTILLATION,
         "What synthetic examples begin as: real examples, which they stay close to, or noise, in "
-        "which nothing of an example is; noise needs a larger --image-lr.",
+        "which nothing of an example is; noise needs a larger rate.",
     ),
     Option("image-lr", 0.1, DISTILLATION, "Learning rate of the synthetic examples."),
     Option("image-steps", 1, DISTILLATION, "Steps on them at every matching."),
