@@ -10,7 +10,8 @@ from client.data import class_names
 from client.data.sampling import at_random
 from client.data.site import erased_mask, forget_mask
 from client.learning.curvature import fisher_diagonal
-from client.learning.evaluation import BATCH, Scores, evaluate
+from client.learning.evaluation import BATCH, Scores, evaluate, losses_of
+from client.learning.membership import beaten
 from client.learning.private import noised_counts
 from client.messages import CLASS_3, Common, Declaration
 from client.node import Answer, Metrics, Node, ReplyArrays, answers
@@ -77,6 +78,54 @@ def heldout(node: Node, settings: Heldout) -> Answer:
         shown = shown_loss(scores.loss, scores.count, node.least)
         metrics[f"{side}-loss-per-class"] = [float(n) for n in shown]
     return metrics, None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Membership(Common):
+    """How much more a model likes a client's training examples that are to go than held-out ones.
+
+    Each example's loss stays at the node: the area under the ROC curve goes up, as a sum.
+    """
+
+    message: ClassVar = Declaration(
+        "evaluate.membership",
+        example={"holdout": 0.2, **CLASS_3},
+        metrics={
+            "samples": "scalar",
+            "num-members": "scalar",  # training examples that the request names
+            "members-above": "scalar",  # over them: the share of held-out ones with a higher loss
+        },
+        sums="sum",
+    )
+
+
+@answers(Membership)
+def membership(node: Node, settings: Membership) -> Answer:
+    """Compare the losses of what the request names: of what was trained on, and of what was not."""
+    parts = [
+        part.where(forget_mask(part.labels, settings.forget, settings.client))
+        for part in (node.site.train, node.site.heldout)
+    ]
+    if min(map(len, parts)) < node.least:
+        return {"num-examples": 0, "samples": 0, "num-members": 0, "members-above": 0.0}, None
+    model = node.model()
+    members, others = (
+        -losses_of(
+            model,
+            node.pick(part),
+            len(part),
+            batch_size=min(BATCH, node.at_once or BATCH),
+            loss=node.loss,
+        )
+        for part in parts
+    )
+    both = len(members) + len(others)
+    return {
+        "num-examples": both,
+        "samples": both,
+        "num-members": len(members),
+        "members-above": float(beaten(members, others).sum()),
+    }, None
 
 
 @dataclass(frozen=True, kw_only=True)

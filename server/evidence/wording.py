@@ -22,6 +22,11 @@ MEASURES: Final = {
     "probe": "accuracy of a probe of the features",
     "matched-head": "accuracy with Original's last layer on the features matched to Original's",
     "turned-head": "accuracy with Original's last layer on the features turned onto Original's",
+    "membership": "training examples told from held-out ones (50 % is by chance)",
+}
+OF_CLIENTS: Final = {
+    "forget-accuracy": "accuracy on the client's held-out data",
+    "membership": "the client's training examples told from its held-out ones (50 % is by chance)",
 }
 
 
@@ -62,7 +67,7 @@ def reason(
     """Return one finding in words; empty where it held and nothing hangs on it."""
     f = finding
     if f.spread is not None:
-        return _by_spread(f)
+        return _by_spread(f, level)
     held = f.state != "exceeded"
     if f.code == "forget-accuracy" and f.value is not None and f.limit is not None:
         held = f.value <= f.limit
@@ -101,6 +106,11 @@ def reason(
             "no measure below the last layer tells Original from the retrained models: a class "
             "that is only hidden there would not be seen"
         )
+    if f.code == "only-accuracy":
+        return (
+            "nothing but accuracy tells Original from the retrained models: a model can be tuned "
+            "to have it, so that it alone does not show that the client's data are forgotten"
+        )
     if f.code == "few-sites":
         one = f.sites == 1
         return (
@@ -136,9 +146,12 @@ def expected(finding: Finding) -> str:
     return f"{low:.1f} to {high:.1f} %" if low > 0 else f"at most {high:.1f} %"
 
 
-def _by_spread(finding: Finding) -> str:
+def _by_spread(finding: Finding, level: str) -> str:
     f = finding
-    text = f"{MEASURES[f.code]} {_of(f.value)} %, expected of a retrained model {expected(f)}"
+    what = MEASURES[f.code]
+    if level == "client":
+        what = OF_CLIENTS.get(f.code, f"of classes that only the client held, {what}")
+    text = f"{what} {_of(f.value)} %, expected of a retrained model {expected(f)}"
     if f.state == "exceeded":
         text += ": more than they know is left"
     elif f.state == "below":

@@ -21,7 +21,7 @@ from client.errors import BadSetting
 from client.learning.evaluation import Scores
 from client.learning.models import ModelSpec, compact
 from client.messages import OF_NOISE
-from client.steps.measuring import Describe, Heldout, Totals
+from client.steps.measuring import Describe, Heldout, Membership, Totals
 from client.steps.store import Condense, Settle
 from client.wire import Common
 from server.nodes.grid import NamedGrid
@@ -195,6 +195,8 @@ class GridFederation(RequestValues):
     _rounds_of: dict[str, int] = field(default_factory=dict)
     _members: set[str] = field(default_factory=set)  # nodes that were ever online
     _surveyed: set[str] = field(default_factory=set)
+    _said_so: bool = False  # that membership was not measured
+    _alone: tuple[int, ...] | None = None  # classes of the clients to forget, once they are known
 
     @property
     def sums(self) -> bool:
@@ -549,6 +551,71 @@ class GridFederation(RequestValues):
             model_compact=spec.compact,
         )
         return self._heldout(told, model, phase="evaluate")
+
+    def membership(self, model: ArrayRecord, spec: ModelSpec) -> float | None:
+        """Return how much more a model likes the clients' training data than what they hold out.
+
+        Args:
+            model: Whose losses are compared.
+            spec: Describes it.
+
+        Returns:
+            The area under the ROC curve in percent, 50 where nothing shows, the mean over the
+            examples of the clients to forget; None where none of these clients tells it, as under
+            noise.
+        """
+        if self.forget.level != "client" or self.common.get("noise_multiplier"):
+            return None
+        online = {node.name for node in self.grid.get_nodes() if node.name}
+        names = sorted(online & set(self.forget.clients))
+        if not names:
+            self._asked += 1  # after a stop they may be back, and what follows keeps its number
+            return None
+        told = self.settings(
+            Membership,
+            phase="evaluate",
+            model_pruned=list(spec.pruned),
+            model_compact=spec.compact,
+        )
+        try:
+            answers = self._ask(
+                told,
+                model,
+                phase="evaluate",
+                name="membership",
+                names=None if self.sums else names,
+                some=True,
+            )
+        except ClientLost as error:
+            if not self._said_so:
+                self.tell(f"evaluate: whether members show was not measured: {error}")
+            self._said_so = True
+            return None
+        members = round(sum(float(m["num-members"]) for m in answers.values()))
+        above = sum(float(m["members-above"]) for m in answers.values())
+        return 100.0 * above / members if members else None
+
+    def classes_alone(self) -> tuple[int, ...]:
+        """Return the classes of which only the clients to forget hold training examples.
+
+        Whoever forgets these clients forgets those classes. Where only sums go up, nobody knows.
+        """
+        if self.forget.level != "client" or self.sums_only:
+            return ()
+        if self._alone is None:
+            out = {*self.forget.clients, *self.common.get("erased_clients", [])}
+            counts = self.class_counts()
+            theirs = [found for name, found in counts.items() if name in self.forget.clients]
+            others = [found for name, found in counts.items() if name not in out]
+            gone = self.common.get("erased_classes", [])
+            self._alone = tuple(
+                label
+                for label in range(self.spec.num_classes)
+                if label not in gone
+                and sum(found[label] for found in theirs) > 0
+                and not sum(found[label] for found in others)
+            )
+        return self._alone
 
     def _heldout(self, settings: Heldout, model: ArrayRecord, *, phase: str) -> Sides:
         answers = self._ask(settings, model, phase=phase, name=f"heldout-{phase}", some=True)

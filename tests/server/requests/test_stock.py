@@ -211,4 +211,7 @@ def test_of_a_client_a_stock_can_be_trained_as_well(trained: Path) -> None:
     shutil.copytree(trained, home)
     record = ask(home, "yardstick", forget_clients="client-1", count=2)
     assert [one["features"] for one in record["stock"]] == [None, None]
-    assert all(one["scores"]["forget_accuracy"] is not None for one in record["stock"])
+    for name in ("forget_accuracy", "membership"):
+        assert all(one["scores"][name] is not None for one in record["stock"])
+    # Their classes are the other's, too.
+    assert [one["scores"]["relearning_curve"] for one in record["stock"]] == [None, None]
