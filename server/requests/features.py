@@ -42,7 +42,19 @@ def measured(
     by = judge.of_classes
     if yardstick is None or by is None:
         return None
-    judge = by
+    found = _measured(by, federation, original, result, yardstick)
+    if found is None or judge.forget.level == "class":
+        return found
+    return replace(found, classes=judge.alone)
+
+
+def _measured(
+    judge: Judge,
+    federation: GridFederation | None,
+    original: "Weights",
+    result: "Weights",
+    yardstick: Yardstick,
+) -> FeatureMeasures | None:
     if _without_images(judge):
         if federation is None:
             return None

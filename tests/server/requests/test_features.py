@@ -154,9 +154,10 @@ def test_what_only_a_client_held_is_measured_as_a_class(
         for one in (loud, masked)
     )
     client = {"forget_level": "client", "forget_clients": ["client-0"]}
-    with InlineGrid(app_of_clients, NUM_CLIENTS, node_config={}, workers=1) as inner:
+    with InlineGrid(app_of_clients, 10, node_config={}, workers=1) as inner:
         grid = NamedGrid(inner, 60.0)
-        told = values(request="r2", holdout=0.3, partition="one-class", **client)
+        shares = {"num_clients": 10, "partition": "one-class"}
+        told = values(request="r2", holdout=0.3, **shares, **client)
         federation = GridFederation(grid, told, Journal(tmp_path / "j", {}))
         assert federation.classes_alone() == (0,)
         judge = Judge(SPEC, None, federation.forget, alone=federation.classes_alone())
@@ -167,7 +168,7 @@ def test_what_only_a_client_held_is_measured_as_a_class(
         assert found is not None
         assert found.result == FeatureScores(100.0)
         assert judge.full(original, federation).membership is not None
-        shared = values(request="r3", holdout=0.3, **client)
+        shared = values(request="r3", holdout=0.3, num_clients=10, **client)
         other = GridFederation(grid, shared, Journal(tmp_path / "k", {}))
         assert other.classes_alone() == ()
         assert Judge(SPEC, None, other.forget).of_classes is None
