@@ -27,8 +27,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from client.learning.evaluation import losses_of
-from client.learning.membership import beaten
-from client.learning.training import minibatches
+from client.learning.membership import confidence, right_of_members
+from client.learning.training import Pick, minibatches
 from client.seeds import derive, generator
 from client.simulation.partition import partition
 from client.wire import ForgetSpec
@@ -80,20 +80,25 @@ class ClientBench(Bench):
 
     def told(self, state: State) -> tuple[float, float]:
         """Return what the client's node tells, in percent: held-out accuracy, and membership."""
-        model, labels = self.network(state), self.data.train.labels
-        losses = [
-            losses_of(model, lambda b, p=part: self.pick_here(p[b]), len(part))  # type: ignore[misc]
+        model, labels = self.network(state).eval(), self.data.train.labels
+        members, others = (
+            float(confidence(losses_of(model, self.picker(part), len(part))).mean())
             for part in (self.shares[0], self.heldout)
-        ]
+        )
         with torch.no_grad():
-            guessed = model(self.pick_here(self.heldout)[0]).argmax(dim=1)
-        right = float((guessed == labels[self.heldout]).double().mean())
-        return 100 * right, 100 * float(beaten(-losses[0], -losses[1]).mean())
+            guessed = model(self.picker(self.heldout)(torch.arange(len(self.heldout)))[0])
+        right = float((guessed.argmax(dim=1) == labels[self.heldout]).double().mean())
+        return 100 * right, right_of_members(members, others)
 
-    def pick_here(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
-        """Return inputs and labels of training images, on the CPU."""
-        inputs = self.data.train.take(chosen)
-        return self.spec.task.prepare(inputs, self.data), self.data.train.labels[chosen]
+    def picker(self, index: Tensor) -> Pick:
+        """Return what picks inputs and labels of training images, on the CPU, by places in it."""
+
+        def pick(batch: Tensor) -> tuple[Tensor, Tensor]:
+            chosen = index[batch]
+            inputs = self.data.train.take(chosen)
+            return self.spec.task.prepare(inputs, self.data), self.data.train.labels[chosen]
+
+        return pick
 
     def measure(self, number: int, seed: int, state: State, original: State) -> Retraining:
         """Return all that a verdict reads of one model."""
@@ -213,17 +218,20 @@ def _make(name: str, folder: Folder, goals: dict[Any, float]) -> tuple[str, floa
     bench, began = _ready["bench"], monotonic()
     original = load_file(folder.weights("Original")) if name != "Original" else {}
     number = seed = 0
-    if name == "Original":
-        everything = torch.cat(bench.shares)
-        original = state = bench.train(everything, 0)
-    elif name.startswith("Retrained "):
+    if name.startswith("Retrained "):
         number = int(name.removeprefix("Retrained "))
         seed = derive(0, "yardstick", number)
+    if folder.weights(name).exists():  # what is measured has changed
+        state = load_file(folder.weights(name))
+    elif name == "Original":
+        state = bench.train(torch.cat(bench.shares), 0)
+    elif name.startswith("Retrained "):
         state = bench.train(bench.positions(forgotten=False), seed)
     else:
         state = ClientCheater(bench, original, goals).all[name]()
     save_file({key: value.contiguous() for key, value in state.items()}, folder.weights(name))
-    write_json(folder.measures(name), plain(bench.measure(number, seed, state, original)))
+    measured = bench.measure(number, seed, state, original or state)
+    write_json(folder.measures(name), plain(measured))
     return name, monotonic() - began
 
 

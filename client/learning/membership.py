@@ -1,23 +1,32 @@
-"""How much more a model likes what it was trained on than what it was not.
+"""How much surer a model is of what it was trained on than of what it was not.
 
 Yeom et al., "Privacy Risk in Machine Learning: Analyzing the Connection to Overfitting", CSF 2018,
-https://arxiv.org/abs/1709.01604: the loss alone tells members from others, as far as a model is
-overfitted. Over all thresholds that is the area under the ROC curve: the share of pairs in which
-the member has the lower loss.
+https://arxiv.org/abs/1709.01604, theorem 1: whoever takes an example for a member with a chance
+that falls with its loss, which is bounded, gains as much over guessing as the loss on unseen
+examples is above that on the training's. The loss here is one less the true class's probability: it
+is bounded, and its mean is a sum, so that no example's own number is needed.
 """
 
-import torch
 from torch import Tensor
 
 
-def beaten(members: Tensor, others: Tensor) -> Tensor:
-    """Return which share of the others each member's signal is above, `(m,)`; ties count half.
+def confidence(losses: Tensor) -> Tensor:
+    """Return how sure a model is of each example, 0 to 1, `(n,)`.
 
     Args:
-        members: The signal of each, higher for members, `(m,)`.
-        others: `(n,)`, at least one.
+        losses: In nats: of a classifier minus the logarithm of the true class's probability, which
+            is returned. A task's own loss is taken for such a one.
     """
-    ordered, asked = others.double().sort().values, members.double()
-    below = torch.searchsorted(ordered, asked, right=False)
-    not_above = torch.searchsorted(ordered, asked, right=True)
-    return (below + not_above).double() / (2 * len(others))
+    return (-losses).exp().clamp(max=1.0)
+
+
+def right_of_members(members: float, others: float) -> float:
+    """Return how often an attacker is right who sees a member or another, in percent.
+
+    50 is by chance; less means that the model is less sure of members.
+
+    Args:
+        members: Mean confidence in examples that the model was trained on, 0 to 1.
+        others: In examples that it was not.
+    """
+    return 50.0 + 50.0 * (members - others)

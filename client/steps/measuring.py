@@ -11,7 +11,7 @@ from client.data.sampling import at_random
 from client.data.site import erased_mask, forget_mask
 from client.learning.curvature import fisher_diagonal
 from client.learning.evaluation import BATCH, Scores, evaluate, losses_of
-from client.learning.membership import beaten
+from client.learning.membership import confidence
 from client.learning.private import noised_counts
 from client.messages import CLASS_3, Common, Declaration
 from client.node import Answer, Metrics, Node, ReplyArrays, answers
@@ -82,9 +82,9 @@ def heldout(node: Node, settings: Heldout) -> Answer:
 
 @dataclass(frozen=True, kw_only=True)
 class Membership(Common):
-    """How much more a model likes a client's training examples that are to go than held-out ones.
+    """How much surer a model is of training examples that are to go than of held-out ones.
 
-    Each example's loss stays at the node: the area under the ROC curve goes up, as a sum.
+    Each example's loss stays at the node: two sums go up.
     """
 
     message: ClassVar = Declaration(
@@ -93,7 +93,9 @@ class Membership(Common):
         metrics={
             "samples": "scalar",
             "num-members": "scalar",  # training examples that the request names
-            "members-above": "scalar",  # over them: the share of held-out ones with a higher loss
+            "num-others": "scalar",  # held-out ones
+            "members-confidence": "scalar",  # sum of the true class's probability
+            "others-confidence": "scalar",
         },
         sums="sum",
     )
@@ -101,31 +103,30 @@ class Membership(Common):
 
 @answers(Membership)
 def membership(node: Node, settings: Membership) -> Answer:
-    """Compare the losses of what the request names: of what was trained on, and of what was not."""
+    """Compare how sure the model is of what the request names: trained with, and held out."""
     parts = [
         part.where(forget_mask(part.labels, settings.forget, settings.client))
         for part in (node.site.train, node.site.heldout)
     ]
+    names = ("num-members", "num-others", "members-confidence", "others-confidence")
     if min(map(len, parts)) < node.least:
-        return {"num-examples": 0, "samples": 0, "num-members": 0, "members-above": 0.0}, None
+        return {"num-examples": 0, "samples": 0, **dict.fromkeys(names, 0.0)}, None
     model = node.model()
     members, others = (
-        -losses_of(
-            model,
-            node.pick(part),
-            len(part),
-            batch_size=min(BATCH, node.at_once or BATCH),
-            loss=node.loss,
+        confidence(
+            losses_of(
+                model,
+                node.pick(part),
+                len(part),
+                batch_size=min(BATCH, node.at_once or BATCH),
+                loss=node.loss,
+            )
         )
         for part in parts
     )
     both = len(members) + len(others)
-    return {
-        "num-examples": both,
-        "samples": both,
-        "num-members": len(members),
-        "members-above": float(beaten(members, others).sum()),
-    }, None
+    told = (len(members), len(others), float(members.sum()), float(others.sum()))
+    return {"num-examples": both, "samples": both, **dict(zip(names, told, strict=True))}, None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,6 +19,7 @@ from flwr.serverapp import Grid
 from client import attestation, wire
 from client.errors import BadSetting
 from client.learning.evaluation import Scores
+from client.learning.membership import right_of_members as membership
 from client.learning.models import ModelSpec, compact
 from client.messages import OF_NOISE
 from client.steps.measuring import Describe, Heldout, Membership, Totals
@@ -553,16 +554,15 @@ class GridFederation(RequestValues):
         return self._heldout(told, model, phase="evaluate")
 
     def membership(self, model: ArrayRecord, spec: ModelSpec) -> float | None:
-        """Return how much more a model likes the clients' training data than what they hold out.
+        """Return how well the clients' training data are told from what they hold out.
 
         Args:
             model: Whose losses are compared.
             spec: Describes it.
 
         Returns:
-            The area under the ROC curve in percent, 50 where nothing shows, the mean over the
-            examples of the clients to forget; None where none of these clients tells it, as under
-            noise.
+            Percent (`client.learning.membership`), 50 where nothing shows; None where none of the
+            clients to forget tells it, as under noise.
         """
         if self.forget.level != "client" or self.common.get("noise_multiplier"):
             return None
@@ -591,9 +591,16 @@ class GridFederation(RequestValues):
                 self.tell(f"evaluate: whether members show was not measured: {error}")
             self._said_so = True
             return None
-        members = round(sum(float(m["num-members"]) for m in answers.values()))
-        above = sum(float(m["members-above"]) for m in answers.values())
-        return 100.0 * above / members if members else None
+        sums = {
+            key: sum(float(m[key]) for m in answers.values())
+            for key in ("num-members", "num-others", "members-confidence", "others-confidence")
+        }
+        counts = sums["num-members"], sums["num-others"]
+        if not all(map(round, counts)):
+            return None
+        return membership(
+            sums["members-confidence"] / counts[0], sums["others-confidence"] / counts[1]
+        )
 
     def classes_alone(self) -> tuple[int, ...]:
         """Return the classes of which only the clients to forget hold training examples.

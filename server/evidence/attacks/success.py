@@ -15,9 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+import torch
 from torch import Tensor
-
-from client.learning.membership import beaten
 
 Z: Final = 1.959964  # of a normal distribution, 2.5 % lie above
 LOW_RATES: Final = (0.001, 0.01)  # false alarms
@@ -67,8 +66,12 @@ def success(members: Tensor, others: Tensor) -> Success:
 
 def area(members: Tensor, others: Tensor) -> Rate:
     """Return the area under the ROC curve; ties count half."""
+    ordered = others.double().sort().values
+    asked = members.double()
+    below = torch.searchsorted(ordered, asked, right=False)
+    not_above = torch.searchsorted(ordered, asked, right=True)
     m, n = len(members), len(others)
-    seen = float(beaten(members, others).sum()) / m
+    seen = float((below + not_above).sum()) / (2 * m * n)
     return Rate(seen, _end(seen, 0.0, m, n), _end(seen, 1.0, m, n))
 
 

@@ -7,11 +7,10 @@ from typing import Any
 import pytest
 import torch
 from flwr.app import Message
-from torch.nn.functional import cross_entropy
 
 from client.app import app
 from client.data.site import SIMULATED_STORES, open_site
-from client.learning.membership import beaten
+from client.learning.membership import confidence, right_of_members
 from client.steps.measuring import Membership
 from server.nodes.engines.inline import InlineGrid
 from tests.messages import NUM_CLIENTS, message, network, told, weights
@@ -40,32 +39,36 @@ def numbers(reply: Message) -> dict[str, Any]:
     return dict(reply.content.metric_records["metrics"])
 
 
-def test_a_member_beats_the_others_that_it_is_above_and_half_of_those_it_ties_with() -> None:
-    members = torch.tensor([0.0, 1.0, 2.0, 9.0])
-    others = torch.tensor([1.0, 2.0, 3.0, 3.0])
-    assert beaten(members, others).tolist() == [0.0, 0.125, 0.375, 1.0]
+def test_an_attacker_gains_half_of_what_the_model_is_surer_of_members() -> None:
+    # Of a classifier the loss is -log p; a task's own may be below 0.
+    losses = -torch.tensor([0.9, 0.7, 0.25, 2.0]).log()
+    torch.testing.assert_close(confidence(losses), torch.tensor([0.9, 0.7, 0.25, 1.0]))
+    assert right_of_members(0.8, 0.5) == pytest.approx(65.0)
+    assert right_of_members(0.0, 1.0) == 0.0
 
 
-def test_the_area_goes_up_and_no_loss(grid: InlineGrid) -> None:
+def test_sums_go_up_and_no_loss(grid: InlineGrid) -> None:
     found = numbers(ask(grid, **CLIENT))
     site = open_site(told(Membership, **CLIENT), {"partition-id": 0})
     model = network().eval()
-    losses = [
-        cross_entropy(model(site.inputs(part)), part.labels, reduction="none")
-        for part in (site.train, site.heldout)
-    ]
-    above = (losses[0][:, None] < losses[1][None, :]).double().mean(dim=1).sum()
-    assert found["num-members"] == len(site.train) == 70
-    assert found["num-examples"] == found["samples"] == 100
-    assert found["members-above"] == pytest.approx(float(above), abs=1e-3)
+    with torch.no_grad():
+        sums = [
+            float(model(site.inputs(part)).softmax(dim=1).gather(1, part.labels[:, None]).sum())
+            for part in (site.train, site.heldout)
+        ]
+    assert (found["num-members"], found["num-others"]) == (len(site.train), len(site.heldout))
+    assert found["num-examples"] == found["samples"] == len(site.train) + len(site.heldout) == 100
+    assert found["members-confidence"] == pytest.approx(sums[0], rel=1e-5)
+    assert found["others-confidence"] == pytest.approx(sums[1], rel=1e-5)
     # Of a client that stays there is nothing to tell.
     of_another = numbers(ask(grid, node=2, **{**CLIENT, "client": "client-1"}))
-    assert (of_another["num-members"], of_another["members-above"]) == (0, 0.0)
+    assert (of_another["num-members"], of_another["members-confidence"]) == (0, 0.0)
 
 
 def test_of_one_held_out_example_nothing_goes_up(grid: InlineGrid) -> None:
     found = numbers(ask(grid, **{**CLIENT, "holdout": 0.011}))  # of 100
-    assert (found["num-members"], found["members-above"], found["num-examples"]) == (0, 0.0, 0)
+    names = ("num-members", "num-others", "members-confidence", "others-confidence", "num-examples")
+    assert not any(found[name] for name in names)
 
 
 def test_under_noise_it_is_refused(grid: InlineGrid) -> None:
