@@ -82,7 +82,7 @@ def heldout(node: Node, settings: Heldout) -> Answer:
 
 @dataclass(frozen=True, kw_only=True)
 class Membership(Common):
-    """How much surer a model is of training examples that are to go than of held-out ones.
+    """How much surer a model is of training examples that are to go than of what all hold out.
 
     Each example's loss stays at the node: two sums go up.
     """
@@ -103,30 +103,31 @@ class Membership(Common):
 
 @answers(Membership)
 def membership(node: Node, settings: Membership) -> Answer:
-    """Compare how sure the model is of what the request names: trained with, and held out."""
-    parts = [
-        part.where(forget_mask(part.labels, settings.forget, settings.client))
-        for part in (node.site.train, node.site.heldout)
-    ]
-    names = ("num-members", "num-others", "members-confidence", "others-confidence")
-    if min(map(len, parts)) < node.least:
-        return {"num-examples": 0, "samples": 0, **dict.fromkeys(names, 0.0)}, None
+    """Sum up how sure the model is of what the request names, and of what this node holds out."""
+    train, held = node.site.train, node.site.heldout
+    parts = {
+        "members": train.where(forget_mask(train.labels, settings.forget, settings.client)),
+        "others": held.where(~erased_mask(held.labels, node.erased, settings.client)),
+    }
     model = node.model()
-    members, others = (
-        confidence(
-            losses_of(
-                model,
-                node.pick(part),
-                len(part),
-                batch_size=min(BATCH, node.at_once or BATCH),
-                loss=node.loss,
-            )
+    metrics: Metrics = {}
+    used = 0
+    for name, part in parts.items():
+        enough = len(part) >= node.least
+        chosen = part if enough else part.where(torch.zeros(len(part), dtype=torch.bool))
+        losses = losses_of(
+            model,
+            node.pick(chosen),
+            len(chosen),
+            batch_size=min(BATCH, node.at_once or BATCH),
+            loss=node.loss,
         )
-        for part in parts
-    )
-    both = len(members) + len(others)
-    told = (len(members), len(others), float(members.sum()), float(others.sum()))
-    return {"num-examples": both, "samples": both, **dict(zip(names, told, strict=True))}, None
+        metrics |= {
+            f"num-{name}": len(chosen),
+            f"{name}-confidence": float(confidence(losses).sum()),
+        }
+        used += len(chosen)
+    return {"num-examples": used, "samples": used, **metrics}, None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,11 +22,11 @@ MEASURES: Final = {
     "probe": "accuracy of a probe of the features",
     "matched-head": "accuracy with Original's last layer on the features matched to Original's",
     "turned-head": "accuracy with Original's last layer on the features turned onto Original's",
-    "membership": "training examples told from held-out ones (50 % is by chance)",
+    "membership": "training examples told from unseen ones (50 % is by chance)",
 }
 OF_CLIENTS: Final = {
     "forget-accuracy": "accuracy on the client's held-out data",
-    "membership": "the client's training examples told from its held-out ones (50 % is by chance)",
+    "membership": "the client's training examples told from unseen ones (50 % is by chance)",
 }
 
 

@@ -554,7 +554,9 @@ class GridFederation(RequestValues):
         return self._heldout(told, model, phase="evaluate")
 
     def membership(self, model: ArrayRecord, spec: ModelSpec) -> float | None:
-        """Return how well the clients' training data are told from what they hold out.
+        """Return how well the training data of the clients to forget are told from unseen data.
+
+        Those are what all clients hold out: of one alone they would be too few to tell by.
 
         Args:
             model: Whose losses are compared.
@@ -566,11 +568,6 @@ class GridFederation(RequestValues):
         """
         if self.forget.level != "client" or self.common.get("noise_multiplier"):
             return None
-        online = {node.name for node in self.grid.get_nodes() if node.name}
-        names = sorted(online & set(self.forget.clients))
-        if not names:
-            self._asked += 1  # after a stop they may be back, and what follows keeps its number
-            return None
         told = self.settings(
             Membership,
             phase="evaluate",
@@ -578,14 +575,7 @@ class GridFederation(RequestValues):
             model_compact=spec.compact,
         )
         try:
-            answers = self._ask(
-                told,
-                model,
-                phase="evaluate",
-                name="membership",
-                names=None if self.sums else names,
-                some=True,
-            )
+            answers = self._ask(told, model, phase="evaluate", name="membership", some=True)
         except ClientLost as error:
             if not self._said_so:
                 self.tell(f"evaluate: whether members show was not measured: {error}")

@@ -60,15 +60,16 @@ def test_sums_go_up_and_no_loss(grid: InlineGrid) -> None:
     assert found["num-examples"] == found["samples"] == len(site.train) + len(site.heldout) == 100
     assert found["members-confidence"] == pytest.approx(sums[0], rel=1e-5)
     assert found["others-confidence"] == pytest.approx(sums[1], rel=1e-5)
-    # Of a client that stays there is nothing to tell.
+    # A client that stays says of its held-out examples alone.
     of_another = numbers(ask(grid, node=2, **{**CLIENT, "client": "client-1"}))
     assert (of_another["num-members"], of_another["members-confidence"]) == (0, 0.0)
+    assert of_another["num-others"] == of_another["num-examples"] == 30
 
 
 def test_of_one_held_out_example_nothing_goes_up(grid: InlineGrid) -> None:
     found = numbers(ask(grid, **{**CLIENT, "holdout": 0.011}))  # of 100
-    names = ("num-members", "num-others", "members-confidence", "others-confidence", "num-examples")
-    assert not any(found[name] for name in names)
+    assert (found["num-others"], found["others-confidence"]) == (0, 0.0)
+    assert found["num-members"] == found["num-examples"] == 99
 
 
 def test_under_noise_it_is_refused(grid: InlineGrid) -> None:
