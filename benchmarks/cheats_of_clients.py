@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from client.learning.evaluation import losses_of
-from client.learning.membership import confidence, right_of_members
+from client.learning.membership import confidence, surer
 from client.learning.training import Pick, minibatches
 from client.seeds import derive, generator
 from client.simulation.partition import partition
@@ -88,7 +88,7 @@ class ClientBench(Bench):
         with torch.no_grad():
             guessed = model(self.picker(self.heldout)(torch.arange(len(self.heldout)))[0])
         right = float((guessed.argmax(dim=1) == labels[self.heldout]).double().mean())
-        return 100 * right, right_of_members(float(members.mean()), float(others.mean()))
+        return 100 * right, surer(float(members.mean()), float(others.mean()))
 
     def picker(self, index: Tensor) -> Pick:
         """Return what picks inputs and labels of training images, on the CPU, by places in it."""

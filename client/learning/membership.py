@@ -20,13 +20,13 @@ def confidence(losses: Tensor) -> Tensor:
     return (-losses).exp().clamp(max=1.0)
 
 
-def right_of_members(members: float, others: float) -> float:
-    """Return how often an attacker is right who sees a member or another, in percent.
+def surer(members: float, others: float) -> float:
+    """Return how much surer a model is of members, in points; what an attacker gains over guessing.
 
-    50 is by chance; less means that the model is less sure of members.
+    0 tells nothing; less means that the model is less sure of members.
 
     Args:
         members: Mean confidence in examples that the model was trained on, 0 to 1.
         others: In examples that it was not.
     """
-    return 50.0 + 50.0 * (members - others)
+    return 100.0 * (members - others)

@@ -70,8 +70,8 @@ class ModelScores:
         heldout: The same two accuracies on the clients' held-out data.
         relearning_curve: How fast the forget set is learned again; of clients, the classes that
             only they held.
-        membership: Of clients: how often what they train on is told from what all clients hold
-            out, in percent, by how sure the model is of either; 50 is by chance.
+        membership: Of clients: by how many points the model is surer of what they train on than of
+            what all clients hold out (the true class's mean probability); 0 is nothing.
         timeline: Of Retrained: its own rounds.
     """
 

@@ -22,11 +22,11 @@ MEASURES: Final = {
     "probe": "accuracy of a probe of the features",
     "matched-head": "accuracy with Original's last layer on the features matched to Original's",
     "turned-head": "accuracy with Original's last layer on the features turned onto Original's",
-    "membership": "training examples told from unseen ones (50 % is by chance)",
+    "membership": "how much surer it is of training examples than of unseen ones",
 }
 OF_CLIENTS: Final = {
     "forget-accuracy": "accuracy on the client's held-out data",
-    "membership": "the client's training examples told from unseen ones (50 % is by chance)",
+    "membership": "how much surer it is of the client's training examples than of unseen ones",
 }
 
 
@@ -140,6 +140,8 @@ def reason(
 
 def expected(finding: Finding) -> str:
     """Return which values a spread allows, as far as a share can have them: "at most 13.1 %"."""
+    if finding.code == "membership":  # a difference, which may be below 0
+        return f"{finding.low or 0.0:+.1f} to {finding.limit or 0.0:+.1f} points"
     low, high = max(finding.low or 0.0, 0.0), finding.limit or 0.0
     if high >= 100:
         return f"{low:.1f} % or more" if low > 0 else "whatever it is"
@@ -151,13 +153,14 @@ def _by_spread(finding: Finding, level: str) -> str:
     what = MEASURES[f.code]
     if level == "client":
         what = OF_CLIENTS.get(f.code, f"of classes that only the client held, {what}")
-    text = f"{what} {_of(f.value)} %, expected of a retrained model {expected(f)}"
+    unit = " points" if f.code == "membership" else " %"
+    text = f"{what} {_of(f.value)}{unit}, expected of a retrained model {expected(f)}"
     if f.state == "exceeded":
         text += ": more than they know is left"
     elif f.state == "below":
         text += ": less than they know, so that it shows that the data were there"
     elif f.state == "cannot-tell":
-        text += f"; Original's {_of(f.original)} % lies there too: it cannot tell"
+        text += f"; Original's {_of(f.original)}{unit} lies there too: it cannot tell"
     return text
 
 

@@ -19,7 +19,7 @@ from flwr.serverapp import Grid
 from client import attestation, wire
 from client.errors import BadSetting
 from client.learning.evaluation import Scores
-from client.learning.membership import right_of_members as membership
+from client.learning.membership import surer
 from client.learning.models import ModelSpec, compact
 from client.messages import OF_NOISE
 from client.steps.measuring import Describe, Heldout, Membership, Totals
@@ -554,16 +554,17 @@ class GridFederation(RequestValues):
         return self._heldout(told, model, phase="evaluate")
 
     def membership(self, model: ArrayRecord, spec: ModelSpec) -> float | None:
-        """Return how well the training data of the clients to forget are told from unseen data.
+        """Return how much surer a model is of the clients' training data than of unseen data.
 
-        Those are what all clients hold out: of one alone they would be too few to tell by.
+        Only the clients to forget are meant. Unseen is what all clients hold out: of one alone it
+        would be too little to tell by.
 
         Args:
             model: Whose losses are compared.
             spec: Describes it.
 
         Returns:
-            Percent (`client.learning.membership`), 50 where nothing shows; None where none of the
+            Points (`client.learning.membership`), 0 where nothing shows; None where none of the
             clients to forget tells it, as under noise.
         """
         if self.forget.level != "client" or self.common.get("noise_multiplier"):
@@ -588,9 +589,7 @@ class GridFederation(RequestValues):
         counts = sums["num-members"], sums["num-others"]
         if not all(map(round, counts)):
             return None
-        return membership(
-            sums["members-confidence"] / counts[0], sums["others-confidence"] / counts[1]
-        )
+        return surer(sums["members-confidence"] / counts[0], sums["others-confidence"] / counts[1])
 
     def classes_alone(self) -> tuple[int, ...]:
         """Return the classes of which only the clients to forget hold training examples.

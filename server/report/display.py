@@ -285,7 +285,7 @@ def accuracy_table(record: Record) -> Table:
     columns += ["Retain %"]
     columns += ["Relearning %"] if curves else []
     told = any(scores.membership is not None for _, scores in rows)
-    columns += ["Members told %"] if told else []
+    columns += ["Surer of members"] if told else []
     cells = []
     for name, scores in rows:
         row = [name.capitalize()]

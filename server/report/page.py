@@ -160,7 +160,7 @@ footer { margin-top: 3rem; padding-top: .8rem; border-top: 1px solid var(--rule)
 <h2>Accuracy</h2>
 {{ show(accuracy, "Model", "Test data; accuracy in percent" ~ (", difference to Retrained in percent points" if retrained else "")) }}
 {% if record.original and record.original.membership is not none %}
-<p class="note"><b>Members told</b>: how often an attacker is right who tells examples that the client trained with from those that all clients hold out by how sure the model is of them. 50 is by chance; a retrained model, which saw neither, says what these examples give away by themselves.</p>
+<p class="note"><b>Surer of members</b>: by how many points the model is surer of examples that the client trained with than of those that all clients hold out (the true class’s mean probability). It is what an attacker gains over guessing who was in the training. A retrained model, which saw neither, says what these examples give away by themselves.</p>
 {% endif %}
 {% if forgets %}
 <p class="note"><b>Original</b> is the model before the request, <b>Retrained</b> the yardstick: retrained from scratch without the forget set. <b>Unlearned</b> and <b>Recovered</b> are the request’s two phases, <b>Relearned</b> the model after the data was given back. The forget set is what was to be forgotten, the retain set all the rest; forget and retain accuracy are measured on them.{% if not retrained and not itself %} Retrained was not measured for this request: <code>--compare retrain</code> measures it, at the price of one full training.{% endif %}</p>

@@ -11,7 +11,7 @@ OUTPUTS: Final = "Accuracy and relearning, %"
 BELOW: Final = "Below the last layer, %"
 GROUPS: Final = {
     **dict.fromkeys(("forget", "retain", "relearning"), OUTPUTS),
-    "membership": "Members told, %",
+    "membership": "Surer of members, points",
 }
 
 

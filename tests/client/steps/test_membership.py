@@ -10,7 +10,7 @@ from flwr.app import Message
 
 from client.app import app
 from client.data.site import SIMULATED_STORES, open_site
-from client.learning.membership import confidence, right_of_members
+from client.learning.membership import confidence, surer
 from client.steps.measuring import Membership
 from server.nodes.engines.inline import InlineGrid
 from tests.messages import NUM_CLIENTS, message, network, told, weights
@@ -39,12 +39,12 @@ def numbers(reply: Message) -> dict[str, Any]:
     return dict(reply.content.metric_records["metrics"])
 
 
-def test_an_attacker_gains_half_of_what_the_model_is_surer_of_members() -> None:
+def test_an_attacker_gains_what_the_model_is_surer_of_members() -> None:
     # Of a classifier the loss is -log p; a task's own may be below 0.
     losses = -torch.tensor([0.9, 0.7, 0.25, 2.0]).log()
     torch.testing.assert_close(confidence(losses), torch.tensor([0.9, 0.7, 0.25, 1.0]))
-    assert right_of_members(0.8, 0.5) == pytest.approx(65.0)
-    assert right_of_members(0.0, 1.0) == 0.0
+    assert surer(0.8, 0.5) == pytest.approx(30.0)
+    assert surer(0.0, 1.0) == -100.0
 
 
 def test_sums_go_up_and_no_loss(grid: InlineGrid) -> None:
