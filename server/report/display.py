@@ -284,12 +284,15 @@ def accuracy_table(record: Record) -> Table:
     columns += ["Forget %"] if forgets else []
     columns += ["Retain %"]
     columns += ["Relearning %"] if curves else []
+    told = any(scores.membership is not None for _, scores in rows)
+    columns += ["Surer of members"] if told else []
     cells = []
     for name, scores in rows:
         row = [name.capitalize()]
         row += [number(scores.forget_accuracy)] if forgets else []
         row += [number(scores.retain_accuracy)]
         row += [number(scores.curve_mean)] if curves else []
+        row += [number(scores.membership)] if told else []
         cells.append(row)
     return table(columns, cells)
 

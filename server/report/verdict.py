@@ -37,7 +37,9 @@ _TITLES: Final = {
     "probe": "Probe",
     "matched-head": "Last layer, features matched",
     "turned-head": "Last layer, features turned",
+    "membership": "Surer of members",
     "nothing-below": "Below the last layer",
+    "only-accuracy": "Beside accuracy",
     "too-deep": "Too deep",
     "below-retrained": "Too deep",
     "class-damaged": "Another class",
@@ -198,6 +200,13 @@ def _line(finding: Finding, record: Record) -> Line:
     tone, label = _LABELS[finding.state]
     f = finding
     text = f"Result {as_percent(f.value)}"
+    if f.code == "membership":
+        now, goal, before = (as_gap(v, 0.0) for v in (f.value, f.retrained, f.original))
+        text = (
+            f"Result {now} points; retrained from scratch {goal} in the mean, expected "
+            f"{wording.expected(f)}; Original {before}."
+        )
+        return Line(_TITLES[f.code], tone, label, text)
     if f.spread is not None:
         text += (
             f"; retrained from scratch {as_percent(f.retrained)} in the mean, expected "

@@ -175,6 +175,8 @@ def _change(work: Work) -> None:
     names = _agreed_classes(work, federation, card)
     first = from_numpy(base.arrays)
     forgetting = row.kind == "forget"
+    if forgetting and s.compare == "retrain":
+        judge = replace(judge, alone=federation.classes_alone())
     before = replace(judge, spec=federation.spec)
     if (picked := work.workspace.chosen(row)) is not None:
         work.listener.note(f"method {row.method} was chosen: {picked['why']}")
@@ -427,6 +429,7 @@ def _retraining(
     """Return a model retrained without what this request and earlier ones forget."""
     seeded = _seeded(work, number)
     judge = _judge(work, federation.forget, federation.common["erased_classes"])
+    judge = replace(judge, alone=federation.classes_alone())
 
     def train() -> tuple[ArrayRecord, GridFederation]:
         name = name_of("retrain", number)
@@ -461,6 +464,7 @@ def _stock(work: Work) -> None:
     _, judge, federation = _on_base(work)
     _check_targets(work, federation, forget)
     names = _agreed_classes(work, federation, card)
+    judge = replace(judge, alone=federation.classes_alone())
     original = (federation.spec, from_numpy(base.arrays))
     stock, models, inputs = [], [], _inputs(work, federation)
     for number in range(s.count):

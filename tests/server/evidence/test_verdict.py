@@ -403,16 +403,74 @@ def test_a_curve_that_was_not_measured_is_missing_beside_a_stock_too() -> None:
     assert found.missing == (Missing("relearning-curve", "no-test-images"),)
 
 
-def test_a_client_is_judged_by_the_spread_of_its_accuracy() -> None:
-    stock = tuple(Retraining(n, n, scores(58.0 + n)) for n in range(5))
-    told = {"retrainings": stock}
-    # Mean 60, spread 1.58, two ends: 60 +- 2.776 * 1.58 * sqrt(1.2) = 55.2 to 64.8.
-    assert of_client(90.0, 60.0, 64.7, **told).state == "passed"
-    assert of_client(90.0, 60.0, 64.9, **told).state == "failed"
-    assert of_client(90.0, 60.0, 55.1, **told).state == "not-shown"
-    assert of_client(64.0, 60.0, 60.0, **told).state == "not-shown"
-    # Retraining itself passes where accuracy cannot tell.
-    assert of_client(64.0, 60.0, 60.0, method="retraining", **told).state == "passed"
+def client_told(original: tuple[float, float], result: tuple[float, float], **more: Any) -> Verdict:
+    """Judge a client of which held-out accuracy and membership are known, by five models."""
+    stock = tuple(
+        Retraining(n, n, replace(scores(58.0 + n), membership=50.0 + n / 2)) for n in range(5)
+    )
+    before, now = (replace(scores(a), membership=m) for a, m in (original, result))
+    return decide(
+        "client",
+        now,
+        original=before,
+        retrained=stock[0].scores,
+        limits=LIMITS,
+        retrainings=stock,
+        **more,
+    )
+
+
+# Accuracy: mean 60, spread 1.58, four ends: 60 +- 3.5 * 1.58 * sqrt(1.2) = 54 to 66. Membership:
+# mean 51, spread 1 at least: 51 +- 3.8.
+@pytest.mark.parametrize(
+    ("original", "result", "state"),
+    [
+        ((90.0, 70.0), (60.0, 51.0), "passed"),
+        ((90.0, 70.0), (67.0, 51.0), "failed"),
+        ((90.0, 70.0), (60.0, 60.0), "failed"),  # its training data still show
+        ((90.0, 70.0), (60.0, 45.0), "not-shown"),  # and as much so where they were pushed away
+        ((60.0, 70.0), (60.0, 51.0), "passed"),  # data like the others', but learned by heart
+        ((60.0, 51.0), (60.0, 51.0), "not-shown"),  # like the others': nothing can tell
+        ((90.0, 51.0), (60.0, 51.0), "not-shown"),  # accuracy tells, which can be tuned
+    ],
+)
+def test_a_client_is_judged_by_accuracy_and_by_whether_its_members_show(
+    original: tuple[float, float], result: tuple[float, float], state: str
+) -> None:
+    found = client_told(original, result)
+    assert found.state == state
+    codes = [f.code for f in found.findings if f.spread is not None]
+    assert codes == ["forget-accuracy", "membership"]
+    alone = found.finding("only-accuracy")
+    assert (alone is not None) == (original == (90.0, 51.0))
+    if alone is not None:
+        assert any("nothing but accuracy tells" in text for text in reasons(found, "client"))
+
+
+def test_retraining_itself_passes_where_nothing_can_tell() -> None:
+    assert client_told((60.0, 51.0), (60.0, 51.0), method="retraining").state == "passed"
+    assert client_told((90.0, 51.0), (60.0, 51.0), method="retraining").state == "passed"
+
+
+def test_of_classes_that_only_the_client_held_what_is_measured_of_a_class_decides() -> None:
+    def judged(under: FeatureScores) -> Verdict:
+        return decide(
+            "client",
+            scores(0.0, 52.0),
+            original=scores(90.0, 90.0),
+            retrained=STOCK[0].scores,
+            limits=LIMITS,
+            retrainings=STOCK,
+            features=FeatureMeasures(KNOWING, STOCK[0].features, under),
+        )
+
+    assert judged(HONEST).state == "passed"
+    found = judged(replace(HONEST, head_back=46.0))
+    assert found.state == "failed"
+    assert any(
+        text.startswith("of classes that only the client held, accuracy with Original's last layer")
+        for text in reasons(found, "client")
+    )
 
 
 def test_one_site_cannot_turn_a_verdict_by_a_stock() -> None:
