@@ -249,7 +249,8 @@ def decide(
         or (finding.code in ("erased-earlier", "crept-back") and finding.state == "cannot-tell")
         for finding in findings
     )
-    blind = _blind(findings)
+    # Of a client retraining passes as what it is, where nothing can tell.
+    blind = [] if level == "client" and itself else _blind(findings)
     if enough and level == "client" and not itself:
         blind += _by_accuracy_alone(findings)
     findings += blind

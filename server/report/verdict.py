@@ -243,7 +243,7 @@ def _line(finding: Finding, record: Record) -> Line:
     elif f.code in ("too-deep", "below-retrained", "class-damaged"):
         told = wording.reason(f, "", (), record.class_names).removeprefix("remark: ")
         text = capitalised(told) + "."
-    elif f.code in ("crept-back", "sites-disagree"):
+    elif f.code in ("crept-back", "sites-disagree", "nothing-below", "only-accuracy"):
         text = capitalised(wording.reason(f, "")) + "."
     else:
         if f.retrained is not None:

@@ -453,18 +453,22 @@ def test_retraining_itself_passes_where_nothing_can_tell() -> None:
 
 
 def test_of_classes_that_only_the_client_held_what_is_measured_of_a_class_decides() -> None:
-    def judged(under: FeatureScores) -> Verdict:
+    def judged(under: FeatureScores, before: FeatureScores = KNOWING, method: str = "") -> Verdict:
         return decide(
             "client",
             scores(0.0, 52.0),
             original=scores(90.0, 90.0),
             retrained=STOCK[0].scores,
             limits=LIMITS,
+            method=method,
             retrainings=STOCK,
-            features=FeatureMeasures(KNOWING, STOCK[0].features, under),
+            features=FeatureMeasures(before, STOCK[0].features, under),
         )
 
     assert judged(HONEST).state == "passed"
+    # Where nothing below the last layer tells, retraining passes as what it is.
+    assert judged(HONEST, HONEST).state == "not-shown"
+    assert judged(HONEST, HONEST, "retraining").state == "passed"
     found = judged(replace(HONEST, head_back=46.0))
     assert found.state == "failed"
     assert any(
