@@ -85,7 +85,7 @@ class Variant:
     Attributes:
         start: "real" or "noise".
         lr: eta_S.
-        steps: Image steps at every match.
+        steps: Image steps at every match; 0 for no match, which says what the start alone is worth.
         every: Match at every so-manyth local step; a multiple of `MATCHED_AT`.
         augment: Flips, shifts and brightness, drawn the same for real and synthetic images.
         initial: Networks with new weights to match on afterwards, fifty steps each.
@@ -114,6 +114,8 @@ class Variant:
         """What a line of the table says."""
         if self.draw:
             return "control: real images"
+        if not self.steps:
+            return f"{self.start}, not matched"
         words = [f"{self.start}, {self.lr:g}, {self.steps} x every {self.every}"]
         words += ["augmented"] if self.augment else []
         words += [f"and {self.initial} new networks"] if self.initial else []
@@ -125,22 +127,25 @@ CONTROLS: Final = tuple(Variant(draw=k) for k in (1, 2, 3))
 PLAN: Final[Sequence[tuple[int, Variant]]] = (
     *((1000, control) for control in CONTROLS),
     (1000, Variant()),
+    (1000, Variant("noise", steps=0)),
     (1000, Variant("noise", lr=1.0, steps=10)),
-    (1000, Variant("real", lr=5.0, steps=10)),
     (1000, Variant("noise", lr=5.0, steps=10)),
+    (1000, Variant("real", lr=5.0, steps=10)),
     *((100, control) for control in CONTROLS),
     (100, Variant()),
-    (100, Variant("noise", lr=5.0, steps=10)),
+    (100, Variant("noise", steps=0)),
+    (100, Variant("noise", lr=1.0, steps=10)),
     (100, Variant("real", lr=5.0, steps=10)),
+    (100, Variant("noise", lr=5.0, steps=10)),
     (1000, Variant("noise", lr=5.0, steps=10, augment=True)),
     (1000, Variant("noise", lr=20.0, steps=10)),
     (1000, Variant("noise", lr=5.0, steps=10, initial=2)),
     (1000, Variant("real", lr=1.0, steps=10)),
     *((10, control) for control in CONTROLS),
     (10, Variant()),
+    (10, Variant("noise", steps=0)),
     (10, Variant("noise", lr=20.0)),
     (10, Variant("real", lr=20.0)),
-    (100, Variant("noise", lr=1.0, steps=10)),
     (100, Variant("noise", lr=20.0, steps=10)),
     (100, Variant("real", lr=1.0, steps=10)),
     (100, Variant("noise", lr=5.0, steps=10, augment=True)),
@@ -416,7 +421,7 @@ def made(
     every = torch.ones(len(site.train), dtype=torch.bool)
     draws = generator(variant.draw, "synthetic", 0, site.name)
     found = initialise(site, every, scale, draws, start=variant.start)
-    if variant.draw:
+    if variant.draw or not variant.steps:
         return found
     changed = Augment(generator(0, "change", 0, site.name), flips=case.flips)
     for one in passed:
@@ -539,7 +544,11 @@ def part(case: Case, scale: int, variant: Variant, done: Training) -> None:
 
 COLUMNS: Final = (
     *("s", "start, rate, steps", "images", "PSNR dB", "most", "above 20 dB %", "share", "CPU s"),
-    *(f"{method}: {what}" for method in METHODS for what in ("R before recovery", "F", "R")),
+    *(
+        f"{method}: {what}"
+        for method in METHODS
+        for what in ("F % before recovery", "R % before recovery", "F %", "R %")
+    ),
 )
 
 
@@ -560,12 +569,9 @@ def row(scale: int, title: str, parts: Sequence[dict[str, Any]]) -> str:
         cells += [f"{first[key]:.1f}" for key in ("psnr", "psnr_most")]
         cells += [f"{first['copies']:.0f}", f"{first['share']:.2f}", f"{first['seconds']:.0f}"]
     for method in METHODS:
-        for when, side in (
-            ("unlearn", "retain"),
-            ("recover", "forget"),
-            ("recover", "retain"),
-        ):
-            cells.append(said([one["ends"][method][when][side] for one in parts]))
+        for when in ("unlearn", "recover"):
+            for side in ("forget", "retain"):
+                cells.append(said([one["ends"][method][when][side] for one in parts]))
     return "| " + " | ".join(cells) + " |"
 
 
