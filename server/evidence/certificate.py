@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final
 
-from server.evidence import attested, derived, envelope
+from server.evidence import attested, derived, envelope, later
 from server.evidence.derived import Left
 from server.evidence.envelope import InvalidCertificate
+from server.evidence.later import Later
 from server.evidence.record import Record, Target, to_json
 from server.evidence.serial import plain
 from server.evidence.wording import STATES
@@ -72,6 +73,7 @@ class Facts:
         waiting: Clients that were offline and have yet to carry out the order.
         attestations: What sites signed of the order (`client.attestation`).
         derived: What was derived from what was forgotten, at the coordinator.
+        verifications: What was found since, each by a request of its own.
         issued: When, ISO 8601 in UTC.
     """
 
@@ -89,6 +91,7 @@ class Facts:
     issued: str
     attestations: Sequence[Mapping[str, Any]] = ()
     derived: Sequence[Left] = ()
+    verifications: Sequence[Later] = ()
 
 
 def statement(facts: Facts) -> dict[str, Any]:
@@ -156,6 +159,7 @@ def predicate(facts: Facts, versions: Mapping[str, Any]) -> dict[str, Any]:
         "measures": {name: _scores(told[name]) for name in _MODELS},
         "features": told["features"],
         "verdict": told["verdict"],
+        "verifications": [plain(one) for one in facts.verifications],
         "in_service": record.in_service,
         "order": {**facts.order, "signed": facts.signed},
         "seal": {**plain(vars(facts.seal)), "sha256": facts.seal.hash},
@@ -338,6 +342,7 @@ def sentences(found: Mapping[str, Any]) -> list[str]:
     ]
     if verdict["not_measured"]:
         found_text.append(f"Not measured: {'; '.join(verdict['not_measured'])}.")
+    found_text += later.sentences(told.get("verifications", []))
     found_text.append("Limits: " + " ".join(told["limits"]))
     return [_printable(text) for text in found_text]
 

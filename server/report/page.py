@@ -155,12 +155,31 @@ footer { margin-top: 3rem; padding-top: .8rem; border-top: 1px solid var(--rule)
 {% endif %}
 </section>
 
+{% if later %}
+<section id="later">
+<h2>Judged again</h2>
+<p>Since this request ended, its result was measured again and judged by all that was known then. The verdict above is the request’s own and stays as it was sealed; each verification has a report of its own.</p>
+<div class="narrow">{{ show(later, "Verification", "Verifications of this request, oldest first") }}</div>
+</section>
+{% endif %}
+
+{% if notes %}
+<section id="notes">
+<h2>Notes</h2>
+<ul>
+{% for note in notes %}
+<li>{{ note }}</li>
+{% endfor %}
+</ul>
+</section>
+{% endif %}
+
 {% if accuracy %}
 <section id="accuracy">
 <h2>Accuracy</h2>
 {{ show(accuracy, "Model", "Test data; accuracy in percent" ~ (", difference to Retrained in percent points" if retrained else "")) }}
 {% if forgets %}
-<p class="note"><b>Original</b> is the model before the request, <b>Retrained</b> the yardstick: retrained from scratch without the forget set. <b>Unlearned</b> and <b>Recovered</b> are the request’s two phases, <b>Relearned</b> the model after the data was given back. The forget set is what was to be forgotten, the retain set all the rest; forget and retain accuracy are measured on them.{% if not retrained and not itself %} Retrained was not measured for this request: <code>--compare retrain</code> measures it, at the price of one full training.{% endif %}</p>
+<p class="note"><b>Original</b> is the model before the request, <b>Retrained</b> the yardstick: retrained from scratch without the forget set. <b>Unlearned</b> and <b>Recovered</b> are the request’s two phases, <b>Relearned</b> the model after the data was given back. The forget set is what was to be forgotten, the retain set all the rest; forget and retain accuracy are measured on them.{% if not retrained and not itself %} Retrained was not measured for this request: <code>{{ "efface yardstick" if judged else "--compare retrain" }}</code> {{ "trains some to compare with" if judged else "measures it" }}, at the price of one full training{{ " each" if judged else "" }}.{% endif %}</p>
 {% endif %}
 {% if heldout %}
 <div class="narrow">{{ show(heldout, "Model", "Data that the clients hold out and never train on") }}</div>
@@ -300,7 +319,7 @@ footer { margin-top: 3rem; padding-top: .8rem; border-top: 1px solid var(--rule)
 <h3>Speed-up over retraining</h3>
 <div class="narrow">{{ show(speed_up.table, "Against retraining", "Wall time of retraining divided by wall time of forgetting") }}</div>
 <p class="note">“One request alone” divides retraining’s {{ speed_up.retrain }} by the request’s {{ speed_up.request }}.{% if speed_up.slower %} Below 1× the request took longer than retraining.{% endif %}{% if speed_up.overhead %} It leaves out what training had to pay beforehand. The amortised figures put that in: for <i>q</i> requests they divide <i>q</i> retrainings by the overhead in training ({{ speed_up.overhead }}) plus <i>q</i> requests.{% endif %}</p>
-{% elif forgets and not itself and not only_stock %}
+{% elif forgets and not itself and not only_stock and not judged %}
 <p class="note">Speed-up was not measured: it needs the time of retraining (<code>--compare retrain</code>).</p>
 {% endif %}
 {% if overhead %}
