@@ -435,7 +435,7 @@ class Federation:
 
         Raises:
             BadSetting: If it cannot be; nothing has started.
-            EffaceError: If it cannot be carried out, or all has been forgotten already.
+            EffaceError: If it cannot be carried out.
 
         Example:
             ```python

@@ -318,7 +318,7 @@ def given(options: Iterable[Option], values: Mapping[str, Any]) -> dict[str, Any
 _OF_THE_VERSION: Final = ("seed", "threads", "precision")
 DEMO_METHOD: Final = "quickdrop"
 # What is measured again is measured as the request did; who asks may reach the clients otherwise.
-OF_VERIFY: Final = (
+OF_VERIFY: Final[tuple[str, ...]] = (
     *("data", "max-forget-accuracy", "max-relearning-gap"),
     *("device", "round-timeout", "join-timeout", "engine", "connection", "client-gpus"),
 )

@@ -359,7 +359,7 @@ def _of(then: dict[tuple[int, int], Retraining], one: Retraining) -> ModelScores
     return None if known is None else known.scores
 
 
-def limits_of(values: dict[str, Any]) -> Limits:
+def limits_of(values: Mapping[str, Any]) -> Limits:
     """Return the limits that settings name by their kebab-case keys, the defaults for the rest.
 
     Raises:
