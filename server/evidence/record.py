@@ -78,6 +78,7 @@ class Verifies:
         state: Its own verdict's; None if it had none.
         finished: When it ended, ISO 8601.
         asked_clients: Whether clients measured anything anew; else the coordinator alone did.
+        measured_by: Those that answered.
         notes: What is to be said beside today's verdict.
     """
 
@@ -87,6 +88,7 @@ class Verifies:
     state: State | None = None
     finished: str | None = None
     asked_clients: bool = False
+    measured_by: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
 

@@ -179,7 +179,7 @@ footer { margin-top: 3rem; padding-top: .8rem; border-top: 1px solid var(--rule)
 <h2>Accuracy</h2>
 {{ show(accuracy, "Model", "Test data; accuracy in percent" ~ (", difference to Retrained in percent points" if retrained else "")) }}
 {% if forgets %}
-<p class="note"><b>Original</b> is the model before the request, <b>Retrained</b> the yardstick: retrained from scratch without the forget set. <b>Unlearned</b> and <b>Recovered</b> are the request’s two phases, <b>Relearned</b> the model after the data was given back. The forget set is what was to be forgotten, the retain set all the rest; forget and retain accuracy are measured on them.{% if not retrained and not itself %} Retrained was not measured for this request: <code>{{ "efface yardstick" if judged else "--compare retrain" }}</code> {{ "trains some to compare with" if judged else "measures it" }}, at the price of one full training{{ " each" if judged else "" }}.{% endif %}</p>
+<p class="note"><b>Original</b> is the model before the request, <b>Retrained</b> the yardstick: retrained from scratch without the forget set. <b>Unlearned</b> and <b>Recovered</b> are the request’s two phases, <b>Relearned</b> the model after the data was given back. The forget set is what was to be forgotten, the retain set all the rest; forget and retain accuracy are measured on them.{% if not retrained and not itself %} Retrained was not measured for this request: <code>{{ adds }}</code> measures it, at the price of one full training.{% endif %}</p>
 {% endif %}
 {% if heldout %}
 <div class="narrow">{{ show(heldout, "Model", "Data that the clients hold out and never train on") }}</div>
@@ -238,7 +238,7 @@ footer { margin-top: 3rem; padding-top: .8rem; border-top: 1px solid var(--rule)
 {% elif not curve_measured %}
 <p class="note">The result’s own curve was not measured.</p>
 {% elif not retrained and not itself %}
-<p class="note">Retrained’s curve was not measured; <code>--compare retrain</code> adds it.</p>
+<p class="note">Retrained’s curve was not measured; <code>{{ adds }}</code> adds it.</p>
 {% endif %}
 {% else %}
 <p>Not measured for this request.</p>
@@ -342,7 +342,7 @@ footer { margin-top: 3rem; padding-top: .8rem; border-top: 1px solid var(--rule)
 {% elif itself %}
 <li>The result was retrained from scratch: it is the yardstick, and nothing is left to compare it with. That the data took no part rests on the run, not on these numbers.</li>
 {% else %}
-<li>Without Retrained there is no yardstick: the numbers say how the model changed, not whether it changed as far as it should. <code>--compare retrain</code> measures it.</li>
+<li>Without Retrained there is no yardstick: the numbers say how the model changed, not whether it changed as far as it should. <code>{{ adds }}</code> measures it.</li>
 {% endif %}
 <li>This page tests neither membership inference nor reconstruction of data from the weights.</li>
 <li>It speaks of the new version only.{% if record.base_version %} Version {{ record.base_version }} and every copy of it still carry what was learned from the data.{% endif %}</li>

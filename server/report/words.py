@@ -19,6 +19,7 @@ MODELS = {
     "relearned": "Relearned",
 }
 MINUS = "\N{MINUS SIGN}"
+MOST_NAMES = 10
 _NONE = "\N{EN DASH}"
 _RAISED = str.maketrans(
     "0123456789", "\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079"
@@ -101,7 +102,11 @@ def _about(record: Record) -> list[tuple[str, str]]:
     if about is None:
         return []
     then = "none" if about.state is None else STATES[about.state]
-    by = "the clients and the coordinator" if about.asked_clients else "the coordinator alone"
+    by = "the coordinator alone"
+    if about.asked_clients:
+        names = about.measured_by
+        shown = f" ({', '.join(names)})" if 0 < len(names) <= MOST_NAMES else ""
+        by = f"the clients{shown} and the coordinator"
     return [
         ("Judges again", f"{about.request}, finished {as_time(about.finished)}"),
         ("Its own verdict", then),

@@ -102,6 +102,7 @@ def render(record: Record, later: Sequence[Later] = (), *, linked: bool = False)
         later=later_table(later),
         notes=() if record.verifies is None else record.verifies.notes,
         judged=record.verifies is not None,
+        adds="--compare retrain" if record.verifies is None else "efface yardstick",
         curve_measured=outcome is not None and outcome.curve_mean is not None,
         cost_plot=cost_plot(record),
         costs=cost_table(record),

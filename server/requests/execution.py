@@ -508,7 +508,7 @@ def _verify(work: Work) -> None:
         None,
         training=None,
         class_names=tuple(names),
-        verifies=verification.verifies(subject, asked_clients=asks, notes=notes),
+        verifies=verification.verifies(subject, federation, asked_clients=asks, notes=notes),
     )
     record = measures.of(replace(record, warnings=()))
     kept = records.keep(workspace.home, record)

@@ -300,8 +300,11 @@ def erased_before(subject: Subject) -> dict[str, list[Any]]:
     return {name: list(subject.before.card["erased"][name]) for name in ("classes", "clients")}
 
 
-def verifies(subject: Subject, *, asked_clients: bool, notes: Sequence[str]) -> Verifies:
+def verifies(
+    subject: Subject, federation: GridFederation, *, asked_clients: bool, notes: Sequence[str]
+) -> Verifies:
     """Return what a verification's record says of the request that it is about."""
+    told = [part.answered for part in federation.parts if part.phase == "evaluate"]
     row, verdict = subject.row, subject.record.verdict
     return Verifies(
         request=row.id,
@@ -310,6 +313,7 @@ def verifies(subject: Subject, *, asked_clients: bool, notes: Sequence[str]) -> 
         state=None if verdict is None else verdict.state,
         finished=None if row.finished is None else row.finished.isoformat(),
         asked_clients=asked_clients,
+        measured_by=tuple(sorted({name for answered in told for name in answered})),
         notes=tuple(notes),
     )
 

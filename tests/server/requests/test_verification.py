@@ -14,9 +14,10 @@ from typer.testing import CliRunner
 
 from client.app import app as of_clients
 from server.cli import app
-from server.cli.command import NOT_VERIFIED, USAGE
+from server.cli.command import NOT_VERIFIED, STOPPED, USAGE
 from server.nodes.engines.inline import InlineGrid
 from server.nodes.grid import ClientsMissing, NamedGrid
+from server.requests import features
 from server.requests.attendance import await_clients
 from server.requests.claims import claimed
 from server.requests.intake import Service
@@ -178,7 +179,7 @@ def test_a_verification_is_a_sealed_request_that_leaves_the_one_it_is_about_as_i
     mine = record(own, "r0004")
     assert (found["verification"], mine["kind"], mine["model_version"]) == ("r0004", "verify", None)
     assert (mine["asked_by"], mine["why"]) == ("Auditor", "Yearly")
-    assert mine["command"] == "efface verify r0003"
+    assert mine["command"] == "efface verify r0003 --engine inline"
     about = mine["verifies"]
     assert (about["request"], about["version"], about["state"]) == ("r0003", "v0003", "not-shown")
     assert (about["asked_clients"], about["notes"]) == (False, found["notes"])
@@ -210,7 +211,9 @@ def test_a_verification_is_a_sealed_request_that_leaves_the_one_it_is_about_as_i
     )
 
 
-def test_what_a_client_held_is_measured_again_by_the_clients(own: Path) -> None:
+def test_what_a_client_held_is_measured_again_by_the_clients(
+    own: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     done(own, "forget", "--client", "client-1", "--method", "sga", "--trial")
     kept = record(own, "r0003")
     done(own, "yardstick", "--client", "client-1", "--count", "3")
@@ -218,8 +221,17 @@ def test_what_a_client_held_is_measured_again_by_the_clients(own: Path) -> None:
     refused = run(own, "verify", "r0003", "--unrecorded")
     assert refused.exit_code == USAGE
     assert "leave --unrecorded out" in refused.stderr
+    # Stopped on the way, it goes on: no client is asked twice for the same.
+    asked: list[str] = []
+    monkeypatch.setattr(InlineGrid, "push_messages", noting(InlineGrid.push_messages, asked))
+    with monkeypatch.context() as stop:
+        stop.setattr(features, "measured", stopped)
+        assert run(own, "verify", "r0003").exit_code == STOPPED
+    assert asked == ["evaluate.heldout"] * 2 * 5  # two clients; Original, the result, the three
+    asked.clear()
     found = json.loads(run(own, "verify", "r0003", "--json").stdout)
     assert (found["verification"], found["asked_clients"]) == ("r0005", True)
+    assert asked == []
     for name in ("original", "recovered"):
         assert found[name]["heldout"] == kept[name]["heldout"]
         assert found[name]["forget_accuracy"] == kept[name]["forget_accuracy"]
@@ -228,12 +240,25 @@ def test_what_a_client_held_is_measured_again_by_the_clients(own: Path) -> None:
     verdict = found["verdict"]
     assert (verdict["retrainings"], verdict["false_alarms"]) == (3, 0.05)
     assert found["recorded"] == kept["verdict"]
-    assert {one["client"] for one in record(own, "r0005")["participation"]} == {
-        "client-0",
-        "client-1",
-    }
-    # A run that was stopped goes on: nothing that was answered is asked again.
-    assert not list((own / "runs" / "r0005").glob("journal*"))
+    assert record(own, "r0005")["verifies"]["measured_by"] == ["client-0", "client-1"]
+    assert not (own / "runs" / "r0005" / "journal").exists()
+    page = (own / "reports" / "r0005.html").read_text()
+    assert "the clients (client-0, client-1) and the coordinator" in page
+
+
+def noting(push: Any, asked: list[str]) -> Any:
+    """Return what sends messages and notes what they are called."""
+
+    def noted(grid: InlineGrid, messages: Any) -> Any:
+        sent = list(messages)
+        asked.extend(message.metadata.message_type for message in sent)
+        return push(grid, sent)
+
+    return noted
+
+
+def stopped(*_: Any) -> Any:
+    raise KeyboardInterrupt
 
 
 def test_of_clients_that_are_away_it_is_said_who_and_why_nothing_is_measured(own: Path) -> None:
@@ -270,7 +295,7 @@ def test_where_only_clients_have_data_they_measure_classes_as_well(tmp_path: Pat
     assert found["verdict"] == kept["verdict"]
     assert [one["number"] for one in found["stock"]] == [0, 1]
     shown = (home / "reports" / "r0004.html").read_text()
-    assert "the clients and the coordinator" in shown
+    assert "the clients (client-0, client-1) and the coordinator" in shown
 
 
 def test_retrained_models_can_be_added_for_what_is_forgotten_but_not_for_what_was_before(
