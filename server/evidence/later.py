@@ -33,6 +33,20 @@ class Later:
     record_sha256: str | None = None
 
 
+def otherwise(own: str | None, found: Sequence[Mapping[str, Any]]) -> str | None:
+    """Return what the newest verification says, where that is another verdict than a request's own.
+
+    Args:
+        own: State of the request's verdict.
+        found: The verifications as JSON, oldest first.
+    """
+    known = [one for one in found if one["state"] is not None]
+    if not known or known[-1]["state"] == own:
+        return None
+    one = known[-1]
+    return f"Judged again since, by {one['request']}: {STATES[one['state']]}"
+
+
 def sentences(found: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return a sentence for each verification, from its JSON."""
     return [

@@ -135,6 +135,9 @@ footer { margin-top: 3rem; padding-top: .8rem; border-top: 1px solid var(--rule)
 <main>
 <section class="verdict {{ verdict.tone }}" aria-label="Verdict">
 <p class="stamp">{{ verdict.label }}</p>
+{% if otherwise %}
+<p class="stamp"><span class="tone-open">{{ otherwise }}</span></p>
+{% endif %}
 <p class="sentence">{{ verdict.sentence }}</p>
 {% if facts %}
 <dl class="facts first">

@@ -10,9 +10,10 @@ from pathlib import Path
 from jinja2 import Environment, StrictUndefined
 
 from client.files import write_atomic
-from server.evidence.later import Later
+from server.evidence.later import Later, otherwise
 from server.evidence.participation import remarks
 from server.evidence.record import Record
+from server.evidence.serial import plain
 from server.report.channels import channel_section
 from server.report.features import at_clients, feature_sentence, feature_table, why_no_features
 from server.report.later import later_table
@@ -100,6 +101,9 @@ def render(record: Record, later: Sequence[Later] = (), *, linked: bool = False)
         itself=is_yardstick(record),
         only_stock=record.kind == "yardstick",
         later=later_table(later),
+        otherwise=otherwise(
+            None if record.verdict is None else record.verdict.state, plain(list(later))
+        ),
         notes=() if record.verifies is None else record.verifies.notes,
         judged=record.verifies is not None,
         adds="--compare retrain" if record.verifies is None else "efface yardstick",

@@ -189,13 +189,16 @@ def test_a_verification_is_a_sealed_request_that_leaves_the_one_it_is_about_as_i
     assert record(own, "r0003") == before
     assert (own / "versions" / "v0003" / "card.json").read_bytes() == version
     assert "r0004 judged r0003 again: class 3 forgotten" in done(own, "show", "r0004").stdout
-    page = (own / "reports" / "r0004.html").read_text()
-    assert "<h1>Judged again: forget class 3</h1>" in page
-    assert "r0003, finished 20" in page
+    text = (own / "reports" / "r0004.html").read_text()
+    assert "<h1>Judged again: forget class 3</h1>" in text
+    assert "r0003, finished 20" in text
+    assert "Judged again since" not in text
     assert json.loads(done(own, "audit", "--json").stdout)["verified"]
     # A certificate made from now on says so, whoever reads it.
-    path, key = str(own.parent / "c.json"), own.parent / "key"
-    done(own, "certificate", "r0003", "-o", path)
+    path, key, html = str(own.parent / "c.json"), own.parent / "key", own.parent / "c.html"
+    done(own, "certificate", "r0003", "-o", path, "--html", str(html))
+    for page in (own / "reports" / "r0003.html", html):
+        assert "Judged again since, by r0004: passed" in page.read_text()
     key.write_text(done(own, "key").stdout)
     told = json.loads(done(own, "certificate", "verify", path, "--key", str(key), "--json").stdout)
     (one,) = told["statement"]["predicate"]["verifications"]
