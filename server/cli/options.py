@@ -2,6 +2,8 @@
 
 A table, not a look into `server.settings`: that module brings torch along, and `efface --help` must
 answer at once. A test compares every key, type and default with `RunSettings`.
+
+It is long because every setting has its sentence here.
 """
 
 from collections.abc import Iterable, Mapping

@@ -8,6 +8,8 @@ A statement holds what a request's record says of the whole: no weights, no upda
 path of the coordinator's machine, and no number of one client's own but what it attests: in how
 many of its synthetic sets it destroyed something. Where one client alone is forgotten, the accuracy
 on its held-out data is the evidence, and is there.
+
+It is long because what is stated, and what is checked of a file, are one form.
 """
 
 import re
