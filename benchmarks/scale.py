@@ -10,9 +10,9 @@ row is a process of its own:
     python benchmarks/scale.py --model resnet18 --clients 10 100 1000
     python benchmarks/scale.py --stragglers
 
-In the first round nodes are asked what they hold, too; the others' seconds are their median, by the
-clock and as processor time of the coordinator's process. Memory is the most that this process had
-(peak RSS), on the engine "ray" without Ray's own processes.
+In the first round nodes are asked what they hold, too, and Ray's processes start; the others'
+seconds are their median, by the clock and as processor time of the coordinator's process. Memory is
+the most that this process had (peak RSS), on the engine "ray" without Ray's own processes.
 
 With `--stragglers`, 100 clients on the engine "inline" take their time: 0.2 s in the middle, with a
 long tail (lognormal, sigma 1), drawn anew for every client and round. Twenty of them are drawn a
@@ -29,7 +29,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 from typing import Any, Final
@@ -59,7 +58,7 @@ from client.seeds import generator  # noqa: E402
 from client.steps.measuring import Describe  # noqa: E402
 from client.steps.training import Fit  # noqa: E402
 from server.nodes.engines.inline import InlineGrid  # noqa: E402
-from server.nodes.engines.ray import run_on_ray, under_way  # noqa: E402
+from server.nodes.engines.ray import RayGrid  # noqa: E402
 from server.nodes.federation import GridFederation, Round  # noqa: E402
 from server.nodes.grid import LOCAL_POLL_SECONDS, NamedGrid  # noqa: E402
 from server.nodes.naming import name_by_partition  # noqa: E402
@@ -216,20 +215,9 @@ def measured(
 
 def row(asked: argparse.Namespace) -> dict[str, Any]:
     """Measure one number of clients in this process."""
-    found: list[list[tuple[float, float]]] = []
-    if asked.engine == "inline":
-        with InlineGrid(app, asked.row) as grid:
-            found.append(measured(grid, asked, grid.under_way)[0])
-    else:
-        run_on_ray(
-            app,
-            lambda grid: found.append(measured(grid, asked, under_way())[0]),
-            num_clients=asked.row,
-            environment={},
-            cpus=1,
-            stop=threading.Event(),
-        )
-    (spent,) = found
+    kind = InlineGrid if asked.engine == "inline" else RayGrid
+    with kind(app, asked.row) as grid:
+        spent, _ = measured(grid, asked, grid.under_way)
     return {
         "clients": asked.row,
         "first": spent[0][0],

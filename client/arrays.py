@@ -1,9 +1,11 @@
-"""The numbers of Flower's arrays, read where they lie.
+"""The numbers of Flower's arrays, read where they lie and written in one piece.
 
 `Array.numpy()` has Python's parser read the header of every array of every reply, and copies what
-follows it. Most headers are those that numpy writes for the form that the array says it has.
+follows it; `Array(numbers)` makes that header anew and copies the numbers twice. Most headers are
+those that numpy writes for the form that the array says it has.
 """
 
+import io
 import math
 import threading
 from functools import lru_cache
@@ -12,6 +14,7 @@ from typing import Any, Final
 import numpy as np
 from flwr.app import Array
 from flwr.common.constant import SType
+from numpy.lib.format import dtype_to_descr, write_array_header_1_0
 
 Numbers = np.ndarray[Any, np.dtype[Any]]
 
@@ -31,6 +34,27 @@ def numbers(array: Array) -> Numbers:
         return found
     with _READING:
         return array.numpy()
+
+
+def written(found: Numbers) -> Array:
+    """Return what `Array(found)` is, byte for byte.
+
+    Args:
+        found: Of any shape and of a dtype without objects.
+    """
+    if not found.flags.c_contiguous or found.dtype.hasobject:
+        return Array(found)
+    data = b"".join((_written_header(found.dtype, found.shape), found.data))
+    return Array(str(found.dtype), found.shape, SType.NUMPY, data)
+
+
+@lru_cache(maxsize=4096)
+def _written_header(dtype: "np.dtype[Any]", shape: tuple[int, ...]) -> bytes:
+    """Return what `numpy.save` writes before an array whose last dimension lies together."""
+    header = io.BytesIO()
+    form = {"descr": dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    write_array_header_1_0(header, form)
+    return header.getvalue()
 
 
 def as_said(array: Array) -> Numbers | None:

@@ -19,9 +19,11 @@ class EffaceError(Exception):
     Attributes:
         code: What kind of error it is, for programs; every class has its own.
         see: Command that shows what would have been right, if there is one.
+        remedy: What the message says to do next, where a program is told that by itself.
     """
 
     code: ClassVar[str] = "error"
+    remedy: str = ""
 
     def __init__(self, message: str = "", *, see: str = "") -> None:
         super().__init__(message)
@@ -65,7 +67,7 @@ class StoreError(EffaceError):
 
 
 class NoSyntheticSet(StoreError):
-    """A node has no synthetic images of the training that a request needs."""
+    """A node has no synthetic examples of the training that a request needs."""
 
     code = "no-synthetic-set"
 

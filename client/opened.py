@@ -124,7 +124,8 @@ class Node:
         """
         spec = self.settings.model_spec
         network = loaded(spec, wire.tensors(self.arrays))
-        network.to(self.device)
+        if self.device.type != "cpu":
+            network.to(self.device)
         if self.device.type == "cuda" and not any(
             isinstance(module, nn.GroupNorm) for module in network.modules()
         ):

@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
+from functools import lru_cache
 from typing import Any, Final, Self, cast
 
 from flwr.app import ConfigRecord
@@ -128,12 +129,10 @@ class Settings:
         """
         rest = dict(config)
         values: dict[str, Any] = {}
-        for spec in fields(cls):
+        for key, spec in _keys(cast(Any, cls), prefix):
             if "part" in spec.metadata:
                 values[spec.name] = _part(rest, spec, prefix)
-                continue
-            key = prefix + spec.name.replace("_", "-")
-            if key in rest:
+            elif key in rest:
                 values[spec.name] = _checked(
                     key, rest.pop(key), cast(type, spec.type), spec.metadata
                 )
@@ -161,6 +160,12 @@ class Settings:
             elif value is not None:
                 config.update(value.config(prefix=prefix + spec.metadata["prefix"]))
         return config
+
+
+@lru_cache(maxsize=256)
+def _keys(cls: type[Settings], prefix: str) -> tuple[tuple[str, "Field[Any]"], ...]:
+    """Return a group's fields, each with its key: the same for every message."""
+    return tuple((prefix + spec.name.replace("_", "-"), spec) for spec in fields(cls))
 
 
 def _part(config: dict[str, Any], spec: "Field[Any]", prefix: str) -> Any:

@@ -1,4 +1,4 @@
-"""Show a site's operator what the node's store holds: the contact sheet of synthetic images.
+"""Show a site's operator what the node's store holds: the contact sheet of synthetic examples.
 
 Synthetic images resemble real ones closely, so they are personal data. This page is for the
 site alone: it is written for its owner only, and no message of the node ever carries it. In the
@@ -89,14 +89,14 @@ img { display: block; image-rendering: pixelated; max-width: 100%; height: auto;
 <main>
 <p class="over">Efface · site report</p>
 <h1>{{ node }}</h1>
-<p class="warning"><b>For this site only.</b> The images below are synthetic, but they were made
-from this site’s data and resemble it closely: treat them as personal data. The node never sends
-them, and neither should you.</p>
+<p class="warning"><b>For this site only.</b> The examples that the store holds are synthetic,
+but they were made from this site’s data and resemble it closely: treat them as personal data. The
+node never sends them, and neither should you.</p>
 <h2>What the store holds</h2>
 {% if counts %}
 <div class="scroll"><table>
-<thead><tr><th scope="col">Class</th><th scope="col">real images</th>
-<th scope="col">synthetic images</th></tr></thead>
+<thead><tr><th scope="col">Class</th><th scope="col">real examples</th>
+<th scope="col">synthetic examples</th></tr></thead>
 <tbody>
 {% for name, real, synthetic in counts %}
 <tr{% if loop.last %} class="total"{% endif %}><th scope="row">{{ name }}</th>
@@ -109,14 +109,15 @@ them, and neither should you.</p>
 {{ listing(tombstones) }}
 <h2>Requests applied here</h2>
 {{ listing(requests) }}
-<h2>Synthetic images</h2>
+<h2>Synthetic examples</h2>
 {% for sheet in sheets %}
 <h3>Class {{ sheet.name }} <span>{% if sheet.shown < sheet.count %}The first {{ sheet.shown }} of
 {{ sheet.count }}{% else %}{{ sheet.count }}{% endif %}</span></h3>
 <img src="data:image/png;base64,{{ sheet.png }}" width="{{ sheet.width }}"
- alt="{{ sheet.shown }} synthetic images of class {{ sheet.name }}">
+ alt="{{ sheet.shown }} synthetic examples of class {{ sheet.name }}">
 {% else %}
-<p>The store holds no synthetic images.</p>
+<p>{% if counts and counts[-1][2] %}They are no images of 1 or 3 channels, and are not shown.
+{%- else %}The store holds no synthetic examples.{% endif %}</p>
 {% endfor %}
 </main>
 </body>
@@ -136,15 +137,16 @@ def write_site_report(
     requests: Sequence[Mapping[str, Any]] = (),
     max_per_class: int = 100,
 ) -> Path:
-    """Write the page that shows a site's own synthetic images, whole or not at all, mode 0600.
+    """Write the page that shows a site's own synthetic examples, whole or not at all, mode 0600.
 
     Args:
         path: The file to write or replace. Its folder must exist.
-        images: Synthetic images `(N, C, H, W)`, C 1 or 3, any device, float. Pixels in [0, 1], not
-            normalised; what lies outside is clipped. N may be 0.
+        images: Synthetic examples `(N, ...)`, any device, float; N may be 0. Those that are images,
+            `(N, C, H, W)`, C 1 or 3, are shown: pixels in [0, 1], not normalised; what lies outside
+            is clipped. Others are counted.
         labels: Classes `(N,)` int64, at least 0.
         node: The node's name, as the operator knows it.
-        real_counts: Real images the site holds, by class.
+        real_counts: Real examples the site holds, by class.
         class_names: Name of class k at index k; a class without a name is shown by its number.
         tombstones: Rows of a table; its columns are the keys, in the order they first occur.
         requests: The same, of requests this node has applied.
@@ -157,16 +159,14 @@ def write_site_report(
         BadSetting: If a shape does not fit, or a pixel is not finite.
         OSError: If the file cannot be written.
     """
-    if images.ndim != 4 or images.shape[1] not in (1, 3):
-        raise BadSetting(f"images must be (N, 1 or 3, H, W), got {tuple(images.shape)}")
     if labels.shape != images.shape[:1]:
         raise BadSetting(
-            f"labels must be one an image, got {tuple(labels.shape)} for {len(images)} images"
+            f"labels must be one an example, got {tuple(labels.shape)} for {len(images)} examples"
         )
     if max_per_class < 1:
         raise BadSetting(f"max_per_class must be at least 1, got {max_per_class}")
     if not bool(torch.isfinite(images).all()):
-        raise BadSetting("images must be finite, got NaN or infinity; check the store")
+        raise BadSetting("examples must be finite, got NaN or infinity; check the store")
 
     def name(label: int) -> str:
         return class_names[label] if class_names and label < len(class_names) else str(label)
@@ -180,7 +180,7 @@ def write_site_report(
     if counts:
         counts.append(("total", sum(real_counts.values()), len(labels)))
     sheets = []
-    for label, count in synthetic.items():
+    for label, count in synthetic.items() if are_images(images) else ():
         chosen = images[(labels == label).to(images.device)][:max_per_class]
         sheet = _montage(chosen)
         sheets.append(
@@ -201,6 +201,11 @@ def write_site_report(
     )
     write_atomic(path, page.encode())
     return path
+
+
+def are_images(examples: Tensor) -> bool:
+    """Return whether examples can be shown: `(N, C, H, W)`, C 1 or 3."""
+    return examples.ndim == 4 and examples.shape[1] in (1, 3)
 
 
 def _montage(images: Tensor) -> Tensor:

@@ -207,7 +207,7 @@ class Store:
         most, known = self.policy.synthetic, self._lineages()
         if lineage not in known and len(known) >= most.lineages:
             raise PolicyRefused(
-                f"trainings with synthetic images must be at most {most.lineages} at "
+                f"trainings with synthetic examples must be at most {most.lineages} at "
                 f"{self.policy.name}, got one more; its operator destroys those of one that is no "
                 "longer used: efface store destroy STORE --lineage NAME"
             )
@@ -217,9 +217,9 @@ class Store:
         new = 0 if images is None else 4 * images.numel()
         if held + new > most.quota_mb * 2**20:
             raise PolicyRefused(
-                f"synthetic images must take at most {most.quota_mb} MB at {self.policy.name}, got "
-                f"{(held + new) / 2**20:.0f}; take a larger scale, or its operator destroys some: "
-                "efface store destroy STORE"
+                f"synthetic examples must take at most {most.quota_mb} MB at {self.policy.name}, "
+                f"got {(held + new) / 2**20:.0f}; take a larger scale, or its operator destroys "
+                "some: efface store destroy STORE"
             )
 
     def destroy(self, lineage: str | None = None, classes: tuple[int, ...] | None = None) -> int:

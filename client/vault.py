@@ -280,7 +280,7 @@ class Vault:
         except (KeyError, TypeError, ValueError, AttributeError, binascii.Error) as error:
             raise StoreError(
                 f"{path} must hold this store's keys, got {error!r}; restore it, or run "
-                "`efface store destroy`: without it the synthetic images cannot be read"
+                "`efface store destroy`: without it the synthetic examples cannot be read"
             ) from error
 
 

@@ -18,7 +18,7 @@ import torch
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from torch import Tensor
 
-from client.arrays import numbers
+from client.arrays import numbers, written
 from client.errors import BadSetting, CodeMismatch, Diverged, EffaceError
 from client.messages import Common, Declaration, ForgetSpec
 from client.packing import unpacked
@@ -209,4 +209,4 @@ def _parameters(state: Mapping[str, Tensor], like: Mapping[str, Form]) -> ArrayR
 
 
 def _array(tensor: Tensor) -> Array:
-    return Array(tensor.detach().cpu().contiguous().numpy())
+    return written(tensor.detach().cpu().contiguous().numpy())

@@ -771,7 +771,7 @@ class Federation:
     def _weights(self, row: VersionRow, allowed: Sequence[str] = ()) -> Arrays:
         home, ledger = opened(str(self._home))
         with ledger:
-            derived.check_use(ledger, row, allowed)
+            derived.check_use(ledger, row, allowed, by=derived.by_argument)
             return Registry(home, ledger, sweep=False).load(row)[0]
 
     def _page(self, request: str, path: Path | None) -> Path:

@@ -183,7 +183,8 @@ class Version:
                 forgotten.
         """
         home, ledger = opened(str(self._federation._home))
-        derived.check_use(ledger, self._row, self._allowed(allow_forgotten))
+        allowed = self._allowed(allow_forgotten)
+        derived.check_use(ledger, self._row, allowed, by=derived.by_argument)
         return exporting.export(home, ledger, self._row, Path(path), force=force).path
 
     def yardstick(

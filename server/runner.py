@@ -4,7 +4,6 @@ import json
 import logging
 import os
 import tempfile
-import threading
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from datetime import datetime
@@ -19,6 +18,8 @@ from client import wire
 from client.errors import EffaceError, kind_of
 from client.operator import pace
 from client.steps.measuring import Describe
+from client.task_folders import TASKS
+from server.evidence.measures import measuring_device
 from server.evidence.record import Costs, Record, to_json
 from server.nodes import database
 from server.nodes.engines import superlink
@@ -77,10 +78,8 @@ def run(settings: RunSettings, listener: Listener) -> Record:
         service = Service.open(home)
         service.ledger.interrupt_running(GONE)
         request = service.prepare(settings)
-        if settings.engine == "inline":
-            return _inline(service, request, settings, listener)
-    if settings.engine == "ray":
-        return _ray(home, request, settings, listener)
+        if settings.simulated:
+            return _simulated(service, request, settings, listener)
     return _superlink(home, request.row, settings, listener)
 
 
@@ -155,60 +154,38 @@ def plan(settings: RunSettings) -> dict[str, Any]:
     return Service(home, ledger, Registry(home, ledger, sweep=False)).plan(settings)
 
 
-def _inline(
+def _simulated(
     service: Service, request: ResolvedRequest, settings: RunSettings, listener: Listener
 ) -> Record:
     from client.app import app
-    from server.nodes.engines.inline import InlineGrid
+    from server.nodes.engines.inline import InlineGrid, side_by_side
+    from server.nodes.engines.ray import RayGrid
 
-    stored = request.settings
+    stored, stores = request.settings, str(service.home.clients)
     node: dict[str, bool | float | int | str] = {}
-    directory = settings.data_dir or stored.data_dir
+    directory = settings.data_dir or stored.data_dir or os.environ.get("EFFACE_DATA_DIR")
     if directory:
-        node["data-dir"] = directory
-    os.environ["EFFACE_STORE"] = str(service.home.clients)
-    with InlineGrid(app, stored.num_clients, node_config=node) as inner:
+        node["data-dir"] = str(Path(directory).resolve())
+    simulated: InlineGrid | RayGrid
+    if settings.engine == "ray":
+        simulated = RayGrid(
+            app,
+            stored.num_clients,
+            node_config=node,
+            environment={"EFFACE_STORE": stores, TASKS: str(service.home.tasks.resolve())},
+            cpus=stored.threads,
+            gpus=settings.client_gpus,
+        )
+    else:
+        os.environ["EFFACE_STORE"] = stores
+        workers = side_by_side(measuring_device(stored.device).type)
+        simulated = InlineGrid(app, stored.num_clients, node_config=node, workers=workers)
+    with simulated as inner:
         grid = NamedGrid(inner, settings.round_timeout, LOCAL_POLL_SECONDS)
         grid.under_way = inner.under_way
         told = _with_events(service.home, request.row, listener)
         grid.on_answers = told.answers
         return service.execute(request, grid, told)
-
-
-def _ray(home: Home, request: ResolvedRequest, settings: RunSettings, listener: Listener) -> Record:
-    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
-    from client.app import app
-    from server.nodes.engines.ray import run_on_ray
-    from server.nodes.engines.ray import under_way as ray_under_way
-
-    stored, stop = request.settings, threading.Event()
-    found: list[Record] = []
-
-    def work(grid: Grid) -> None:
-        # The lock belongs to a thread: the one that works takes it.
-        with home.lock(LOCK_SECONDS):
-            service = Service.open(home)
-            named = NamedGrid(grid, settings.round_timeout, LOCAL_POLL_SECONDS, stop=stop)
-            named.under_way = ray_under_way()
-            told = _with_events(home, request.row, listener)
-            named.on_answers = told.answers
-            named_first = partial(name_nodes, named, service, request)
-            found.append(service.execute(request, named, told, named_first))
-
-    environment = {"EFFACE_STORE": str(home.clients)}
-    directory = settings.data_dir or stored.data_dir or os.environ.get("EFFACE_DATA_DIR", "")
-    if directory:
-        environment["EFFACE_DATA_DIR"] = str(Path(directory).resolve())
-    run_on_ray(
-        app,
-        work,
-        num_clients=stored.num_clients,
-        environment=environment,
-        cpus=stored.threads,
-        gpus=settings.client_gpus,
-        stop=stop,
-    )
-    return found[0]
 
 
 def _superlink(home: Home, row: RequestRow, settings: RunSettings, listener: Listener) -> Record:

@@ -15,6 +15,7 @@ from typing import Any, Final
 from client.data import datasets, source
 from client.data.splits import Data
 from client.errors import BadSetting
+from client.learning.distillation import REAL, START, STARTS
 from client.learning.images import IMAGES, ImageTask
 from client.learning.models import NAMES as MODEL_NAMES
 from client.learning.models import ModelSpec, identified
@@ -98,6 +99,7 @@ class RunSettings(Settings):
 
     # Distillation in situ
     scale: int = setting(at_least(0), 10)  # s; 0 for none
+    image_start: str = setting(one_of(*STARTS), START)
     image_lr: float = setting(positive(), 0.1)  # eta_S
     image_steps: int = setting(at_least(1), 1)  # varsigma_S
     image_momentum: float = setting(between(0.0, 0.999), 0.5)
@@ -480,6 +482,7 @@ TRAINING: Final = frozenset(
         "keep-updates",
         "secure-aggregation",
         "scale",
+        "image-start",
         "image-lr",
         "image-steps",
         "image-momentum",
@@ -545,6 +548,8 @@ def essence(settings: Mapping[str, Any]) -> dict[str, Any]:
         ways.append("clients")  # which rows of old do not have
     if not settings.get("over-select"):
         ways.append("over-select")
+    if settings.get("image-start", REAL) == REAL:
+        ways.append("image-start")
     if settings.get("mode") != "yardstick":
         ways.append("count")  # likewise
     if not settings.get("verifies"):

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -28,6 +29,25 @@ SPREAD = frozenset(
         "tests/test_supervisor.py",
     }
 )
+
+
+# What a shell may say of a home, and what a run puts there. Of Flower's own, see test_cli.
+SURROUNDINGS = ("EFFACE_HOME", "EFFACE_STORE", "EFFACE_DATA_DIR", "EFFACE_DATABASE_URL")
+
+
+def without_surroundings() -> Iterator[None]:
+    """Keep the shell's settings of a home from tests, and those that a run leaves from the next."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in SURROUNDINGS:
+            # Set and then removed, so that what a run puts there is undone as well.
+            patch.setenv(name, "")
+            patch.delenv(name)
+        yield
+
+
+# For `pytest.mark.usefixtures`: around each test, or around a module whose tests share a home.
+surroundings = pytest.fixture(without_surroundings)
+shared_surroundings = pytest.fixture(without_surroundings, scope="module")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -16,6 +16,7 @@ from client.data.datasets import Data, Examples
 from client.data.source import check_site, is_own
 from client.data.whole import whole
 from client.errors import BadSetting, DataError
+from client.learning.spec import ModelSpec
 from client.messages import Common, ForgetSpec
 from client.policy import Policy, PolicyRefused
 from client.seeds import derive, generator
@@ -121,7 +122,7 @@ def open_site(settings: Common, node: NodeConfig, policy: Policy | None = None) 
     own = node.get("data")
     if own:
         data = _own_data(task, str(own), data_dir)
-        _check_fit(data, task, policy)
+        _check_fit(data, settings.model_spec, policy)
         index, split_seed = torch.arange(len(data.train.labels)), 0
         if data.validation is not None:
             heldout = Part(data.validation, torch.arange(len(data.validation.labels)))
@@ -144,7 +145,7 @@ def open_site(settings: Common, node: NodeConfig, policy: Policy | None = None) 
                 see="efface data list",
             )
         data = whole(task, simulation.dataset, data_dir)
-        _check_fit(data, task, policy)
+        _check_fit(data, settings.model_spec, policy)
         index, split_seed = _share(simulation, task, data_dir, node), simulation.partition_seed
     share = policy.data.holdout if policy.is_real else settings.holdout
     num_heldout = int(share * len(index))
@@ -210,11 +211,17 @@ def _say(notes: tuple[str, ...]) -> None:
         log.warning("the node's data: %s", note)
 
 
-def _check_fit(data: Data, task: Task, policy: Policy) -> None:
+def _check_fit(data: Data, spec: ModelSpec, policy: Policy) -> None:
     """Refuse data that are not what the task says, and a task for other data than a site has."""
-    if not policy.is_real:
+    task = spec.task
+    if policy.is_real:
+        _check_policy(data, task, policy)
+    if spec.base not in data.fits:
         task.checked(data)
-        return
+        data.fits.add(spec.base)
+
+
+def _check_policy(data: Data, task: Task, policy: Policy) -> None:
     if task.num_classes != data.num_classes:
         raise PolicyRefused(
             f"model-classes must be {data.num_classes}, as {policy.name} has, got "
@@ -226,7 +233,6 @@ def _check_fit(data: Data, task: Task, policy: Policy) -> None:
         raise PolicyRefused(
             f"examples must be {shape}, as {policy.name} has them, got {task.input_shape}"
         )
-    task.checked(data)
 
 
 def forget_mask(labels: Tensor, spec: ForgetSpec, client: str) -> Tensor:

@@ -5,7 +5,7 @@ Shapes: N images, C channels, H rows, W columns.
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -146,6 +146,8 @@ class Data:
         std: Of images: standard deviation of pixels / 255, one a channel. Positive.
         class_names: Name of class k at index k; its number where the source has no names.
         notes: What a person should know of how the source was read.
+        fits: Models whose task found that these data are its own: a process that answers a
+            thousand messages goes through all examples once.
     """
 
     train: Examples
@@ -157,6 +159,7 @@ class Data:
     std: tuple[float, ...] = ()
     class_names: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    fits: set[Any] = field(default_factory=set, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.test is None:

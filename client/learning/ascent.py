@@ -4,7 +4,10 @@ Wu et al., "Federated Unlearning: Guarantee the Right of Clients to Forget", 202
 states it (Dhasade et al. 2024, Algorithm 1, line 14).
 
 Departs from the paper: can stop at a given loss of each class, and can leave the last layer,
-or the first, as it is.
+or the first, as it is. Where no loss can be given at which to stop, the ascent can be held by
+clipped gradients and in a ball around where it began, as projected gradient ascent is:
+Halimi, Kadhe, Rawat, Baracaldo, "Federated Unlearning: How to Efficiently Erase a Client in FL?",
+2022, https://arxiv.org/abs/2207.05521.
 """
 
 import math
@@ -31,10 +34,12 @@ def ascend(
     freeze: Iterable[nn.Module] = (),
     loss: Loss | None = None,
     least: int = 1,
+    clip: float = 0.0,
+    radius: float = 0.0,
 ) -> Trained:
     """Raise the loss on the forget data, in place.
 
-        w <- w + lr * grad L(w; B)
+        w <- project(w + lr * clip(grad L(w; B)))
 
     Args:
         model: From inputs to outputs `(B, K)`.
@@ -51,6 +56,8 @@ def ascend(
         loss: Of each example, where the task has one of its own; else cross-entropy.
         least: Images behind a step, at least: of every class that is ascended with, where classes
             have depths of their own.
+        clip: Longest gradient of a step, over all weights as one vector; 0 for any.
+        radius: Farthest from where it began, as a share of the weights' length there; 0 for any.
 
     Returns:
         Steps, images and mean loss.
@@ -64,6 +71,7 @@ def ascend(
     model.train()
     still(freeze)
     weights = [p for p in model.parameters() if p.requires_grad]
+    centre = [weight.detach().clone() for weight in weights] if radius else []
     depths = torch.tensor(target_losses, device=images.device) if target_losses else None
     losses: list[float] = []
     samples = num_steps = 0
@@ -90,8 +98,12 @@ def ascend(
                 break
             total = each[ascending].mean()
         gradients = torch.autograd.grad(total, weights)
+        if clip:
+            gradients = _shortened(gradients, clip)
         with torch.no_grad():
             torch._foreach_add_(list[Tensor](weights), gradients, alpha=lr)
+            if centre:
+                _project(weights, centre, radius * _length(centre))
         num_steps += 1
     return Trained(num_steps, samples, sum(losses) / len(losses))
 
@@ -106,3 +118,26 @@ def _below(losses: Tensor, labels: Tensor, depths: Tensor) -> Tensor:
     sums = torch.zeros_like(depths).index_add_(0, labels, losses.detach().to(depths.dtype))
     counts = torch.bincount(labels, minlength=len(depths))
     return (sums < depths * counts)[labels]
+
+
+def _length(parts: Sequence[Tensor]) -> float:
+    """Return the length of tensors taken as one vector."""
+    return math.sqrt(sum(float(part.double().square().sum()) for part in parts))
+
+
+def _shortened(parts: Sequence[Tensor], most: float) -> tuple[Tensor, ...]:
+    """Return tensors that are at most so long as one vector."""
+    length = _length(parts)
+    if length <= most:
+        return tuple(parts)
+    return tuple(part * (most / length) for part in parts)
+
+
+def _project(weights: Sequence[Tensor], centre: Sequence[Tensor], most: float) -> None:
+    """Put weights that are farther than `most` from the centre on the ball around it."""
+    offsets = [weight - start for weight, start in zip(weights, centre, strict=True)]
+    if _length(offsets) <= most:
+        return
+    offsets = list(_shortened(offsets, most))
+    for weight, start, offset in zip(weights, centre, offsets, strict=True):
+        weight.copy_(start + offset)

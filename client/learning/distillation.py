@@ -39,15 +39,27 @@ from client.learning.training import enough, minibatches
 from client.store import SyntheticSet
 
 EPSILON: Final = 1e-6
+REAL, NOISE = STARTS = ("real", "noise")
+START: Final = REAL  # unless a training is told; pyproject and `--help` say the same, tested
 # Work of one synthetic image in a matching step against one real image in a training step, in
 # passes: forward, backward with graph, and double backward against forward and backward.
 MATCHING_COST: Final = 3.0
 
 
 def initialise(
-    site: Site, keep: Tensor, scale: int, generator: torch.Generator, *, least: int = 1
+    site: Site,
+    keep: Tensor,
+    scale: int,
+    generator: torch.Generator,
+    *,
+    least: int = 1,
+    start: str = REAL,
 ) -> SyntheticSet:
-    """Return `ceil(|D^c| / scale)` random real images of every class (Algorithm 2, lines 2 to 7).
+    """Return `ceil(|D^c| / scale)` images of every class to begin with (Algorithm 2, lines 2 to 7).
+
+    Random real ones as in the paper, or noise of mean 0 and spread 1: where inputs are prepared to
+    these, as the built-in task's are, it has the mean and spread of the data set's pixels. Noise
+    depends on how many examples there are of each class and on their shape, on nothing else.
 
     Args:
         site: The node's data.
@@ -55,6 +67,10 @@ def initialise(
         scale: s, at least 1.
         generator: Draws the images.
         least: Of every class, at least, where it has so many.
+        start: "real" or "noise".
+
+    Raises:
+        BadSetting: If noise is to stand for inputs that are not floating-point numbers.
     """
     part = site.train.where(keep)
     labels = part.labels
@@ -64,7 +80,12 @@ def initialise(
         count = enough(-(-len(of_class) // scale), len(of_class), least)
         chosen.append(of_class[torch.randperm(len(of_class), generator=generator)[:count]])
     index = torch.cat(chosen) if chosen else torch.empty(0, dtype=torch.int64)
-    return SyntheticSet(site.inputs(part, index).clone(), labels[index].clone())
+    images = site.inputs(part, index)
+    if start == NOISE:
+        check_inputs(images)
+        noise = torch.randn(images.shape, generator=generator, dtype=images.dtype)
+        return SyntheticSet(noise, labels[index].clone())
+    return SyntheticSet(images.clone(), labels[index].clone())
 
 
 # ---- class-wise gradients from one pass ---------------------------------------------------------

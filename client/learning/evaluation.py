@@ -89,6 +89,40 @@ def evaluate(
     return Scores(correct, count, total)
 
 
+@torch.no_grad()
+def losses_of(
+    model: nn.Module,
+    pick: Callable[[Tensor], tuple[Tensor, Tensor]],
+    num_examples: int,
+    *,
+    batch_size: int = BATCH,
+    loss: Loss | None = None,
+) -> Tensor:
+    """Return the loss of each of the examples `0 .. num_examples - 1`, float64 `(n,)`.
+
+    Args:
+        model: From inputs `(B, ...)` to outputs `(B, K)`.
+        pick: From positions to images and labels.
+        num_examples: n.
+        batch_size: Images a pass.
+        loss: Of each example, where the task has one of its own; cross-entropy in nats otherwise.
+    """
+    was_training = model.training
+    model.eval()
+    found = [torch.empty(0, dtype=torch.float64)]
+    for batch in torch.arange(num_examples).split(batch_size):
+        inputs, wanted = pick(batch)
+        logits = model(inputs).float()
+        each = (
+            cross_entropy(logits, wanted, reduction="none")
+            if loss is None
+            else loss(logits, wanted)
+        )
+        found.append(each.double().cpu())
+    model.train(was_training)
+    return torch.cat(found)
+
+
 def relearning_curve(
     model: nn.Module,
     pick: Callable[[Tensor], tuple[Tensor, Tensor]],

@@ -34,6 +34,7 @@ class InSitu:
         num_steps: int,
         every: int,
         fraction: float,
+        start: str,
     ) -> None:
         """Take up the node's synthetic set, or begin one.
 
@@ -46,14 +47,15 @@ class InSitu:
             num_steps: Of them at each match.
             every: Match at every so-manyth step of training.
             fraction: Largest share of the work that matching may take, in [0, 1].
+            start: What a new set is made of, "real" or "noise".
         """
         started = time.perf_counter()
         told = node.settings
         found = node.store.load(told.lineage, model=node.model_name, before=told.server_round)
         if found is None:
-            start = generator(node.seed, "synthetic", 0, told.client)
+            draws = generator(node.seed, "synthetic", 0, told.client)
             few = node.policy.answers.min_examples
-            found = initialise(node.site, keep, told.scale, start, least=few)
+            found = initialise(node.site, keep, told.scale, draws, least=few, start=start)
         self.matcher = Matcher(
             SyntheticSet(found.images.to(node.device), found.labels.to(node.device)),
             lr=lr,

@@ -91,22 +91,31 @@ def loaded(spec: ModelSpec, state: Mapping[str, Tensor]) -> nn.Module:
         CodeMismatch: If what does not travel is not the same here.
     """
     check_frozen(spec)
-    known = _layout(spec).state_dict()
-    travels = traced(spec).travels
-    if set(state) != set(travels):
-        odd = sorted(set(state) ^ set(travels))
+    known = _travels(spec)
+    if state.keys() != known.keys():
+        odd = sorted(set(state) ^ set(known))
         raise BadSetting(f"arrays must be those of the model {spec}, got {odd[:8]} amiss or beside")
-    for name in travels:
-        if state[name].dtype != known[name].dtype:
-            raise BadSetting(f"array {name} must be {known[name].dtype}, got {state[name].dtype}")
+    for name, (dtype, shape) in known.items():
+        if state[name].dtype != dtype:
+            raise BadSetting(f"array {name} must be {dtype}, got {state[name].dtype}")
+        if state[name].shape != shape:
+            raise BadSetting(
+                f"arrays must fit the model {spec}, got {name} of shape "
+                f"{tuple(state[name].shape)} in place of {tuple(shape)}"
+            )
+    if spec.name == IMAGES:
+        return _holding(_layout(spec), state)
     # Of another's network, tensors may have two names, which a copy keeps together.
-    own = spec.name != IMAGES
-    model = copy.deepcopy(_layout(spec)) if own else _twin(_layout(spec))
-    try:
-        model.load_state_dict(state, assign=not own, strict=False)
-    except RuntimeError as error:
-        raise BadSetting(f"arrays must fit the model {spec}, got {error}") from error
+    model = copy.deepcopy(_layout(spec))
+    model.load_state_dict(state, strict=False)
     return model.train()
+
+
+@lru_cache(maxsize=32)
+def _travels(spec: ModelSpec) -> dict[str, tuple[torch.dtype, torch.Size]]:
+    """Return dtype and shape of what travels of a model, by name."""
+    state = _layout(spec).state_dict()
+    return {name: (state[name].dtype, state[name].shape) for name in traced(spec).travels}
 
 
 def state_of(spec: ModelSpec, model: nn.Module) -> dict[str, Tensor]:
@@ -203,6 +212,28 @@ def compact(spec: ModelSpec, state: Mapping[str, Tensor]) -> tuple[ModelSpec, di
     shrink_(model, from_text(spec.pruned))
     smaller = replace(spec, compact=True)
     return smaller, {n: t.clone() for n, t in state_of(smaller, model).items()}
+
+
+def _holding(module: M, state: Mapping[str, Tensor], prefix: str = "") -> M:
+    """Return a copy of a module, in training mode, that has the tensors of `state` for its own.
+
+    A message's handling begins with it: `_twin`, `load_state_dict` and `train` in one pass.
+    """
+    twin = object.__new__(type(module))
+    for key, value in vars(module).items():
+        # Parameters, buffers, children and hooks are dictionaries of a module.
+        vars(twin)[key] = value.copy() if isinstance(value, dict) else value
+    vars(twin)["training"] = True
+    for name, weight in module._parameters.items():
+        if weight is not None and (given := state.get(prefix + name)) is not None:
+            twin._parameters[name] = nn.Parameter(given, requires_grad=weight.requires_grad)
+    for name in module._buffers:
+        if (given := state.get(prefix + name)) is not None:
+            twin._buffers[name] = given
+    for name, child in module._modules.items():
+        if child is not None:
+            twin._modules[name] = _holding(child, state, f"{prefix}{name}.")
+    return twin
 
 
 def _twin(module: M) -> M:

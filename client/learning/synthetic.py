@@ -37,8 +37,8 @@ def synthetic_for(node: Node, side: str, wanted: Tensor) -> SyntheticSet:
 def redrawn(node: Node, wanted: Tensor) -> SyntheticSet:
     """Return the stored synthetic set, completed where `wanted` classes have no images left.
 
-    They get new ones, random real images as at the start of training: what a client brings back is
-    its to use again.
+    They get new ones, random real images whatever training began with, for noise that is never
+    matched would bring nothing back: what a client brings back is its to use again.
     """
     s = node.settings
     labels = node.site.train.labels

@@ -37,6 +37,9 @@ class Ascend(Common):
     target_losses: list[float] = setting(
         list_of(float, "losses from 0 up", lambda x: 0 <= x <= 1e6), []
     )
+    clip: float = setting(at_least(0), 0.0)  # longest gradient of a step; 0 for any
+    # Farthest from the weights that came, as a share of their length; 0 for any.
+    radius: float = setting(at_least(0), 0.0)
     freeze_head: bool = setting(ANY, False)  # ascend in all layers but the last
     freeze_stem: bool = setting(ANY, False)  # and, or, in all but the first
 
@@ -49,6 +52,8 @@ class Ascend(Common):
                 f"target-losses must be none under noise, got {len(self.target_losses)}: when a "
                 "loss is reached tells of it"
             )
+        if self.clip or self.radius:
+            return "clip and radius must be 0 under noise: gradients are clipped for it one by one"
         return super().why_not_noised()
 
 
@@ -89,6 +94,8 @@ def ascend(node: Node, settings: Ascend) -> Answer:
         freeze=node.still(model, head=settings.freeze_head, stem=settings.freeze_stem),
         loss=node.loss,
         least=least,
+        clip=settings.clip,
+        radius=settings.radius,
     )
     return worked(len(labels), done), model
 

@@ -10,7 +10,8 @@ from client.data import class_names
 from client.data.sampling import at_random
 from client.data.site import erased_mask, forget_mask
 from client.learning.curvature import fisher_diagonal
-from client.learning.evaluation import BATCH, Scores, evaluate
+from client.learning.evaluation import BATCH, Scores, evaluate, losses_of
+from client.learning.membership import confidence
 from client.learning.private import noised_counts
 from client.messages import CLASS_3, Common, Declaration
 from client.node import Answer, Metrics, Node, ReplyArrays, answers
@@ -77,6 +78,56 @@ def heldout(node: Node, settings: Heldout) -> Answer:
         shown = shown_loss(scores.loss, scores.count, node.least)
         metrics[f"{side}-loss-per-class"] = [float(n) for n in shown]
     return metrics, None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Membership(Common):
+    """How much surer a model is of training examples that are to go than of what all hold out.
+
+    Each example's loss stays at the node: two sums go up.
+    """
+
+    message: ClassVar = Declaration(
+        "evaluate.membership",
+        example={"holdout": 0.2, **CLASS_3},
+        metrics={
+            "samples": "scalar",
+            "num-members": "scalar",  # training examples that the request names
+            "num-others": "scalar",  # held-out ones
+            "members-confidence": "scalar",  # sum of the true class's probability
+            "others-confidence": "scalar",
+        },
+        sums="sum",
+    )
+
+
+@answers(Membership)
+def membership(node: Node, settings: Membership) -> Answer:
+    """Sum up how sure the model is of what the request names, and of what this node holds out."""
+    train, held = node.site.train, node.site.heldout
+    parts = {
+        "members": train.where(forget_mask(train.labels, settings.forget, settings.client)),
+        "others": held.where(~erased_mask(held.labels, node.erased, settings.client)),
+    }
+    model = node.model()
+    metrics: Metrics = {}
+    used = 0
+    for name, part in parts.items():
+        enough = len(part) >= node.least
+        chosen = part if enough else part.where(torch.zeros(len(part), dtype=torch.bool))
+        losses = losses_of(
+            model,
+            node.pick(chosen),
+            len(chosen),
+            batch_size=min(BATCH, node.at_once or BATCH),
+            loss=node.loss,
+        )
+        metrics |= {
+            f"num-{name}": len(chosen),
+            f"{name}-confidence": float(confidence(losses).sum()),
+        }
+        used += len(chosen)
+    return {"num-examples": used, "samples": used, **metrics}, None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from client.errors import BadSetting
 from client.learning.curvature import local_quasi_newton
+from client.learning.distillation import START, STARTS
 from client.learning.in_situ import InSitu
 from client.learning.models import traced
 from client.learning.private import private_sgd
@@ -44,6 +45,7 @@ class Fit(Common):
     beta2: float = setting(between(0.0, 0.9999), 0.999)  # of the mean square of the curvature
     hessian_power: float = setting(between(0.0, 1.0), 1.0)  # k, of the curvature
     eps: float = setting(positive(), 1e-4)  # added to it
+    image_start: str = setting(one_of(*STARTS), START)
     image_lr: float = setting(positive(), 0.1)  # eta_S
     image_steps: int = setting(at_least(1), 1)  # varsigma_S
     image_momentum: float = setting(between(0.0, 0.999), 0.5)
@@ -54,7 +56,7 @@ class Fit(Common):
         """Return why this message cannot be answered under noise, None if it can."""
         if self.scale:
             return (
-                f"scale must be 0 under noise, got {self.scale}: synthetic images are made from "
+                f"scale must be 0 under noise, got {self.scale}: synthetic examples are made from "
                 "gradients without noise"
             )
         if self.optimiser != "sgd":
@@ -93,6 +95,7 @@ def fit(node: Node, settings: Fit) -> Answer:
             num_steps=settings.image_steps,
             every=settings.distill_every,
             fraction=settings.distill_fraction,
+            start=settings.image_start,
         )
     pick = node.augmented(part)
     noise = node.noise(part, batch_size=settings.batch_size, num_steps=num_steps)

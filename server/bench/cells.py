@@ -34,12 +34,14 @@ from server import provenance
 from server.bench import membership
 from server.bench.keys import code, digest, of_recipe
 from server.bench.recipe import Cell, Contender, Level, Recipe, slug
+from server.evidence import wording
 from server.evidence.record import Record, Target, to_json
 from server.nodes.federation import Round, from_numpy, to_numpy
 from server.nodes.grid import Interrupted
 from server.provenance import commit, hardware
 from server.requests.context import initial_weights, version_card
 from server.requests.data import own_samples, server_data
+from server.requests.execution import VerificationFailed
 from server.requests.intake import Service
 from server.runner import run
 from server.settings import RunSettings, federation_name
@@ -214,7 +216,7 @@ class Bench:
         return run(RunSettings(**{**told, "mode": mode}).check(), _Listener(report))
 
     def _forget(self, told: Mapping[str, Any], report: Report) -> dict[str, Any]:
-        return {"record": _slim(self._ask("forget", told, report))}
+        return _measured(self._ask("forget", told, report))
 
     def _keep(self, task: Task, result: Mapping[str, Any]) -> None:
         depends = self.depends(task)
@@ -256,7 +258,7 @@ class Bench:
 
         def forgotten() -> dict[str, Any]:
             record = self._ask("forget", {**told, **target, "compare": "retrain"}, report)
-            found = {"record": _slim(record), "attack": self._attack(told, home, record)}
+            found = {**_measured(record), "attack": self._attack(told, home, record)}
             if self.recipe.relearn:
                 version = {"version": str(record.model_version)}
                 again = {**told, **target, **version}
@@ -279,7 +281,7 @@ class Bench:
         for number, forget in enumerate(level.requests, start=1):
             compare = "retrain" if number in level.compare_at else "none"
             asked = {**told, **_target(forget), "compare": compare}
-            if steps and steps[-1]["state"] not in ("done", "refused"):
+            if steps and (steps[-1]["state"] not in ("done", "refused") or _not_kept(steps[-1])):
                 steps.append({"state": "failed", "reason": "the request before it failed"})
                 continue
             steps.append(_tried(functools.partial(self._forget, asked, report)))
@@ -430,11 +432,33 @@ def _tried(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         raise  # no result: it can be had another time
     except BadSetting as error:
         return {"state": "refused", "reason": str(error)}
+    except VerificationFailed as error:
+        # It ran and was measured, which is what a benchmark asks for; only no version came of it.
+        if error.record is None:
+            return {"state": "failed", "reason": str(error)}
+        return {"state": "done", **_measured(error.record)}
     except EffaceError as error:
         return {"state": "failed", "reason": str(error)}
     except Exception as error:
         trace = "".join(traceback.format_exception(error))
         return {"state": "broken", "reason": f"{type(error).__name__}: {error}", "trace": trace}
+
+
+def _measured(record: Record) -> dict[str, Any]:
+    """Return a result, and what the verdict says where it failed for all the width of the limits.
+
+    As where recovery brought the forget set back: a row with numbers, which a reader must be told.
+    """
+    said, forget = "", record.forget or Target()
+    if record.verdict is not None and record.verdict.state == "failed":
+        named = (forget.clients, record.class_names)
+        said = wording.refusal(record.verdict, str(forget.level), *named)
+    return {"record": _slim(record), "reason": said}
+
+
+def _not_kept(step: Mapping[str, Any]) -> bool:
+    """Return whether a step's result was measured and turned away: none can go on from it."""
+    return step["state"] == "done" and bool(step["record"]["refused"])
 
 
 def _contender(contender: Contender) -> dict[str, Any]:

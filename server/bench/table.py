@@ -152,25 +152,30 @@ def number(values: Iterable[float | None], name: str) -> str:
 
 
 def _troubles(rows: Sequence[Row]) -> Iterator[str]:
-    """Yield a line for every method that did not end on all seeds; the table has the others."""
+    """Yield a line for what the table cannot say of a method.
+
+    That is: it did not end on some seeds, or a result was turned away, whose numbers stand there.
+    """
     groups: dict[tuple[str, int, str], list[Row]] = {}
     for row in rows:
         groups.setdefault((row["sweep"], row["step"], row["method"]), []).append(row)
     for (*_, name), group in groups.items():
         lost = [row for row in group if row["state"] != "done"]
-        if lost and len(lost) < len(group):
-            seeds = ", ".join(str(row["seed"]) for row in lost)
-            yield ""
-            yield f"{name}, on seed {seeds}: {ended(lost[0])}"
+        away = [row for row in group if row["state"] == "done" and row["reason"]]
+        for troubled in (lost if len(lost) < len(group) else [], away):
+            if troubled:
+                seeds = ", ".join(str(row["seed"]) for row in troubled)
+                yield ""
+                yield f"{name}, on seed {seeds}: {ended(troubled[0])}"
 
 
 def ended(row: Row) -> str:
-    """Return how a row that is not done ended, with its reason.
+    """Return how a row ended: its state where that is not "done", and the first part of its reason.
 
-    That is its first part: what follows is a remedy for whoever asked.
+    What follows is a remedy for whoever asked.
     """
     reason = " ".join(row["reason"].partition(";")[0].split()).replace("|", "/")
-    return f"{row['state']}: {reason}"
+    return reason if row["state"] == "done" else f"{row['state']}: {reason}"
 
 
 def by_class(results: Iterable[Mapping[str, Any]]) -> Iterator[Row]:

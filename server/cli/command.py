@@ -290,6 +290,7 @@ def _complain(call: Call, error: BaseException, *, debug: bool) -> int:
         "error": kind,
         "code": _code(error),
         "message": STOPPED_TEXT if stopped else (masked(str(error)) or kind),
+        "remedy": (error.remedy if isinstance(error, EffaceError) else "") or None,
         "exit_code": code,
     }
     return _print(_json(document), code)

@@ -150,6 +150,13 @@ OPTIONS: Final = (
         "One synthetic example stands for so many real ones; 0 to make none. Not given, none is "
         "made where none can be.",
     ),
+    Option(
+        "image-start",
+        "real",
+        DISTILLATION,
+        "What synthetic examples begin as: real examples, which they stay close to, or noise, in "
+        "which nothing of an example is; noise needs a larger rate.",
+    ),
     Option("image-lr", 0.1, DISTILLATION, "Learning rate of the synthetic examples."),
     Option("image-steps", 1, DISTILLATION, "Steps on them at every matching."),
     Option("image-momentum", 0.5, DISTILLATION, "Momentum of those steps, 0 to 0.999."),

@@ -49,6 +49,14 @@ MethodOptions = Annotated[
         rich_help_panel=REQUEST,
     ),
 ]
+DryRun = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run",
+        help="Check the request and print its plan: method, rounds, bytes, estimated seconds. "
+        "Nothing is written down, no client is asked.",
+    ),
+]
 AskedBy = Annotated[
     str,
     typer.Option(
@@ -170,14 +178,7 @@ def forget(
     classes: Classes = None,
     named: Clients = None,
     method_options: MethodOptions = None,
-    dry_run: Annotated[
-        bool,
-        typer.Option(
-            "--dry-run",
-            help="Check the request and print its plan: method, rounds, bytes, estimated seconds. "
-            "Nothing is written down, no client is asked.",
-        ),
-    ] = False,
+    dry_run: DryRun = False,
     metrics_port: MetricsPort = None,
     asked_by: AskedBy = "",
     why: Why = "",

@@ -175,7 +175,7 @@ def site_report(
     import torch
 
     from client.data import datasets
-    from client.site_report import write_site_report
+    from client.site_report import are_images, write_site_report
 
     newest = {g.lineage: g for g in store.generations()}
     sets = [store.load(g.lineage, model=g.model, before=g.number + 1) for g in newest.values()]
@@ -183,7 +183,7 @@ def site_report(
     shapes = {tuple(s.images.shape[1:]) for s in found}
     if len(shapes) > 1:
         raise StoreError(
-            f"synthetic images must have one shape to stand on one page, got {sorted(shapes)} in "
+            f"synthetic examples must have one shape to stand on one page, got {sorted(shapes)} in "
             f"{folder}; destroy the lineage that is no longer used: efface store ls {folder}"
         )
     images = torch.cat([s.images for s in found]) if found else torch.zeros(0, 1, 8, 8)
@@ -192,6 +192,11 @@ def site_report(
     names: tuple[str, ...] | None = None
     if dataset:
         data = datasets.load(dataset, data_dir)
+        if not are_images(images):
+            raise BadSetting(
+                f"dataset must be named for a store of images, got {dataset} for examples of shape "
+                f"{tuple(images.shape[1:])}"
+            )
         if len(data.mean) != images.shape[1]:
             raise BadSetting(
                 f"data must have {images.shape[1]} channels like the store's images, got "
@@ -202,7 +207,7 @@ def site_report(
         images = images * std + mean
         names = data.class_names
         counts = dict(enumerate(data.train.labels.bincount().tolist()))
-    elif len(images):
+    elif len(images) and are_images(images):
         # Normalised pixels of unknown mean: stretch what is there over black to white.
         low, high = images.amin((0, 2, 3), keepdim=True), images.amax((0, 2, 3), keepdim=True)
         images = (images - low) / (high - low).clamp(min=1e-6)

@@ -1,6 +1,6 @@
 """The command that trains the stock of retrained models: yardstick."""
 
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
@@ -11,6 +11,7 @@ from server.cli.running import (
     AskedBy,
     Classes,
     Clients,
+    DryRun,
     MetricsPort,
     Why,
     carry_out,
@@ -36,14 +37,7 @@ def yardstick(
     values: dict[str, Any],
     classes: Classes = None,
     named: Clients = None,
-    dry_run: Annotated[
-        bool,
-        typer.Option(
-            "--dry-run",
-            help="Check the request and print its plan: rounds, bytes, estimated seconds. Nothing "
-            "is written down, no client is asked.",
-        ),
-    ] = False,
+    dry_run: DryRun = False,
     metrics_port: MetricsPort = None,
     asked_by: AskedBy = "",
     why: Why = "",

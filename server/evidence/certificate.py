@@ -39,6 +39,7 @@ ROLES: Final = ("before", "after")
 # forgotten is that client's alone, and its accuracy is what the certificate is about.
 _SCORES: Final = (
     *("forget_accuracy", "retain_accuracy", "loss", "per_class_accuracy", "relearning_curve"),
+    "membership",
 )
 _HELDOUT: Final = ("forget_accuracy", "retain_accuracy", "forget_median", "retain_median")
 _MODELS: Final = ("original", "unlearned", "recovered", "retrained")
@@ -149,6 +150,7 @@ def predicate(facts: Facts, versions: Mapping[str, Any]) -> dict[str, Any]:
         "participants": [
             {key: one[key] for key in ("client", "phase", "rounds", "answered", "idle")}
             for one in told["participation"]
+            if one["rounds"] != 0  # of others nothing that they sent is in the model
         ],
         "absences": [
             {key: one[key] for key in ("client", "phase", "round", "code")}
@@ -160,7 +162,7 @@ def predicate(facts: Facts, versions: Mapping[str, Any]) -> dict[str, Any]:
         "costs": {key: told[key] for key in _COSTS},
         "measures": {name: _scores(told[name]) for name in _MODELS},
         "features": told["features"],
-        "verdict": told["verdict"],
+        "verdict": {key: value for key, value in told["verdict"].items() if key != "remedy"},
         "verifications": [plain(one) for one in facts.verifications],
         "in_service": record.in_service,
         "order": {**facts.order, "signed": facts.signed},

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 _KINDS: Final = {
     "version": "weights of",
@@ -24,20 +24,24 @@ _ELSEWHERE: Final = {
 class Left:
     """Something derived from what was forgotten, and what became of it at the coordinator.
 
+    All that a certificate says of it: no path. `server.requests.derived` knows where it is.
+
     Attributes:
-        kind: "version", "exported", "updates", "yardstick" or "rounds".
+        kind: What it is: a version's weights, a file that they were written to, clients' updates of
+            a training, a retrained model, or the rounds of a request that was stopped.
         name: A version's id (of an exported file, the one whose weights it holds), or the name that
-            the home has for it. No path.
-        state: "kept", "destroyed"; of an exported file "there" or "not there".
+            the home has for it.
+        state: "kept", "destroyed"; of an exported file "there" or "not there", where it was
+            written.
         at: When it was destroyed, or written; ISO 8601.
         sha256: Of a version's or an exported file.
     """
 
-    kind: str
+    kind: Literal["version", "exported", "updates", "yardstick", "rounds"]
     name: str
-    state: str
-    at: str | None
-    sha256: str | None
+    state: Literal["kept", "destroyed", "there", "not there"]
+    at: str | None = None
+    sha256: str | None = None
 
 
 def sentences(derived: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -59,6 +59,7 @@ class Judge:
         forget: What the request names.
         erased: Classes that earlier requests erased: neither forgotten now nor retained.
         device: Where the coordinator's own measuring computes.
+        alone: Of clients: classes that only they hold. Who forgets them forgets these.
     """
 
     spec: ModelSpec
@@ -66,6 +67,16 @@ class Judge:
     forget: ForgetSpec
     erased: tuple[int, ...] = ()
     device: torch.device = CPU
+    alone: tuple[int, ...] = ()
+
+    @property
+    def of_classes(self) -> "Judge | None":
+        """What scores the classes that must go; None where clients share all theirs with others."""
+        if self.forget.level == "class":
+            return self
+        if not self.alone:
+            return None
+        return replace(self, forget=ForgetSpec("class", self.alone), alone=())
 
     @property
     def retained(self) -> list[int]:
@@ -136,6 +147,7 @@ class Judge:
         numbers = self._numbers(scores if scores is not None else sides.forget + sides.retain)
         if self.forget.level == "client":
             numbers["forget_accuracy"] = heldout.forget_accuracy
+            numbers["membership"] = federation.membership(arrays, self.spec)
         return replace(read(ModelScores, numbers, "scores"), heldout=heldout)
 
     def relearning(self, arrays: ArrayRecord) -> dict[str, Any] | None:
@@ -148,7 +160,10 @@ class Judge:
 
     def relearned(self, model: nn.Module) -> dict[str, Any] | None:
         """Return the same of a network, which is trained in place."""
-        if self.data is None or self.forget.level != "class":
+        if self.forget.level != "class":
+            judge = self.of_classes
+            return None if judge is None else judge.relearned(model)
+        if self.data is None:
             return None
         test = self.data.test
         named = torch.isin(test.labels, torch.tensor(self.forget.classes))

@@ -30,6 +30,7 @@ class Participation:
         update_norm: Median length of its updates.
         largest_update_norm: Longest of them.
         largest_in_round: The round of that.
+        not_needed: Rounds in which it was asked, and which were over before it answered.
     """
 
     client: str | None = None
@@ -42,6 +43,7 @@ class Participation:
     largest_update_norm: float | None = None
     largest_in_round: int | None = None
     used: int | None = None
+    not_needed: int | None = None
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,11 @@ def gathered(parts: "Sequence[Part]") -> tuple[tuple[Participation, ...], tuple[
     found = []
     for phase in PHASES:
         rounds = [part for part in parts if part.phase == phase]
-        names = {n for part in rounds for n in (*part.answered, *(f.client for f in part.failures))}
+        names = {
+            name
+            for part in rounds
+            for name in (*part.answered, *(f.client for f in part.failures), *part.not_needed)
+        }
         found += [_one(name, phase, rounds) for name in sorted(names)]
     return tuple(found), absences
 
@@ -86,6 +92,7 @@ def _one(client: str, phase: str, rounds: "Sequence[Part]") -> Participation:
         largest_update_norm=largest[0],
         largest_in_round=largest[1],
         used=sum(part.answered.get(client, 0.0) > 0 for part in rounds),
+        not_needed=sum(client in part.not_needed for part in rounds),
     )
 
 

@@ -193,8 +193,16 @@ def to_json(record: Record) -> dict[str, Any]:
         document["verdict"] |= _worded(
             record.verdict, record.forget or Target(), record.class_names
         )
+        document["verdict"]["remedy"] = remedy(record)
     document["remarks"] = remarks(record.participation, record.absences)
     return document
+
+
+def remedy(record: Record) -> str | None:
+    """Return what to do next where a request's result was turned away; None where it was not."""
+    if record.verdict is None or not record.refused:
+        return None
+    return wording.remedy(record.verdict, record.method or "")
 
 
 def _worded(verdict: Verdict, forget: Target, names: Sequence[str]) -> dict[str, Any]:

@@ -68,7 +68,10 @@ class ModelScores:
         loss: Mean cross-entropy.
         per_class_accuracy: By class, in order.
         heldout: The same two accuracies on the clients' held-out data.
-        relearning_curve: How fast the forget set is learned again; of classes alone.
+        relearning_curve: How fast the forget set is learned again; of clients, the classes that
+            only they held.
+        membership: Of clients: by how many points the model is surer of what they train on than of
+            what all clients hold out (the true class's mean probability); 0 is nothing.
         timeline: Of Retrained: its own rounds.
     """
 
@@ -78,6 +81,7 @@ class ModelScores:
     per_class_accuracy: tuple[float | None, ...] | None = None
     heldout: Heldout | None = None
     relearning_curve: Curve | None = None
+    membership: float | None = None
     timeline: tuple[RoundScores, ...] | None = None
 
     @property

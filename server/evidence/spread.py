@@ -20,7 +20,7 @@ hang together. Few models give wide limits: t(1 - 0.05/13, K - 1) is 11.3 at K =
 Values are percentages, and near 0 and 100 those of retrained models are skewed: one in three may
 have some of a class where the others have none. So the interval is also computed of
 asin(sqrt(share)), which makes the variance of a share about the same everywhere, and turned back;
-of both limits the wider counts.
+of both limits the wider counts. A difference of shares has the plain interval alone.
 
 Sources: Hahn, "Factors for Calculating Two-Sided Prediction Intervals for Samples from a Normal
 Distribution", JASA 1969, https://doi.org/10.1080/01621459.1969.10501007; Cook and Weisberg,
@@ -43,6 +43,7 @@ FALSE_ALARMS: Final = 0.05  # share of honest retrainings that a whole verdict m
 # Points. Values that agree better than this, such as accuracies of 0.0 %, are taken to differ by
 # it: that some retrained models agree to the last image does not say that the next one will.
 LEAST_SPREAD: Final = 1.0
+DIFFERENCES: Final = ("membership",)  # of two shares, which may lie below 0
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def ranges(
     known = {name: list(found) for name, found in values.items() if len(found) >= ENOUGH}
     ends = sum(1 if name in upper_only else 2 for name in known)
     return {
-        name: _range(found, rate / ends, both=name not in upper_only)
+        name: _range(found, rate / ends, both=name not in upper_only, share=name not in DIFFERENCES)
         for name, found in known.items()
     }
 
@@ -114,14 +115,15 @@ def side(value: float, limits: Range) -> int:
     return -1 if limits.low is not None and value < limits.low else 0
 
 
-def _range(values: Sequence[float], rate: float, *, both: bool) -> Range:
+def _range(values: Sequence[float], rate: float, *, both: bool, share: bool) -> Range:
     count, mean = len(values), statistics.fmean(values)
     spread = max(statistics.stdev(values), LEAST_SPREAD)
     factor = _quantile(1 - rate, count - 1) * math.sqrt(1 + 1 / count)
-    angles = [_angle(value) for value in values]
-    middle, reach = statistics.fmean(angles), factor * statistics.stdev(angles)
-    low = min(mean - factor * spread, _percent(middle - reach))
-    high = max(mean + factor * spread, _percent(middle + reach))
+    low, high = mean - factor * spread, mean + factor * spread
+    if share:
+        angles = [_angle(value) for value in values]
+        middle, reach = statistics.fmean(angles), factor * statistics.stdev(angles)
+        low, high = min(low, _percent(middle - reach)), max(high, _percent(middle + reach))
     return Range(mean, spread, count, low if both else None, high)
 
 

@@ -20,6 +20,7 @@ Measure = Literal[
     "probe",
     "matched-head",
     "turned-head",
+    "membership",
 ]
 
 
@@ -53,12 +54,14 @@ class Retraining:
             "probe": below.probe,
             "matched head": below.matched_head,
             "turned head": below.turned_head,
+            **({} if scores.membership is None else {"membership": scores.membership}),
         }
 
 
 # Each says something of its own: what is answered, how fast it comes back, from the last layer as
-# it was, from an empty one, and of the features without any layer on top.
-_OF_CLASSES: Final[Mapping[Measure, Callable[[ModelScores, FeatureScores], float | None]]] = {
+# it was, from an empty one, and of the features without any layer on top. Of clients all but the
+# first and the last are of the classes that only they held.
+_READ: Final[Mapping[Measure, Callable[[ModelScores, FeatureScores], float | None]]] = {
     "forget-accuracy": lambda scores, features: scores.forget_accuracy,
     "relearning-curve": lambda scores, features: scores.curve_mean,
     "head-back": lambda scores, features: features.head_back,
@@ -67,6 +70,7 @@ _OF_CLASSES: Final[Mapping[Measure, Callable[[ModelScores, FeatureScores], float
     "probe": lambda scores, features: features.probe,
     "matched-head": lambda scores, features: features.matched_head,
     "turned-head": lambda scores, features: features.turned_head,
+    "membership": lambda scores, features: scores.membership,
 }
 REQUIRED: Final[Mapping[str, tuple[Measure, ...]]] = {
     "class": ("forget-accuracy", "relearning-curve"),
@@ -87,14 +91,17 @@ def measured(
     """Return a model's measures in percent, without those that were not measured.
 
     Args:
-        level: "class" or "client", of which only accuracy says something.
+        level: "class" or "client".
         scores: Of its outputs.
         features: Of its features.
     """
     given, below = scores or ModelScores(), features or FeatureScores()
-    found = {name: read(given, below) for name, read in _OF_CLASSES.items()}
-    wanted = found if level == "class" else REQUIRED["client"]
-    return {name: value for name in wanted if (value := found[name]) is not None}
+    found = {name: read(given, below) for name, read in _READ.items()}
+    return {
+        name: value
+        for name, value in found.items()
+        if value is not None and (name != "membership" or level == "client")
+    }
 
 
 def values(level: str, stock: Sequence[Retraining]) -> dict[Measure, list[float]]:

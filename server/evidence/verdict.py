@@ -31,7 +31,9 @@ Code = Literal[
     "probe",
     "matched-head",
     "turned-head",
+    "membership",
     "nothing-below",
+    "only-accuracy",
     "too-deep",
     "below-retrained",
     "class-damaged",
@@ -170,7 +172,9 @@ def decide(
     forgotten as it should: a model that knows less than one that never saw the data says that they
     were there. It passes if nothing lies beyond, nothing is missing, and some measure tells the
     result from the model before: of those below the last layer, where there are any, one too.
-    Otherwise a last layer that hides the class would pass, and nothing is shown.
+    Otherwise a last layer that hides the class would pass, and nothing is shown. Of a client, some
+    measure other than accuracy must tell: whether its training data show as such, or, of classes
+    that only it held, those of a class.
 
     With fewer, the limits are those that the request names, chosen by hand.
     Any limit exceeded fails it. It passes if something that decides held and nothing that decides
@@ -246,6 +250,8 @@ def decide(
         for finding in findings
     )
     blind = _blind(findings)
+    if enough and level == "client" and not itself:
+        blind += _by_accuracy_alone(findings)
     findings += blind
     shown = ("held" in states and not missing) or (level == "client" and itself)
     state: State = "not-shown"
@@ -310,6 +316,17 @@ def _blind(findings: Sequence[Finding]) -> list[Finding]:
     if not under or any(f.state != "cannot-tell" and f.original is not None for f in under):
         return []
     return [Finding("nothing-below", "cannot-tell")]
+
+
+def _by_accuracy_alone(findings: Sequence[Finding]) -> list[Finding]:
+    """Return what is to be said where accuracy alone tells a client's data from data never seen.
+
+    It is the one measure that any method can be tuned to, without the data.
+    """
+    telling = [f.code for f in findings if f.spread is not None and f.state != "cannot-tell"]
+    if telling != ["forget-accuracy"]:
+        return []
+    return [Finding("only-accuracy", "cannot-tell")]
 
 
 def _accuracy(

@@ -4,10 +4,11 @@ Only what `server.evidence.verdict` decided is said here; nothing is decided aga
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final
 
 from server.evidence.spread import ENOUGH
-from server.evidence.verdict import RETAIN_TOLERANCE, Finding, Missing, Verdict
+from server.evidence.verdict import RETAIN_TOLERANCE, YARDSTICK, Finding, Missing, Verdict
 from server.format import class_text
 
 STATES: Final = {"passed": "passed", "failed": "failed", "not-shown": "not shown"}
@@ -22,6 +23,11 @@ MEASURES: Final = {
     "probe": "accuracy of a probe of the features",
     "matched-head": "accuracy with Original's last layer on the features matched to Original's",
     "turned-head": "accuracy with Original's last layer on the features turned onto Original's",
+    "membership": "how much surer it is of training examples than of unseen ones",
+}
+OF_CLIENTS: Final = {
+    "forget-accuracy": "accuracy on the client's held-out data",
+    "membership": "how much surer it is of the client's training examples than of unseen ones",
 }
 
 
@@ -62,7 +68,7 @@ def reason(
     """Return one finding in words; empty where it held and nothing hangs on it."""
     f = finding
     if f.spread is not None:
-        return _by_spread(f)
+        return _by_spread(f, level)
     held = f.state != "exceeded"
     if f.code == "forget-accuracy" and f.value is not None and f.limit is not None:
         held = f.value <= f.limit
@@ -101,6 +107,11 @@ def reason(
             "no measure below the last layer tells Original from the retrained models: a class "
             "that is only hidden there would not be seen"
         )
+    if f.code == "only-accuracy":
+        return (
+            "nothing but accuracy tells Original from the retrained models: a model can be tuned "
+            "to have it, so that it alone does not show that the client's data are forgotten"
+        )
     if f.code == "few-sites":
         one = f.sites == 1
         return (
@@ -130,21 +141,27 @@ def reason(
 
 def expected(finding: Finding) -> str:
     """Return which values a spread allows, as far as a share can have them: "at most 13.1 %"."""
+    if finding.code == "membership":  # a difference, which may be below 0
+        return f"{finding.low or 0.0:+.1f} to {finding.limit or 0.0:+.1f} points"
     low, high = max(finding.low or 0.0, 0.0), finding.limit or 0.0
     if high >= 100:
         return f"{low:.1f} % or more" if low > 0 else "whatever it is"
     return f"{low:.1f} to {high:.1f} %" if low > 0 else f"at most {high:.1f} %"
 
 
-def _by_spread(finding: Finding) -> str:
+def _by_spread(finding: Finding, level: str) -> str:
     f = finding
-    text = f"{MEASURES[f.code]} {_of(f.value)} %, expected of a retrained model {expected(f)}"
+    what = MEASURES[f.code]
+    if level == "client":
+        what = OF_CLIENTS.get(f.code, f"of classes that only the client held, {what}")
+    unit = " points" if f.code == "membership" else " %"
+    text = f"{what} {_of(f.value)}{unit}, expected of a retrained model {expected(f)}"
     if f.state == "exceeded":
         text += ": more than they know is left"
     elif f.state == "below":
         text += ": less than they know, so that it shows that the data were there"
     elif f.state == "cannot-tell":
-        text += f"; Original's {_of(f.original)} % lies there too: it cannot tell"
+        text += f"; Original's {_of(f.original)}{unit} lies there too: it cannot tell"
     return text
 
 
@@ -190,17 +207,39 @@ def not_measured(missing: Missing, level: str) -> str:
 def refusal(
     verdict: Verdict, level: str, clients: Sequence[str] = (), names: Sequence[str] = ()
 ) -> str:
-    """Return in one line why a result may not enter service: what the ledger keeps."""
-    told = reasons(verdict, level, clients, names)
-    if verdict.state == "failed":
+    """Return in one line why a result may not enter service: what the ledger keeps.
+
+    What decided against it comes first, so that whoever shows the first part alone shows that.
+    """
+    failed = verdict.state == "failed"
+    against = ("exceeded",) if failed else ("below", "cannot-tell")
+    ordered = tuple(sorted(verdict.findings, key=lambda finding: finding.state not in against))
+    told = reasons(replace(verdict, findings=ordered), level, clients, names)
+    if failed:
         return f"verification failed: {'; '.join(told)}"
-    told += [f"not measured: {not_measured(missing, level)}" for missing in verdict.missing]
-    return f"verification shows neither success nor failure: {'; '.join(told)}"
+    missing = [f"not measured: {not_measured(one, level)}" for one in verdict.missing]
+    return f"verification shows neither success nor failure: {'; '.join([*missing, *told])}"
 
 
-def remedies(verdict: Verdict) -> list[str]:
-    """Return the options that would measure what is missing, or accept it as it is."""
-    return [*dict.fromkeys(m.remedy for m in verdict.missing if m.remedy), ACCEPT]
+def remedy(verdict: Verdict, method: str) -> str | None:
+    """Return in one line what to do next; None where the verdict is "passed".
+
+    Args:
+        verdict: Of a request.
+        method: The one that it was judged on.
+    """
+    if verdict.state == "passed":
+        return None
+    if verdict.state == "not-shown":
+        measured = dict.fromkeys(m.remedy for m in verdict.missing if m.remedy)
+        return f"try {' or '.join([*measured, ACCEPT])}"
+    other = "another method" if method == YARDSTICK else f"--method {YARDSTICK} or another"
+    crept = verdict.finding("crept-back") is not None
+    more = "unlearn more and recover less" if crept else "unlearn more"
+    return (
+        f"try {other}, or have this one {more} (--set; efface methods lists its options); "
+        "--trial keeps such a result to be looked at"
+    )
 
 
 def _of(value: float | None) -> str:

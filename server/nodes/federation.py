@@ -19,9 +19,10 @@ from flwr.serverapp import Grid
 from client import attestation, wire
 from client.errors import BadSetting
 from client.learning.evaluation import Scores
+from client.learning.membership import surer
 from client.learning.models import ModelSpec, compact
 from client.messages import OF_NOISE
-from client.steps.measuring import Describe, Heldout, Totals
+from client.steps.measuring import Describe, Heldout, Membership, Totals
 from client.steps.store import Condense, Settle
 from client.wire import Common
 from server.nodes.grid import NamedGrid
@@ -94,6 +95,7 @@ class Part:
         idle: Holders that say that there was nothing left to do.
         privacy: What a client's answers have told of any one example: "epsilon" and "delta", by
             client; of those that answered under noise.
+        not_needed: Who was asked and had not answered when enough others had.
     """
 
     phase: str
@@ -103,6 +105,7 @@ class Part:
     norms: dict[str, float] = field(default_factory=dict)
     idle: list[str] = field(default_factory=list)
     privacy: dict[str, dict[str, float]] = field(default_factory=dict)
+    not_needed: list[str] = field(default_factory=list)
 
     @classmethod
     def of(cls, kept: dict[str, Any]) -> "Part":
@@ -195,6 +198,8 @@ class GridFederation(RequestValues):
     _rounds_of: dict[str, int] = field(default_factory=dict)
     _members: set[str] = field(default_factory=set)  # nodes that were ever online
     _surveyed: set[str] = field(default_factory=set)
+    _said_so: bool = False  # that membership was not measured
+    _alone: tuple[int, ...] | None = None  # classes of the clients to forget, once they are known
 
     @property
     def sums(self) -> bool:
@@ -386,6 +391,7 @@ class GridFederation(RequestValues):
             rounds.norms,
             rounds.idle,
             done.privacy,
+            rounds.not_needed,
         )
 
     def _keeps(self, rounds: Rounds, number: int) -> bool:
@@ -549,6 +555,66 @@ class GridFederation(RequestValues):
             model_compact=spec.compact,
         )
         return self._heldout(told, model, phase="evaluate")
+
+    def membership(self, model: ArrayRecord, spec: ModelSpec) -> float | None:
+        """Return how much surer a model is of the clients' training data than of unseen data.
+
+        Only the clients to forget are meant. Unseen is what all clients hold out: of one alone it
+        would be too little to tell by.
+
+        Args:
+            model: Whose losses are compared.
+            spec: Describes it.
+
+        Returns:
+            Points (`client.learning.membership`), 0 where nothing shows; None where none of the
+            clients to forget tells it, as under noise.
+        """
+        if self.forget.level != "client" or self.common.get("noise_multiplier"):
+            return None
+        told = self.settings(
+            Membership,
+            phase="evaluate",
+            model_pruned=list(spec.pruned),
+            model_compact=spec.compact,
+        )
+        try:
+            answers = self._ask(told, model, phase="evaluate", name="membership", some=True)
+        except ClientLost as error:
+            if not self._said_so:
+                self.tell(f"evaluate: whether members show was not measured: {error}")
+            self._said_so = True
+            return None
+        sums = {
+            key: sum(float(m[key]) for m in answers.values())
+            for key in ("num-members", "num-others", "members-confidence", "others-confidence")
+        }
+        counts = sums["num-members"], sums["num-others"]
+        if not all(map(round, counts)):
+            return None
+        return surer(sums["members-confidence"] / counts[0], sums["others-confidence"] / counts[1])
+
+    def classes_alone(self) -> tuple[int, ...]:
+        """Return the classes of which only the clients to forget hold training examples.
+
+        Whoever forgets these clients forgets those classes. Where only sums go up, nobody knows.
+        """
+        if self.forget.level != "client" or self.sums_only:
+            return ()
+        if self._alone is None:
+            out = {*self.forget.clients, *self.common.get("erased_clients", [])}
+            counts = self.class_counts()
+            theirs = [found for name, found in counts.items() if name in self.forget.clients]
+            others = [found for name, found in counts.items() if name not in out]
+            gone = self.common.get("erased_classes", [])
+            self._alone = tuple(
+                label
+                for label in range(self.spec.num_classes)
+                if label not in gone
+                and sum(found[label] for found in theirs) > 0
+                and not sum(found[label] for found in others)
+            )
+        return self._alone
 
     def _heldout(self, settings: Heldout, model: ArrayRecord, *, phase: str) -> Sides:
         answers = self._ask(settings, model, phase=phase, name=f"heldout-{phase}", some=True)

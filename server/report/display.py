@@ -24,7 +24,7 @@ from rich.text import Text
 from server.evidence import wording
 from server.evidence.participation import remarks, standing_out
 from server.evidence.phases import PHASES
-from server.evidence.record import Record, Target
+from server.evidence.record import Record, Target, remedy
 from server.format import target_text
 
 if TYPE_CHECKING:  # it brings torch and Flower along
@@ -200,7 +200,7 @@ def verdict_lines(record: Record) -> list[str]:
         f"  {text}" for text in wording.reasons(verdict, level, forget.clients, record.class_names)
     ]
     lines += [f"  not measured: {wording.not_measured(m, level)}" for m in verdict.missing]
-    return lines
+    return [*lines, f"  {told}"] if (told := remedy(record)) else lines
 
 
 def stored_updates(record: Record) -> str:
@@ -292,12 +292,15 @@ def accuracy_table(record: Record) -> Table:
     columns += ["Forget %"] if forgets else []
     columns += ["Retain %"]
     columns += ["Relearning %"] if curves else []
+    told = any(scores.membership is not None for _, scores in rows)
+    columns += ["Surer of members"] if told else []
     cells = []
     for name, scores in rows:
         row = [name.capitalize()]
         row += [number(scores.forget_accuracy)] if forgets else []
         row += [number(scores.retain_accuracy)]
         row += [number(scores.curve_mean)] if curves else []
+        row += [number(scores.membership)] if told else []
         cells.append(row)
     return table(columns, cells)
 

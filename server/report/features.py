@@ -5,6 +5,7 @@ from typing import Final
 
 from server.evidence.features.scores import FeatureMeasures, FeatureScores
 from server.evidence.record import Record
+from server.format import class_text
 from server.report.tables import Table
 from server.report.words import as_number, as_percent, outcome_of, subject_of
 
@@ -60,6 +61,9 @@ def feature_sentence(record: Record) -> str | None:
     if now is None or before is None:
         return None
     subject, plural = subject_of(record)
+    if found.classes:
+        subject = " and ".join(class_text(c, record.class_names) for c in found.classes)
+        subject, plural = f"{subject} (held by no other client)", len(found.classes) > 1
     measured_on = "examples that clients held out" if at_clients(record) else "test examples"
     text = (
         f"With its old last layer put back, the result recognises {as_percent(now)} of the "

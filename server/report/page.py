@@ -181,6 +181,9 @@ footer { margin-top: 3rem; padding-top: .8rem; border-top: 1px solid var(--rule)
 <section id="accuracy">
 <h2>Accuracy</h2>
 {{ show(accuracy, "Model", "Test data; accuracy in percent" ~ (", difference to Retrained in percent points" if retrained else "")) }}
+{% if record.original and record.original.membership is not none %}
+<p class="note"><b>Surer of members</b>: by how many points the model is surer of examples that the client trained with than of those that all clients hold out (the true class’s mean probability). It is what an attacker gains over guessing who was in the training. A retrained model, which saw neither, says what these examples give away by themselves.</p>
+{% endif %}
 {% if forgets %}
 <p class="note"><b>Original</b> is the model before the request, <b>Retrained</b> the yardstick: retrained from scratch without the forget set. <b>Unlearned</b> and <b>Recovered</b> are the request’s two phases, <b>Relearned</b> the model after the data was given back. The forget set is what was to be forgotten, the retain set all the rest; forget and retain accuracy are measured on them.{% if not retrained and not itself %} Retrained was not measured for this request: <code>{{ adds }}</code> measures it, at the price of one full training.{% endif %}</p>
 {% endif %}
@@ -264,6 +267,9 @@ footer { margin-top: 3rem; padding-top: .8rem; border-top: 1px solid var(--rule)
 {% if feature_sentence %}<p>{{ feature_sentence }}</p>{% endif %}
 <p>A model’s last layer can be edited so that it no longer names a class, while the layers below still know it. These measures look below. A result that forgot reads as Retrained does in every column; one that lies nearer to Original still holds some of the class, whatever it answers.{% if by_spread %} All but CKA and neighbours decide the verdict.{% else %} They are for information: to decide the verdict they need three retrained models or more.{% endif %}</p>
 {{ show(features, "Model", "On examples that clients held out" if at_clients else "On test examples") }}
+{% if record.features.classes %}
+<p>What a client shares with others is not forgotten with it, so that only the classes that it alone held are measured here.</p>
+{% endif %}
 {% if at_clients %}
 <p>The coordinator has no test examples: clients measured what needs only counts from them.</p>
 {% endif %}

@@ -92,6 +92,7 @@ def accuracy_table(record: Record) -> Table | None:
     )
     columns.append(("Loss", "cross-entropy", lambda _, numbers: as_loss(numbers.loss)))
     with_difference("Relearning mean", lambda s: None if s is None else s.curve_mean)
+    with_difference("Surer of members", lambda s: None if s is None else s.membership)
     rows: list[tuple[str, Sequence[str], str]] = []
     for key, name, numbers in models:
         mark = "yardstick" if key in ("original", "retrained") else ""
@@ -170,12 +171,14 @@ def site_table(record: Record) -> Table | None:
 def participation_table(record: Record) -> Table | None:
     """Return what every client did in every phase; None where that was not kept."""
     sums = sums_alone(record)  # then each client is noted with an equal share of all examples
+    spared = any(one.not_needed for one in record.participation)
     rows: list[tuple[str, Sequence[str], str]] = [
         (
             f"{one.client}, {one.phase}",
             [
                 f"{one.answered} of {one.rounds}",
                 as_count(None if sums else _used(one)),
+                *([as_count(one.not_needed)] if spared else []),
                 as_count(None if sums else one.examples),
                 as_length(one.update_norm),
                 as_length(one.largest_update_norm),
@@ -187,8 +190,9 @@ def participation_table(record: Record) -> Table | None:
     ]
     if not rows:
         return None
-    headings = ["answered", "used data", "examples", "length of updates", "longest", "in round"]
-    return Table([("Rounds", 2), ("", 4)], headings, rows)
+    of_rounds = ["answered", "used data", *(["asked, not needed"] if spared else [])]
+    headings = [*of_rounds, "examples", "length of updates", "longest", "in round"]
+    return Table([("Rounds", len(of_rounds)), ("", 4)], headings, rows)
 
 
 def sums_alone(record: Record) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from server.evidence import wording
-from server.evidence.record import Record, Target
+from server.evidence.record import Record, Target, remedy
 from server.evidence.verdict import Code, Finding, Missing, Verdict
 from server.format import class_text
 from server.report.words import (
@@ -37,7 +37,9 @@ _TITLES: Final = {
     "probe": "Probe",
     "matched-head": "Last layer, features matched",
     "turned-head": "Last layer, features turned",
+    "membership": "Surer of members",
     "nothing-below": "Below the last layer",
+    "only-accuracy": "Beside accuracy",
     "too-deep": "Too deep",
     "below-retrained": "Too deep",
     "class-damaged": "Another class",
@@ -122,6 +124,8 @@ def worded(record: Record) -> Worded:
         by_hand = verdict.false_alarms is None
         label = "by hand" if by_hand else "by their spread"
         lines.append(Line("Limits", "open" if by_hand else "note", label, f"{capitalised(told)}."))
+    if next_step := remedy(record):
+        lines.append(Line("What next", "note", "for whoever asked", f"{capitalised(next_step)}."))
     if record.relearned:
         text = capitalised(_relearned_text(record))
         lines.append(Line("Learned again", "note", "for information", text))
@@ -196,6 +200,13 @@ def _line(finding: Finding, record: Record) -> Line:
     tone, label = _LABELS[finding.state]
     f = finding
     text = f"Result {as_percent(f.value)}"
+    if f.code == "membership":
+        now, goal, before = (as_gap(v, 0.0) for v in (f.value, f.retrained, f.original))
+        text = (
+            f"Result {now} points; retrained from scratch {goal} in the mean, expected "
+            f"{wording.expected(f)}; Original {before}."
+        )
+        return Line(_TITLES[f.code], tone, label, text)
     if f.spread is not None:
         text += (
             f"; retrained from scratch {as_percent(f.retrained)} in the mean, expected "

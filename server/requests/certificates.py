@@ -10,7 +10,6 @@ from client.errors import BadSetting
 from client.files import write_atomic
 from server.evidence import certificate
 from server.evidence.certificate import SHA256, Facts, Version
-from server.evidence.derived import Left
 from server.requests import attestations, audit, derived, orders, records
 from server.storage import keys
 from server.storage.home import Home
@@ -78,10 +77,7 @@ def issue(home: Home, ledger: Ledger, row: RequestRow) -> bytes:
         signed=order.signed.decode(),
         seal=seal,
         attestations=signed,
-        derived=[
-            Left(one.kind, one.name, one.state, one.at, one.sha256)
-            for one in derived.of_request(home, ledger, row)
-        ],
+        derived=[one.pathless() for one in derived.of_request(home, ledger, row)],
         verifications=verifications,
         waiting=sorted(p.client for p in ledger.pending() if p.request == row.id),
         issued=datetime.now(UTC).isoformat(timespec="seconds"),

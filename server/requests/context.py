@@ -56,6 +56,7 @@ class Work:
         s = self.request.settings
         distillation = {
             "scale": scale,
+            "image_start": s.image_start,
             "image_lr": s.image_lr,
             "image_steps": s.image_steps,
             "image_momentum": s.image_momentum,

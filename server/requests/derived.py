@@ -5,21 +5,20 @@ it, too. Nothing is written down for that: a relearning lifts it with the erasur
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from client.errors import EffaceError
 from client.wire import ForgetSpec
+from server.evidence.derived import Left
 from server.format import target_text
 from server.requests import records, yardstick
 from server.requests.classes import card_names
 from server.storage.history import History
 from server.storage.home import Home
 from server.storage.ledger import Erased, Ledger, RequestRow, VersionRow
-
-Kind = Literal["version", "exported", "updates", "yardstick", "rounds"]
 
 
 class KnowsForgotten(EffaceError):
@@ -29,26 +28,18 @@ class KnowsForgotten(EffaceError):
 
 
 @dataclass(frozen=True)
-class Derived:
-    """Something that was derived from what a request forgot.
+class Derived(Left):
+    """Something that was derived from what a request forgot, and where it is.
 
     Attributes:
-        kind: What it is: a version's weights, a file that they were written to, clients' updates of
-            a training, a retrained model, or the rounds of a request that was stopped.
-        name: A version's id, or the name that the home has for it.
-        state: `kept`, `destroyed`, or of an exported file `there` or `not there`, where it was
-            written.
-        at: When it was destroyed, or written; ISO 8601.
-        sha256: Of a version's or an exported file.
         path: Of what is still there.
     """
 
-    kind: Kind
-    name: str
-    state: Literal["kept", "destroyed", "there", "not there"]
-    at: str | None = None
-    sha256: str | None = None
     path: Path | None = None
+
+    def pathless(self) -> Left:
+        """Return what a certificate may say of it."""
+        return Left(self.kind, self.name, self.state, self.at, self.sha256)
 
 
 # ---- versions -----------------------------------------------------------------------------------
@@ -72,13 +63,30 @@ def known(row: VersionRow, erased: Erased) -> tuple[ForgetSpec, tuple[str, ...]]
     return ForgetSpec(level, classes, clients), tuple(dict.fromkeys(requests))
 
 
-def check_use(ledger: Ledger, row: VersionRow, allowed: Sequence[str] = ()) -> None:
+def by_option(requests: Sequence[str]) -> str:
+    """Return what allows a version that knows what requests forgot, on the command line."""
+    return " ".join(f"--allow-forgotten {one}" for one in requests)
+
+
+def by_argument(requests: Sequence[str]) -> str:
+    """Return what allows it from Python."""
+    return f"allow_forgotten={list(requests)!r}"
+
+
+def check_use(
+    ledger: Ledger,
+    row: VersionRow,
+    allowed: Sequence[str] = (),
+    *,
+    by: Callable[[Sequence[str]], str] = by_option,
+) -> None:
     """Refuse the weights of a version that knows what was forgotten, unless that is allowed.
 
     Args:
         ledger: The home's.
         row: The version.
         allowed: Requests whose forgetting does not count.
+        by: How whoever asks would allow them.
 
     Raises:
         KnowsForgotten: Naming the requests.
@@ -89,8 +97,7 @@ def check_use(ledger: Ledger, row: VersionRow, allowed: Sequence[str] = ()) -> N
     raise KnowsForgotten(
         f"version must not know what was forgotten, got {row.id}, which knows "
         f"{target_text(vars(what), card_names(row.card))} (forgotten by {', '.join(requests)}); "
-        "take the one in service, or this one all the same: "
-        + " ".join(f"--allow-forgotten {one}" for one in requests),
+        f"take the one in service, or this one all the same: {by(requests)}",
         see="efface models",
     )
 

@@ -61,9 +61,11 @@ class VerificationFailed(EffaceError):
 
     code = "verification-failed"
 
-    def __init__(self, message: str = "", *, see: str = "", record: Record | None = None) -> None:
+    def __init__(
+        self, message: str = "", *, see: str = "", record: Record | None = None, remedy: str = ""
+    ) -> None:
         super().__init__(message, see=see)
-        self.record = record
+        self.record, self.remedy = record, remedy
 
 
 class NotShown(VerificationFailed):
@@ -177,6 +179,8 @@ def _change(work: Work) -> None:
     names = _agreed_classes(work, federation, card)
     first = from_numpy(base.arrays)
     forgetting = row.kind == "forget"
+    if forgetting and s.compare == "retrain":
+        judge = replace(judge, alone=federation.classes_alone())
     before = replace(judge, spec=federation.spec)
     if (picked := work.workspace.chosen(row)) is not None:
         work.listener.note(f"method {row.method} was chosen: {picked['why']}")
@@ -233,7 +237,7 @@ def _change(work: Work) -> None:
             retrainings=retrainings,
             features=below,
         )
-        refused = crept_back is not None or not _admitted(verdict, s)
+        refused = not _admitted(verdict, s)
         record = compose(
             yardstick=yardstick,
             original=original,
@@ -296,7 +300,9 @@ def _on_base(work: Work) -> tuple[dict[str, list[Any]], Judge, GridFederation]:
 
 def _admitted(verdict: Verdict, settings: RunSettings) -> bool:
     """Return whether a version may be kept: a trial always, others by what the request accepts."""
-    return settings.trial or verdict.state in ("passed", settings.accept)
+    # Where recovery gave up, an open verdict says that sites contradict it: nothing to accept.
+    accepted = ("passed",) if verdict.finding("crept-back") else ("passed", settings.accept)
+    return settings.trial or verdict.state in accepted
 
 
 def _as_served(
@@ -427,6 +433,7 @@ def _retraining(
     """Return a model retrained without what this request and earlier ones forget."""
     seeded = _seeded(work, number)
     judge = _judge(work, federation.forget, federation.common["erased_classes"])
+    judge = replace(judge, alone=federation.classes_alone())
 
     def train() -> tuple[ArrayRecord, GridFederation]:
         name = name_of("retrain", number)
@@ -461,6 +468,7 @@ def _stock(work: Work) -> None:
     _, judge, federation = _on_base(work)
     _check_targets(work, federation, forget)
     names = _agreed_classes(work, federation, card)
+    judge = replace(judge, alone=federation.classes_alone())
     original = (federation.spec, from_numpy(base.arrays))
     stock, models, inputs = [], [], _inputs(work, federation)
     for number in range(s.count):
@@ -552,11 +560,13 @@ def refusal(record: Record, reason: str) -> VerificationFailed:
         record: Of the request.
         reason: The ledger's.
     """
-    text = f"{reason}. Version {record.base_version} stays in service; report: {record.report}"
-    if record.verdict is None or record.verdict.state != "not-shown":
-        return VerificationFailed(f"{record.request}: {text}", record=record)
-    text += f"; try {' or '.join(wording.remedies(record.verdict))}"
-    return NotShown(f"{record.request}: {text}", record=record)
+    text = f"{record.request}: {reason}. Version {record.base_version} stays in service"
+    text += f"; report: {record.report}"
+    if record.verdict is None:
+        return VerificationFailed(text, record=record)
+    kind = NotShown if record.verdict.state == "not-shown" else VerificationFailed
+    told = wording.remedy(record.verdict, record.method or "") or ""
+    return kind(f"{text}; {told}", record=record, remedy=told)
 
 
 def _minus(erased: Mapping[str, Any], forget: ForgetSpec) -> dict[str, list[Any]]:

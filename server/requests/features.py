@@ -3,7 +3,7 @@
 Without a federation it is measured on the coordinator's test images alone, and kept nowhere.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,7 @@ def measured(
     result: "Weights",
     yardstick: Yardstick | None,
 ) -> FeatureMeasures | None:
-    """Return the measures; None without Retrained or classes to forget.
+    """Return the measures; None without Retrained, or where no class is to go.
 
     Where the coordinator has no test images, its clients measure what needs nothing but counts: the
     accuracy with Original's last layer put back.
@@ -39,18 +39,33 @@ def measured(
         result: After it.
         yardstick: Retrained.
     """
-    if yardstick is None or judge.forget.level != "class":
+    by = judge.of_classes
+    if yardstick is None or by is None:
         return None
+    found = _measured(by, federation, original, result, yardstick)
+    if found is None or judge.forget.level == "class":
+        return found
+    return replace(found, classes=judge.alone)
+
+
+def _measured(
+    judge: Judge,
+    federation: GridFederation | None,
+    original: "Weights",
+    result: "Weights",
+    yardstick: Yardstick,
+) -> FeatureMeasures | None:
     if _without_images(judge):
         if federation is None:
             return None
-        before = at_clients(federation, original, original)
+        classes = judge.forget.classes
+        before = at_clients(federation, original, original, classes)
         if before is None:
             return None
         return FeatureMeasures(
             original=before,
-            retrained=at_clients(federation, original, (judge.spec, yardstick.weights)),
-            result=at_clients(federation, original, result),
+            retrained=at_clients(federation, original, (judge.spec, yardstick.weights), classes),
+            result=at_clients(federation, original, result, classes),
         )
     # Only here: scikit-learn takes a second to load.
     from server.evidence.features.measures import feature_measures
@@ -75,12 +90,15 @@ def of_retrained(
         original: Network and weights before the request.
         yardstick: The retrained model.
     """
-    if judge.forget.level != "class":
+    by = judge.of_classes
+    if by is None:
         return None
+    judge = by
     if _without_images(judge):
         if federation is None:
             return None
-        return at_clients(federation, original, (judge.spec, yardstick.weights))
+        known = (judge.spec, yardstick.weights)
+        return at_clients(federation, original, known, judge.forget.classes)
     from server.evidence.features import measures  # as above
 
     def measure() -> Any:
@@ -118,7 +136,7 @@ def _without_images(judge: Judge) -> bool:
 
 
 def at_clients(
-    federation: GridFederation, original: "Weights", model: "Weights"
+    federation: GridFederation, original: "Weights", model: "Weights", classes: Sequence[int]
 ) -> FeatureScores | None:
     """Return what clients measure of a model below its last layer, on what they hold out.
 
@@ -130,6 +148,7 @@ def at_clients(
         federation: The request's: its journal keeps the answers.
         original: Network and weights before the request.
         model: The one that is measured.
+        classes: Whose rows are put back; of clients, of which only they hold examples.
 
     Returns:
         None under noise, or where a network does not end in one linear layer.
@@ -137,7 +156,6 @@ def at_clients(
     heads = {traced(spec).head for spec, _ in (original, model)}
     if len(heads) > 1 or None in heads or federation.common.get("noise_multiplier"):
         return None
-    classes = federation.forget.classes
     changed = with_rows(model[1], original[1], str(heads.pop()), classes)
     if changed is None:
         return FeatureScores()

@@ -6,6 +6,8 @@ from typing import Final
 
 from client.learning.models import ModelSpec
 from client.steps.training import Fit
+from server.evidence.measures import measuring_device
+from server.nodes.engines.inline import side_by_side
 from server.nodes.federation import Cost
 from server.settings import RunSettings
 from strategies.parts.effort import Network
@@ -51,8 +53,9 @@ def speed_of(cost: Cost, settings: RunSettings, spec: ModelSpec, trained_on: str
         trained_on: Engine of its training.
     """
     drawn = num_drawn(settings.fraction, settings.num_participants)
-    cores = max(1, os.cpu_count() or 1)
-    simulated = max(1, cores // settings.threads) if trained_on == "ray" else cores
+    simulated = side_by_side(measuring_device(settings.device).type)
+    if trained_on == "ray":
+        simulated = max(1, (os.cpu_count() or 1) // settings.threads)
     at_once = EVERYBODY if trained_on == "superlink" else simulated
     working = cost.client_seconds / min(at_once, drawn)
     messages, arrays = cost.rounds * drawn, Network(spec.base).nbytes

@@ -243,8 +243,6 @@ def measured(
         (ModelSpec.of_card(version.card["model"]), from_numpy(registry.load(version)[0]))
         for version in (before, after)
     )
-    original = _scores(replace(judge, spec=first_spec), first, federation, "original")
-    result = _scores(replace(judge, spec=result_spec), last, federation, "recovered")
     left: list[str] = []
     found, left_out = yardstick.stock(
         home.cache, settings, asdict(spec), forget, earlier, row.federation, ledger.erased
@@ -252,6 +250,10 @@ def measured(
     if federation is not None:  # those that come while it is stopped are no part of it
         numbers = federation.journal.value("stock", lambda: [one.number for one in found])
         found = [one for one in found if one.number in numbers]
+    if federation is not None and found:
+        judge = replace(judge, alone=federation.classes_alone())
+    original = _scores(replace(judge, spec=first_spec), first, federation, "original")
+    result = _scores(replace(judge, spec=result_spec), last, federation, "recovered")
     if changed := _other_data(found, federation):
         left.append(f"{', '.join(changed)} held other data when the retrained models were trained")
     stock = []

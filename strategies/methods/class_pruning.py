@@ -126,6 +126,11 @@ def prunable_layers(spec: ModelSpec) -> tuple[Layer, ...]:
             f"model must have convolutions to be pruned, got {spec.task.title}; choose another "
             "method"
         )
+    if all(layer.num_channels == 1 for layer in layers if layer.convolution):
+        raise BadSetting(
+            f"model must have a convolution of two channels or more to be pruned, got "
+            f"{spec.task.title}; choose another method"
+        )
     if spec.compact:
         raise BadSetting(
             "version must have all its channels to be pruned, got a compact one; start from the "
@@ -210,9 +215,21 @@ def chosen(
             result.setdefault(name, set()).add(channel)
     for layer in layers:
         if len(result.get(layer.name, ())) >= layer.num_channels:
+            left = layer.num_channels - len(before.get(layer.name, ()))
             raise BadSetting(
                 f"layer {layer.name} must keep at least one of its {layer.num_channels} channels, "
-                f"got none at prune-share {share:g}; lower it, or use scope=layer"
+                f"got none at prune-share {share:g}; "
+                + _remedy(left, alone=len(by_scope) == len(scores), scope=scope)
             )
     order = [layer.name for layer in layers]
     return {name: tuple(sorted(result[name])) for name in order if result.get(name)}
+
+
+def _remedy(left: int, *, alone: bool, scope: str) -> str:
+    """Return what leaves a layer a channel: of `left`, by each class at least one goes.
+
+    `alone` if no other layer's channels are pruned before this one's.
+    """
+    if left > 1:
+        return "lower it" if alone or scope == "layer" else "lower it, or use scope=layer"
+    return "choose another method" if alone else "lower it, or choose another method"

@@ -8,10 +8,14 @@ Departs from the paper:
 1. Without the elastic weight consolidation that Wu et al. add to the ascent; Algorithm 1 has none.
 2. The paper's rounds go on "until convergence". Here a class ascends to a given loss at most, since
    an ascent has no end of its own: at client level to that of a uniform guess, for the others hold
-   its classes, too, and deeper these would be lost; a task with a loss of its own has no guess to
-   go by, and ascends for all its epochs. At class level the ascent ends when the class
+   its classes, too, and deeper these would be lost. At class level the ascent ends when the class
    is forgotten on held-out data, and recovery when the rest is back; or after the rounds.
-3. Relearning is by ordinary rounds.
+3. A task with a loss of its own has no guess to go by, and ascends for all its epochs. A loss
+   without bound, as a square is, then grows with its own gradient, at any learning rate: there the
+   gradient is clipped, and the weights stay in a ball around those before the round, as in the
+   projected gradient ascent of Halimi et al. 2022 (https://arxiv.org/abs/2207.05521). Their ball is
+   a third of the way to random weights wide; here of the way to none, which a node can measure.
+4. Relearning is by ordinary rounds.
 """
 
 import math
@@ -49,6 +53,16 @@ class GradientAscent(OrdinaryRelearning, Hyperparameters):
         between(0.0, 1e3),
         "loss at which a client's data go no further, in units of log K; 0 for no end",
     )
+    clip: float = option(
+        5.0,
+        at_least(0.0),
+        "longest gradient of a step of the ascent on a loss of the task's own; 0 for any",
+    )
+    radius: float = option(
+        0.33,
+        at_least(0.0),
+        "farthest that such a round of ascent goes, in lengths of the weights; 0 for no end",
+    )
     threshold: float = option(
         1.0, PERCENT, "percent of forget accuracy that ends the ascent on a class"
     )
@@ -68,7 +82,9 @@ class GradientAscent(OrdinaryRelearning, Hyperparameters):
         # 1. Unlearn: every holder of D_f ascends its loss (line 3).
         classes = federation.forget.level == "class"
         num_classes = federation.spec.num_classes
-        loss = (self.depth if classes else self.client_depth) * math.log(num_classes)
+        own = federation.spec.task.own_loss
+        loss = 0.0 if own else (self.depth if classes else self.client_depth)
+        loss *= math.log(num_classes)
         ascent = AscentRounds(
             federation.settings(
                 Ascend,
@@ -77,6 +93,8 @@ class GradientAscent(OrdinaryRelearning, Hyperparameters):
                 lr=self.unlearn_lr,
                 batch_size=self.batch_size,
                 target_losses=[loss] * num_classes if loss else [],
+                clip=self.clip if own else 0.0,
+                radius=self.radius if own else 0.0,
             ),
             participants=federation.holders(synthetic=False),
         )

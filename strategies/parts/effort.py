@@ -22,7 +22,7 @@ from client.learning.models import ModelSpec, build, state_of
 from client.learning.training import images_in, steps_in
 from client.steps.ascent import Ascend
 from client.steps.channels import Ablation, FitChannels, Representation
-from client.steps.measuring import Fisher, Heldout, Totals
+from client.steps.measuring import Fisher, Heldout, Membership, Totals
 from client.steps.recovery import Descend
 from client.steps.store import Condense
 from client.steps.training import Fit
@@ -182,6 +182,11 @@ def _(told: Descend, holding: Holding, network: Network) -> Effort:
 @effort.register
 def _(told: Heldout, holding: Holding, network: Network) -> Effort:
     return Effort(holding.heldout, network.nbytes, work=FORWARD)
+
+
+@effort.register
+def _(told: Membership, holding: Holding, network: Network) -> Effort:
+    return Effort(holding.heldout + sum(holding.forget), network.nbytes, work=FORWARD)
 
 
 @effort.register

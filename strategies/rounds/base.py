@@ -167,6 +167,7 @@ class Rounds(FedAvg):
         answered: Of the latest round: who gave a good answer, and on how many examples.
         used: Of the latest round: the answers that count, by the node's name.
         idle: Of the latest round: holders that say that there was nothing left to do.
+        not_needed: Of the latest round: who was asked and had not answered when it was over.
     """
 
     asks: bool = True  # whether nodes are asked at all
@@ -225,6 +226,7 @@ class Rounds(FedAvg):
         self.norms: dict[str, float] = {}
         self.answered: dict[str, float] = {}
         self.idle: list[str] = []
+        self.not_needed: list[str] = []
         self.used: Mapping[str, Used] = {}
         self.sent = ArrayRecord()  # the model of the round under way
         self._asked: dict[int, str] = {}
@@ -285,7 +287,7 @@ class Rounds(FedAvg):
             ClientLost: If fewer nodes answered than must.
             NothingTouched: If they used no example.
         """
-        self.norms, self.answered, self.idle = {}, {}, []
+        self.norms, self.answered, self.idle, self.not_needed = {}, {}, [], []
         self._gathered = Gathered()
         used, metrics = self._used(server_round, replies) if self.asks else ({}, summed([], 0))
         self.used = used
@@ -380,9 +382,11 @@ class Rounds(FedAvg):
         # Which reply came first must not decide what is told, nor in which order.
         silence = "; ".join(sorted({f.reason for f in unnamed})) or NO_ANSWER
         why = UNAVAILABLE if unnamed else TIMEOUT
-        for name in [] if self._may_end(good) else self._asked.values():
-            if name not in good and name not in failed:
-                failed[name] = Failure(name, silence, why)
+        silent = [n for n in self._asked.values() if n not in good and n not in failed]
+        if self._may_end(good):
+            self.not_needed = sorted(silent)
+        else:
+            failed |= {name: Failure(name, silence, why) for name in silent}
         self.norms, self.idle = dict(sorted(self.norms.items())), sorted(self.idle)
         self._leave_out(good, failed)
         self.failures = [

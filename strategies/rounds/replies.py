@@ -108,6 +108,8 @@ def most_examples(told: Common, described: Mapping[str, Any] | None) -> float:
     if told.message.name == "evaluate.heldout":
         return float(described["num-heldout"])
     number = float(described["num-examples"])
+    if told.message.name == "evaluate.membership":
+        return number + float(described["num-heldout"])
     if getattr(told, "data", "original") != "original":  # synthetic stand-ins, or as many others
         number += float(described["num-forget-synthetic"] + described["num-retain-synthetic"])
     return min(asked, number)

@@ -49,13 +49,7 @@ class Efface:
         path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _surroundings() -> Any:
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("EFFACE_HOME", "EFFACE_STORE", "EFFACE_DATA_DIR", "EFFACE_DATABASE_URL"):
-            patch.setenv(name, "")
-            patch.delenv(name)
-        yield
+pytestmark = pytest.mark.usefixtures("shared_surroundings")
 
 
 @pytest.fixture(scope="module")

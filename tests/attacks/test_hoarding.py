@@ -37,7 +37,7 @@ def test_lineages_and_bytes_have_an_end(tmp_path: Path) -> None:
         site.ask(Fit, **FIT, lineage=f"X{number}", server_round=1)
     for kind, said in ((Fit, FIT), (Descend, {**COPY, "scale": 10})):
         refused = site.refusal(kind, **said, lineage="X3")
-        assert "trainings with synthetic images must be at most 3 at site-a" in refused
+        assert "trainings with synthetic examples must be at most 3 at site-a" in refused
     site.ask(Fit, **FIT, lineage="X2", server_round=2)  # one that is known goes on
 
     small = hospital(tmp_path / "small", quota_mb="1")

@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 from flwr.app import Array
 
-from client.arrays import numbers
+from client.arrays import numbers, written
 
-
-@pytest.mark.parametrize(
+VALUES = pytest.mark.parametrize(
     "value",
     [
         np.arange(24, dtype=np.float32).reshape(2, 3, 4),
@@ -19,14 +18,28 @@ from client.arrays import numbers
         np.zeros((0, 3), dtype=np.float16),
         np.array([1, 2], dtype=">f8"),
         np.array([True, False]),
+        np.arange(24.0).reshape(2, 3, 4).transpose(1, 0, 2),
+        np.zeros((3, 0)),
+        np.zeros((1, 1), dtype=np.float32),
     ],
 )
+
+
+@VALUES
 def test_an_array_is_read_as_numpy_reads_it(value: np.ndarray) -> None:
     array = Array(value)
     for _ in range(2):  # the second time its header is known
         found, wanted = numbers(array), array.numpy()
         assert (found.dtype, found.shape) == (wanted.dtype, wanted.shape)
         assert found.tobytes() == wanted.tobytes()
+
+
+@VALUES
+def test_an_array_is_written_as_numpy_writes_it(value: np.ndarray) -> None:
+    for _ in range(2):  # the second time its header is known
+        found, wanted = written(value), Array(value)
+        assert (found.dtype, found.shape, found.stype) == (wanted.dtype, wanted.shape, wanted.stype)
+        assert found.data == wanted.data
 
 
 def _bytes(value: np.ndarray) -> bytes:

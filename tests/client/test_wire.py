@@ -568,6 +568,7 @@ def test_a_whole_number_is_a_number_but_not_the_other_way_round() -> None:
         (Fit, "weight-decay", -0.1, "lie in [0, 1]"),
         (Fit, "proximal", -1.0, "lie in [0, 1e+06]"),
         (Fit, "scale", -1, "be at least 0"),
+        (Fit, "image-start", "mean", "be one of real, noise"),
         (Fit, "image-lr", -0.1, "be positive"),
         (Fit, "image-steps", 0, "be at least 1"),
         (Fit, "image-momentum", 1.5, "lie in [0, 0.999]"),

@@ -589,3 +589,17 @@ def test_every_file_that_the_guide_names_exists() -> None:
 
     for name in set(re.findall(r"`((?:docker|deploy)/[\w./-]+)`", guide)) - {"docker/.env"}:
         assert (REPOSITORY / name).exists(), name
+
+
+@pytest.mark.processes
+@pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
+def test_a_ray_cluster_of_two_nodes_gives_the_weights_of_one_process(tmp_path: Path) -> None:
+    if subprocess.run(["ip", "netns", "list"], capture_output=True).returncode:
+        pytest.skip("no iproute2, or no network namespaces here")
+    script = REPOSITORY / "deploy" / "ray_two_nodes.sh"
+    path = f"{PROGRAMS}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        [script, tmp_path], capture_output=True, text=True, env={**os.environ, "PATH": path}
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "bit for bit: 2" in done.stdout

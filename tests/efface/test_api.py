@@ -228,8 +228,10 @@ def test_a_versions_model_scores_as_it_was_measured(served: efface.Federation) -
     assert version.std is not None
     pixels = test.inputs.float() / 255
     for refused in (version.model, version.weights, lambda: version.export("any.pt")):
-        with pytest.raises(efface.EffaceError, match=r"got v0001, which knows class 3"):
+        with pytest.raises(efface.EffaceError, match=r"got v0001, which knows class 3") as told:
             refused()
+        # What is to be said is said in the words of whoever asks.
+        assert "this one all the same: allow_forgotten=['r0002']" in str(told.value)
     network = version.model(allow_forgotten="r0002")
     with torch.no_grad():
         found = network((pixels - version.mean[0]) / version.std[0]).argmax(1)

@@ -158,14 +158,7 @@ class Done:
     seen: list[Exchange]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _surroundings() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        # Set and then removed, so that what a run puts there is undone as well.
-        for name in ("EFFACE_HOME", "EFFACE_STORE", "EFFACE_DATA_DIR", "EFFACE_DATABASE_URL"):
-            patch.setenv(name, "")
-            patch.delenv(name)
-        yield
+pytestmark = pytest.mark.usefixtures("shared_surroundings")
 
 
 @pytest.fixture(scope="module")

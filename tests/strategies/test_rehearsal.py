@@ -145,3 +145,12 @@ def test_scores_that_nobody_measured_prune_no_layer_away(
 def test_a_share_that_leaves_no_channel_is_refused_in_the_plan() -> None:
     with pytest.raises(BadSetting, match="must keep at least one of its 8 channels"):
         planned(ClassPruning(prune_share=0.95), known())
+
+
+def test_one_convolution_can_be_pruned_unless_it_has_a_single_channel() -> None:
+    one = image_model("convnet", num_classes=10, channels=1, image_size=8, width=8, depth=1)
+    phases = [step.phase for step in planned(ClassPruning(), known(one))]
+    assert phases == ["score", "unlearn", "recover", "guard"]
+    narrow = image_model("convnet", num_classes=10, channels=1, image_size=8, width=1, depth=1)
+    with pytest.raises(BadSetting, match=r"must have a convolution of two channels or more.*, got"):
+        planned(ClassPruning(), known(narrow))

@@ -65,6 +65,8 @@ class FeatureMeasures:
         original: The model before the request.
         retrained: The yardstick; None if there was none.
         result: What the request ended with.
+        classes: Of a request for clients, the classes that only these held, of which the measures
+            are; empty where the request names classes.
         why_not: "no-last-layer": the network does not end in one Linear; "too-few-images": a side
             has fewer than two test images. Then the three are None.
     """
@@ -73,3 +75,4 @@ class FeatureMeasures:
     retrained: FeatureScores | None = None
     result: FeatureScores | None = None
     why_not: Reason | None = None
+    classes: tuple[int, ...] = ()

@@ -2,28 +2,37 @@
 
 For tests, the demo, thousands of small clients, and machines without Ray. Clients of one round run
 side by side on the machine's cores, each on one thread, so that a result does not depend on how
-many cores there are.
+many cores there are. On a GPU two do.
 """
 
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from types import TracebackType
-from typing import Any, Self
 from uuid import uuid4
 
-from flwr.app import Context, Error, Message, RecordDict
+from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
-from flwr.proto.node_pb2 import NodeInfo
-from flwr.serverapp import Grid
-from flwr.supercore.run import Run
-from flwr.supercore.task_identity import TaskIdentity
 
-CLIENT_APP_RAISED = 2  # Flower's code for an exception in a ClientApp
+from server.nodes.engines.simulated import NodeConfig, SimulatedGrid, raised
+
 MOST_OPEN = 32  # messages under way: enough that no core waits for the next ones
+# A GPU computes for one client after another, and all share its memory: what a second gains is that
+# one's Python runs while the other computes. Ten clients of a ConvNet of width 128 on an H100, 25
+# steps of 64, took 1.8 s a round one by one, 1.55 in twos, 1.5 all at once, with distillation.
+ON_A_GPU = 2
 
 
-class InlineGrid(Grid):
+def side_by_side(device: str) -> int:
+    """Return how many clients compute at the same time; no result depends on it.
+
+    Args:
+        device: Kind of device that they compute on: "cpu", or else a GPU.
+    """
+    return (os.cpu_count() or 1) if device == "cpu" else ON_A_GPU
+
+
+class InlineGrid(SimulatedGrid):
     """A Grid whose nodes are calls of a ClientApp in this process."""
 
     def __init__(
@@ -31,7 +40,7 @@ class InlineGrid(Grid):
         client_app: ClientApp | Callable[[Message, Context], Message],
         num_clients: int,
         *,
-        node_config: dict[str, bool | float | int | str] | None = None,
+        node_config: NodeConfig | None = None,
         workers: int | None = None,
     ) -> None:
         """Make `num_clients` nodes, named client-0, client-1, ...
@@ -40,33 +49,16 @@ class InlineGrid(Grid):
             client_app: What each node runs.
             num_clients: At least 1.
             node_config: What every node's operator would have configured.
-            workers: Clients that run at the same time; the number of cores by default.
+            workers: Clients that run at the same time (`side_by_side`); the number of cores by
+                default.
         """
+        super().__init__(num_clients, node_config)
         self.client_app = client_app
-        self.workers = workers or os.cpu_count() or 1
+        self.workers = workers or side_by_side("cpu")
         # What is started beyond that waits for a core, or keeps its answer in memory.
         self.under_way = (self.workers + 2, max(MOST_OPEN, 4 * self.workers))
-        self.contexts = {
-            node + 1: Context(
-                run_id=1,
-                node_id=node + 1,
-                node_config={
-                    **(node_config or {}),
-                    "partition-id": node,
-                    "num-partitions": num_clients,
-                },
-                state=RecordDict(),
-                run_config={},
-            )
-            for node in range(num_clients)
-        }
         self._pool = ThreadPoolExecutor(self.workers, thread_name_prefix="client")
         self._running: dict[str, Future[Message]] = {}
-
-    def __enter__(self) -> Self:
-        # Outside a Flower task nobody has set the identity that messages are stamped with.
-        TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
-        return self
 
     def __exit__(
         self,
@@ -75,14 +67,6 @@ class InlineGrid(Grid):
         trace: TracebackType | None,
     ) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
-
-    def get_nodes(self) -> list[NodeInfo]:
-        """Return all nodes; they are always online."""
-        return [NodeInfo(node_id=n, name=f"client-{n - 1}") for n in self.contexts]
-
-    def get_node_ids(self) -> list[int]:
-        """Return all node ids."""
-        return list(self.contexts)
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         """Start the clients' work."""
@@ -119,17 +103,4 @@ class InlineGrid(Grid):
         try:
             return self.client_app(message, self.contexts[message.metadata.dst_node_id])
         except Exception as error:
-            reason = f"{type(error)}:<'{error}'>"
-            return Message(Error(CLIENT_APP_RAISED, reason), reply_to=message)
-
-    # -- a Grid must have these ------------------------------------------------------------------
-
-    def set_run(self, run: Run) -> None:
-        """There is one run."""
-
-    @property
-    def run(self) -> Run:
-        return Run.create_empty(run_id=1)
-
-    def create_message(self, *args: Any, **kwargs: Any) -> Message:
-        return Message(*args, **kwargs)
+            return raised(error, message)

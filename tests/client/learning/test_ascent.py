@@ -56,6 +56,44 @@ def test_one_step_equals_the_hand_computation(model: Linear) -> None:
     assert done.loss == pytest.approx(math.log(2))
 
 
+def test_a_long_gradient_is_clipped_and_a_short_one_is_not(model: Linear) -> None:
+    # The step above is (-1/2, 1/2) of the weights and of the biases: of length 1.
+    ascent(model, ONE, lr=2.0, clip=0.5)
+    expected = torch.tensor([[-0.5, 0.0], [0.5, 0.0]])
+    torch.testing.assert_close(model.classifier.weight.data, expected)
+    plain = Linear()
+    ascent(plain, ONE, lr=2.0, clip=1.5)
+    expected = torch.tensor([[-1.0, 0.0], [1.0, 0.0]])
+    assert torch.equal(plain.classifier.weight.data, expected)
+
+
+def test_weights_beyond_the_ball_are_put_back_on_it(model: Linear) -> None:
+    # They begin at length sqrt(2), as the identity is; a step of rate 2 is 2 long, (-1, 1) each.
+    ascent(model, ONE, lr=2.0, radius=0.5)
+    each = 0.5 * math.sqrt(2) / 2
+    expected = torch.tensor([[-each, 0.0], [each, 0.0]])
+    torch.testing.assert_close(model.classifier.weight.data, expected)
+    torch.testing.assert_close(model.classifier.bias.data, torch.tensor([-each, each]))
+    # However long it goes on, it comes no farther from where it began.
+    ascent(model, ONE, lr=2.0, epochs=20, radius=0.5)
+    start = math.sqrt(2) * math.sqrt(1 + 0.5**2)  # of the second ascent
+    moved = [parameter.detach() for parameter in model.parameters()]
+    began = [torch.eye(2), torch.tensor([[-each, 0.0], [each, 0.0]]), torch.tensor([-each, each])]
+    far = math.sqrt(sum(float((m - b).square().sum()) for m, b in zip(moved, began, strict=True)))
+    assert far == pytest.approx(0.5 * start, rel=1e-5)
+
+
+def test_a_loss_without_bound_stays_finite_where_it_is_held(model: Linear) -> None:
+    def square(outputs: Tensor, targets: Tensor) -> Tensor:
+        return (outputs[:, 0] - 1e3 * (targets + 1)).square()
+
+    with pytest.raises(EffaceError, match="must stay finite"):
+        ascent(Linear(), ONE, lr=0.5, epochs=50, loss=square)
+    done = ascent(model, ONE, lr=0.5, epochs=50, loss=square, clip=5.0, radius=0.33)
+    assert done.num_steps == 50
+    assert all(bool(parameter.isfinite().all()) for parameter in model.parameters())
+
+
 def test_a_batch_moves_by_the_mean_of_its_gradients(model: Linear) -> None:
     ascent(model, (torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 0])))
     # Mean of (-1/2, 1/2) x (1, 0) and (-1/2, 1/2) x (0, 1).

@@ -1,6 +1,7 @@
 """Gradient matching against slow oracles: one backward pass a class, one example at a time."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -515,6 +516,57 @@ def test_the_first_synthetic_images_are_different_real_ones_of_their_class() -> 
     rows = matches.double().argmax(dim=1)
     assert len(rows.unique()) == len(rows)
     assert torch.equal(site.train.labels[rows], found.labels)
+
+
+def test_a_real_start_is_what_the_generator_picks_bit_for_bit() -> None:
+    site, draws = make_site(), seeded(5)
+    expected = []
+    for label, count in ((0, 3), (1, 2), (3, 1)):  # half of 5, 3 and 1, rounded up
+        rows = (site.train.labels == label).nonzero().flatten()
+        expected.append(rows[torch.randperm(len(rows), generator=draws)[:count]])
+    found = initialise(site, EVERYTHING, 2, seeded(5))
+    assert torch.equal(found.images, site.inputs(site.train, torch.cat(expected)))
+    assert found.labels.tolist() == [0, 0, 0, 1, 1, 3]
+    said = initialise(site, EVERYTHING, 2, seeded(5), start="real")
+    assert torch.equal(said.images, found.images)
+
+
+def test_noise_has_the_counts_of_the_real_start_and_mean_and_spread_of_prepared_inputs() -> None:
+    site = make_site()
+    real, noise = (
+        initialise(site, EVERYTHING, 1, seeded(), start=start) for start in ("real", "noise")
+    )
+    assert torch.equal(noise.labels, real.labels)
+    assert noise.images.shape == real.images.shape
+    assert noise.images.dtype == real.images.dtype
+    # 9 images of 64 pixels: of 576 numbers the mean's own spread is 1 / 24.
+    assert abs(float(noise.images.mean())) < 3 / 24
+    assert abs(float(noise.images.std()) - 1) < 3 / 24
+
+
+def test_noise_is_the_same_twice_and_depends_on_no_image() -> None:
+    site = make_site()
+    grey = replace(site.train.split, inputs=torch.full_like(site.train.split.inputs, 128))
+    equal = replace(site, train=Part(grey, site.train.index))
+    once, again, others, another_seed = (
+        initialise(whose, EVERYTHING, 2, seeded(seed), start="noise").images
+        for whose, seed in ((site, 0), (site, 0), (equal, 0), (site, 1))
+    )
+    assert torch.equal(once, again)
+    assert torch.equal(once, others)
+    assert not torch.equal(once, another_seed)
+
+
+def test_noise_is_refused_for_inputs_that_are_no_floating_point_numbers() -> None:
+    site = make_site()
+
+    class Raw(type(site.task)):  # type: ignore[misc]
+        def prepare(self, inputs: Tensor, data: Data) -> Tensor:
+            return inputs
+
+    raw = replace(site, task=Raw(**site.task.options))
+    with pytest.raises(BadSetting, match="inputs must be floating-point numbers"):
+        initialise(raw, EVERYTHING, 2, seeded(), start="noise")
 
 
 def test_examples_that_may_not_be_used_are_not() -> None:

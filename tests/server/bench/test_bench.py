@@ -6,6 +6,7 @@ import math
 import re
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,9 @@ from server.bench.recipe import check_data, load
 from server.cli import app
 from server.cli.command import console_for
 from server.evidence.record import Record
+from server.evidence.verdict import Finding
 from server.nodes.grid import Interrupted
+from server.requests.execution import VerificationFailed
 from server.settings import RunSettings
 
 ROOT = Path(__file__).parents[3]
@@ -57,12 +60,7 @@ classes = [9]
 """
 
 
-@pytest.fixture(autouse=True)
-def _surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Set and then removed, so that what a run puts there is undone as well.
-    for name in ("EFFACE_HOME", "EFFACE_STORE", "EFFACE_DATA_DIR", "EFFACE_DATABASE_URL"):
-        monkeypatch.setenv(name, "")
-        monkeypatch.delenv(name)
+pytestmark = pytest.mark.usefixtures("surroundings")
 
 
 def write(folder: Path, *, more: str = "", levels: str = "", name: str = "tiny") -> Path:
@@ -695,6 +693,45 @@ def test_a_failure_is_kept_and_a_defect_is_tried_again(
     monkeypatch.setattr(cells, "run", asked)
     run(path, out)
     assert asked.modes == ["forget influential-de"]
+
+
+def brought_back(settings: RunSettings, listener: Any, real: Any) -> Record:
+    """Ask for a forgetting whose recovery seems to have brought the class back."""
+    record = real(settings, listener)
+    if settings.method != "influential-de":
+        return record
+    crept = Finding("crept-back", "exceeded", 12.5, 1.0)
+    verdict = replace(record.verdict, state="failed", findings=(*record.verdict.findings, crept))
+    kept = settings.trial
+    record = replace(
+        record,
+        verdict=verdict,
+        refused=not kept,
+        model_version=record.model_version if kept else None,
+    )
+    if kept:
+        return record
+    raise VerificationFailed("r0002: verification failed", record=record)
+
+
+@pytest.mark.parametrize("in_a_row", [False, True])
+def test_what_was_measured_and_turned_away_has_its_numbers_and_a_word_below(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_a_row: bool
+) -> None:
+    path, out, real = write(tmp_path), tmp_path / "out", cells.run
+    if in_a_row:
+        path.write_text(path.read_text().replace("classes = [9]", "sequence = [8, 7]"))
+    monkeypatch.setattr(cells, "run", lambda s, listener: brought_back(s, listener, real))
+    done = run(path, out)
+
+    rows = [row for row in done.rows if row["method"] == "influential-de"]
+    assert rows[0]["state"] == "done"
+    assert rows[0]["retain_accuracy"] is not None
+    assert rows[0]["reason"].startswith("verification failed: recovery brought the forget set back")
+    if in_a_row:  # from there no request can go on
+        assert (rows[1]["state"], rows[1]["reason"]) == ("failed", "the request before it failed")
+    page = (out / "results.md").read_text()
+    assert "\ninfluential-de, on seed 0: verification failed: recovery brought the forget" in page
 
 
 def test_a_result_depends_on_the_code_of_its_method_alone(tmp_path: Path) -> None:

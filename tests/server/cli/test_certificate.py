@@ -44,13 +44,7 @@ def sql(home: Path, line: str) -> None:
     database.close()
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _surroundings() -> Any:
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("EFFACE_HOME", "EFFACE_STORE", "EFFACE_DATA_DIR", "EFFACE_DATABASE_URL"):
-            patch.setenv(name, "")
-            patch.delenv(name)
-        yield
+pytestmark = pytest.mark.usefixtures("shared_surroundings")
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,7 @@ from urllib.request import urlopen
 import numpy as np
 import pytest
 import safetensors.numpy
+import torch
 from rich.console import Console
 from rich.text import Text
 from typer.testing import CliRunner
@@ -29,7 +30,7 @@ from typer.testing import CliRunner
 import server.runner
 from client.data import datasets
 from client.files import room_for
-from client.store import Store
+from client.store import Store, SyntheticSet
 from server.cli import app
 from server.cli.command import FAILED, NOT_VERIFIED, STOPPED, USAGE
 from server.cli.options import OF_COMMAND
@@ -642,6 +643,19 @@ def test_the_contact_sheet_is_readable_by_its_owner_alone(
     assert run("store", "verify", folder).exit_code == 0
 
 
+def test_the_page_of_a_store_of_table_rows_counts_them(tmp_path: Path) -> None:
+    held = SyntheticSet(torch.zeros(3, 13), torch.tensor([0, 0, 1]))
+    Store(tmp_path / "store").save("r0001", 1, held, model="any")
+
+    done = run("store", "report", str(tmp_path / "store"), "--json")
+
+    assert done.exit_code == 0, done.output
+    html = Path(json.loads(done.stdout)["report"]).read_text()
+    assert "They are no images of 1 or 3 channels, and are not shown." in html
+    refused = run("store", "report", str(tmp_path / "store"), "--data", "digits")
+    assert "dataset must be named for a store of images" in refused.stderr
+
+
 def test_a_damaged_store_is_reported_with_exit_code_3(forgotten: Efface) -> None:
     damaged = next(forgotten.node_store().rglob("*.safetensors"))
     damaged.write_bytes(damaged.read_bytes()[:-10])
@@ -1194,7 +1208,13 @@ def test_a_result_that_did_not_forget_has_exit_code_3_and_no_version(trained: Ef
     done = trained("forget", "--class", "0", "--method", "quickdrop", *words, "--json")
 
     assert done.exit_code == NOT_VERIFIED
-    assert json.loads(done.stdout)["error"] == "VerificationFailed"
+    told = json.loads(done.stdout)
+    assert told["error"] == "VerificationFailed"
+    assert told["remedy"].startswith("try --method retraining or another, or have this one unlearn")
+    assert f"; {told['remedy']}" in done.stderr
+    assert trained.json("show", "r0002")["record"]["verdict"]["remedy"] == told["remedy"]
+    assert told["remedy"] in " ".join(trained("show", "r0002").stdout.split())
+    assert "What next" in (trained.home / "reports" / "r0002.html").read_text()
     assert "Version v0001 stays in service" in done.stderr
     assert trained.version_states() == ["in-service"]
     assert trained.request_states() == ["done", "failed"]
@@ -1222,6 +1242,7 @@ def test_what_is_not_shown_has_exit_code_3_and_both_remedies(trained: Efface) ->
 
     assert done.exit_code == NOT_VERIFIED
     assert "try --compare retrain or --accept not-shown" in done.stderr
+    assert json.loads(done.stdout)["remedy"] == "try --compare retrain or --accept not-shown"
     assert trained.version_states() == ["in-service"]
     assert trained.json("show", "r0002")["record"]["verdict"]["state"] == "not-shown"
     assert trained("forget", "--class", "9", *ACCEPT).exit_code == 0

@@ -5,7 +5,6 @@ import hashlib
 import importlib.util
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -59,13 +58,7 @@ class Efface:
         return json.loads(done.stdout)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _surroundings() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("EFFACE_HOME", "EFFACE_STORE", "EFFACE_DATA_DIR", "EFFACE_DATABASE_URL"):
-            patch.setenv(name, "")
-            patch.delenv(name)
-        yield
+pytestmark = pytest.mark.usefixtures("shared_surroundings")
 
 
 @pytest.fixture(scope="module")

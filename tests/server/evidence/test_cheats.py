@@ -34,8 +34,8 @@ class Made:
     def honest(self) -> Retraining:
         return self.retrained(3)
 
-    def judged(self, result: Retraining) -> Verdict:
-        return judged(result, self.before, self.stock, self.bench)
+    def judged(self, result: Retraining, level: str = "class") -> Verdict:
+        return judged(result, self.before, self.stock, self.bench, level)
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +45,8 @@ def made() -> Made:
 
 def test_an_honest_retraining_passes(made: Made) -> None:
     assert made.judged(made.honest).state == "passed"
+    # Likewise of a client that alone holds the class.
+    assert made.judged(made.honest, "client").state == "passed"
 
 
 @pytest.mark.parametrize(
@@ -70,9 +72,11 @@ def test_an_honest_retraining_passes(made: Made) -> None:
 def test_a_cheat_is_found_by_what_it_does_not_hide_from(
     made: Made, name: str, found_by: str
 ) -> None:
-    verdict = made.judged(made.measured(made.cheater.all[name]()))
-    assert verdict.state == "failed"
-    assert found_by in [f.code for f in verdict.findings if f.state == "exceeded"]
+    result = made.measured(made.cheater.all[name]())
+    for level in ("class", "client"):
+        verdict = made.judged(result, level)
+        assert verdict.state == "failed"
+        assert found_by in [f.code for f in verdict.findings if f.state == "exceeded"]
 
 
 @pytest.mark.parametrize("longer", [False, True])

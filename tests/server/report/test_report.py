@@ -876,6 +876,16 @@ def test_a_client_whose_data_are_gone_answers_and_is_said_to_use_none() -> None:
     assert page.rows("Client and phase")["client-0, recover"][:3] == ["2 of 2", "–", "–"]
 
 
+def test_rounds_that_did_without_a_client_have_a_column_where_there_are_any() -> None:
+    part = took_part(train=2)
+    page = page_of(channel_record(participation=part))
+    assert "asked, not needed" not in page.words
+    part[9] |= {"rounds": 0, "answered": 0, "used": 0, "examples": 0.0, "not_needed": 2}
+    page = page_of(channel_record(participation=part))
+    assert "asked, not needed" in page.words
+    assert page.rows("Client and phase")["client-9, train"][:3] == ["0 of 0", "0", "2"]
+
+
 def test_a_client_send_in_a_round_is_told_in_percent_of_the_model() -> None:
     rows = page_of(channel_record(participation=took_part(**ROUNDS))).rows("Message")
 
@@ -966,8 +976,8 @@ def test_the_site_report_counts_each_class_and_shows_its_images(tmp_path: Path) 
     assert rows["total"] == ["373", "5"]
     pictures = [attrs for tag, attrs in page.tags if tag == "img"]
     assert [picture["alt"] for picture in pictures] == [
-        "2 synthetic images of class 0",
-        "3 synthetic images of class 2",
+        "2 synthetic examples of class 0",
+        "3 synthetic examples of class 2",
     ]
     assert all(str(p["src"]).startswith("data:image/png;base64,") for p in pictures)
     assert page.rows("level")["class"] == ["7", "r0002"]
@@ -1023,7 +1033,17 @@ def test_an_empty_store_gives_a_site_report_that_says_so(tmp_path: Path) -> None
 
     assert "<img" not in html
     assert html.count("None.") == 2
-    assert "holds no synthetic images" in html
+    assert "holds no synthetic examples" in html
+    assert "are not shown" not in html
+
+
+def test_synthetic_rows_of_a_table_are_counted_and_not_shown(tmp_path: Path) -> None:
+    import torch
+
+    html = site_report(tmp_path / "site.html", images=torch.zeros(5, 13))
+    assert Page(html).rows("Class")["2"] == ["250", "3"]
+    assert "<img" not in html
+    assert "are no images of 1 or 3 channels, and are not shown" in " ".join(html.split())
 
 
 def test_a_long_contact_sheet_says_how_many_it_leaves_out(tmp_path: Path) -> None:
@@ -1035,13 +1055,11 @@ def test_a_long_contact_sheet_says_how_many_it_leaves_out(tmp_path: Path) -> Non
     assert "The first 20 of 30" in " ".join(html.split())
 
 
-def test_images_of_the_wrong_shape_are_refused(tmp_path: Path) -> None:
+def test_examples_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     import torch
 
-    with pytest.raises(BadSetting, match=r"images must be \(N, 1 or 3, H, W\), got \(2, 4, 8, 8\)"):
-        site_report(tmp_path / "s.html", images=torch.zeros(2, 4, 8, 8), labels=torch.zeros(2))
-    with pytest.raises(BadSetting, match="labels must be one an image"):
+    with pytest.raises(BadSetting, match="labels must be one an example"):
         site_report(tmp_path / "s.html", labels=torch.zeros(4, dtype=torch.int64))
-    with pytest.raises(BadSetting, match="images must be finite"):
+    with pytest.raises(BadSetting, match="examples must be finite"):
         site_report(tmp_path / "s.html", images=torch.full((5, 1, 8, 8), float("nan")))
     assert list(tmp_path.iterdir()) == []

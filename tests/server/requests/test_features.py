@@ -138,3 +138,37 @@ def test_clients_find_a_class_that_only_the_last_layer_hides(
         asked.clear()
         assert measured(judge, federation, (SPEC, original), (SPEC, hidden), yardstick) is None
         assert asked == []
+
+
+def test_what_only_a_client_held_is_measured_as_a_class(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EFFACE_STORE", str(tmp_path / "stores"))
+    known = weights()
+    loud = {name: array.numpy().copy() for name, array in known.items()}
+    (bias,) = [name for name in loud if loud[name].shape == (10,)]
+    loud[bias][0] = 100.0  # every image is class 0, which client-0 alone holds
+    masked = {**loud, bias: loud[bias] * np.where(np.arange(10) == 0, -1, 1)}
+    original, hidden = (
+        ArrayRecord({name: Array(array.astype(np.float32)) for name, array in one.items()})
+        for one in (loud, masked)
+    )
+    client = {"forget_level": "client", "forget_clients": ["client-0"]}
+    with InlineGrid(app_of_clients, 10, node_config={}, workers=1) as inner:
+        grid = NamedGrid(inner, 60.0)
+        shares = {"num_clients": 10, "partition": "one-class"}
+        told = values(request="r2", holdout=0.3, **shares, **client)
+        federation = GridFederation(grid, told, Journal(tmp_path / "j", {}))
+        assert federation.classes_alone() == (0,)
+        judge = Judge(SPEC, None, federation.forget, alone=federation.classes_alone())
+        yardstick = Yardstick(ModelScores(), Cost(), cached=True, weights=known)
+        found = measured(judge, federation, (SPEC, original), (SPEC, hidden), yardstick)
+        # Accuracy on what it holds out says that it is forgotten; the features say otherwise.
+        assert judge.full(hidden, federation).forget_accuracy == 0.0
+        assert found is not None
+        assert found.result == FeatureScores(100.0)
+        assert judge.full(original, federation).membership is not None
+        shared = values(request="r3", holdout=0.3, num_clients=10, **client)
+        other = GridFederation(grid, shared, Journal(tmp_path / "k", {}))
+        assert other.classes_alone() == ()
+        assert Judge(SPEC, None, other.forget).of_classes is None

@@ -54,11 +54,7 @@ JOB: dict[str, Any] = {
 FEDERATION = "digits, 3 clients, iid, seed 0"
 
 
-@pytest.fixture(autouse=True)
-def _surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("EFFACE_HOME", "EFFACE_STORE", "EFFACE_DATA_DIR", "EFFACE_DATABASE_URL"):
-        monkeypatch.setenv(name, "")
-        monkeypatch.delenv(name)
+pytestmark = pytest.mark.usefixtures("surroundings")
 
 
 class Listening:

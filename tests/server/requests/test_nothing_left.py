@@ -174,11 +174,7 @@ def in_store(store: Store, marker: np.ndarray[Any, Any]) -> int:
 # ---- the test -----------------------------------------------------------------------------------
 
 
-@pytest.fixture(autouse=True)
-def _surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("EFFACE_HOME", "EFFACE_STORE", "EFFACE_DATA_DIR", "EFFACE_DATABASE_URL"):
-        monkeypatch.setenv(name, "")
-        monkeypatch.delenv(name)
+pytestmark = pytest.mark.usefixtures("surroundings")
 
 
 def test_a_forgotten_clients_image_is_found_nowhere(tmp_path: Path) -> None:

@@ -38,11 +38,7 @@ THREE = "client-2,client-0, client-3"
 NAMES = ("client-0", "client-2", "client-3")
 
 
-@pytest.fixture(autouse=True)
-def _surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("EFFACE_HOME", "EFFACE_STORE", "EFFACE_DATA_DIR", "EFFACE_DATABASE_URL"):
-        monkeypatch.setenv(name, "")
-        monkeypatch.delenv(name)
+pytestmark = pytest.mark.usefixtures("surroundings")
 
 
 class Silent:
@@ -219,6 +215,7 @@ def test_names_belong_to_the_federations_identity() -> None:
 
 def test_a_request_of_old_is_still_known_again() -> None:
     now = RunSettings(**JOB).plain()
-    old = {key: value for key, value in now.items() if key != "clients"}
+    old = {key: value for key, value in now.items() if key not in ("clients", "image-start")}
     assert essence(old) == essence(now)
     assert essence({**now, "clients": "client-1"}) != essence(now)
+    assert essence({**now, "image-start": "noise"}) != essence(now)

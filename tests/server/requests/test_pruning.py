@@ -3,7 +3,6 @@
 import json
 import shutil
 import sqlite3
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +20,7 @@ from server.storage.registry import PrunedError, Registry, pack
 FEDERATION = "digits, 3 clients"
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _surroundings() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("EFFACE_DATABASE_URL", raising=False)
-        yield
+pytestmark = pytest.mark.usefixtures("shared_surroundings")
 
 
 def enter(

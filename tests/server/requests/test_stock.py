@@ -67,13 +67,7 @@ def weights(path: Path) -> dict[str, np.ndarray[Any, Any]]:
     return dict(unpack(path.read_bytes(), path)[0])
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _surroundings() -> Any:
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("EFFACE_HOME", "EFFACE_STORE", "EFFACE_DATA_DIR", "EFFACE_DATABASE_URL"):
-            patch.setenv(name, "")
-            patch.delenv(name)
-        yield
+pytestmark = pytest.mark.usefixtures("shared_surroundings")
 
 
 @pytest.fixture(scope="module")
@@ -211,6 +205,17 @@ def test_the_command_trains_what_is_missing_alone(
 def test_of_a_client_a_stock_can_be_trained_as_well(trained: Path) -> None:
     home = trained.with_name("client")
     shutil.copytree(trained, home)
-    record = ask(home, "yardstick", forget_clients="client-1", count=2)
-    assert [one["features"] for one in record["stock"]] == [None, None]
-    assert all(one["scores"]["forget_accuracy"] is not None for one in record["stock"])
+    record = ask(home, "yardstick", forget_clients="client-1", count=3)
+    assert [one["features"] for one in record["stock"]] == [None] * 3
+    for name in ("forget_accuracy", "membership"):
+        assert all(one["scores"][name] is not None for one in record["stock"])
+    # Its classes are the other's, too.
+    assert [one["scores"]["relearning_curve"] for one in record["stock"]] == [None] * 3
+    table = stock_table(from_json(record))
+    assert table is not None
+    assert table.headings == ["forget", "retain", "membership"]
+
+    judged = ask(home, "forget", forget_clients="client-1", **EASY)
+    by_spread = [f for f in judged["verdict"]["findings"] if f["spread"] is not None]
+    assert [f["code"] for f in by_spread] == ["forget-accuracy", "membership"]
+    assert all(f["value"] is not None and f["original"] is not None for f in by_spread)

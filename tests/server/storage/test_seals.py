@@ -19,9 +19,7 @@ from server.storage.seals import HEAD, EditedError, Sealing
 FEDERATION = "digits, 3 clients"
 
 
-@pytest.fixture(autouse=True)
-def _surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("EFFACE_DATABASE_URL", raising=False)
+pytestmark = pytest.mark.usefixtures("surroundings")
 
 
 def train(ledger: Ledger, state: Any = "in-service", **outcome: Any) -> str:

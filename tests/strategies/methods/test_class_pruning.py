@@ -81,6 +81,25 @@ def test_a_layer_is_never_emptied() -> None:
 
 
 @pytest.mark.parametrize(
+    ("sizes", "before", "scope", "remedy"),
+    [
+        ([2, 3], {}, "global", "lower it, or use scope=layer"),
+        ([2, 3], {"body.0": (1,)}, "global", "lower it, or choose another method"),
+        ([2, 3], {"body.0": (1,)}, "layer", "choose another method"),
+        # Of one convolution both scopes are the same, and of its last channel none can go.
+        ([2], {}, "global", "lower it"),
+        ([2], {"body.0": (1,)}, "global", "choose another method"),
+    ],
+)
+def test_a_layer_that_would_be_emptied_names_what_helps(
+    sizes: list[int], before: dict[str, tuple[int, ...]], scope: str, remedy: str
+) -> None:
+    scores = {f"body.{n}": np.linspace(0.9 - n / 2, 0.8 - n / 2, k) for n, k in enumerate(sizes)}
+    with pytest.raises(BadSetting, match=rf"got none at prune-share 0\.6; {remedy}$"):
+        chosen(scores, before, layers(*sizes), share=0.6, scope=scope)
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"prune-share": "0"}, r"prune-share must lie in \(0, 1\), got 0"),

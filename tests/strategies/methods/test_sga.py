@@ -10,6 +10,8 @@ from torch.nn.functional import cross_entropy
 
 from client.app import app
 from client.data.site import open_site
+from client.learning.spec import ModelSpec
+from client.own_task import offer
 from client.steps.ascent import Ascend
 from client.wire import Common, ForgetSpec
 from server.nodes.engines.inline import InlineGrid
@@ -17,8 +19,18 @@ from strategies.methods.sga import GradientAscent
 from strategies.rounds.base import AscentRounds
 from tests.messages import network, told, weights
 from tests.recording import MODEL, Recording
+from tests.tasks.others import Sugar
 
 CLIENT = ForgetSpec("client", (), ("client-0",))
+
+
+class Own(Recording):
+    """A federation whose task has a loss of its own."""
+
+    @property
+    def spec(self) -> ModelSpec:
+        source = offer(Sugar)
+        return ModelSpec.of(Sugar(), source.name, source.code)
 
 
 def forget(federation: Any, **options: str) -> Any:
@@ -36,6 +48,13 @@ def test_the_holders_ascend_on_their_original_data_and_then_all_descend() -> Non
     assert (type(step.rounds), step.participants) == (AscentRounds, ["client-0", "client-2"])
     assert (step.settings.data, step.settings.lr, step.settings.epochs) == ("original", 0.02, 10)
     assert (step.settings.freeze_head, step.settings.freeze_stem) == (False, False)
+
+
+def test_the_ascent_is_held_on_a_loss_of_the_tasks_own_alone() -> None:
+    step = forget(Recording(CLIENT)).first("unlearn").settings
+    assert (step.clip, step.radius, len(step.target_losses)) == (0.0, 0.0, 10)
+    step = forget(Own(CLIENT), clip="2").first("unlearn").settings
+    assert (step.clip, step.radius, step.target_losses) == (2.0, 0.33, [])
 
 
 def test_a_class_that_is_still_known_is_ascended_again() -> None:

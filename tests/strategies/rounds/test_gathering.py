@@ -178,13 +178,15 @@ def test_a_round_ends_with_as_many_answers_as_nodes_were_to_be_drawn() -> None:
 
         found = model_of(rounds, coming())
         assert (len(rounds.answered), rounds.failures) == (10, [])
+        assert rounds.not_needed == sorted(set(rounds.asked) - set(rounds.answered))
+        assert len(rounds.not_needed) == 2
         mean = np.mean([update(n)["w"].numpy() for n in range(2, 12)], axis=0)
         np.testing.assert_allclose(np.frombuffer(found, np.float32), mean, rtol=1e-5, atol=1e-7)
         # The same nodes as without are among those asked, and with too few answers all count.
         same, _, fewer = begun(inner, fraction=0.25)
         assert set(same.asked) <= set(rounds.asked)
         rounds.aggregate_train(1, iter(replied(messages, {})[:6]))
-        assert len(rounds.failures) == 6
+        assert (len(rounds.failures), rounds.not_needed) == (6, [])
         assert len(fewer) == 10
 
 
