@@ -22,6 +22,7 @@ from efface.result import Result
 from efface.source import Source
 from efface.version import Version
 from server import runner
+from server.cli.options import OF_VERIFY
 from server.evidence.record import Record
 from server.evidence.scores import ModelScores
 from server.evidence.serial import read
@@ -30,7 +31,6 @@ from server.requests.asked import asked, check_federation
 from server.requests.evaluation import evaluated
 from server.requests.execution import VerificationFailed, refusal
 from server.requests.intake import AlreadyDone
-from server.requests.verification import verified
 from server.settings import RunSettings, federation_name
 from server.storage.home import NoSuchHome, home_path
 from server.storage.ledger import Ledger, RequestRow, VersionRow
@@ -435,7 +435,7 @@ class Federation:
 
         Raises:
             BadSetting: If it cannot be; nothing has started.
-            EffaceError: If it cannot be carried out, or all has been forgotten already.
+            EffaceError: If it cannot be carried out.
 
         Example:
             ```python
@@ -779,11 +779,12 @@ class Federation:
         with ledger:
             return records.page(home, ledger, ledger.request(request), path)
 
-    def _verified(self, request: str, data: str) -> Record:
-        """Return a request's record with what is measured now in place of its own."""
-        home, ledger = opened(str(self._home))
-        with ledger, as_before():
-            found = verified(home, ledger, request, data_now=data)
+    def _verified(self, request: str, told: Mapping[str, Any], progress: Watcher) -> Record:
+        """Judge a request again, write down what is found, and return that record."""
+        watcher = self._progress if progress is None else progress
+        reached = {key: self._settings[key] for key in OF_VERIFY if key in self._settings}
+        with as_before(), watching(watcher) as listener:
+            found = runner.verify(str(self._home), request, {**reached, **told}, listener)
         if found.again is None:
             raise EditedError(f"{found.problems[0].sentence}; see `efface audit`")
         for note in found.notes:

@@ -16,6 +16,7 @@ from server.requests.execution import VerificationFailed
 
 if TYPE_CHECKING:
     from efface.federation import Federation
+    from efface.progress import Watcher
     from efface.version import Version
 
 
@@ -99,7 +100,7 @@ class Result:
 
     @property
     def kind(self) -> str:
-        """What was asked: "train", "forget", "relearn" or "yardstick"."""
+        """What was asked: "train", "forget", "relearn", "yardstick" or "verify"."""
         return str(self._record.kind)
 
     @property
@@ -156,29 +157,36 @@ class Result:
         """
         return self._federation._page(self.id, None if path is None else Path(path))
 
-    def verify(self, *, data: str = "") -> Verdict:
-        """Judge again what a request to forget classes made, by today's default limits.
+    def verify(
+        self, *, data: str = "", by: str = "", why: str = "", progress: Watcher = None
+    ) -> Verdict:
+        """Judge again what a request to forget made, by today's default limits.
 
-        Its record, order and weights are checked against their signatures first. The coordinator
-        then measures the version before, the result and all retrained models that are kept by now,
-        on its test examples. Nothing is written, and no client is asked; `verdict` stays.
+        Its record, order and weights are checked against their signatures first. Then the version
+        before, the result and all retrained models that are kept by now are measured: of classes on
+        the coordinator's test examples, of clients, and where only they have data, by the clients.
+        What is found is a request of its own, sealed in the ledger; `verdict` stays.
 
         Args:
             data: Where the version's data lie now, if they have moved.
+            by: Who asked; kept in the ledger.
+            why: Why it was asked; kept in the ledger.
+            progress: Instead of the federation's own.
 
         Returns:
             Today's verdict.
 
         Raises:
-            EffaceError: If something does not verify (code "edited"), weights were pruned, or it
-                cannot be measured again, as of a client.
+            EffaceError: If something does not verify (code "edited"), weights were pruned, or a
+                client is away that must measure.
 
         Example:
             ```python
             result.verify().state, result.verdict.state
             ```
         """
-        verdict = Verdict.of(self._federation._verified(self.id, data))
+        told = {"data": data, "asked-by": by, "why": why}
+        verdict = Verdict.of(self._federation._verified(self.id, told, progress))
         if verdict is None:
             raise ValueError("a request that was judged again must have a verdict, got none")
         return verdict

@@ -16,14 +16,21 @@ from client import wire
 from server.format import masked
 from server.settings import TRAINING, RunSettings
 
+# What a verification takes from the request that it is about.
+OF_THE_REQUEST: Final = (
+    *("method", "method-options", "server-samples", "forget-classes", "forget-clients", "compare"),
+    *("count", "accept", "destroy", "trial", "evaluate-every", "allow-forgotten", "by-default"),
+)
 PRODUCT: Final = ("client", "strategies", "server", "pyproject.toml")
 
 
 def command(settings: RunSettings, kind: str) -> str:
     """Return the command line that asks for the same again: every setting that is not a default."""
     said = ["efface", kind]
+    if kind == "verify":
+        said.append(settings.verifies)
     given, usual = settings.plain(), RunSettings().plain()
-    own = ("mode", "home", "request", "version", "asked-by", "why", "task-code")
+    own = ("mode", "home", "request", "version", "asked-by", "why", "task-code", "verifies")
     for key, value in given.items():
         if (
             value == usual[key]
@@ -31,6 +38,7 @@ def command(settings: RunSettings, kind: str) -> str:
             or key in own
             or (kind == "yardstick" and key == "method")  # which it does not take
             or (kind != "train" and key in TRAINING)
+            or (kind == "verify" and key in OF_THE_REQUEST)  # likewise
         ):
             continue
         name = {"forget-classes": "class", "forget-clients": "client", "method-options": "set"}

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import tempfile
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from datetime import datetime
 from functools import partial
@@ -26,8 +27,9 @@ from server.nodes.federation import Cost, Round
 from server.nodes.grid import LOCAL_POLL_SECONDS, REMOTE_POLL_SECONDS, Interrupted, NamedGrid
 from server.nodes.naming import name_by_partition
 from server.report.write import write_report
-from server.requests import records
+from server.requests import records, verification
 from server.requests.attendance import await_clients
+from server.requests.claims import claimed
 from server.requests.classes import class_number
 from server.requests.data import server_data
 from server.requests.execution import refusal
@@ -35,6 +37,7 @@ from server.requests.intake import Service
 from server.requests.progress import EventFile, Listener, Listeners, Waiting
 from server.requests.resolved import ResolvedRequest
 from server.requests.tasks import with_scale
+from server.requests.verification import Verified
 from server.settings import RunSettings, essence, parse
 from server.storage.home import Home, write_json
 from server.storage.ledger import GONE, Ledger, RequestRow, database_url
@@ -43,6 +46,7 @@ from server.storage.registry import DEMO_PREFIX, Registry
 from strategies.rounds.failures import Failure
 
 log = logging.getLogger("efface.server")
+DEMO_STEPS: Final = ("train", "forget", "relearn")
 DEMO_OPTIONS: Final = "unlearn-lr=0.05,unlearn-epochs=6,relearn-lr=0.1,relearn-rounds=3"
 # A second process on the same home waits that long, then refuses: longer than a ServerApp that was
 # stopped lives on (21 s, until its next heartbeat).
@@ -77,6 +81,67 @@ def run(settings: RunSettings, listener: Listener) -> Record:
         if settings.simulated:
             return _simulated(service, request, settings, listener)
     return _superlink(home, request.row, settings, listener)
+
+
+def verify(
+    home_path: str,
+    identifier: str,
+    told: Mapping[str, Any],
+    listener: Listener,
+    *,
+    recorded: bool = True,
+) -> Verified:
+    """Judge again what a request to forget made, and write down what was found.
+
+    Where the coordinator has test examples of a class it measures alone, in this process; what a
+    client held, and where only clients have data, the clients measure, on their own engine.
+
+    Args:
+        home_path: The home; empty for EFFACE_HOME or ~/.efface.
+        identifier: The request's id, or that of the version that it made.
+        told: Settings that were given, by kebab-case key: limits, `data`, `engine`, who asks, ...
+        listener: Told of rounds and notes.
+        recorded: Whether to write it down; else no client can be asked. A home that cannot be
+            written gets nothing either.
+
+    Raises:
+        EffaceError: If it is refused (nothing has started) or fails, as when a client is away.
+        KeyboardInterrupt: If it is stopped; the same call takes it up again.
+    """
+    home, ledger = opened(home_path)
+    if not recorded or not home.writable:
+        return verification.verified(home, ledger, identifier, told)
+    claims = claimed(home, ledger, identifier)
+    found, subject = verification.begun(claims, verification.limits_of(told)), claims.subject
+    if subject is None:
+        return found
+    settings = verification.settings_of(subject, told, home)
+    data, _ = verification.data_of(subject, settings)
+    asks = verification.asks_clients(subject.row.level, data)
+    record = run(settings, listener) if asks else _alone(settings, listener)
+    told_of = record.verifies
+    return replace(
+        found,
+        again=record,
+        notes=() if told_of is None else told_of.notes,
+        verification=record.request,
+        report=record.report,
+        asked_clients=asks,
+    )
+
+
+def _alone(settings: RunSettings, listener: Listener) -> Record:
+    """Carry out a request that asks no client, in this process."""
+    from client.app import app
+    from server.nodes.engines.inline import InlineGrid
+
+    home = open_home(settings)
+    with home.lock(LOCK_SECONDS), InlineGrid(app, 0) as nobody:
+        service = Service.open(home)
+        service.ledger.interrupt_running(GONE)
+        request = service.prepare(settings)
+        grid = NamedGrid(nobody, settings.round_timeout, LOCAL_POLL_SECONDS)
+        return service.execute(request, grid, _with_events(home, request.row, listener))
 
 
 def plan(settings: RunSettings) -> dict[str, Any]:
@@ -310,7 +375,7 @@ def _stopped_demo(home: Home, settings: RunSettings, forget_class: int) -> str |
     rows = Service.open(home).ledger.requests()
     names = [row.federation for row in rows if row.federation.startswith(DEMO_PREFIX)]
     for name in dict.fromkeys(reversed(names)):
-        steps = [row for row in rows if row.federation == name]
+        steps = [row for row in rows if row.federation == name and row.kind in DEMO_STEPS]
         asked = essence(replace(settings, federation=name).plain())
         same = essence(steps[0].settings) == asked
         target = all(row.classes == (forget_class,) for row in steps[1:])

@@ -44,7 +44,9 @@ class RunSettings(Settings):
     """Everything that a run can be told. A request on a version takes the version's own training
     settings; what it is told about data, model and training is not read."""
 
-    mode: str = setting(one_of("train", "forget", "relearn", "yardstick", "request"), "train")
+    mode: str = setting(
+        one_of("train", "forget", "relearn", "yardstick", "verify", "request"), "train"
+    )
     home: str = setting(_text, "")  # the server home; empty for EFFACE_HOME or ~/.efface
     request: str = setting(_text, "")  # mode "request": the id of one that is written down already
 
@@ -114,6 +116,7 @@ class RunSettings(Settings):
     forget_clients: str = setting(_text, "")  # "hospital-a,hospital-b"
     compare: str = setting(one_of("none", "retrain"), "none")
     count: int = setting(between(1, 100), 1)  # mode "yardstick": retrained models
+    verifies: str = setting(_text, "")  # mode "verify": the request that is judged again
     max_forget_accuracy: float = setting(between(0.0, 100.0), 5.0)  # percent
     max_relearning_gap: float = setting(between(0.0, 100.0), 15.0)  # points over Retrained
     accept: str = setting(one_of("passed", "not-shown"), "passed")  # verdicts that enter service
@@ -549,4 +552,6 @@ def essence(settings: Mapping[str, Any]) -> dict[str, Any]:
         ways.append("image-start")
     if settings.get("mode") != "yardstick":
         ways.append("count")  # likewise
+    if not settings.get("verifies"):
+        ways.append("verifies")
     return {key: value for key, value in settings.items() if key not in ways}

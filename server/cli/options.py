@@ -2,6 +2,8 @@
 
 A table, not a look into `server.settings`: that module brings torch along, and `efface --help` must
 answer at once. A test compares every key, type and default with `RunSettings`.
+
+It is long because every setting has its sentence here.
 """
 
 from collections.abc import Iterable, Mapping
@@ -283,6 +285,7 @@ NAMED_DIFFERENTLY: Final = frozenset(
         "allow-forgotten",
         "task-code",
         "by-default",
+        "verifies",
     }
 )
 LEARNING: Final = (DATA, MODEL, TRAINING, DISTILLATION)
@@ -323,6 +326,11 @@ def given(options: Iterable[Option], values: Mapping[str, Any]) -> dict[str, Any
 # A request computes as its version was trained.
 _OF_THE_VERSION: Final = ("seed", "threads", "precision")
 DEMO_METHOD: Final = "quickdrop"
+# What is measured again is measured as the request did; who asks may reach the clients otherwise.
+OF_VERIFY: Final[tuple[str, ...]] = (
+    *("data", "max-forget-accuracy", "max-relearning-gap"),
+    *("device", "round-timeout", "join-timeout", "engine", "connection", "client-gpus"),
+)
 # What each command that works with the clients takes.
 OF_COMMAND: Final[Mapping[str, list[Option]]] = {
     "train": chosen([*LEARNING, RUNNING]),
@@ -340,11 +348,7 @@ OF_COMMAND: Final[Mapping[str, list[Option]]] = {
             *_OF_THE_VERSION,
         ],
     ),
-    "verify": [
-        option
-        for option in chosen([REQUEST])
-        if option.key in ("data", "max-forget-accuracy", "max-relearning-gap")
-    ],
+    "verify": [option for option in chosen([REQUEST, RUNNING]) if option.key in OF_VERIFY],
     # A demonstration always compares, and starts from what it has just trained.
     "demo": [
         replace(option, default_here=DEMO_METHOD) if option.key == "method" else option

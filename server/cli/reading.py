@@ -150,6 +150,7 @@ def show(call: Call, identifier: Identifier) -> Answer:
 
 def _show_request(home: "Home", ledger: "Ledger", row: "RequestRow") -> Answer:
     from server.evidence.record import to_json
+    from server.evidence.wording import STATES
     from server.requests import derived, records
 
     seals = ledger.checked(home)
@@ -175,6 +176,20 @@ def _show_request(home: "Home", ledger: "Ledger", row: "RequestRow") -> Answer:
     shown: list[Any] = [_facts(facts)]
     if record is not None:
         shown += display.result(record)
+    later = records.later(home, ledger, row)
+    if later:
+        head = ["Judged again by", "Finished (UTC)", "Verdict", "Retrained models", "Asked by"]
+        cells = [
+            [
+                one.request,
+                (one.finished or "")[:16].replace("T", " "),
+                "does not verify" if one.state is None else STATES[one.state],
+                str(one.retrainings or 0),
+                one.asked_by or display.NOTHING,
+            ]
+            for one in later
+        ]
+        shown += ["", table(head, cells, text=len(head))]
     left = derived.of_request(home, ledger, row)
     if left:
         head = ["Derived from it", "Of", "State", "Since (UTC)", "Where"]
@@ -184,6 +199,7 @@ def _show_request(home: "Home", ledger: "Ledger", row: "RequestRow") -> Answer:
         "format": FORMAT,
         "request": request_document(row, seals),
         "record": None if record is None else to_json(record),
+        "verifications": [asdict(one) for one in later],
         "derived": [
             asdict(one) | {"path": None if one.path is None else str(one.path)} for one in left
         ],
@@ -617,7 +633,8 @@ def request_target(row: "RequestRow", ledger: "Ledger") -> str:
     names = None
     if row.classes and row.base_version:
         names = names_of(ledger.version(row.base_version))
-    return target_text({"classes": row.classes, "clients": row.clients}, names)
+    target = target_text({"classes": row.classes, "clients": row.clients}, names)
+    return f"{row.settings['verifies']}, {target}" if row.kind == "verify" else target
 
 
 def names_of(row: "VersionRow") -> list[str] | None:

@@ -7,12 +7,13 @@ import typer
 
 from server.cli.command import FORMAT, NOT_VERIFIED, Answer, Call, command
 from server.cli.options import OF_COMMAND
-from server.cli.reading import opened
+from server.cli.running import AskedBy, MetricsPort, Why, watched
 from server.format import target_text
 from server.report import display
 
 if TYPE_CHECKING:
     from server.evidence.record import Record
+    from server.requests.verification import Verified
 
 GROUP: Final = "Look"
 MEASURED: Final = ("original", "retrained", "recovered", "stock", "features")  # as in a record
@@ -36,20 +37,35 @@ def verify(
         str,
         typer.Argument(
             metavar="REQUEST",
-            help="A request to forget classes, such as r0002, or the version that it made.",
+            help="A request to forget, such as r0002, or the version that it made.",
         ),
     ],
+    unrecorded: Annotated[
+        bool,
+        typer.Option(
+            "--unrecorded",
+            help="Write nothing down; only where no client need be asked. So it is where the home "
+            "cannot be written.",
+        ),
+    ] = False,
+    metrics_port: MetricsPort = None,
+    asked_by: AskedBy = "",
+    why: Why = "",
 ) -> Answer:
     """Judge again what a request to forget made, with all retrained models there are by now.
 
-    Checks its record, order and weights against the signatures first, and changes nothing.
+    Checks its record, order and weights against the signatures first. What it finds is a request of
+    its own, sealed in the ledger; the record that it is about stays, its report and certificate say
+    so.
 
-    Needs the coordinator's test examples: what only clients can measure is refused.
+    Classes are measured on the coordinator's test examples. What a client held, and where only
+    clients have data, the clients measure, who must be online.
     """
-    from server.requests.verification import limits_of, verified
+    from server.runner import verify as judged
 
-    home, ledger = opened(call)
-    found = verified(home, ledger, request, limits_of(values), str(values.get("data", "")))
+    told = {**values, "asked-by": asked_by or str(values.get("asked-by", "")), "why": why}
+    with watched(call, metrics_port) as (listener, _):
+        found = judged(call.home, request, told, listener, recorded=not unrecorded)
     again = found.again
     state = None if again is None or again.verdict is None else again.verdict.state
     document: dict[str, Any] = {
@@ -57,6 +73,9 @@ def verify(
         "request": found.request,
         "base_version": found.base,
         "version": found.version,
+        "verification": found.verification,
+        "report": found.report,
+        "asked_clients": found.asked_clients,
         "passed": state == "passed",
         "problems": [asdict(problem) for problem in found.problems],
         "limits": asdict(found.limits),
@@ -72,22 +91,27 @@ def verify(
             *(problem.sentence for problem in found.problems),
         ]
         return Answer(document, shown, exit_code)
-    return Answer(document, _shown(found.request, again, found), exit_code)
+    return Answer(document, _shown(found, again), exit_code)
 
 
-def _shown(request: str, again: "Record", found: Any) -> list[Any]:
+def _shown(found: "Verified", again: "Record") -> list[Any]:
     target = target_text(None if again.forget is None else vars(again.forget), again.class_names)
+    by = "with its clients" if found.asked_clients else "by the coordinator alone"
     shown: list[Any] = [
-        f"{request}, measured again: {target} forgotten from {found.base}, result {found.version}; "
-        "record, order and weights are as they were signed",
+        f"{found.request}, measured again {by}: {target} forgotten from {found.base}, result "
+        f"{found.version}; record, order and weights are as they were signed",
         display.accuracy_table(again),
     ]
     if again.stock:
         shown.append(display.stock_table(again))
     shown += ["Now", *display.verdict_lines(again)]
-    then = display.verdict_lines(found.recorded)
+    then = [] if found.recorded is None else display.verdict_lines(found.recorded)
     shown += ["", "In the record", *(then or ["Verdict: none"])]
     shown += [f"note: {note}" for note in found.notes]
+    if found.verification is None:
+        shown += ["", "Not written down."]
+    else:
+        shown += ["", f"Sealed in the ledger as {found.verification}. Report: {found.report}"]
     return shown
 
 

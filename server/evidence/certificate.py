@@ -8,6 +8,8 @@ A statement holds what a request's record says of the whole: no weights, no upda
 path of the coordinator's machine, and no number of one client's own but what it attests: in how
 many of its synthetic sets it destroyed something. Where one client alone is forgotten, the accuracy
 on its held-out data is the evidence, and is there.
+
+It is long because what is stated, and what is checked of a file, are one form.
 """
 
 import re
@@ -16,9 +18,10 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final
 
-from server.evidence import attested, derived, envelope
+from server.evidence import attested, derived, envelope, later
 from server.evidence.derived import Left
 from server.evidence.envelope import InvalidCertificate
+from server.evidence.later import Later
 from server.evidence.record import Record, Target, to_json
 from server.evidence.serial import plain
 from server.evidence.wording import STATES
@@ -73,6 +76,7 @@ class Facts:
         waiting: Clients that were offline and have yet to carry out the order.
         attestations: What sites signed of the order (`client.attestation`).
         derived: What was derived from what was forgotten, at the coordinator.
+        verifications: What was found since, each by a request of its own.
         issued: When, ISO 8601 in UTC.
     """
 
@@ -90,6 +94,7 @@ class Facts:
     issued: str
     attestations: Sequence[Mapping[str, Any]] = ()
     derived: Sequence[Left] = ()
+    verifications: Sequence[Later] = ()
 
 
 def statement(facts: Facts) -> dict[str, Any]:
@@ -158,6 +163,7 @@ def predicate(facts: Facts, versions: Mapping[str, Any]) -> dict[str, Any]:
         "measures": {name: _scores(told[name]) for name in _MODELS},
         "features": told["features"],
         "verdict": {key: value for key, value in told["verdict"].items() if key != "remedy"},
+        "verifications": [plain(one) for one in facts.verifications],
         "in_service": record.in_service,
         "order": {**facts.order, "signed": facts.signed},
         "seal": {**plain(vars(facts.seal)), "sha256": facts.seal.hash},
@@ -340,6 +346,7 @@ def sentences(found: Mapping[str, Any]) -> list[str]:
     ]
     if verdict["not_measured"]:
         found_text.append(f"Not measured: {'; '.join(verdict['not_measured'])}.")
+    found_text += later.sentences(told.get("verifications", []))
     found_text.append("Limits: " + " ".join(told["limits"]))
     return [_printable(text) for text in found_text]
 

@@ -68,6 +68,31 @@ class PrivacySpent:
 
 
 @dataclass(frozen=True)
+class Verifies:
+    """What a verification judges again.
+
+    Attributes:
+        request: The request to forget.
+        version: The version that it made.
+        record_sha256: Of its record, as the ledger seals it.
+        state: Its own verdict's; None if it had none.
+        finished: When it ended, ISO 8601.
+        asked_clients: Whether clients measured anything anew; else the coordinator alone did.
+        measured_by: Those that answered.
+        notes: What is to be said beside today's verdict.
+    """
+
+    request: str | None = None
+    version: str | None = None
+    record_sha256: str | None = None
+    state: State | None = None
+    finished: str | None = None
+    asked_clients: bool = False
+    measured_by: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Storage:
     """Bytes of stored updates and of synthetic sets, and the seconds that keeping updates took."""
 
@@ -148,6 +173,7 @@ class Record(Costs):
     report: str | None = None
     verdict: Verdict | None = None
     retrain_cached: bool | None = None
+    verifies: Verifies | None = None
     trained_version: str | None = None
     relearned_version: str | None = None
 

@@ -9,6 +9,7 @@ from typing import Any, Final
 from jinja2 import Environment, StrictUndefined
 
 from server.evidence.certificate import sentences
+from server.evidence.later import otherwise
 from server.evidence.wording import STATES
 from server.report.verdict import TONES
 from server.report.words import as_count, as_percent, as_seconds, as_time
@@ -66,6 +67,7 @@ def render(found: Mapping[str, Any], public: str) -> str:
         request=asked["id"],
         tone=TONES[told["verdict"]["state"]],
         state=STATES[told["verdict"]["state"]],
+        otherwise=otherwise(told["verdict"]["state"], told.get("verifications", [])),
         says=sentences(found)[:-1],
         facts=[(name, str(value)) for name, value in facts if value],
         measures=measures,
@@ -117,6 +119,9 @@ footer { margin-top: 2rem; color: var(--muted); font-size: .85rem; }
 <h1>Request {{ request }}</h1>
 <div class="verdict {{ tone }}">
 <p class="stamp">Verdict: {{ state }}</p>
+{% if otherwise %}
+<p><b>{{ otherwise }}</b></p>
+{% endif %}
 {% for text in says %}
 <p>{{ text }}</p>
 {% endfor %}

@@ -169,6 +169,8 @@ def result(record: Record) -> list[RenderableType]:
         shown.append(speed)
     shown += privacy_lines(record)
     shown += verdict_lines(record)
+    if record.verifies is not None:
+        shown += [f"note: {note}" for note in record.verifies.notes]
     shown += remarks(record.participation, record.absences)
     if record.report:
         shown.append(f"Report: {record.report}")
@@ -268,6 +270,12 @@ def headline(record: Record) -> str:
     what = {"train": "trained", "forget": "forgot", "relearn": "relearned"}
     done = what.get(str(record.kind), str(record.kind))
     version = record.model_version
+    if record.verifies is not None:
+        about = record.verifies
+        return (
+            f"{record.request} judged {about.request} again: {target} forgotten from "
+            f"{record.base_version}, result {about.version}"
+        )
     if record.kind == "yardstick":
         models = _models(len(record.stock))
         return f"{record.request or 'Request'} retrained {models} without {target}; none serves"

@@ -135,6 +135,9 @@ footer { margin-top: 3rem; padding-top: .8rem; border-top: 1px solid var(--rule)
 <main>
 <section class="verdict {{ verdict.tone }}" aria-label="Verdict">
 <p class="stamp">{{ verdict.label }}</p>
+{% if otherwise %}
+<p class="stamp"><span class="tone-open">{{ otherwise }}</span></p>
+{% endif %}
 <p class="sentence">{{ verdict.sentence }}</p>
 {% if facts %}
 <dl class="facts first">
@@ -155,6 +158,25 @@ footer { margin-top: 3rem; padding-top: .8rem; border-top: 1px solid var(--rule)
 {% endif %}
 </section>
 
+{% if later %}
+<section id="later">
+<h2>Judged again</h2>
+<p>Since this request ended, its result was measured again and judged by all that was known then. The verdict above is the request’s own and stays as it was sealed; each verification has a report of its own.</p>
+<div class="narrow">{{ show(later, "Verification", "Verifications of this request, oldest first") }}</div>
+</section>
+{% endif %}
+
+{% if notes %}
+<section id="notes">
+<h2>Notes</h2>
+<ul>
+{% for note in notes %}
+<li>{{ note }}</li>
+{% endfor %}
+</ul>
+</section>
+{% endif %}
+
 {% if accuracy %}
 <section id="accuracy">
 <h2>Accuracy</h2>
@@ -163,7 +185,7 @@ footer { margin-top: 3rem; padding-top: .8rem; border-top: 1px solid var(--rule)
 <p class="note"><b>Surer of members</b>: by how many points the model is surer of examples that the client trained with than of those that all clients hold out (the true class’s mean probability). It is what an attacker gains over guessing who was in the training. A retrained model, which saw neither, says what these examples give away by themselves.</p>
 {% endif %}
 {% if forgets %}
-<p class="note"><b>Original</b> is the model before the request, <b>Retrained</b> the yardstick: retrained from scratch without the forget set. <b>Unlearned</b> and <b>Recovered</b> are the request’s two phases, <b>Relearned</b> the model after the data was given back. The forget set is what was to be forgotten, the retain set all the rest; forget and retain accuracy are measured on them.{% if not retrained and not itself %} Retrained was not measured for this request: <code>--compare retrain</code> measures it, at the price of one full training.{% endif %}</p>
+<p class="note"><b>Original</b> is the model before the request, <b>Retrained</b> the yardstick: retrained from scratch without the forget set. <b>Unlearned</b> and <b>Recovered</b> are the request’s two phases, <b>Relearned</b> the model after the data was given back. The forget set is what was to be forgotten, the retain set all the rest; forget and retain accuracy are measured on them.{% if not retrained and not itself %} Retrained was not measured for this request: <code>{{ adds }}</code> measures it, at the price of one full training.{% endif %}</p>
 {% endif %}
 {% if heldout %}
 <div class="narrow">{{ show(heldout, "Model", "Data that the clients hold out and never train on") }}</div>
@@ -222,7 +244,7 @@ footer { margin-top: 3rem; padding-top: .8rem; border-top: 1px solid var(--rule)
 {% elif not curve_measured %}
 <p class="note">The result’s own curve was not measured.</p>
 {% elif not retrained and not itself %}
-<p class="note">Retrained’s curve was not measured; <code>--compare retrain</code> adds it.</p>
+<p class="note">Retrained’s curve was not measured; <code>{{ adds }}</code> adds it.</p>
 {% endif %}
 {% else %}
 <p>Not measured for this request.</p>
@@ -306,7 +328,7 @@ footer { margin-top: 3rem; padding-top: .8rem; border-top: 1px solid var(--rule)
 <h3>Speed-up over retraining</h3>
 <div class="narrow">{{ show(speed_up.table, "Against retraining", "Wall time of retraining divided by wall time of forgetting") }}</div>
 <p class="note">“One request alone” divides retraining’s {{ speed_up.retrain }} by the request’s {{ speed_up.request }}.{% if speed_up.slower %} Below 1× the request took longer than retraining.{% endif %}{% if speed_up.overhead %} It leaves out what training had to pay beforehand. The amortised figures put that in: for <i>q</i> requests they divide <i>q</i> retrainings by the overhead in training ({{ speed_up.overhead }}) plus <i>q</i> requests.{% endif %}</p>
-{% elif forgets and not itself and not only_stock %}
+{% elif forgets and not itself and not only_stock and not judged %}
 <p class="note">Speed-up was not measured: it needs the time of retraining (<code>--compare retrain</code>).</p>
 {% endif %}
 {% if overhead %}
@@ -329,7 +351,7 @@ footer { margin-top: 3rem; padding-top: .8rem; border-top: 1px solid var(--rule)
 {% elif itself %}
 <li>The result was retrained from scratch: it is the yardstick, and nothing is left to compare it with. That the data took no part rests on the run, not on these numbers.</li>
 {% else %}
-<li>Without Retrained there is no yardstick: the numbers say how the model changed, not whether it changed as far as it should. <code>--compare retrain</code> measures it.</li>
+<li>Without Retrained there is no yardstick: the numbers say how the model changed, not whether it changed as far as it should. <code>{{ adds }}</code> measures it.</li>
 {% endif %}
 <li>This page tests neither membership inference nor reconstruction of data from the weights.</li>
 <li>It speaks of the new version only.{% if record.base_version %} Version {{ record.base_version }} and every copy of it still carry what was learned from the data.{% endif %}</li>

@@ -8,6 +8,7 @@ from typing import Any
 
 from server.evidence.record import Record, Target
 from server.evidence.scores import ModelScores
+from server.evidence.wording import STATES
 from server.format import number_and_name
 
 MODELS = {
@@ -18,6 +19,7 @@ MODELS = {
     "relearned": "Relearned",
 }
 MINUS = "\N{MINUS SIGN}"
+MOST_NAMES = 10
 _NONE = "\N{EN DASH}"
 _RAISED = str.maketrans(
     "0123456789", "\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079"
@@ -49,6 +51,8 @@ def subject_of(record: Record) -> tuple[str, bool]:
 def versions_of(record: Record) -> dict[str, str]:
     """Return the words for the new version and for the change from the one before."""
     base, new = record.base_version, record.model_version
+    if record.verifies is not None:
+        new = record.verifies.version
     if base and new:
         change = f"going from version {base} to {new}"
     elif new:
@@ -67,9 +71,11 @@ def title_of(record: Record) -> str:
     """Return the heading of the page."""
     if record.forget is None:
         return "Training"
-    verb = {"relearn": "Learn again", "yardstick": "Retrain without"}.get(
-        str(record.kind), "Forget"
-    )
+    verb = {
+        "relearn": "Learn again",
+        "yardstick": "Retrain without",
+        "verify": "Judged again: forget",
+    }.get(str(record.kind), "Forget")
     return f"{verb} {subject_of(record)[0]}"
 
 
@@ -78,6 +84,7 @@ def facts_of(record: Record) -> list[tuple[str, str]]:
     method = "Retrained from scratch" if record.method == "retraining" else record.method
     rows = [
         ("Request", record.request),
+        *_about(record),
         ("Asked by", record.asked_by or "not recorded"),
         ("Why", record.why or "not recorded"),
         ("Asked on", as_time(record.created)),
@@ -87,6 +94,24 @@ def facts_of(record: Record) -> list[tuple[str, str]]:
         ("Method", method),
     ]
     return [(name, str(value)) for name, value in rows if value]
+
+
+def _about(record: Record) -> list[tuple[str, str]]:
+    """Return which request a verification is about, and who measured."""
+    about = record.verifies
+    if about is None:
+        return []
+    then = "none" if about.state is None else STATES[about.state]
+    by = "the coordinator alone"
+    if about.asked_clients:
+        names = about.measured_by
+        shown = f" ({', '.join(names)})" if 0 < len(names) <= MOST_NAMES else ""
+        by = f"the clients{shown} and the coordinator"
+    return [
+        ("Judges again", f"{about.request}, finished {as_time(about.finished)}"),
+        ("Its own verdict", then),
+        ("Measured by", by),
+    ]
 
 
 def in_service(record: Record) -> str | None:

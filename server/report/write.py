@@ -4,15 +4,19 @@ The page holds numbers only: no image of any kind, no script, nothing to fetch. 
 comes from the record; what the record lacks is left out or called "not measured".
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined
 
 from client.files import write_atomic
+from server.evidence.later import Later, otherwise
 from server.evidence.participation import remarks
 from server.evidence.record import Record
+from server.evidence.serial import plain
 from server.report.channels import channel_section
 from server.report.features import at_clients, feature_sentence, feature_table, why_no_features
+from server.report.later import later_table
 from server.report.page import PAGE
 from server.report.pictures import cost_plot, phases_plot, relearning_plot
 from server.report.stock import stock_table
@@ -35,13 +39,14 @@ from server.report.verdict import worded
 from server.report.words import facts_of, is_yardstick, outcome_of, title_of
 
 
-def write_report(record: Record, path: Path) -> Path:
+def write_report(record: Record, path: Path, later: Sequence[Later] = ()) -> Path:
     """Write the HTML report of `record` to `path`, whole or not at all.
 
     Args:
         record: A request's record.
         path: The file to write or replace; missing folders are made. Where `record.json` lies
             beside it, the page links to it.
+        later: What verifications have found of it since.
 
     Returns:
         `path`.
@@ -50,16 +55,17 @@ def write_report(record: Record, path: Path) -> Path:
         OSError: If the file cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    page = render(record, linked=(path.parent / "record.json").exists())
+    page = render(record, later, linked=(path.parent / "record.json").exists())
     write_atomic(path, page.encode())
     return path
 
 
-def render(record: Record, *, linked: bool = False) -> str:
+def render(record: Record, later: Sequence[Later] = (), *, linked: bool = False) -> str:
     """Return the report of `record` as one HTML page.
 
     Args:
         record: A request's record.
+        later: What verifications have found of it since.
         linked: Whether the page may link to `record.json` in its own folder.
     """
     outcome = outcome_of(record)[1]
@@ -94,6 +100,13 @@ def render(record: Record, *, linked: bool = False) -> str:
         retrained=record.retrained is not None,
         itself=is_yardstick(record),
         only_stock=record.kind == "yardstick",
+        later=later_table(later),
+        otherwise=otherwise(
+            None if record.verdict is None else record.verdict.state, plain(list(later))
+        ),
+        notes=() if record.verifies is None else record.verifies.notes,
+        judged=record.verifies is not None,
+        adds="--compare retrain" if record.verifies is None else "efface yardstick",
         curve_measured=outcome is not None and outcome.curve_mean is not None,
         cost_plot=cost_plot(record),
         costs=cost_table(record),

@@ -50,6 +50,11 @@ def await_clients(
         raise ClientsMissing(_offline(workspace, row, missing, names, why))
     if why:
         lower = " or lower num-clients" if row.kind == "train" else ""
+        if row.kind == "verify":
+            lower = (
+                f". {row.settings['verifies']} is judged again by what all of them measure, or not "
+                "at all; nothing was measured"
+            )
         raise ClientsMissing(why + lower)
 
 
@@ -57,10 +62,16 @@ def _offline(
     workspace: Workspace, row: RequestRow, missing: list[str], names: list[str], why: str
 ) -> str:
     whose = ForgetSpec("client", (), tuple(missing))
-    text = (
-        f"{whose} must be online for method {row.method}, got offline "
-        f"(online: {', '.join(names) or 'none'}{'; ' if why else ''}{why}); start it first"
-    )
+    there = f"(online: {', '.join(names) or 'none'}{'; ' if why else ''}{why})"
+    if row.kind == "verify":
+        about = str(row.settings["verifies"])
+        return (
+            f"{whose} must be online for {about} to be judged again, got offline {there}: what a "
+            "client held is measured on its own data, and nothing stands in for them. Start it "
+            f"first; of a client that is gone for good the record of {about} is what there is: "
+            f"efface show {about}"
+        )
+    text = f"{whose} must be online for method {row.method}, got offline {there}; start it first"
     if row.kind != "forget":
         return text
     card = workspace.ledger.version(str(row.base_version)).card

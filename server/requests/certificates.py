@@ -55,6 +55,9 @@ def issue(home: Home, ledger: Ledger, row: RequestRow) -> bytes:
             problem.sentence
             for problem in audit.of_version(home, version, pruned=version.id in checked.pruned)
         ]
+    verifications = records.later(home, ledger, row)
+    for one in verifications:
+        wrong += [p.sentence for p in records.problems_of(home, ledger.request(one.request))]
     signed = [] if wrong else attestations.all_of(home, row, record)
     if not wrong:
         found = attestations.problems(home, ledger, row, record, checked)
@@ -75,6 +78,7 @@ def issue(home: Home, ledger: Ledger, row: RequestRow) -> bytes:
         seal=seal,
         attestations=signed,
         derived=[one.pathless() for one in derived.of_request(home, ledger, row)],
+        verifications=verifications,
         waiting=sorted(p.client for p in ledger.pending() if p.request == row.id),
         issued=datetime.now(UTC).isoformat(timespec="seconds"),
     )

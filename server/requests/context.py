@@ -181,7 +181,7 @@ class Work:
             if forget.level == "none"
             else Target(forget.level, forget.classes, forget.clients),
             erased_before=tuple(federation.common["erased_classes"]),
-            has_forgotten=_forgotten(federation, forgetting=row.kind == "forget"),
+            has_forgotten=_forgotten(federation, forgetting=row.kind in ("forget", "verify")),
             warnings=tuple(self.workspace.warnings(row)),
             base_version=row.base_version,
             lineage=lineage,
@@ -247,7 +247,7 @@ class Work:
     def publish(self) -> Record:
         """Write the record and its report, and tidy up what a resume would have needed."""
         row = self.workspace.ledger.request(self.request.row.id)
-        record = records.publish(self.workspace.home, row)
+        record = records.publish(self.workspace.home, self.workspace.ledger, row)
         if record is None:
             raise EffaceError(f"request {row.id} must have a record, got none: it is {row.state}")
         return record

@@ -23,8 +23,9 @@ from server.evidence.verdict import CreptBack, Limits, Verdict, decide
 from server.format import target_text
 from server.nodes.class_names import agreed_names
 from server.nodes.federation import Cost, GridFederation, Round, from_numpy
-from server.requests import classes, forgotten, records
+from server.requests import classes, forgotten, records, verification
 from server.requests.attendance import await_clients, settle_pending
+from server.requests.claims import checked
 from server.requests.context import Work, outcome
 from server.requests.features import measured, with_features
 from server.requests.orders import Order, order_of
@@ -88,8 +89,9 @@ def execute(work: Work) -> Record:
     """
     s, row = work.request.settings, work.request.row
     work.folder.mkdir(mode=0o700, exist_ok=True)
-    await_clients(work.workspace, row, s, work.grid)
-    settle_pending(work)
+    if row.kind != "verify" or verification.asks_clients(row.level, work.request.data):
+        await_clients(work.workspace, row, s, work.grid)
+        settle_pending(work)
     for note in () if work.request.data is None else work.request.data.notes:
         work.listener.note(f"data: {note}")
     try:
@@ -97,6 +99,8 @@ def execute(work: Work) -> Record:
             _train(work)
         elif row.kind == "yardstick":
             _stock(work)
+        elif row.kind == "verify":
+            _verify(work)
         else:
             _change(work)
     except ClientLost as error:
@@ -483,6 +487,40 @@ def _stock(work: Work) -> None:
     )
     kept = records.keep(work.workspace.home, replace(record, in_service=False))
     work.workspace.ledger.finish(row.id, outcome(record, kept))
+
+
+def _verify(work: Work) -> None:
+    """Judge again what an earlier request made; its record and what serves stay as they are."""
+    s, row, workspace = work.request.settings, work.request.row, work.workspace
+    subject = checked(workspace.home, workspace.ledger, s.verifies)
+    asks = verification.asks_clients(row.level, work.request.data)
+    card = work.request.base.card
+    _, _, federation = _on_base(work)
+    names = classes.card_names(card) or ()
+    if asks:
+        _check_targets(work, federation, s.forget)
+        names = _agreed_classes(work, federation, card)
+    measures = verification.measured(
+        workspace.home,
+        workspace.ledger,
+        subject,
+        s,
+        work.request.data,
+        federation if asks else None,
+    )
+    notes = (*workspace.warnings(row), *measures.notes)
+    record = work.record(
+        federation,
+        row.method,
+        card["lineage"],
+        None,
+        training=None,
+        class_names=tuple(names),
+        verifies=verification.verifies(subject, federation, asked_clients=asks, notes=notes),
+    )
+    record = measures.of(replace(record, warnings=()))
+    kept = records.keep(workspace.home, record)
+    workspace.ledger.finish(row.id, outcome(record, kept))
 
 
 def _trained_scores(

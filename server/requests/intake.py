@@ -22,8 +22,9 @@ from server.evidence.verdict import YARDSTICK
 from server.format import target_text
 from server.nodes.grid import Interrupted, NamedGrid
 from server.provenance import hardware
-from server.requests import forgotten, planning
+from server.requests import forgotten, planning, verification
 from server.requests.cautions import cautions, check_left
+from server.requests.claims import checked
 from server.requests.classes import card_names, check_as_trained, numbered
 from server.requests.context import Work
 from server.requests.data import (
@@ -106,6 +107,8 @@ class Service(Workspace):
         settings = settings.rooted()
         if settings.mode == "train":
             return self._prepare_train(settings)
+        if settings.mode == "verify":
+            return self._prepare_verify(settings)
         if settings.mode == "yardstick":
             settings = replace(settings, method=YARDSTICK, method_options="")
         return self._prepare_change(settings)
@@ -153,6 +156,23 @@ class Service(Workspace):
         source = source_of(settings.task)
         source.keep(self.home.tasks)
         return replace(settings, task=source.name, task_code=source.code)
+
+    def _prepare_verify(self, settings: RunSettings) -> ResolvedRequest:
+        """Write a verification down, whose settings `verification.settings_of` made."""
+        subject = checked(self.home, self.ledger, settings.verifies)
+        _, said = verification.data_of(subject, settings)
+        row = self._write_down(
+            settings,
+            kind="verify",
+            method=subject.row.method,
+            federation=subject.row.federation,
+            forget=settings.forget,
+            base=subject.before.id,
+        )
+        self.note_warnings(row, said)
+        if settings.data and settings.simulated:
+            keep_stores(self.home.clients, parse(subject.row.settings), settings)
+        return resolve(row, self.registry)
 
     def _prepare_change(self, settings: RunSettings) -> ResolvedRequest:
         checked = self._checked(settings)
@@ -205,6 +225,10 @@ class Service(Workspace):
 
     def _checked(self, settings: RunSettings) -> _Checked:
         base = self.registry.resolve(settings.version or None)
+        again = None
+        if settings.mode == "yardstick" and base.state == "in-service":
+            again = self._forgotten_by(settings, base)
+            base = base if again is None else self.ledger.version(str(again.base_version))
         self.registry.check_kept(base)
         settings = inherited(_with_participants(settings, base), base)
         settings.check_sums()
@@ -264,7 +288,8 @@ class Service(Workspace):
         if settings.mode == "relearn":
             _check_forgotten(settings, base)
         serving = self.ledger.in_service(base.federation)
-        if not settings.trial and serving is not None and serving.id != base.id:
+        served = serving is None or serving.id == base.id or again is not None
+        if serving is not None and not served and not settings.trial:
             trial = "" if settings.mode == "yardstick" else ", or add --trial to experiment"
             raise BadSetting(
                 f"version must be the one in service ({serving.id}), got {base.id}, which may "
@@ -275,7 +300,61 @@ class Service(Workspace):
             self._check_clients(settings)
         same = self._interrupted(asked, asked.mode, base.federation, base.id)
         warnings += [*self._edited(), *cautions(situation, self.ledger, same)]
+        if again is not None:
+            what = target_text(vars(forget), card_names(base.card))
+            warnings.append(
+                f"{what} was forgotten by {again.id}: these are retrained models of {base.id}, for "
+                f"`efface verify {again.id}` to read"
+            )
         return _Checked(asked, settings.method, base, situation, chosen, warnings)
+
+    def _forgotten_by(self, settings: RunSettings, serving: VersionRow) -> RequestRow | None:
+        """Return the request that forgot just this; None if what is named is known still.
+
+        A model retrained for it leaves out the same as it did, and is trained as the version was
+        that it started from.
+
+        Raises:
+            BadSetting: If more was forgotten since, which such a model would know.
+        """
+        classes = ModelSpec.of_card(serving.card["model"]).num_classes
+        told = numbered(settings.forget_classes, card_names(serving.card), classes)
+        forget = replace(settings, forget_classes=told).forget
+        erased = self.ledger.erased(serving.federation)
+        by = {erased.class_requests.get(c) for c in forget.classes}
+        by |= {erased.client_requests.get(name) for name in forget.clients}
+        if len(by) != 1 or (found := by.pop()) is None:
+            return None
+        row = self.ledger.request(found)
+        if (set(row.classes), set(row.clients)) != (set(forget.classes), set(forget.clients)):
+            whole = target_text(
+                {"classes": row.classes, "clients": row.clients}, card_names(serving.card)
+            )
+            raise BadSetting(
+                f"retrained models of what is forgotten must leave out all that {row.id} forgot "
+                f"({whole}), got {target_text(vars(forget), card_names(serving.card))}; name all "
+                "of it"
+            )
+        before = self.ledger.version(str(row.base_version)).card["erased"]
+        since = (
+            ForgetSpec("class", tuple({*erased.classes} - {*before["classes"], *row.classes})),
+            ForgetSpec("client", (), tuple({*erased.clients} - {*before["clients"], *row.clients})),
+        )
+        named = [
+            target_text(vars(one), card_names(serving.card))
+            for one in since
+            if one.classes or one.clients
+        ]
+        if named:
+            what = target_text(vars(forget), card_names(serving.card))
+            raise BadSetting(
+                f"retrained models must not know what is forgotten, got a request for some that "
+                f"leave {what} out, as {row.id} did, and would know {' and '.join(named)}, "
+                "forgotten since; train some for the later request, which leave both out, and "
+                "judge that again",
+                see="efface forgotten",
+            )
+        return row
 
     def _situation(
         self, settings: RunSettings, base: VersionRow, data: Data | None

@@ -28,7 +28,7 @@ def common(
         request: Its unique name.
         lineage: Of the version that it starts from.
     """
-    removes = settings.mode in ("forget", "yardstick") and forget.level != "none"
+    removes = settings.mode in ("forget", "yardstick", "verify") and forget.level != "none"
     return {
         "fingerprint": wire.fingerprint(),
         "request": request,

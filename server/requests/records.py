@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from client.errors import BadSetting, EffaceError
+from server.evidence.later import Later
 from server.evidence.record import Record, from_json, to_json
 from server.storage import keys
 from server.storage.home import Home, plain, write_json
@@ -159,13 +160,39 @@ def page(home: Home, ledger: Ledger, row: RequestRow, output: Path | None = None
     if home.writable:
         publish_left(home, ledger)
     if output or home.writable:
-        write_report(record, path)
+        write_report(record, path, later(home, ledger, row))
     elif not path.is_file():
         raise BadSetting(
             f"output must be named where the home cannot be written, got none for {home.path}; "
             "name a file by --output"
         )
     return path
+
+
+def later(home: Home, ledger: Ledger, row: RequestRow) -> tuple[Later, ...]:
+    """Return what verifications have found of a request since, oldest first."""
+    found = []
+    for one in ledger.requests(row.federation, state="done"):
+        if one.kind != "verify" or one.settings.get("verifies") != row.id:
+            continue
+        try:
+            record = read(home, one)
+        except EffaceError:  # which `efface audit` says; the sealed row is there all the same
+            record = None
+        verdict = None if record is None else record.verdict
+        found.append(
+            Later(
+                request=one.id,
+                finished=None if one.finished is None else one.finished.isoformat(),
+                asked_by=one.asked_by,
+                state=None if verdict is None else verdict.state,
+                retrainings=None if verdict is None else verdict.retrainings,
+                false_alarms=None if verdict is None else verdict.false_alarms,
+                asked_clients=bool(record and record.verifies and record.verifies.asked_clients),
+                record_sha256=one.record_sha256,
+            )
+        )
+    return tuple(found)
 
 
 def _unlike(document: Mapping[str, Any], row: RequestRow) -> str:
@@ -227,8 +254,10 @@ def _signed(document: Mapping[str, Any]) -> bytes:
     return DOMAIN + canonical(document)
 
 
-def publish(home: Home, row: RequestRow) -> Record | None:
+def publish(home: Home, ledger: Ledger, row: RequestRow) -> Record | None:
     """Write the record and page of a request that has ended, and remove what a resume needs.
+
+    The page of a request that a verification is about says so from then on.
 
     Two processes may do so at once: both write the same. The pending file goes last, so that a
     stop anywhere leaves the rest to the next.
@@ -250,7 +279,12 @@ def publish(home: Home, row: RequestRow) -> Record | None:
         write_json(folder / RECORD, document)
         if row.record_sha256 is not None:
             write_json(folder / SIGNATURE, _signature(row.id, document, keys.signer(home.keys)))
-    write_report(record, home.reports / f"{row.id}.html")
+    write_report(record, home.reports / f"{row.id}.html", later(home, ledger, row))
+    if record.verifies is not None:
+        about = ledger.request(str(record.verifies.request))
+        if (judged := read(home, about)) is not None:
+            path = home.reports / f"{about.id}.html"
+            write_report(judged, path, later(home, ledger, about))
     forget_rounds(home, row)
     (folder / PENDING).unlink(missing_ok=True)
     return record
@@ -281,6 +315,6 @@ def publish_left(home: Home, ledger: Ledger) -> None:
         try:
             row = ledger.request(path.parent.name)
             if row.state in ("done", "failed"):
-                publish(home, row)
+                publish(home, ledger, row)
         except Exception as error:  # whatever ails one page must not stop the next request
             log.warning("report of %s is not written yet: %s", path.parent.name, error)

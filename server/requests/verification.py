@@ -1,39 +1,54 @@
-"""Judging again what a request to forget made, as by one who was not there. Nothing is written.
+"""Judging again what a request to forget made, as by one who was not there.
 
 First what the record claims is checked as `efface audit` does. Then the version before, the result
-and all retrained models that are there by now are measured on the coordinator's test images, by the
-functions that the request itself used, and the verdict is decided anew.
+and all retrained models that are there by now are measured by the functions that the request itself
+used, and the verdict is decided anew: by the coordinator on its test examples, or where these do
+not tell (it has none, or clients were forgotten) by the clients as well.
+
+A verification is a request of its own: dated, with a record that the ledger seals. The record that
+it is about stays as it is. Where the coordinator alone measures, it can be left unwritten.
+
+It is long because what a verification takes over from the request, what it measures, and what it
+says of differences must agree.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 from flwr.app import ArrayRecord
 
+from client.data.datasets import Data
 from client.errors import BadSetting
 from client.learning.models import ModelSpec
+from server.evidence.features.scores import FeatureMeasures
 from server.evidence.measures import Judge, measuring_device
-from server.evidence.record import Record
+from server.evidence.record import Record, Verifies
 from server.evidence.scores import ModelScores
 from server.evidence.serial import read
 from server.evidence.stock import Retraining
-from server.evidence.verdict import Limits, decide
-from server.nodes.federation import Cost, from_numpy
-from server.requests import attestations, audit, features, orders, records, yardstick
+from server.evidence.verdict import Limits, Verdict, decide
+from server.nodes.federation import Cost, GridFederation, from_numpy
+from server.requests import features, yardstick
+from server.requests.claims import Claims, Subject, claimed
 from server.requests.classes import check_as_trained
 from server.requests.data import moved, own_samples, version_data
 from server.requests.forgotten import check_data
-from server.requests.yardstick import Yardstick
+from server.requests.yardstick import Yardstick, name_of
 from server.settings import RunSettings, parse
-from server.storage import keys
 from server.storage.home import Home
-from server.storage.ledger import Ledger, RequestRow, VersionRow
+from server.storage.ledger import Ledger
 from server.storage.registry import Registry, unpack
-from server.storage.seal_check import Checked, Problem
+from server.storage.seal_check import Problem
 
 # Points. The same weights on another machine may give an image or two another class.
 SAME: Final = 0.5
+# What a request was told and a verification is told anew, or takes the default of.
+ANEW: Final = (
+    *("max-forget-accuracy", "max-relearning-gap", "data", "asked-by", "why", "by-default"),
+    *("round-timeout", "join-timeout", "version", "request", "trial", "compare", "accept"),
+    *("destroy", "allow-forgotten", "count"),
+)
 
 
 @dataclass(frozen=True)
@@ -48,9 +63,13 @@ class Verified:
         problems: What of record, order, attestations, rows and weights does not verify. Nothing is
             measured then.
         limits: What it was judged by; the request may have been judged by others.
-        again: The record with today's measures and verdict in place of its own, which nobody keeps.
-            None if nothing was measured.
+        again: The record with today's measures and verdict: the verification's own, or where that
+            is not written down the request's with these in place of its own. None if nothing was
+            measured.
         notes: What is to be said beside it.
+        verification: Id of the verification; None if it was not written down.
+        report: Its page, likewise.
+        asked_clients: Whether clients measured anything anew.
     """
 
     request: str
@@ -61,146 +80,194 @@ class Verified:
     limits: Limits
     again: Record | None = None
     notes: tuple[str, ...] = ()
+    verification: str | None = None
+    report: str | None = None
+    asked_clients: bool = False
+
+
+@dataclass(frozen=True)
+class Measures:
+    """What was measured anew, and what follows."""
+
+    original: ModelScores
+    result: ModelScores
+    stock: tuple[Retraining, ...]
+    features: FeatureMeasures | None
+    verdict: Verdict
+    notes: tuple[str, ...]
+
+    def of(self, record: Record) -> Record:
+        """Return a record with them in place of its own."""
+        return replace(
+            record,
+            original=self.original,
+            retrained=self.stock[0].scores if self.stock else None,
+            recovered=self.result,
+            unlearned=None,
+            stock=self.stock,
+            features=self.features,
+            verdict=self.verdict,
+        )
+
+
+def begun(claims: Claims, limits: Limits) -> Verified:
+    """Return what is found before anything is measured."""
+    subject = claims.subject
+    return Verified(
+        claims.row.id,
+        claims.before.id,
+        claims.after.id,
+        None if subject is None else subject.record,
+        claims.problems,
+        limits,
+    )
+
+
+def settings_of(subject: Subject, told: Mapping[str, Any], home: Home) -> RunSettings:
+    """Return the settings of a verification: the request's own, and what it is told anew.
+
+    Args:
+        subject: What is judged again.
+        told: Settings that were given, by kebab-case key.
+        home: Where it is.
+
+    Raises:
+        BadSetting: If one is out of range, or names an engine that does not reach the clients.
+    """
+    own = subject.row.settings
+    told = {key: value for key, value in told.items() if value != ""}
+    kept = {key: value for key, value in own.items() if key not in ANEW}
+    asked = {
+        "mode": "verify",
+        "verifies": subject.row.id,
+        "method": subject.row.method,
+        "home": str(home.path),
+    }
+    settings = parse({**kept, **told, **asked})
+    if settings.simulated != parse(own).simulated:
+        wanted = "inline or ray" if parse(own).simulated else "superlink"
+        raise BadSetting(
+            f"engine must be {wanted}, which reaches the clients of {subject.row.id}, got "
+            f"{settings.engine}; leave --engine out"
+        )
+    return moved(settings) if settings.data else settings
+
+
+def data_of(subject: Subject, settings: RunSettings) -> tuple[Data | None, tuple[str, ...]]:
+    """Return the coordinator's data, without examples of its own, and what is to be said of them.
+
+    Raises:
+        BadSetting, DataError: If they cannot be read, or are others than the version's.
+    """
+    data = version_data(settings, subject.before)
+    cautions = check_data(settings, subject.before, data)
+    check_as_trained(subject.before.id, subject.before.card, data)
+    if settings.server_samples:
+        _, data = own_samples(settings, data)
+    return data, (*(() if data is None else data.notes), *cautions)
+
+
+def asks_clients(level: str | None, data: Data | None) -> bool:
+    """Return whether clients must measure: of what a client held, or where only they have data."""
+    return level == "client" or data is None or not len(data.test)
+
+
+# ---- what is measured ---------------------------------------------------------------------------
 
 
 def verified(
     home: Home,
     ledger: Ledger,
     identifier: str,
-    limits: Limits | None = None,
-    data_now: str = "",
+    told: Mapping[str, Any],
 ) -> Verified:
-    """Judge again what a request made.
+    """Judge again what a request made by the coordinator's own data; nothing is written.
 
     Args:
-        home: Where it is; nothing is written.
+        home: Where it is.
         ledger: The home's.
         identifier: The request's id, or that of the version that it made.
-        limits: What to judge by; the defaults if None.
-        data_now: Where the version's data lie now, if they have moved.
+        told: Settings that were given, by kebab-case key: limits, and where the data lie now.
 
     Raises:
         UnknownIdError: If there is no such request or version.
-        BadSetting: If it is no request to forget, its result was not kept, or it can only be
-            measured at the clients.
+        BadSetting: If it is no request to forget, its result was not kept, or clients would have to
+            be asked.
         PrunedError: If the weights before or after it were pruned.
     """
-    limits = limits or Limits()
-    row = _request(ledger, identifier)
-    before, after = ledger.version(str(row.base_version)), ledger.version(str(row.result_version))
-    checked = ledger.checked(home, every_signature=True)
-    record, problems = _claims(home, ledger, row, (before, after), checked)
-    found = Verified(row.id, before.id, after.id, record, tuple(problems), limits)
-    if problems:
-        return replace(found, recorded=None)
-    if record is None:
+    claims = claimed(home, ledger, identifier)
+    found, subject = begun(claims, limits_of(told)), claims.subject
+    if subject is None:
+        return found
+    settings = settings_of(subject, told, home)
+    data, said = data_of(subject, settings)
+    row = subject.row
+    if asks_clients(row.level, data):
+        whose = "what a client held" if row.level == "client" else "what only clients have data of"
         raise BadSetting(
-            f"request must have a record to be compared with, got none of {row.id}",
-            see="efface audit",
+            f"verification must be written down where clients are asked, got --unrecorded for "
+            f"{row.id}: {whose} is measured by them, and their answers are kept; leave "
+            "--unrecorded out"
         )
-    if row.level != "class":
-        raise BadSetting(
-            f"request must be one to forget classes, got {row.id}, of {', '.join(row.clients)}: "
-            "what a client held is measured at the clients, who are asked only while a request "
-            f"runs. Its record verifies; their accuracies of that time: efface show {row.id}"
-        )
+    measures = measured(home, ledger, subject, settings, data, None)
+    return replace(found, again=measures.of(subject.record), notes=(*said, *measures.notes))
+
+
+def measured(
+    home: Home,
+    ledger: Ledger,
+    subject: Subject,
+    settings: RunSettings,
+    data: Data | None,
+    federation: GridFederation | None,
+) -> Measures:
+    """Measure the version before, the result and all retrained models that are kept; decide.
+
+    Args:
+        home: Where they are.
+        ledger: The home's.
+        subject: What is judged again.
+        settings: The verification's.
+        data: The coordinator's, without examples of its own.
+        federation: The verification's, whose clients measure; None where the coordinator alone
+            does.
+    """
+    row, (before, after) = subject.row, (subject.before, subject.after)
+    forget = settings.forget
+    limits = Limits(settings.max_forget_accuracy, settings.max_relearning_gap)
     registry = Registry(home, ledger, sweep=False)
-    for version in (before, after):
-        registry.check_kept(version)
-    return _measured(home, ledger, registry, found, row, record, (before, after), data_now)
-
-
-def _request(ledger: Ledger, identifier: str) -> RequestRow:
-    """Return the request that is meant, one to forget whose result was kept."""
-    if identifier.startswith("v"):
-        row = ledger.request(ledger.version(identifier).request)
-        named = f"{identifier}, made by {row.id}: {row.kind}"
-    else:
-        row = ledger.request(identifier)
-        named = f"{row.id}: {row.kind}"
-    if row.kind != "forget":
-        raise BadSetting(f"request must be one to forget, got {named}", see="efface requests")
-    if row.result_version is None or row.state != "done":
-        why = f" ({row.reason})" if row.reason else ""
-        raise BadSetting(
-            f"request must have a result that was kept, got {row.id}, which is {row.state}{why}; "
-            "the same command with --trial makes a result that is kept whatever its verdict",
-            see=f"efface show {row.id}",
-        )
-    return row
-
-
-def _claims(
-    home: Home,
-    ledger: Ledger,
-    row: RequestRow,
-    versions: Sequence[VersionRow],
-    checked: Checked,
-) -> tuple[Record | None, list[Problem]]:
-    """Return a request's record, and what of its claims does not verify."""
-    ids = {version.id for version in versions}
-    wrong = [p for p in checked.problems if p.request in (row.id, None) or p.version in ids]
-    wrong += records.problems_of(home, row)
-    path = home.runs / row.id / orders.NAME
-    if path.exists():
-        found = orders.problems(path, row, keys.public_keys(home.keys))
-        wrong += [Problem(text, row.id, file=str(file)) for text, file in found]
-    for version in versions:
-        wrong += audit.of_version(home, version, pruned=version.id in checked.pruned)
-    if wrong:
-        return None, list(dict.fromkeys(wrong))
-    record = records.read(home, row)
-    if record is not None and path.exists():
-        wrong += attestations.problems(home, ledger, row, record, checked)
-    return record, wrong
-
-
-def _measured(
-    home: Home,
-    ledger: Ledger,
-    registry: Registry,
-    found: Verified,
-    row: RequestRow,
-    record: Record,
-    versions: tuple[VersionRow, VersionRow],
-    data_now: str,
-) -> Verified:
-    before, after = versions
-    asked = parse(row.settings)
-    settings = moved(replace(asked, data=data_now)) if data_now else asked
-    data = version_data(settings, before)
-    cautions = check_data(settings, before, data)
-    check_as_trained(before.id, before.card, data)
-    if settings.server_samples:
-        _, data = own_samples(settings, data)
-    if data is None or not len(data.test):
-        raise BadSetting(
-            f"coordinator must have test examples to measure {after.id} on, got none: only the "
-            "clients have data, who are asked only while a request runs. The record of "
-            f"{row.id} verifies; what they measured then: efface show {row.id}"
-        )
-    forget, limits = asked.forget, found.limits
-    earlier = {name: list(before.card["erased"][name]) for name in ("classes", "clients")}
-    spec = asked.model_spec(data)
+    earlier = erased_before(subject)
+    spec = settings.model_spec(data)
     judge = Judge(spec, data, forget, tuple(earlier["classes"]), measuring_device(settings.device))
     (first_spec, first), (result_spec, last) = (
         (ModelSpec.of_card(version.card["model"]), from_numpy(registry.load(version)[0]))
-        for version in versions
+        for version in (before, after)
     )
-    original = _scores(replace(judge, spec=first_spec), first)
-    result = _scores(replace(judge, spec=result_spec), last)
-    kept, left_out = yardstick.stock(
-        home.cache, asked, asdict(spec), forget, earlier, row.federation, ledger.erased
+    left: list[str] = []
+    found, left_out = yardstick.stock(
+        home.cache, settings, asdict(spec), forget, earlier, row.federation, ledger.erased
     )
-    stock = [
-        Yardstick(_scores(judge, weights), Cost(), True, weights, one.number, one.seed)
-        for one in kept
-        for weights in [from_numpy(unpack(one.path.read_bytes(), one.path)[0])]
-    ]
+    if federation is not None:  # those that come while it is stopped are no part of it
+        numbers = federation.journal.value("stock", lambda: [one.number for one in found])
+        found = [one for one in found if one.number in numbers]
+    if federation is not None and found:
+        judge = replace(judge, alone=federation.classes_alone())
+    original = _scores(replace(judge, spec=first_spec), first, federation, "original")
+    result = _scores(replace(judge, spec=result_spec), last, federation, "recovered")
+    if changed := _other_data(found, federation):
+        left.append(f"{', '.join(changed)} held other data when the retrained models were trained")
+    stock = []
+    for one in found:
+        weights = from_numpy(unpack(one.path.read_bytes(), one.path)[0])
+        name = name_of("retrained", one.number)
+        scores = _scores(judge, weights, federation, name)
+        stock.append(Yardstick(scores, Cost(), True, weights, one.number, one.seed))
     retrained = stock[0] if stock else None
     known = (first_spec, first), (result_spec, last)
-    below = features.measured(judge, None, *known, retrained)
-    retrainings = tuple(features.with_features(judge, None, known[0], one, below) for one in stock)
+    below = features.measured(judge, federation, *known, retrained)
+    retrainings = tuple(
+        features.with_features(judge, federation, known[0], one, below) for one in stock
+    )
     verdict = decide(
         forget.level,
         result,
@@ -212,26 +279,56 @@ def _measured(
         retrainings=retrainings,
         features=below,
     )
-    again = replace(
-        record,
-        original=original,
-        retrained=None if retrained is None else retrained.scores,
-        recovered=result,
-        unlearned=None,
-        stock=retrainings,
-        features=below,
-        verdict=verdict,
-    )
-    notes = [*data.notes, *cautions, *_beside(record, again, asked, limits)]
+    measures = Measures(original, result, retrainings, below, verdict, ())
+    notes = [*_beside(subject.record, measures.of(subject.record), parse(row.settings), limits)]
     if left_out:
         notes.append(f"retrained models left out, for they were trained on other data: {left_out}")
-    return replace(found, again=again, notes=tuple(notes))
+    return replace(measures, notes=(*notes, *left))
 
 
-def _scores(judge: Judge, weights: ArrayRecord) -> ModelScores:
-    """Return what the coordinator measures of a model by its outputs."""
-    curve = yardstick.relearning(judge, weights, None, "")
-    return replace(read(ModelScores, judge.quick(weights), "scores"), relearning_curve=curve)
+def _other_data(stock: Sequence[yardstick.Kept], federation: GridFederation | None) -> list[str]:
+    """Return the clients that count their examples otherwise than when the stock was trained."""
+    if federation is None or not stock:
+        return []
+    return [
+        name
+        for name, told in sorted(federation.described.items())
+        if stock[0].data.get(name, told["count-train-per-class"]) != told["count-train-per-class"]
+    ]
+
+
+def erased_before(subject: Subject) -> dict[str, list[Any]]:
+    """Return the "classes" and "clients" that the version before had forgotten."""
+    return {name: list(subject.before.card["erased"][name]) for name in ("classes", "clients")}
+
+
+def verifies(
+    subject: Subject, federation: GridFederation, *, asked_clients: bool, notes: Sequence[str]
+) -> Verifies:
+    """Return what a verification's record says of the request that it is about."""
+    told = [part.answered for part in federation.parts if part.phase == "evaluate"]
+    row, verdict = subject.row, subject.record.verdict
+    return Verifies(
+        request=row.id,
+        version=row.result_version,
+        record_sha256=row.record_sha256,
+        state=None if verdict is None else verdict.state,
+        finished=None if row.finished is None else row.finished.isoformat(),
+        asked_clients=asked_clients,
+        measured_by=tuple(sorted({name for answered in told for name in answered})),
+        notes=tuple(notes),
+    )
+
+
+def _scores(
+    judge: Judge, weights: ArrayRecord, federation: GridFederation | None, name: str
+) -> ModelScores:
+    """Return what is measured of a model by its outputs."""
+    if federation is None:
+        scores = read(ModelScores, judge.quick(weights), "scores")
+    else:
+        scores = judge.full(weights, federation)
+    return replace(scores, relearning_curve=yardstick.relearning(judge, weights, federation, name))
 
 
 def _beside(record: Record, again: Record, asked: RunSettings, limits: Limits) -> Iterator[str]:
@@ -268,7 +365,7 @@ def _of(then: dict[tuple[int, int], Retraining], one: Retraining) -> ModelScores
     return None if known is None else known.scores
 
 
-def limits_of(values: dict[str, Any]) -> Limits:
+def limits_of(values: Mapping[str, Any]) -> Limits:
     """Return the limits that settings name by their kebab-case keys, the defaults for the rest.
 
     Raises:

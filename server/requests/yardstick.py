@@ -9,7 +9,7 @@ It is long because what a retrained model depends on decides what is found, kept
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -176,11 +176,15 @@ def kept(
 
 @dataclass(frozen=True)
 class Kept:
-    """A retrained model that is in the cache: its place in the stock, its seed, and its file."""
+    """A retrained model that is in the cache: its place in the stock, its seed, and its file.
+
+    `data` are the clients' examples by class that it was trained on.
+    """
 
     number: int
     seed: int
     path: Path
+    data: Mapping[str, Any] = field(default_factory=dict)
 
 
 def stock(
@@ -212,7 +216,7 @@ def stock(
     numbers = {seed_of(settings.seed, number): number for number in range(MOST)}
     training, told = settings.training(), _as_json(asdict(forget))
     gone = [sorted(erased["classes"]), sorted(erased["clients"])]
-    groups: dict[str, list[Kept]] = {}
+    groups: dict[str, dict[int, Kept]] = {}
     for path in sorted(cache.glob(PATTERN)):
         if not _may_stay(path, now):
             continue
@@ -223,9 +227,13 @@ def stock(
         same &= inputs["model"] == _as_json(model) and own["seed"] in numbers
         same &= all(training.get(key) == value for key, value in own.items() if key != "seed")
         if same:
-            on = json.dumps(inputs["data"], sort_keys=True)
-            groups.setdefault(on, []).append(Kept(numbers[own["seed"]], own["seed"], path))
-    sorted_groups = [sorted(group, key=lambda one: one.number) for group in groups.values()]
+            # Whoever was left out need not be there any more, for the models to be of one stock.
+            without = {*forget.clients, *erased["clients"]}
+            data = {who: held for who, held in inputs["data"].items() if who not in without}
+            group = groups.setdefault(json.dumps(data, sort_keys=True), {})
+            number = numbers[own["seed"]]
+            group.setdefault(number, Kept(number, own["seed"], path, data))
+    sorted_groups = [[group[number] for number in sorted(group)] for group in groups.values()]
     best = max(sorted_groups, key=lambda group: (len(group), -group[0].number), default=[])
     return best, sum(map(len, sorted_groups)) - len(best)
 

@@ -54,12 +54,12 @@ from server.storage.home import Home, plain
 from server.storage.seal_check import Checked
 from server.storage.seals import EditedError, Rows, Seal, Sealing
 
-Kind = Literal["train", "forget", "relearn", "yardstick"]
+Kind = Literal["train", "forget", "relearn", "yardstick", "verify"]
 Level = Literal["class", "client"]
 RequestState = Literal["received", "running", "done", "failed", "interrupted", "aborted"]
 VersionState = Literal["trial", "in-service", "superseded"]
 
-KINDS: tuple[str, ...] = ("train", "forget", "relearn", "yardstick")
+KINDS: tuple[str, ...] = ("train", "forget", "relearn", "yardstick", "verify")
 LEVELS: tuple[str, ...] = ("class", "client")
 VERSION_STATES: tuple[str, ...] = ("trial", "in-service", "superseded")
 

@@ -7,9 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from server.evidence.record import to_json
 from server.requests.intake import Service
+from server.runner import run, verify
+from server.settings import RunSettings
 from server.storage.home import Home
-from tests.small_job import CLASS, TRIAL, forget, train, weights
+from tests.small_job import CLASS, CLIENT, JOB, TRIAL, Silent, forget, train, weights
 
 TASKS = Path(__file__).parents[2] / "tasks"
 
@@ -51,6 +54,29 @@ def test_a_method_that_scores_channels_forgets_the_same_on_ray_bit_for_bit(
     (here, scores), (there, scores_there) = found
     assert all(np.array_equal(here[name], there[name]) for name in here)
     assert scores == scores_there
+
+
+@pytest.mark.processes
+def test_ray_trains_retrained_models_and_judges_a_client_again_as_inline_does(
+    copy: Callable[[str], Path],
+) -> None:
+    found = []
+    for engine in ("inline", "ray"):
+        home = copy(engine)
+        told = {**JOB, **CLIENT, "home": str(home), "engine": engine, "count": 2}
+        stock = to_json(run(RunSettings(mode="yardstick", **told).check(), Silent()))["stock"]
+        # Where they were trained does not matter to who reads them.
+        kept = forget(home, "inline", **CLIENT, **TRIAL, method="sga", compare="retrain")
+        again = verify(str(home), "r0003", {"engine": engine}, Silent())
+        assert again.again is not None
+        now = to_json(again.again)
+        assert (again.verification, now["engine"], now["kind"]) == ("r0004", engine, "verify")
+        assert [one["scores"] for one in now["stock"]] == [
+            {**one["scores"], "timeline": None} for one in kept["stock"]
+        ]
+        found.append((stock, now["stock"], now["original"], now["recovered"], now["verdict"]))
+    assert found[0] == found[1]
+    assert len(found[0][0]) == 2
 
 
 @pytest.mark.processes

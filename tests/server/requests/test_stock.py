@@ -165,9 +165,11 @@ def test_a_request_reads_the_whole_stock_and_trains_nothing(
     ]
     page = (home / "reports" / f"{record['request']}.html").read_text()
     assert "3 models were retrained from scratch without the forget set" in page
-    # Of what is forgotten now there is nothing to train a stock for.
+    # Of what is forgotten by now they are those of the version before, for a verification.
     again = CliRunner().invoke(app, ["yardstick", "--class", "3", "--home", str(home), "--json"])
-    assert json.loads(again.stdout)["changed"] is False
+    found = json.loads(again.stdout)
+    assert (found["base_version"], found["retrain_cached"]) == ("v0001", True)
+    assert any(f"forgotten by {record['request']}" in said for said in found["warnings"])
     # Nor from a version that knows it: of the two ways out a stock has one.
     words = ["yardstick", "--class", "4", "--version", "v0001", "--home", str(home)]
     old = " ".join(CliRunner().invoke(app, words).output.split())

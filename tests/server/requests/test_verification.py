@@ -3,14 +3,25 @@
 import hashlib
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from sklearn.datasets import load_digits
 from typer.testing import CliRunner
 
+from client.app import app as of_clients
 from server.cli import app
-from server.cli.command import NOT_VERIFIED, USAGE
+from server.cli.command import NOT_VERIFIED, STOPPED, USAGE
+from server.nodes.engines.inline import InlineGrid
+from server.nodes.grid import ClientsMissing, NamedGrid
+from server.requests import features
+from server.requests.attendance import await_clients
+from server.requests.claims import claimed
+from server.requests.intake import Service
+from server.requests.verification import settings_of
 from server.storage.home import Home
 from server.storage.ledger import Ledger
 from server.storage.registry import WEIGHTS_NAME, Registry, note_of, pack, unpack
@@ -44,6 +55,10 @@ def verify(home: Path, *words: str, code: int) -> dict[str, Any]:
 def record(home: Path, request: str) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((home / "runs" / request / "record.json").read_text())
     return found
+
+
+def unrecorded(home: Path, *words: str, code: int) -> dict[str, Any]:
+    return verify(home, *words, "--unrecorded", code=code)
 
 
 def files(home: Path) -> dict[str, str]:
@@ -83,8 +98,9 @@ def test_measured_again_all_numbers_are_those_of_the_record_and_nothing_is_writt
     home: Path,
 ) -> None:
     before = files(home)
-    found = verify(home, "r0002", code=0)
+    found = unrecorded(home, "r0002", code=0)
     assert files(home) == before
+    assert (found["verification"], found["report"], found["asked_clients"]) == (None, None, False)
     kept = record(home, "r0002")
     for name in ("original", "retrained", "recovered"):
         for what in ("forget_accuracy", "retain_accuracy", "per_class_accuracy", "loss"):
@@ -101,13 +117,13 @@ def test_measured_again_all_numbers_are_those_of_the_record_and_nothing_is_writt
     )
     assert (found["problems"], found["notes"]) == ([], [])
     assert (found["passed"], found["verdict"]["state"]) == (True, "passed")
-    assert verify(home, "v0002", code=0) == found
+    assert unrecorded(home, "v0002", code=0) == found
 
 
 def test_it_is_judged_by_the_limits_that_are_named_and_those_of_the_request_are_said(
     home: Path,
 ) -> None:
-    found = verify(home, "r0002", *EASY, code=NOT_VERIFIED)
+    found = unrecorded(home, "r0002", *EASY, code=NOT_VERIFIED)
     assert found["limits"] == {"forget_accuracy": 100.0, "relearning_gap": 100.0}
     assert any("judged by other limits: forget accuracy 5 %" in n for n in found["notes"])
     # Original's 78 % lies within 100 % as well: nothing would be shown.
@@ -120,11 +136,11 @@ def test_the_verdict_changes_when_more_retrained_models_have_come(own: Path) -> 
     kept = record(own, "r0003")["verdict"]
     assert (kept["state"], kept["retrainings"]) == ("not-shown", None)
     # One was there already, which that request did not read.
-    one = run(own, "verify", "r0003", "--json")
+    one = run(own, "verify", "r0003", "--unrecorded", "--json")
     first = json.loads(one.stdout)
     assert (first["verdict"]["retrainings"], first["verdict"]["false_alarms"]) == (1, None)
     done(own, "yardstick", "--class", "3", "--count", "3")
-    found = verify(own, "r0003", code=0)
+    found = verify(own, "r0003", "--by", "Auditor", code=0)
     assert found["recorded"] == first["recorded"] == kept
     assert (found["verdict"]["retrainings"], found["verdict"]["false_alarms"]) == (3, 0.05)
     assert (found["verdict"]["state"], found["verdict"]["missing"]) == ("passed", [])
@@ -137,6 +153,172 @@ def test_the_verdict_changes_when_more_retrained_models_have_come(own: Path) -> 
     shown = run(own, "verify", "r0003").stdout
     assert "limits by the spread of 3 retrained models" in shown
     assert "In the record" in shown
+    assert "Sealed in the ledger as r0006." in shown
+    # Each verification is on the request's page, whose record is as it was.
+    assert record(own, "r0003")["verdict"] == kept
+    page = (own / "reports" / "r0003.html").read_text()
+    assert "Judged again" in page
+    rows = [line for line in page.splitlines() if "r0005, " in line or "r0006, " in line]
+    assert len(rows) == 2
+    told = ("passed", "3", "by their spread", "coordinator", "Auditor")
+    assert "".join(f"<td>{cell}</td>" for cell in told) in rows[0]
+    later = json.loads(run(own, "show", "r0003", "--json").stdout)["verifications"]
+    assert [(one["request"], one["state"], one["asked_by"]) for one in later] == [
+        ("r0005", "passed", "Auditor"),
+        ("r0006", "passed", ""),
+    ]
+
+
+def test_a_verification_is_a_sealed_request_that_leaves_the_one_it_is_about_as_it_was(
+    own: Path,
+) -> None:
+    # In service, so that there is an order, and so a certificate.
+    done(own, "forget", *CLASS_3, "--accept", "not-shown", *EASY)
+    before, version = record(own, "r0003"), (own / "versions" / "v0003" / "card.json").read_bytes()
+    found = verify(own, "v0003", "--by", "Auditor", "--why", "Yearly", code=0)
+    mine = record(own, "r0004")
+    assert (found["verification"], mine["kind"], mine["model_version"]) == ("r0004", "verify", None)
+    assert (mine["asked_by"], mine["why"]) == ("Auditor", "Yearly")
+    assert mine["command"] == "efface verify r0003 --engine inline"
+    about = mine["verifies"]
+    assert (about["request"], about["version"], about["state"]) == ("r0003", "v0003", "not-shown")
+    assert (about["asked_clients"], about["notes"]) == (False, found["notes"])
+    row = json.loads(run(own, "show", "r0003", "--json").stdout)["request"]
+    assert (about["record_sha256"], row["state"]) == (row["record_sha256"], "done")
+    assert mine["verdict"] == found["verdict"]
+    assert record(own, "r0003") == before
+    assert (own / "versions" / "v0003" / "card.json").read_bytes() == version
+    assert "r0004 judged r0003 again: class 3 forgotten" in done(own, "show", "r0004").stdout
+    text = (own / "reports" / "r0004.html").read_text()
+    assert "<h1>Judged again: forget class 3</h1>" in text
+    assert "r0003, finished 20" in text
+    assert "Judged again since" not in text
+    assert json.loads(done(own, "audit", "--json").stdout)["verified"]
+    # A certificate made from now on says so, whoever reads it.
+    path, key, html = str(own.parent / "c.json"), own.parent / "key", own.parent / "c.html"
+    done(own, "certificate", "r0003", "-o", path, "--html", str(html))
+    for page in (own / "reports" / "r0003.html", html):
+        assert "Judged again since, by r0004: passed" in page.read_text()
+    key.write_text(done(own, "key").stdout)
+    told = json.loads(done(own, "certificate", "verify", path, "--key", str(key), "--json").stdout)
+    (one,) = told["statement"]["predicate"]["verifications"]
+    assert (one["request"], one["state"], one["asked_by"]) == ("r0004", "passed", "Auditor")
+    assert any(said.startswith("Judged again at 20") for said in told["says"])
+    # What was changed in it by hand is found as in any record.
+    document = own / "runs" / "r0004" / "record.json"
+    document.write_text(document.read_text().replace("Yearly", "Nearly"))
+    assert run(own, "audit").exit_code == NOT_VERIFIED
+    assert run(own, "certificate", "r0003", "-o", path).exit_code == NOT_VERIFIED
+    assert (
+        json.loads(run(own, "show", "r0003", "--json").stdout)["verifications"][0]["state"] is None
+    )
+
+
+def test_what_a_client_held_is_measured_again_by_the_clients(
+    own: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done(own, "forget", "--client", "client-1", "--method", "sga", "--trial")
+    kept = record(own, "r0003")
+    done(own, "yardstick", "--client", "client-1", "--count", "3")
+    # Nobody but its client can say, and its answers cost: it is written down.
+    refused = run(own, "verify", "r0003", "--unrecorded")
+    assert refused.exit_code == USAGE
+    assert "leave --unrecorded out" in refused.stderr
+    # Stopped on the way, it goes on: no client is asked twice for the same.
+    asked: list[str] = []
+    monkeypatch.setattr(InlineGrid, "push_messages", noting(InlineGrid.push_messages, asked))
+    with monkeypatch.context() as stop:
+        stop.setattr(features, "measured", stopped)
+        assert run(own, "verify", "r0003").exit_code == STOPPED
+    # Two clients; Original, the result, and the three retrained models.
+    assert asked.count("evaluate.heldout") == 2 * 5
+    asked.clear()
+    found = json.loads(run(own, "verify", "r0003", "--json").stdout)
+    assert (found["verification"], found["asked_clients"]) == ("r0005", True)
+    assert asked == []
+    for name in ("original", "recovered"):
+        assert found[name]["heldout"] == kept[name]["heldout"]
+        assert found[name]["forget_accuracy"] == kept[name]["forget_accuracy"]
+    scores = [one["scores"] for one in record(own, "r0004")["stock"]]
+    assert [one["scores"]["heldout"] for one in found["stock"]] == [s["heldout"] for s in scores]
+    verdict = found["verdict"]
+    assert (verdict["retrainings"], verdict["false_alarms"]) == (3, 0.05)
+    assert found["recorded"] == kept["verdict"]
+    assert record(own, "r0005")["verifies"]["measured_by"] == ["client-0", "client-1"]
+    assert not (own / "runs" / "r0005" / "journal").exists()
+    page = (own / "reports" / "r0005.html").read_text()
+    assert "the clients (client-0, client-1) and the coordinator" in page
+
+
+def noting(push: Any, asked: list[str]) -> Any:
+    """Return what sends messages and notes what they are called."""
+
+    def noted(grid: InlineGrid, messages: Any) -> Any:
+        sent = list(messages)
+        asked.extend(message.metadata.message_type for message in sent)
+        return push(grid, sent)
+
+    return noted
+
+
+def stopped(*_: Any) -> Any:
+    raise KeyboardInterrupt
+
+
+def test_of_clients_that_are_away_it_is_said_who_and_why_nothing_is_measured(own: Path) -> None:
+    done(own, "forget", "--client", "client-1", "--method", "sga", "--trial")
+    service = Service.open(Home(own))
+    for request, said in {
+        "r0003": "client client-1 must be online for r0003 to be judged again, got offline",
+        "r0002": "r0002 is judged again by what all of them measure, or not at all",
+    }.items():
+        found = claimed(service.home, service.ledger, request)
+        assert found.subject is not None
+        settings = settings_of(found.subject, {"join-timeout": 0.01}, service.home)
+        row = replace(found.row, kind="verify", settings=settings.plain())
+        with InlineGrid(of_clients, 1) as nodes, pytest.raises(ClientsMissing, match=said):
+            await_clients(service, row, settings, NamedGrid(nodes, 1.0))
+
+
+def test_where_only_clients_have_data_they_measure_classes_as_well(tmp_path: Path) -> None:
+    digits = load_digits()
+    images, home = (digits.images[:400] * 15).astype(np.uint8), tmp_path / "home"
+    np.savez(tmp_path / "d.npz", train_images=images, train_labels=digits.target[:400])
+    done(home, "train", *TINY, "--dataset", f"npz:{tmp_path / 'd.npz'}", "--holdout", "0.4")
+    done(home, "yardstick", "--class", "3", "--count", "2")
+    told = ("--max-forget-accuracy", "100", "--accept", "not-shown")
+    done(home, "forget", *CLASS_3, *told, "--compare", "retrain")
+    kept = record(home, "r0003")
+    found = json.loads(run(home, "verify", "r0003", *told[:2], "--json").stdout)
+    assert (found["verification"], found["asked_clients"]) == ("r0004", True)
+    for name in ("original", "retrained", "recovered"):
+        assert found[name]["forget_accuracy"] == kept[name]["forget_accuracy"]
+        assert found[name]["heldout"]["decides"]
+    assert found["features"] == kept["features"]
+    assert found["features"]["original"]["head_back"] is not None
+    assert found["verdict"] == kept["verdict"]
+    assert [one["number"] for one in found["stock"]] == [0, 1]
+    shown = (home / "reports" / "r0004.html").read_text()
+    assert "the clients (client-0, client-1) and the coordinator" in shown
+
+
+def test_retrained_models_can_be_added_for_what_is_forgotten_but_not_for_what_was_before(
+    own: Path,
+) -> None:
+    done(own, "forget", *CLASS_3, "--accept", "not-shown", *EASY)
+    made = done(own, "yardstick", "--class", "3", "--count", "2")
+    assert "class 3 was forgotten by r0003" in made.output
+    found = verify(own, "r0003", code=0)
+    assert [one["number"] for one in found["stock"]] == [0, 1]
+    assert found["verdict"]["retrainings"] == 2
+    # With class 4 forgotten, too, one without class 3 alone would know it, and none is kept.
+    done(own, "forget", "--class", "4", "--method", "retraining", "--accept", "not-shown", *EASY)
+    late = run(own, "yardstick", "--class", "3", "--count", "3")
+    assert late.exit_code == USAGE
+    assert "would know class 4, forgotten since" in " ".join(late.output.split())
+    assert verify(own, "r0003", code=0)["stock"] == []
+    done(own, "yardstick", "--class", "4", "--count", "1")
+    assert len(verify(own, "r0006", code=0)["stock"]) == 1
 
 
 def test_without_a_retrained_model_it_says_what_is_not_measured(own: Path) -> None:
@@ -195,16 +377,16 @@ def test_a_version_whose_weights_are_pruned_is_refused(own: Path) -> None:
 
 
 def test_what_cannot_be_judged_again_is_refused_with_its_reason(own: Path) -> None:
-    done(own, "forget", "--client", "client-1", "--method", "retraining", "--trial")
     assert run(own, "forget", "--class", "4", "--method", "sga").exit_code == NOT_VERIFIED
     for words, said in {
         "r0001": "must be one to forget, got r0001: train",
         "v0001": "must be one to forget, got v0001, made by r0001: train",
-        "r0003": "measured at the clients",
-        "r0004": "a result that was kept, got r0004, which is failed",
+        "r0003": "a result that was kept, got r0003, which is failed",
         "r0009": "r0009",
     }.items():
         found = run(own, "verify", words)
         assert found.exit_code == USAGE, found.output
         assert said in found.stderr, found.stderr
     assert run(own, "verify", "r0002", "--max-forget-accuracy", "101").exit_code == USAGE
+    away = run(own, "verify", "r0002", "--engine", "superlink")
+    assert "engine must be inline or ray, which reaches the clients of r0002" in away.stderr

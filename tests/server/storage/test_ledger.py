@@ -337,7 +337,7 @@ def test_an_unknown_id_names_the_known_ones(ledger: Ledger) -> None:
     [
         (
             {"kind": "unlearn"},
-            "kind must be one of train, forget, relearn, yardstick, got 'unlearn'",
+            "kind must be one of train, forget, relearn, yardstick, verify, got 'unlearn'",
         ),
         ({"kind": "train", "classes": [1]}, r"train must name nothing to forget, .* classes \[1\]"),
         ({"kind": "forget"}, "level must be one of class, client, got None"),
