@@ -3,7 +3,8 @@
 Python, numpy, torch and flwr take seconds to load; a step on a small model takes milliseconds. So
 the executor loads them once, and for each message it forks: the copy goes the way of
 `client.operator.gate`, every check included, and ends. Nothing of a message or a bundle is ever
-read or imported in the executor itself, so that a copy holds nothing of those before it.
+read or imported in the executor itself, so that a copy holds nothing of those before it. The
+installed client/ is: a bundle of the same bytes has it at hand (`client.operator.preloaded`).
 
 Where a process must not be copied (`obstacle`), the executor starts a new one for each message, as
 it does with `--cold` or EFFACE_WARM=0. The answers are the same.
@@ -23,7 +24,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final, NoReturn
 
-from client.operator import isolation
+from client.operator import isolation, preloaded
 
 SWITCH: Final = "EFFACE_WARM"  # 0 in the environment: a new process for each message
 # What every bundle of ours imports that is not ours. Importing them starts no thread, opens no
@@ -49,6 +50,7 @@ def load() -> None:
     before = dict(os.environ)
     for name in LOADED:
         importlib.import_module(name)
+    preloaded.load()
     for name in set(os.environ) - set(before):
         del os.environ[name]  # torch's compiler sets one, and a new process would not have it
     gc.collect()
