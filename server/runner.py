@@ -24,7 +24,6 @@ from server.nodes.engines import superlink
 from server.nodes.federation import Cost, Round
 from server.nodes.grid import LOCAL_POLL_SECONDS, REMOTE_POLL_SECONDS, Interrupted, NamedGrid
 from server.nodes.naming import name_by_partition
-from server.report.write import write_report
 from server.requests import records
 from server.requests.attendance import await_clients
 from server.requests.classes import class_number
@@ -154,7 +153,15 @@ def _superlink(home: Home, row: RequestRow, settings: RunSettings, listener: Lis
         run_id = _submitted(home, row, settings)
         try:
             superlink.wait(
-                run_id, connection, on_poll=seen.read, ended=ended, deadline=SUPERLINK_DEADLINE
+                run_id,
+                connection,
+                on_poll=seen.read,
+                ended=ended,
+                # What is to be deleted from the SuperLink's database goes when its run is over.
+                complete=None
+                if database.VARIABLE in os.environ
+                else partial(_published, home, ended),
+                deadline=SUPERLINK_DEADLINE,
             )
         except KeyboardInterrupt:
             superlink.stop(run_id, connection)
@@ -312,6 +319,8 @@ def demo(settings: RunSettings, listener: Listener, *, forget: str) -> Record:
         for part in fields(Costs)
         if part.name != "seconds_measuring"
     }
+    from server.report.write import write_report  # brings matplotlib, half a second
+
     page = home.reports / f"{forgotten.request}-demo.html"
     merged = replace(
         forgotten,
@@ -371,11 +380,16 @@ class LogListener:
         log.info("%s", text)
 
 
+def _published(home: Home, ending: "_Ending") -> bool:
+    """Return whether a request is done, and its ServerApp through with the home."""
+    return ending.state == "done" and not home.held()
+
+
 class _Ending:
     """Says whether a request's work has ended, by its state in the ledger."""
 
     def __init__(self, ledger: Ledger, request: str) -> None:
-        self.ledger, self.request, self.ran = ledger, request, False
+        self.ledger, self.request, self.ran, self.state = ledger, request, False, ""
 
     def __call__(self) -> bool:
         """Return whether it has; a request that goes on is interrupted until its run begins."""
@@ -383,6 +397,7 @@ class _Ending:
             state = self.ledger.request(self.request).state
         except (EffaceError, SQLAlchemyError):
             return False  # a database that restarts; Flower is asked in any case, only later
+        self.state = state
         self.ran = self.ran or state == "running"
         return state in ("done", "failed", "aborted") or (state == "interrupted" and self.ran)
 

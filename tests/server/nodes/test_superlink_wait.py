@@ -59,7 +59,9 @@ class World:
             self.looks += 1
             return heard()
 
-        return superlink.wait(1, "lab", on_poll=look, ended=ended, deadline=deadline)
+        result = superlink.wait(1, "lab", on_poll=look, ended=ended, deadline=deadline)
+        assert result is not None
+        return result
 
 
 @pytest.fixture
@@ -127,6 +129,30 @@ def test_after_the_works_end_flower_is_asked_until_it_agrees(world: World) -> No
 
     assert world.asked == pytest.approx([3.0, 5.0, 7.0, 9.0][: len(world.asked)], abs=1.0)
     assert len(world.asked) in (3, 4)
+
+
+def test_who_has_all_that_the_run_was_for_asks_flower_nothing(world: World) -> None:
+    looks: list[float] = []
+
+    result = superlink.wait(
+        1,
+        "lab",
+        on_poll=lambda: bool(looks.append(world.now)),
+        ended=lambda: world.now >= 3.0,
+        complete=lambda: world.now >= 4.0,  # a page is written after the work is over
+    )
+
+    assert result is None
+    # Over at 3 s, Flower is asked once; what was written until 4 s is still read.
+    assert world.asked == [pytest.approx(3.0, abs=0.2)]
+    assert looks[-1] == pytest.approx(4.0, abs=0.2)
+
+
+def test_a_run_that_failed_is_asked_after_though_its_work_is_over(world: World) -> None:
+    world.finishes, world.status = 3.0, "finished:failed"
+
+    with pytest.raises(superlink.RunFailedError, match="finished:failed"):
+        superlink.wait(1, "lab", ended=lambda: world.now >= 3.0, complete=lambda: False)
 
 
 def test_without_a_view_of_the_work_flower_is_asked_every_two_seconds(world: World) -> None:
