@@ -1,4 +1,4 @@
-"""A bundle of the installed client/ runs what was imported before; one with a byte more does not."""
+"""A bundle of the installed client/ runs what was imported before; one with another byte not."""
 
 import json
 import os
