@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Final, NoReturn
@@ -45,12 +45,18 @@ _THREADS: Final = Path("/proc/self/task")
 _FILES: Final = Path("/proc/self/fd")
 
 
-def load() -> None:
-    """Import what messages need, and leave it where copies share its memory."""
+def load(modules: Sequence[str] = LOADED, *, client: bool = True) -> None:
+    """Import what messages need, and leave it where copies share its memory.
+
+    Args:
+        modules: By name.
+        client: Whether the installed client/ is to be at hand, too.
+    """
     before = dict(os.environ)
-    for name in LOADED:
+    for name in modules:
         importlib.import_module(name)
-    preloaded.load()
+    if client:
+        preloaded.load()
     for name in set(os.environ) - set(before):
         del os.environ[name]  # torch's compiler sets one, and a new process would not have it
     gc.collect()
@@ -75,12 +81,13 @@ def obstacle() -> str:
 class Copy:
     """A copy of this process at its work; it is waited for and ended as `subprocess.Popen` is."""
 
-    def __init__(self, work: Callable[[], None], folder: Path) -> None:
+    def __init__(self, work: Callable[[], None], folder: Path | None) -> None:
         """Start one.
 
         Args:
             work: What it does.
-            folder: Its working and home folder, and the one of temporary files.
+            folder: Its working and home folder, and the one of temporary files, for a message that
+                goes first where memory is short; None where all that stays as it is.
 
         Raises:
             OSError: If the system has no room for another process.
@@ -115,6 +122,12 @@ class Copy:
                 time.sleep(_POLL_SECONDS)
         return self.returncode
 
+    def ended(self) -> bool:
+        """Return whether it has ended, without waiting."""
+        with suppress(subprocess.TimeoutExpired):
+            self.wait(0.0)
+        return self.returncode is not None
+
     def terminate(self) -> None:
         self._signal(signal.SIGTERM)
 
@@ -127,7 +140,7 @@ class Copy:
                 os.kill(self.pid, number)
 
 
-def _work(work: Callable[[], None], folder: Path, parent: int) -> NoReturn:
+def _work(work: Callable[[], None], folder: Path | None, parent: int) -> NoReturn:
     """Do a copy's work; it never returns into the executor's own."""
     status = 1
     try:
@@ -137,11 +150,12 @@ def _work(work: Callable[[], None], folder: Path, parent: int) -> NoReturn:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT))
         isolation.end_with(parent)
         isolation.close_memory(False)
-        isolation.first_to_go()
         _let_go()
-        os.chdir(folder)
-        os.environ.update(HOME=str(folder), TMPDIR=str(folder))
-        tempfile.tempdir = None
+        if folder is not None:
+            isolation.first_to_go()
+            os.chdir(folder)
+            os.environ.update(HOME=str(folder), TMPDIR=str(folder))
+            tempfile.tempdir = None
         import numpy  # loaded already
         import torch
 
