@@ -149,7 +149,7 @@ def _superlink(home: Home, row: RequestRow, settings: RunSettings, listener: Lis
     connection = settings.superlink
     seen = _Tail(home.runs / row.id / "events.jsonl", listener)
     with Ledger.open(database_url(home)) as ledger:
-        ended = _Ending(ledger, row.id)
+        ended = _Ending(home, ledger, row.id)
         run_id = _submitted(home, row, settings)
         try:
             superlink.wait(
@@ -158,9 +158,7 @@ def _superlink(home: Home, row: RequestRow, settings: RunSettings, listener: Lis
                 on_poll=seen.read,
                 ended=ended,
                 # What is to be deleted from the SuperLink's database goes when its run is over.
-                complete=None
-                if database.VARIABLE in os.environ
-                else partial(_published, home, ended),
+                complete=None if database.VARIABLE in os.environ else ended.is_done,
                 deadline=SUPERLINK_DEADLINE,
             )
         except KeyboardInterrupt:
@@ -380,26 +378,32 @@ class LogListener:
         log.info("%s", text)
 
 
-def _published(home: Home, ending: "_Ending") -> bool:
-    """Return whether a request is done, and its ServerApp through with the home."""
-    return ending.state == "done" and not home.held()
-
-
 class _Ending:
-    """Says whether a request's work has ended, by its state in the ledger."""
+    """Says whether a request's work has ended, by the home's lock and its state in the ledger.
 
-    def __init__(self, ledger: Ledger, request: str) -> None:
-        self.ledger, self.request, self.ran, self.state = ledger, request, False, ""
+    Whoever carries it out holds the home until its page is written.
+    """
+
+    def __init__(self, home: Home, ledger: Ledger, request: str) -> None:
+        self.home, self.ledger, self.request = home, ledger, request
+        self.ran, self.state = False, ""
 
     def __call__(self) -> bool:
         """Return whether it has; a request that goes on is interrupted until its run begins."""
+        if self.home.held():  # by the ServerApp, as a rule; Flower is asked in any case, only later
+            self.ran = True
+            return False
         try:
             state = self.ledger.request(self.request).state
         except (EffaceError, SQLAlchemyError):
-            return False  # a database that restarts; Flower is asked in any case, only later
+            return False  # a database that restarts; as above
         self.state = state
         self.ran = self.ran or state == "running"
         return state in ("done", "failed", "aborted") or (state == "interrupted" and self.ran)
+
+    def is_done(self) -> bool:
+        """Return whether it has ended well, and its result and page are there."""
+        return self.state == "done"
 
 
 class _Tail:

@@ -1,7 +1,10 @@
 """Waiting for a run on a SuperLink asks Flower seldom, and misses no end."""
 
 import math
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 
@@ -10,6 +13,7 @@ import pytest
 from server.nodes.engines import superlink
 from server.nodes.engines.superlink import RunResult, UnreachableError
 from server.runner import _Ending
+from server.storage.home import Home
 from server.storage.ledger import Ledger
 
 
@@ -187,15 +191,36 @@ def test_a_run_past_its_deadline_is_stopped_though_flower_was_never_asked(world:
     assert world.stopped
 
 
-def test_the_ledger_says_when_a_request_has_ended(tmp_path: Path) -> None:
+def test_lock_and_ledger_say_when_a_request_has_ended(tmp_path: Path) -> None:
+    home = Home(tmp_path / "home")
     with Ledger.open(f"sqlite:///{tmp_path / 'ledger.db'}") as ledger:
         request = ledger.new_request(kind="train", method="fedavg", federation="x").id
-        ended = _Ending(ledger, request)
+        ended = _Ending(home, ledger, request)
         assert not ended()
         ledger.start(request)
         assert not ended()
         ledger.interrupt_running("stopped")
+        with holding(home):  # whoever carries it out is not through with it
+            assert not ended()
         assert ended()
+        assert not ended.is_done()
         # The same request goes on in another run: it is interrupted until that begins.
-        assert not _Ending(ledger, request)()
-        assert not _Ending(ledger, "r9999")()
+        assert not _Ending(home, ledger, request)()
+        assert not _Ending(home, ledger, "r9999")()
+
+
+@contextmanager
+def holding(home: Home) -> Iterator[None]:
+    """Hold a home in another process."""
+    code = "import sys; from server.storage.home import Home\nwith Home(sys.argv[1]).lock():"
+    code += " print('held', flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(home.path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        yield
+        other.communicate("")
