@@ -116,6 +116,7 @@ def measured(
     digits = load_digits()
     images = (digits.images * 15).astype(np.uint8)
     environment = {**more, "PYTHONPATH": str(code), "OMP_NUM_THREADS": "1"}
+    environment["FLWR_SUPEREXEC_TASK_POLL_INTERVAL"] = "0.2"  # as in deploy/
     with tempfile.TemporaryDirectory(prefix="efface-rounds-") as folder:
         top = Path(folder)
         started = running_federation(top, [], environment=environment, superexec=superexec)
