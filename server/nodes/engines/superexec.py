@@ -87,11 +87,12 @@ class Copying:
         from flwr.supercore.constant import TaskType
         from flwr.supercore.superexec.executor import LaunchResult
 
-        if spec.task_type != TaskType.SERVER_APP or spec.suppress_output or warm.obstacle():
+        if spec.task_type != TaskType.SERVER_APP or warm.obstacle():
             result: LaunchResult = self.usual.launch(spec)
             return result
         try:
-            self.copies.append(warm.Copy(partial(_serve, _words(spec)), None))
+            work = partial(_serve, _words(spec), silent=spec.suppress_output)
+            self.copies.append(warm.Copy(work, None))
         except OSError as error:
             return LaunchResult.failed(str(error))
         return LaunchResult.accepted()
@@ -120,14 +121,18 @@ def _words(spec: "ExecutionSpec") -> list[str]:
     return words
 
 
-def _serve(words: list[str]) -> None:
-    """Be a ServerApp's process."""
+def _serve(words: list[str], *, silent: bool) -> None:
+    """Be a ServerApp's process, whose output goes to the SuperLink's log, and else nowhere."""
     from flwr.supercore.exit import exit_handler
     from flwr.superlink.cli.flwr_serverapp import flwr_serverapp
 
     exit_handler.registered_exit_handlers.clear()  # the SuperExec's, for its own end
     for name in [name for name in sys.modules if name.partition(".")[0] in OURS]:
         del sys.modules[name]
+    if silent:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 1)
+        os.dup2(null, 2)
     sys.argv = words
     flwr_serverapp()
 

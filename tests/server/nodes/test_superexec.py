@@ -54,6 +54,7 @@ def run(code: str, **more: str) -> Any:
         },
     )
     assert done.returncode == 0, done.stderr
+    assert "alone" not in done.stdout
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
@@ -78,10 +79,11 @@ exit_handler.add_exit_handler(lambda: None)
 def serverapp():
     ours = [n for n in sys.modules if n.partition(".")[0] in superexec.OURS]
     told = [os.getppid(), sys.argv, ours, len(exit_handler.registered_exit_handlers)]
+    print("for the run's log alone", flush=True)
     open({str(tmp_path / "told")!r}, "w").write(json.dumps(told))
     raise SystemExit(1)  # as Flower ends one that failed
 sys.modules["flwr.superlink.cli.flwr_serverapp"].flwr_serverapp = serverapp
-status = executor.launch(spec()).status
+status = executor.launch(spec(suppress_output=True)).status
 (copy,) = executor.copies
 code = copy.wait(60)
 executor.reconcile()
@@ -123,13 +125,12 @@ print(json.dumps([seen[0], superexec._words(one)]))
 def test_what_cannot_be_copied_is_flowers_to_start() -> None:
     code = """
 executor.launch(spec(TaskType.CLIENT_APP))
-executor.launch(spec(suppress_output=True))
 threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
 executor.launch(spec())
 print(json.dumps([executor.usual.launched, len(executor.copies)]))
 """
     launched, copies = run(code)
-    assert (len(launched), copies) == (3, 0)
+    assert (len(launched), copies) == (2, 0)
 
 
 def test_where_there_is_no_room_for_a_process_the_launch_fails() -> None:
@@ -140,6 +141,14 @@ result = executor.launch(spec())
 print(json.dumps([result.status == LaunchResultStatus.FAILED, "no room" in result.message]))
 """
     assert run(code) == [True, True]
+
+
+def test_flower_asks_for_no_output_of_a_serverapp_where_it_is() -> None:
+    from flwr.supercore.constant import TaskType
+    from flwr.supercore.superexec.plugin import AutoExecPlugin
+
+    assert AutoExecPlugin.suppress_output
+    assert TaskType.SERVER_APP not in AutoExecPlugin.visible_output_task_types
 
 
 def test_flower_still_takes_its_executor_from_where_ours_is_put() -> None:
