@@ -7,6 +7,7 @@ were, untouched by any message. A bundle with one byte more or less is unpacked 
 """
 
 import importlib
+import logging
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,9 @@ from flwr.clientapp import ClientApp
 
 from client.operator.bundles import APP, CODE, Bundle
 
+log = logging.getLogger("efface.site")
 PACKAGE: Final = CODE.rstrip("/")
+ROOT: Final = Path(__file__).parents[2]  # of the installed one
 
 
 @dataclass(frozen=True)
@@ -100,10 +103,16 @@ class _ExactLoader(SourceFileLoader):
 _found: Preloaded | None = None
 
 
-def load() -> None:
-    """Import the installed client/ beside what this process runs of it."""
+def load(root: Path = ROOT) -> None:
+    """Import the installed client/, in `root`, beside what this process runs of it.
+
+    Where that fails, each message imports its bundle, and says what is wrong with it.
+    """
     global _found
-    _found = _loaded(Path(__file__).parents[2])
+    try:
+        _found = _loaded(root)
+    except Exception as error:
+        log.warning("each message imports its bundle: %s: %s", type(error).__name__, error)
 
 
 def app_of(bundle: Bundle) -> ClientApp | None:

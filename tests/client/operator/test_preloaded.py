@@ -151,3 +151,16 @@ def test_without_an_app_nothing_is_loaded(tmp_path: Path) -> None:
     code = "print(json.dumps(preloaded._loaded(Path('installed').absolute()) is None))"
 
     assert run(tmp_path, code) is True
+
+
+def test_what_cannot_be_imported_is_left_to_each_message(tmp_path: Path) -> None:
+    small(tmp_path / "installed", **{"client/app.py": "import a_package_that_is_missing\n"})
+    code = """
+import client.errors
+before = sys.modules["client.errors"]
+preloaded.load(Path("installed").absolute())
+bundle = packed({name: Path("installed", name).read_bytes() for name in %r})
+print(json.dumps([preloaded.app_of(bundle), sys.modules["client.errors"] is before]))
+"""
+
+    assert run(tmp_path, code % sorted(SMALL)) == [None, True]
