@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -50,10 +51,13 @@ ROWS: Final[list[tuple[str, list[str], dict[str, str]]]] = [
     ("copies in place of new processes", [], OFF),
     ("pauses in place of sleeps", [], {"EFFACE_PACK": "0"}),
     ("one array a message", [], {}),
+    ("a ServerApp that is a copy", [], {}),
 ]
+COPYING: Final = 5  # the row whose SuperExec copies itself; the others have Flower's own
+SUPEREXEC: Final = (sys.executable, "-m", "server.nodes.engines.superexec")
 # Whose processor time is counted: words of the command lines.
 PARTS: Final = {
-    "coordinator": "flwr-serverapp",
+    "coordinator": "flwr-serverapp",  # a copy is the SuperExec's
     "SuperExec": "superexec",
     "SuperLink": "flower-superlink",
     "nodes": "client.operator.node",
@@ -95,6 +99,7 @@ def measured(
     sites: int,
     rounds: int,
     forgets: bool = False,
+    superexec: Sequence[str] = (),
 ) -> tuple[list[float], dict[str, float], str, Forgotten | None]:
     """Return seconds of rounds but the first, processor seconds a round, the weights' digest.
 
@@ -105,14 +110,17 @@ def measured(
         sites: How many.
         rounds: Of training.
         forgets: Whether a request follows, which the last value is about.
+        superexec: Command of the SuperExec, where it is not Flower's own.
     """
     names = [f"site-{number}" for number in range(sites)]
     digits = load_digits()
     images = (digits.images * 15).astype(np.uint8)
     environment = {**more, "PYTHONPATH": str(code), "OMP_NUM_THREADS": "1"}
+    environment["FLWR_SUPEREXEC_TASK_POLL_INTERVAL"] = "0.2"  # as in deploy/
     with tempfile.TemporaryDirectory(prefix="efface-rounds-") as folder:
         top = Path(folder)
-        with running_federation(top, [], environment=environment) as federation:
+        started = running_federation(top, [], environment=environment, superexec=superexec)
+        with started as federation:
             for number, name in enumerate(names):
                 make_federation(federation.folder, "node-key", name)
                 part = slice(number, 300 * sites, sites)
@@ -250,7 +258,13 @@ def main() -> None:
             code = ROOT if number else Path(folder)
             load = os.getloadavg()[0]
             rounds, spent, digest, forgotten = measured(
-                code, options, more, sites=told.sites, rounds=told.rounds, forgets=told.forget
+                code,
+                options,
+                more,
+                sites=told.sites,
+                rounds=told.rounds,
+                forgets=told.forget,
+                superexec=SUPEREXEC if number == COPYING else (),
             )
             digests.add(digest)
             if forgotten is not None:

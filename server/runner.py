@@ -26,7 +26,6 @@ from server.nodes.engines import superlink
 from server.nodes.federation import Cost, Round
 from server.nodes.grid import LOCAL_POLL_SECONDS, REMOTE_POLL_SECONDS, Interrupted, NamedGrid
 from server.nodes.naming import name_by_partition
-from server.report.write import write_report
 from server.requests import records, verification
 from server.requests.attendance import await_clients
 from server.requests.claims import claimed
@@ -192,11 +191,17 @@ def _superlink(home: Home, row: RequestRow, settings: RunSettings, listener: Lis
     connection = settings.superlink
     seen = _Tail(home.runs / row.id / "events.jsonl", listener)
     with Ledger.open(database_url(home)) as ledger:
-        ended = _Ending(ledger, row.id)
+        ended = _Ending(home, ledger, row.id)
         run_id = _submitted(home, row, settings)
         try:
             superlink.wait(
-                run_id, connection, on_poll=seen.read, ended=ended, deadline=SUPERLINK_DEADLINE
+                run_id,
+                connection,
+                on_poll=seen.read,
+                ended=ended,
+                # What is to be deleted from the SuperLink's database goes when its run is over.
+                complete=None if database.VARIABLE in os.environ else ended.is_done,
+                deadline=SUPERLINK_DEADLINE,
             )
         except KeyboardInterrupt:
             superlink.stop(run_id, connection)
@@ -354,6 +359,8 @@ def demo(settings: RunSettings, listener: Listener, *, forget: str) -> Record:
         for part in fields(Costs)
         if part.name != "seconds_measuring"
     }
+    from server.report.write import write_report  # brings matplotlib, half a second
+
     page = home.reports / f"{forgotten.request}-demo.html"
     merged = replace(
         forgotten,
@@ -414,19 +421,31 @@ class LogListener:
 
 
 class _Ending:
-    """Says whether a request's work has ended, by its state in the ledger."""
+    """Says whether a request's work has ended, by the home's lock and its state in the ledger.
 
-    def __init__(self, ledger: Ledger, request: str) -> None:
-        self.ledger, self.request, self.ran = ledger, request, False
+    Whoever carries it out holds the home until its page is written.
+    """
+
+    def __init__(self, home: Home, ledger: Ledger, request: str) -> None:
+        self.home, self.ledger, self.request = home, ledger, request
+        self.ran, self.state = False, ""
 
     def __call__(self) -> bool:
         """Return whether it has; a request that goes on is interrupted until its run begins."""
+        if self.home.held():  # by the ServerApp, as a rule; Flower is asked in any case, only later
+            self.ran = True
+            return False
         try:
             state = self.ledger.request(self.request).state
         except (EffaceError, SQLAlchemyError):
-            return False  # a database that restarts; Flower is asked in any case, only later
+            return False  # a database that restarts; as above
+        self.state = state
         self.ran = self.ran or state == "running"
         return state in ("done", "failed", "aborted") or (state == "interrupted" and self.ran)
+
+    def is_done(self) -> bool:
+        """Return whether it has ended well, and its result and page are there."""
+        return self.state == "done"
 
 
 class _Tail:

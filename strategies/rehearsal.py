@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord
 
-from client.channels.layout import from_text
+from client.channels.layout import Channels, from_text
 from client.errors import BadSetting
 from client.learning.models import ModelSpec
 from client.steps.channels import Ablation, FitChannels, Representation
@@ -157,6 +157,11 @@ class Rehearsal(RequestValues):
         self.training = dict(known.training)
         self.asked: list[PlannedRounds] = []
         self._changed = False  # whether the model is not what it was
+        # Whether the nodes have measured it as it is now: they are not asked the same twice. What
+        # the request starts from is measured before, by the same question but for other erasures.
+        c = known.common
+        gone = bool(c.get("erased_classes") or c.get("erased_clients"))
+        self._measured = c.get("forget_level") == "class" or not gone
         self._latest: Rounds | None = None  # that changed it
         self._came_back: dict[Rounds | None, int] = {}  # what is forgotten, after these
 
@@ -182,7 +187,7 @@ class Rehearsal(RequestValues):
             self._ask(phase, told, pool, clients=clients, rounds=left)
         if not rounds.changes_model:
             return self._scores(rounds.settings)
-        self._changed, self._latest = True, rounds
+        self._changed, self._measured, self._latest = True, False, rounds
         return model
 
     def condense(self, settings: Condense) -> None:
@@ -191,7 +196,10 @@ class Rehearsal(RequestValues):
 
     def accuracies(self, model: ArrayRecord) -> Accuracies:
         """Write down that a model is measured; the answer is the course's."""
-        self._ask(GUARD, self.settings(Heldout), list(self.known.nodes))
+        told = self.settings(Heldout)
+        if not self._measured or told.noise_multiplier:  # noise is drawn anew for each answer
+            self._ask(GUARD, told, list(self.known.nodes))
+        self._measured = True
         if not any(node.heldout for node in self.known.nodes.values()):
             return Accuracies(None, None)
         if not self._changed:
@@ -298,7 +306,7 @@ class Rehearsal(RequestValues):
         self.asked.append(PlannedRounds(phase, 1, samples=samples, work=effort))
         if not changes_model:
             return self._scores(self.settings(Ablation))
-        self._changed = True
+        self._changed, self._measured = True, False
         return self._network.arrays
 
     def samples(self) -> Samples:
@@ -315,12 +323,19 @@ class Rehearsal(RequestValues):
             images.expand(number, *images.shape[1:]), torch.arange(number) % spec.num_classes
         )
 
+    def prune(self, channels: Channels) -> None:
+        """Have these channels be without effect (see the protocol)."""
+        super().prune(channels)
+        self._measured = False
+
     def compact(self, model: ArrayRecord) -> ArrayRecord:
         """Return `model` as it is: how much smaller it gets is known when channels are chosen."""
+        self._measured = False
         return model
 
     def initial(self) -> ArrayRecord:
         """Return weights of the full size (see the protocol)."""
+        self._measured = False
         self.common |= {"model_pruned": [], "model_compact": False}
         return self._network.arrays
 

@@ -250,6 +250,7 @@ def running_federation(
     *,
     environment: Mapping[str, str] | None = None,
     deadline: float = 300.0,
+    superexec: Sequence[str | Path] = (),
 ) -> Iterator[RunningFederation]:
     """Start a SuperLink and one SuperNode for each name, and stop them at the end.
 
@@ -259,6 +260,7 @@ def running_federation(
         node_configs: For each name the values of its `--node-config`.
         environment: More variables for every process, such as EFFACE_HOME.
         deadline: Seconds until all nodes must be online.
+        superexec: Command of the SuperExec, where it is not the SuperLink's own.
 
     Raises:
         AssertionError: If a process ends early or the deadline passes; it holds the logs' ends.
@@ -277,11 +279,16 @@ def running_federation(
                 *("--ssl-certfile", folder / "server" / "server.pem"),
                 *("--ssl-keyfile", folder / "server" / "server.key"),
                 *("--ssl-ca-certfile", folder / "ca" / "ca.crt"),
-                *("--enable-supernode-auth", "--isolation", "subprocess"),
+                *("--enable-supernode-auth",),
+                *("--isolation", "process" if superexec else "subprocess"),
                 *("--database", folder / "state.db", "--disable-runtime-dependency-installation"),
             ],
         )
         wait_until(lambda: superlink_is_healthy(federation), federation, limit)
+        if superexec:
+            address = ("--runtime-api-address", f"127.0.0.1:{control_port}")
+            roots = ("--root-certificates", folder / "ca" / "ca.crt")
+            federation.start("superexec", [*superexec, *address, *roots])
         if node_names:
             federation.register(*node_names)
         for name in node_names:

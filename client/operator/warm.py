@@ -3,7 +3,8 @@
 Python, numpy, torch and flwr take seconds to load; a step on a small model takes milliseconds. So
 the executor loads them once, and for each message it forks: the copy goes the way of
 `client.operator.gate`, every check included, and ends. Nothing of a message or a bundle is ever
-read or imported in the executor itself, so that a copy holds nothing of those before it.
+read or imported in the executor itself, so that a copy holds nothing of those before it. The
+installed client/ is: a bundle of the same bytes has it at hand (`client.operator.preloaded`).
 
 Where a process must not be copied (`obstacle`), the executor starts a new one for each message, as
 it does with `--cold` or EFFACE_WARM=0. The answers are the same.
@@ -18,12 +19,12 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Final, NoReturn
 
-from client.operator import isolation
+from client.operator import isolation, preloaded
 
 SWITCH: Final = "EFFACE_WARM"  # 0 in the environment: a new process for each message
 # What every bundle of ours imports that is not ours. Importing them starts no thread, opens no
@@ -44,11 +45,18 @@ _THREADS: Final = Path("/proc/self/task")
 _FILES: Final = Path("/proc/self/fd")
 
 
-def load() -> None:
-    """Import what messages need, and leave it where copies share its memory."""
+def load(modules: Sequence[str] = LOADED, *, client: bool = True) -> None:
+    """Import what messages need, and leave it where copies share its memory.
+
+    Args:
+        modules: By name.
+        client: Whether the installed client/ is to be at hand, too.
+    """
     before = dict(os.environ)
-    for name in LOADED:
+    for name in modules:
         importlib.import_module(name)
+    if client:
+        preloaded.load()
     for name in set(os.environ) - set(before):
         del os.environ[name]  # torch's compiler sets one, and a new process would not have it
     gc.collect()
@@ -73,12 +81,13 @@ def obstacle() -> str:
 class Copy:
     """A copy of this process at its work; it is waited for and ended as `subprocess.Popen` is."""
 
-    def __init__(self, work: Callable[[], None], folder: Path) -> None:
+    def __init__(self, work: Callable[[], None], folder: Path | None) -> None:
         """Start one.
 
         Args:
             work: What it does.
-            folder: Its working and home folder, and the one of temporary files.
+            folder: Its working and home folder, and the one of temporary files, for a message that
+                goes first where memory is short; None where all that stays as it is.
 
         Raises:
             OSError: If the system has no room for another process.
@@ -113,6 +122,12 @@ class Copy:
                 time.sleep(_POLL_SECONDS)
         return self.returncode
 
+    def ended(self) -> bool:
+        """Return whether it has ended, without waiting."""
+        with suppress(subprocess.TimeoutExpired):
+            self.wait(0.0)
+        return self.returncode is not None
+
     def terminate(self) -> None:
         self._signal(signal.SIGTERM)
 
@@ -125,7 +140,7 @@ class Copy:
                 os.kill(self.pid, number)
 
 
-def _work(work: Callable[[], None], folder: Path, parent: int) -> NoReturn:
+def _work(work: Callable[[], None], folder: Path | None, parent: int) -> NoReturn:
     """Do a copy's work; it never returns into the executor's own."""
     status = 1
     try:
@@ -135,11 +150,12 @@ def _work(work: Callable[[], None], folder: Path, parent: int) -> NoReturn:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT))
         isolation.end_with(parent)
         isolation.close_memory(False)
-        isolation.first_to_go()
         _let_go()
-        os.chdir(folder)
-        os.environ.update(HOME=str(folder), TMPDIR=str(folder))
-        tempfile.tempdir = None
+        if folder is not None:
+            isolation.first_to_go()
+            os.chdir(folder)
+            os.environ.update(HOME=str(folder), TMPDIR=str(folder))
+            tempfile.tempdir = None
         import numpy  # loaded already
         import torch
 

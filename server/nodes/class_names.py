@@ -74,6 +74,8 @@ def site_names(federation: GridFederation, num_classes: int) -> dict[str, tuple[
         federation.tell(f"describe: {failure.client} is passed over: {failure.reason}")
     if not federation.sums_only:  # there a site says of itself only whether it has enough
         federation.described |= answers.metrics
+        if not answers.failures:
+            federation.note_counts(told, answers.metrics)
     seconds = sum(float(m["seconds"]) for m in answers.metrics.values())
     cost = Cost(answers.seconds, seconds, up=answers.up, down=answers.down)
     federation.costs["describe"] = federation.costs.get("describe", Cost()) + cost

@@ -5,11 +5,12 @@ It is long because rounds and questions share the traffic, the costs and the jou
 
 import contextlib
 import functools
+import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import numpy as np
 import torch
@@ -37,6 +38,7 @@ from strategies.rounds.replay import ReplayedRound, difference
 from strategies.rounds.secure import SecureGrid
 
 S = TypeVar("S", bound=Common)
+COUNTS: Final = "describe"  # name of the question what nodes hold
 
 
 @dataclass
@@ -200,6 +202,8 @@ class GridFederation(RequestValues):
     _surveyed: set[str] = field(default_factory=set)
     _said_so: bool = False  # that membership was not measured
     _alone: tuple[int, ...] | None = None  # classes of the clients to forget, once they are known
+    # What all nodes have answered, by what they were asked: nobody is asked the same twice.
+    _answered: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def sums(self) -> bool:
@@ -254,6 +258,8 @@ class GridFederation(RequestValues):
         rounds.settings = replace(rounds.settings, phase=phase)
         first = self._rounds_of.get(phase, 0)
         self._rounds_of[phase] = first + num_rounds
+
+        self._drop_counts()
 
         def rest() -> tuple[dict[str, np.ndarray[Any, Any]], Any]:
             nonlocal model
@@ -459,9 +465,18 @@ class GridFederation(RequestValues):
     def describe(self) -> dict[str, dict[str, Any]]:
         """Return every node's counts by its name (see `Describe`)."""
         settings = self.settings(Describe, phase="describe")
-        found = self._ask(settings, ArrayRecord(), phase="describe", name="describe")
+        found = self._ask(settings, ArrayRecord(), phase="describe", name=COUNTS, keep=True)
         self.described |= found
         return found
+
+    def _drop_counts(self) -> None:
+        """Take it that nodes may hold something else from now on: synthetic sets, tombstones."""
+        kept = {k: a for k, a in self._answered.items() if not k.startswith(COUNTS)}
+        self._answered = kept
+
+    def note_counts(self, told: Describe, answers: dict[str, dict[str, Any]]) -> None:
+        """Keep what all nodes have just answered to `describe`, for it not to be asked anew."""
+        self._answered[_same(COUNTS, told, ArrayRecord())] = answers
 
     def totals(self) -> dict[str, dict[str, Any]]:
         """Return for every node an equal part of what all together hold (see `Totals`)."""
@@ -532,13 +547,7 @@ class GridFederation(RequestValues):
 
     def accuracies(self, model: ArrayRecord) -> Accuracies:
         """Return the accuracies on the nodes' held-out data (see the protocol)."""
-        c = self.common
-        told = self.settings(
-            Heldout,
-            phase="guard",
-            forget_classes=sorted({*c.get("forget_classes", []), *c.get("erased_classes", [])}),
-            forget_clients=sorted({*c.get("forget_clients", []), *c.get("erased_clients", [])}),
-        )
+        told = self._all_gone(phase="guard")
         found = self._heldout(told, model, phase="guard")
         if self.forget.level == "client":
             return Accuracies(found.forget.accuracy(), found.retain.accuracy())
@@ -548,13 +557,25 @@ class GridFederation(RequestValues):
 
     def heldout(self, model: ArrayRecord, spec: ModelSpec) -> Sides:
         """Return the scores of a model, which `spec` describes, on the clients' held-out parts."""
-        told = self.settings(
+        values = {"model_pruned": list(spec.pruned), "model_compact": spec.compact}
+        if self.forget.level != "class":
+            told = self.settings(Heldout, phase="evaluate", **values)
+            return self._heldout(told, model, phase="evaluate")
+        # As the guard asks, who may have asked already: by class, what the request names is in it.
+        found = self._heldout(self._all_gone(phase="evaluate", **values), model, phase="evaluate")
+        named = self.forget.classes
+        sites = {who: (_only(f, named), retain) for who, (f, retain) in found.sites.items()}
+        return Sides(_only(found.forget, named), found.retain, sites)
+
+    def _all_gone(self, **values: Any) -> Heldout:
+        """Return the question after what is forgotten now or was before, and after all the rest."""
+        c = self.common
+        return self.settings(
             Heldout,
-            phase="evaluate",
-            model_pruned=list(spec.pruned),
-            model_compact=spec.compact,
+            forget_classes=sorted({*c.get("forget_classes", []), *c.get("erased_classes", [])}),
+            forget_clients=sorted({*c.get("forget_clients", []), *c.get("erased_clients", [])}),
+            **values,
         )
-        return self._heldout(told, model, phase="evaluate")
 
     def membership(self, model: ArrayRecord, spec: ModelSpec) -> float | None:
         """Return how much surer a model is of the clients' training data than of unseen data.
@@ -617,7 +638,9 @@ class GridFederation(RequestValues):
         return self._alone
 
     def _heldout(self, settings: Heldout, model: ArrayRecord, *, phase: str) -> Sides:
-        answers = self._ask(settings, model, phase=phase, name=f"heldout-{phase}", some=True)
+        answers = self._ask(
+            settings, model, phase=phase, name=f"heldout-{phase}", some=True, keep=True
+        )
         each = {
             name: (_total({name: m}, "forget"), _total({name: m}, "retain"))
             for name, m in answers.items()
@@ -634,6 +657,7 @@ class GridFederation(RequestValues):
         name: str,
         names: Sequence[str] | None = None,
         some: bool = False,
+        keep: bool = False,
     ) -> dict[str, dict[str, Any]]:
         """Ask nodes one question; answers are remembered in the journal.
 
@@ -644,14 +668,21 @@ class GridFederation(RequestValues):
             name: Of the question.
             names: Who is asked; None for all.
             some: Whether the share of them that a round of training needs is enough.
+            keep: Whether what all of them answer holds until it is asked again: it then is not.
 
         Raises:
             ClientLost: If a node, or too many of them, fail or do not answer.
         """
         self._asked += 1
         key = f"{name}-{self._asked}"
+        same = _same(name.partition("-")[0], settings, arrays) if keep else ""
+        if not keep:
+            self._drop_counts()
 
         def once() -> dict[str, Any]:
+            known = self._answered.get(same)
+            if known is not None and set(known) == {n.name for n in self.grid.get_nodes()}:
+                return {"answers": known, "cost": vars(Cost()), "part": None}
             found = ask(
                 self.grid,
                 settings,
@@ -698,8 +729,13 @@ class GridFederation(RequestValues):
         remembered = self.journal.value(key, once)
         self.attestations |= remembered.get("attestations", {})
         self._add(phase, Cost(**remembered["cost"]))
-        self.parts.append(Part.of(remembered["part"]))
         answers: dict[str, dict[str, Any]] = remembered["answers"]
+        if remembered["part"] is not None:
+            part = Part.of(remembered["part"])
+            self.parts.append(part)
+            # Noise is drawn anew for each answer, and a node that was silent may speak next time.
+            if keep and not part.failures and not part.privacy:
+                self._answered[same] = answers
         return answers
 
     def _add(self, phase: str, cost: Cost) -> None:
@@ -713,6 +749,22 @@ def _privacy(metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, fl
         for name, told in metrics.items()
         if set(told) >= OF_NOISE
     }
+
+
+def _only(scores: Scores, classes: Sequence[int]) -> Scores:
+    """Return the scores of some classes, with nothing of the others."""
+    chosen = torch.zeros(len(scores.count), dtype=torch.bool)
+    chosen[list(classes)] = True
+    return Scores(*(part.where(chosen, torch.zeros_like(part)) for part in vars(scores).values()))
+
+
+def _same(name: str, settings: Common, arrays: ArrayRecord) -> str:
+    """Return a name for a question: equal ones, whatever the phase, have the same."""
+    told = sorted({**vars(settings), "phase": ""}.items())
+    digest = hashlib.sha256(repr(told).encode())
+    for array_name, array in arrays.items():
+        digest.update(f"{array_name} {array.dtype} {array.shape}".encode() + array.data)
+    return f"{name} {digest.hexdigest()}"
 
 
 def _total(answers: dict[str, dict[str, Any]], side: str) -> Scores:

@@ -36,7 +36,7 @@ ENVIRONMENT = {
 }
 COMMAND_SECONDS = 120.0  # one `flwr` command; it takes about one second
 ASK_SECONDS = 2.0  # every question is a new `flwr` process, one second of a core
-POLL_SECONDS = 0.3  # between two looks at what costs next to nothing: the events, the ledger
+POLL_SECONDS = 0.1  # between two looks at what costs next to nothing: the events, the ledger
 QUIET_SECONDS = 15.0  # a run that is silent for longer is asked after: it may have failed
 MOST_QUIET_SECONDS = 60.0  # and then less and less often, since a round may be long
 OUTAGE_SECONDS = 120.0  # a SuperLink may restart under a run (DEPLOY.md) and the run goes on
@@ -268,10 +268,11 @@ def wait(
     *,
     on_poll: Callable[[], bool | None] | None = None,
     ended: Callable[[], bool] | None = None,
+    complete: Callable[[], bool] | None = None,
     deadline: float = math.inf,
     ask_seconds: float = ASK_SECONDS,
     flwr_home: Path | None = None,
-) -> RunResult:
+) -> RunResult | None:
     """Wait until the run has completed.
 
     To ask Flower takes a process of its own, with a second of CPU. With `ended`, Flower is asked
@@ -287,9 +288,14 @@ def wait(
         on_poll: Called several times a second with `ended`, else after every question; for
             example to move a progress bar. True says that something new was heard of the run.
         ended: Cheap to call; returns whether the run's work is over, as far as the caller can see.
+        complete: Called once `ended` is true; returns whether the caller has all that the run was
+            for. Flower is not asked then: its ServerApp takes another second or two to end.
         deadline: Seconds from now until the run must have ended.
         ask_seconds: Seconds between two questions to Flower without `ended`, or once that is true.
         flwr_home: Folder of the connection file; None takes $FLWR_HOME, else ~/.flwr.
+
+    Returns:
+        How it ended; None where `complete` said that it need not be asked.
 
     Raises:
         RunFailedError: If the run failed, was stopped, or passed the deadline.
@@ -301,7 +307,12 @@ def wait(
         try:
             result = None
             heard = bool(on_poll()) if on_poll is not None else False
-            if asking.due(heard, ended is not None and ended()):
+            over = ended is not None and ended()
+            if over and complete is not None and complete():
+                if on_poll is not None:
+                    on_poll()
+                return None
+            if asking.due(heard, over):
                 try:
                     result = status(run_id, connection, flwr_home=flwr_home)
                     asking.answered()

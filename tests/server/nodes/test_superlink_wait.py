@@ -1,7 +1,10 @@
 """Waiting for a run on a SuperLink asks Flower seldom, and misses no end."""
 
 import math
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 
@@ -10,6 +13,7 @@ import pytest
 from server.nodes.engines import superlink
 from server.nodes.engines.superlink import RunResult, UnreachableError
 from server.runner import _Ending
+from server.storage.home import Home
 from server.storage.ledger import Ledger
 
 
@@ -59,7 +63,9 @@ class World:
             self.looks += 1
             return heard()
 
-        return superlink.wait(1, "lab", on_poll=look, ended=ended, deadline=deadline)
+        result = superlink.wait(1, "lab", on_poll=look, ended=ended, deadline=deadline)
+        assert result is not None
+        return result
 
 
 @pytest.fixture
@@ -129,6 +135,30 @@ def test_after_the_works_end_flower_is_asked_until_it_agrees(world: World) -> No
     assert len(world.asked) in (3, 4)
 
 
+def test_who_has_all_that_the_run_was_for_asks_flower_nothing(world: World) -> None:
+    looks: list[float] = []
+
+    result = superlink.wait(
+        1,
+        "lab",
+        on_poll=lambda: bool(looks.append(world.now)),
+        ended=lambda: world.now >= 3.0,
+        complete=lambda: world.now >= 4.0,  # a page is written after the work is over
+    )
+
+    assert result is None
+    # Over at 3 s, Flower is asked once; what was written until 4 s is still read.
+    assert world.asked == [pytest.approx(3.0, abs=0.2)]
+    assert looks[-1] == pytest.approx(4.0, abs=0.2)
+
+
+def test_a_run_that_failed_is_asked_after_though_its_work_is_over(world: World) -> None:
+    world.finishes, world.status = 3.0, "finished:failed"
+
+    with pytest.raises(superlink.RunFailedError, match="finished:failed"):
+        superlink.wait(1, "lab", ended=lambda: world.now >= 3.0, complete=lambda: False)
+
+
 def test_without_a_view_of_the_work_flower_is_asked_every_two_seconds(world: World) -> None:
     world.finishes = 9.0
 
@@ -161,15 +191,36 @@ def test_a_run_past_its_deadline_is_stopped_though_flower_was_never_asked(world:
     assert world.stopped
 
 
-def test_the_ledger_says_when_a_request_has_ended(tmp_path: Path) -> None:
+def test_lock_and_ledger_say_when_a_request_has_ended(tmp_path: Path) -> None:
+    home = Home(tmp_path / "home")
     with Ledger.open(f"sqlite:///{tmp_path / 'ledger.db'}") as ledger:
         request = ledger.new_request(kind="train", method="fedavg", federation="x").id
-        ended = _Ending(ledger, request)
+        ended = _Ending(home, ledger, request)
         assert not ended()
         ledger.start(request)
         assert not ended()
         ledger.interrupt_running("stopped")
+        with holding(home):  # whoever carries it out is not through with it
+            assert not ended()
         assert ended()
+        assert not ended.is_done()
         # The same request goes on in another run: it is interrupted until that begins.
-        assert not _Ending(ledger, request)()
-        assert not _Ending(ledger, "r9999")()
+        assert not _Ending(home, ledger, request)()
+        assert not _Ending(home, ledger, "r9999")()
+
+
+@contextmanager
+def holding(home: Home) -> Iterator[None]:
+    """Hold a home in another process."""
+    code = "import sys; from server.storage.home import Home\nwith Home(sys.argv[1]).lock():"
+    code += " print('held', flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(home.path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        yield
+        other.communicate("")
