@@ -77,13 +77,17 @@ def test_a_model_that_was_measured_is_not_measured_again(
     measured, ascent = ("evaluate.heldout", "guard"), ("train.ascend", "unlearn")
     evaluated, counts = ("evaluate.heldout", "evaluate"), ("query.describe", "describe")
     settled = ("query.settle", "settle")
+    # Of a client's data, whether they show as members, too: of Original and of the end.
+    shown = [("evaluate.membership", "evaluate")] if level == "client" else []
     # Three models, each measured once: Original, and what each ascent makes of it.
-    assert sharing == [evaluated, counts, ascent, measured, ascent, measured, settled]
+    assert sharing == [
+        *(evaluated, *shown, counts, ascent, measured, ascent, measured, *shown, settled)
+    ]
     # Else Original by the evaluation and by the method; the last model by the method, by recovery,
     # which finds nothing to do, and by the evaluation.
     assert plain == [
-        *(evaluated, measured, counts, ascent, measured, ascent, measured),
-        *(measured, evaluated, settled),
+        *(evaluated, *shown, measured, counts, ascent, measured, ascent, measured),
+        *(measured, evaluated, *shown, settled),
     ]
     one, other = models
     for name in other:
