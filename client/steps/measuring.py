@@ -89,7 +89,7 @@ class Membership(Common):
 
     message: ClassVar = Declaration(
         "evaluate.membership",
-        example={"holdout": 0.2, **CLASS_3},
+        example=CLASS_3,
         metrics={
             "samples": "scalar",
             "num-members": "scalar",  # training examples that the request names
