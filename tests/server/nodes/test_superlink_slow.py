@@ -139,7 +139,8 @@ def test_a_round_that_asks_one_more_does_without_the_last_and_blames_nobody(
     sites.gate.unlink(missing_ok=True)
     record = sites.trained(tmp_path, rounds=1, fraction=2 / 3, over_select=0.5)
 
-    assert rounds_of(record) == {"site-a": (1, 1), "site-b": (1, 1)}
+    assert rounds_of(record) == {"site-a": (1, 1), "site-b": (1, 1), SLOW: (0, 0)}
+    assert [p.not_needed for p in record.participation if p.client == SLOW] == [1]
     assert not record.absences
     # It had been asked, and was at work.
     settings = Service.open(Home(tmp_path)).registry.load("v0001")[1]["settings"]
