@@ -11,6 +11,7 @@ from flwr.app import Message
 from client.app import app
 from client.data.site import SIMULATED_STORES, open_site
 from client.learning.membership import confidence, surer
+from client.opened import Node
 from client.steps.measuring import Membership
 from server.nodes.engines.inline import InlineGrid
 from tests.messages import NUM_CLIENTS, message, network, told, weights
@@ -90,3 +91,12 @@ def test_under_noise_it_is_refused(grid: InlineGrid) -> None:
     reply = ask(grid, **CLIENT, noise_multiplier=1.0, clip_norm=1.0)
     assert reply.has_error()
     assert "noise" in reply.error.reason
+
+
+def test_a_task_with_a_loss_of_its_own_has_none(
+    grid: InlineGrid, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Node, "loss", property(lambda node: lambda outputs, targets: outputs.sum()))
+    reply = ask(grid, **CLIENT)
+    assert reply.has_error()
+    assert "got a loss of its own" in reply.error.reason
