@@ -9,6 +9,7 @@ from client.budget import Mechanism
 from client.data import class_names
 from client.data.sampling import at_random
 from client.data.site import erased_mask, forget_mask
+from client.errors import BadSetting
 from client.learning.curvature import fisher_diagonal
 from client.learning.evaluation import BATCH, Scores, evaluate, losses_of
 from client.learning.membership import confidence
@@ -82,9 +83,10 @@ def heldout(node: Node, settings: Heldout) -> Answer:
 
 @dataclass(frozen=True, kw_only=True)
 class Membership(Common):
-    """How much surer a model is of training examples that are to go than of what all hold out.
+    """How much surer a model is of training examples that are to go than of what others hold out.
 
-    Each example's loss stays at the node: two sums go up.
+    Each example's loss stays at the node: two sums go up. A client that is to go answers of its
+    training examples, the others of what they hold out.
     """
 
     message: ClassVar = Declaration(
@@ -93,7 +95,7 @@ class Membership(Common):
         metrics={
             "samples": "scalar",
             "num-members": "scalar",  # training examples that the request names
-            "num-others": "scalar",  # held-out ones
+            "num-others": "scalar",  # held-out ones, of clients that it does not name
             "members-confidence": "scalar",  # sum of the true class's probability
             "others-confidence": "scalar",
         },
@@ -103,12 +105,23 @@ class Membership(Common):
 
 @answers(Membership)
 def membership(node: Node, settings: Membership) -> Answer:
-    """Sum up how sure the model is of what the request names, and of what this node holds out."""
+    """Sum up how sure the model is of what the request names, or of what this node holds out.
+
+    What a tombstone covers is left out on both sides. At a real site its own bind whatever is
+    named: what a request erased there is not looked at again without an order.
+    """
+    if node.loss is not None:
+        raise BadSetting(
+            f"task {node.task.title} must have the usual loss of a classifier, whose examples "
+            "have a true class's probability, got a loss of its own"
+        )
     train, held = node.site.train, node.site.heldout
-    parts = {
-        "members": train.where(forget_mask(train.labels, settings.forget, settings.client)),
-        "others": held.where(~erased_mask(held.labels, node.erased, settings.client)),
-    }
+    members, _ = node.masks(train.labels)
+    others = ~erased_mask(held.labels, node.erased, settings.client)
+    if settings.forget.level == "client":
+        # Before the request is settled as after it: both are compared.
+        others &= ~forget_mask(held.labels, settings.forget, settings.client)
+    parts = {"members": train.where(members), "others": held.where(others)}
     model = node.model()
     metrics: Metrics = {}
     used = 0
@@ -120,7 +133,6 @@ def membership(node: Node, settings: Membership) -> Answer:
             node.pick(chosen),
             len(chosen),
             batch_size=min(BATCH, node.at_once or BATCH),
-            loss=node.loss,
         )
         metrics |= {
             f"num-{name}": len(chosen),

@@ -71,7 +71,8 @@ class ModelScores:
         relearning_curve: How fast the forget set is learned again; of clients, the classes that
             only they held.
         membership: Of clients: by how many points the model is surer of what they train on than of
-            what all clients hold out (the true class's mean probability); 0 is nothing.
+            what the other clients hold out (the true class's mean probability). It is of meaning
+            beside that of retrained models.
         timeline: Of Retrained: its own rounds.
     """
 

@@ -25,6 +25,7 @@ Code = Literal[
     "crept-back",
     "sites-disagree",
     "few-sites",
+    "few-others",
     "head-back",
     "blank-head",
     "class-means",
@@ -223,6 +224,7 @@ def decide(
     if isinstance(accuracy, Finding) and any(f.code == "sites-disagree" for f in by_sites):
         parts[0] = replace(accuracy, state="cannot-tell")
     findings = [part for part in parts if isinstance(part, Finding)] + by_sites
+    findings += _by_few_others(findings, result)
     missing = [part for part in parts if isinstance(part, Missing)]
     decisive = list(findings)
     if crept_back is not None:
@@ -417,6 +419,16 @@ def _site_median(result: ModelScores, name: str) -> Any:
     if heldout is None or not heldout.decides or len(heldout.sites) < ENOUGH_SITES:
         return None
     return getattr(heldout, name)
+
+
+def _by_few_others(findings: Sequence[Finding], result: ModelScores) -> list[Finding]:
+    """Return a remark where few sites say what unseen examples look like, if that was compared."""
+    found = next((f for f in findings if f.code == "membership"), None)
+    if found is None or result.heldout is None:
+        return []
+    sites = sum(bool(site.retain_count) for site in result.heldout.sites)
+    few = 0 < sites < ENOUGH_SITES
+    return [Finding("few-others", "remark", found.value, sites=sites)] if few else []
 
 
 def _by_sites(

@@ -119,6 +119,13 @@ def reason(
             f"of {'its' if one else 'their'} held-out data: "
             f"{'it alone' if one else 'each of them'} could turn it"
         )
+    if f.code == "few-others":
+        one = f.sites == 1
+        return (
+            "remark: how sure the model is of unseen examples is what "
+            f"{'one site says' if one else f'{f.sites} sites say'}: "
+            f"{'it alone' if one else 'each of them'} could turn how much surer it is of others"
+        )
     if f.code == "erased-earlier" and not held:
         which = class_text(int(f.label or 0), names)
         return f"{which}, erased earlier, is back at {_of(f.value)} %"

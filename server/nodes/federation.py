@@ -7,6 +7,7 @@ import contextlib
 import functools
 import hashlib
 import math
+import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -39,6 +40,8 @@ from strategies.rounds.secure import SecureGrid
 
 S = TypeVar("S", bound=Common)
 COUNTS: Final = "describe"  # name of the question what nodes hold
+# As server.evidence.verdict.ENOUGH_SITES, which says so of fewer: below it a median is a mean.
+FOR_A_MEDIAN: Final = 3
 
 
 @dataclass
@@ -201,6 +204,8 @@ class GridFederation(RequestValues):
     _members: set[str] = field(default_factory=set)  # nodes that were ever online
     _surveyed: set[str] = field(default_factory=set)
     _said_so: bool = False  # that membership was not measured
+    # Examples on both sides by which membership was measured of the first model, by client.
+    _compared: dict[str, tuple[int, int]] | None = None
     _alone: tuple[int, ...] | None = None  # classes of the clients to forget, once they are known
     # What all nodes have answered, by what they were asked: nobody is asked the same twice.
     _answered: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -580,18 +585,23 @@ class GridFederation(RequestValues):
     def membership(self, model: ArrayRecord, spec: ModelSpec) -> float | None:
         """Return how much surer a model is of the clients' training data than of unseen data.
 
-        Only the clients to forget are meant. Unseen is what all clients hold out: of one alone it
-        would be too little to tell by.
+        Only the clients to forget are meant. Unseen is what the others hold out: the median of
+        their means, so that one of them cannot set it; of fewer than `FOR_A_MEDIAN`, and in sums,
+        where no client's own mean is known, that of all examples together.
 
         Args:
             model: Whose losses are compared.
             spec: Describes it.
 
         Returns:
-            Points (`client.learning.membership`), 0 where nothing shows; None where none of the
-            clients to forget tells it, as under noise.
+            Points (`client.learning.membership`), of meaning beside those of other models; None
+            where none of the clients to forget tells it, as under noise, of a task with a loss of
+            its own, or where not the same examples were measured for the first model asked about.
         """
         if self.forget.level != "client" or self.common.get("noise_multiplier"):
+            return None
+        if spec.task.own_loss:
+            self._not_shown(f"task {spec.task.title} has a loss of its own")
             return None
         told = self.settings(
             Membership,
@@ -602,18 +612,44 @@ class GridFederation(RequestValues):
         try:
             answers = self._ask(told, model, phase="evaluate", name="membership", some=True)
         except ClientLost as error:
-            if not self._said_so:
-                self.tell(f"evaluate: whether members show was not measured: {error}")
-            self._said_so = True
+            self._compared = self._compared or {}
+            self._not_shown(str(error))
             return None
-        sums = {
-            key: sum(float(m[key]) for m in answers.values())
-            for key in ("num-members", "num-others", "members-confidence", "others-confidence")
+        keys = ("num-members", "num-others", "members-confidence", "others-confidence")
+        totals = {key: sum(float(m[key]) for m in answers.values()) for key in keys}
+        each = {
+            name: (round(float(m["num-members"])), round(float(m["num-others"])))
+            for name, m in answers.items()
         }
-        counts = sums["num-members"], sums["num-others"]
-        if not all(map(round, counts)):
+        if self.sums:
+            each = dict.fromkeys(answers, (round(totals[keys[0]]), round(totals[keys[1]])))
+        if self._compared is None:
+            self._compared = each
+        elif each != self._compared:
+            changed = {n for n in {*each, *self._compared} if each.get(n) != self._compared.get(n)}
+            self._not_shown(f"{', '.join(sorted(changed))} did not answer alike of each model")
             return None
-        return surer(sums["members-confidence"] / counts[0], sums["others-confidence"] / counts[1])
+        if not round(totals["num-members"]):
+            self._not_shown("no client answers of training examples that are to go")
+            return None
+        if not round(totals["num-others"]):
+            self._not_shown("no other client holds out examples")
+            return None
+        unseen = totals["others-confidence"] / totals["num-others"]
+        means = [
+            float(m["others-confidence"]) / float(m["num-others"])
+            for m in answers.values()
+            if float(m["num-others"])
+        ]
+        if not self.sums and len(means) >= FOR_A_MEDIAN:
+            unseen = statistics.median(means)
+        return surer(totals["members-confidence"] / totals["num-members"], unseen)
+
+    def _not_shown(self, why: str) -> None:
+        """Say once that membership was not measured."""
+        if not self._said_so:
+            self.tell(f"evaluate: whether members show was not measured: {why}")
+        self._said_so = True
 
     def classes_alone(self) -> tuple[int, ...]:
         """Return the classes of which only the clients to forget hold training examples.

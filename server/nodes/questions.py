@@ -14,7 +14,14 @@ from client.wire import CodeMismatch
 from server.nodes.grid import NamedGrid
 from strategies.rounds.base import NO_ANSWER, OFFLINE, told_to
 from strategies.rounds.failures import TIMEOUT, UNAVAILABLE, Failure, failure_in
-from strategies.rounds.replies import BadReply, Expected, check, expected_arrays, most_examples
+from strategies.rounds.replies import (
+    BadReply,
+    Expected,
+    bounds,
+    check,
+    expected_arrays,
+    most_examples,
+)
 
 
 @dataclass
@@ -94,7 +101,8 @@ def ask(
             failed[who] = failure_in(reply.error, who)
             continue
         limit = most if sums else limits.get(who, most)
-        expected = Expected(told.message, like, told.model_classes, limit)
+        own = {} if sums else bounds(told, who, (described or {}).get(who))
+        expected = Expected(told.message, like, told.model_classes, limit, own)
         if isinstance(told, Settle):
             claim = replace(told, client=who).claim((site_keys or {}).get(who, ()))
             expected = replace(expected, claim=claim)

@@ -182,7 +182,7 @@ footer { margin-top: 3rem; padding-top: .8rem; border-top: 1px solid var(--rule)
 <h2>Accuracy</h2>
 {{ show(accuracy, "Model", "Test data; accuracy in percent" ~ (", difference to Retrained in percent points" if retrained else "")) }}
 {% if record.original and record.original.membership is not none %}
-<p class="note"><b>Surer of members</b>: by how many points the model is surer of examples that the client trained with than of those that all clients hold out (the true class’s mean probability). It is what an attacker gains over guessing who was in the training. A retrained model, which saw neither, says what these examples give away by themselves.</p>
+<p class="note"><b>Surer of members</b>: by how many points the model is surer of examples that the client trained with than of those that the other clients hold out: a difference in mean confidence (the true class’s probability). By itself it says little, for one client’s examples may be easier than others’; it is to be read beside that of retrained models, which saw neither.</p>
 {% endif %}
 {% if forgets %}
 <p class="note"><b>Original</b> is the model before the request, <b>Retrained</b> the yardstick: retrained from scratch without the forget set. <b>Unlearned</b> and <b>Recovered</b> are the request’s two phases, <b>Relearned</b> the model after the data was given back. The forget set is what was to be forgotten, the retain set all the rest; forget and retain accuracy are measured on them.{% if not retrained and not itself %} Retrained was not measured for this request: <code>{{ adds }}</code> measures it, at the price of one full training.{% endif %}</p>
@@ -353,7 +353,11 @@ footer { margin-top: 3rem; padding-top: .8rem; border-top: 1px solid var(--rule)
 {% else %}
 <li>Without Retrained there is no yardstick: the numbers say how the model changed, not whether it changed as far as it should. <code>{{ adds }}</code> measures it.</li>
 {% endif %}
+{% if record.original and record.original.membership is not none %}
+<li>How much surer the model is of the client’s training examples is a difference of means, read beside retrained models. No attack on single examples was run, and no reconstruction of data from the weights was tried.</li>
+{% else %}
 <li>This page tests neither membership inference nor reconstruction of data from the weights.</li>
+{% endif %}
 <li>It speaks of the new version only.{% if record.base_version %} Version {{ record.base_version }} and every copy of it still carry what was learned from the data.{% endif %}</li>
 </ul>
 </section>

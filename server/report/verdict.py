@@ -31,6 +31,7 @@ _TITLES: Final = {
     "crept-back": "During recovery",
     "sites-disagree": "Between the sites",
     "few-sites": "Measured by",
+    "few-others": "Unseen examples of",
     "head-back": "Last layer put back",
     "blank-head": "Empty last layer",
     "class-means": "Class means",
@@ -237,7 +238,7 @@ def _line(finding: Finding, record: Record) -> Line:
         else:
             text += f", retrained from scratch {as_percent(f.retrained)}"
             text += f" (expected at least {as_percent(f.limit)}; it does not decide the verdict)."
-    elif f.code == "few-sites":
+    elif f.code in ("few-sites", "few-others"):
         label = "few sites"
         text = capitalised(wording.reason(f, "").removeprefix("remark: ")) + "."
     elif f.code in ("too-deep", "below-retrained", "class-damaged"):

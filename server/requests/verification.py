@@ -353,6 +353,18 @@ def _beside(record: Record, again: Record, asked: RunSettings, limits: Limits) -
             if was is not None and now is not None and abs(was - now) > SAME:
                 words = {"curve_mean": "relearning"}.get(what, what.replace("_", " "))
                 yield f"{words} of {name} is {now:.1f} % now, and {was:.1f} % in the record"
+        was, now = getattr(old, "membership", None), getattr(new, "membership", None)
+        if was is not None and now is not None and abs(was - now) > SAME:
+            yield (
+                f"how much surer {name} is of training examples is {now:+.1f} points now, and "
+                f"{was:+.1f} in the record"
+            )
+    shown = [old for _, old, _ in pairs if old is not None and old.membership is not None]
+    if shown and (again.recovered is None or again.recovered.membership is None):
+        yield (
+            "how much surer the models are of the client's training examples was measured then, "
+            "and not now: a site that has erased them looks at them no more"
+        )
     gone = [one.number for one in record.stock if one.number not in {s.number for s in again.stock}]
     if gone:
         yield "retrained models that the request read and that are not kept any more: " + ", ".join(

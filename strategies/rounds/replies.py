@@ -8,7 +8,7 @@ It is long because all that a node can lie in is checked in one place.
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
@@ -51,6 +51,7 @@ class Expected:
             any length.
         num_classes: Of the model.
         most: Examples that the node can have used.
+        bounds: Largest values of single numbers, by their names.
         same_code: Whether it must come from the client code that runs here, and hold all that is
             declared and nothing else.
         claim: What the node's attestation must say, where the message asks for one.
@@ -60,6 +61,7 @@ class Expected:
     arrays: Mapping[str, Form] | None
     num_classes: int
     most: float = MOST
+    bounds: Mapping[str, float] = field(default_factory=dict)
     same_code: bool = True
     claim: Claim | None = None
 
@@ -113,6 +115,29 @@ def most_examples(told: Common, described: Mapping[str, Any] | None) -> float:
     if getattr(told, "data", "original") != "original":  # synthetic stand-ins, or as many others
         number += float(described["num-forget-synthetic"] + described["num-retain-synthetic"])
     return min(asked, number)
+
+
+def bounds(told: Common, client: str, described: Mapping[str, Any] | None) -> dict[str, float]:
+    """Return the largest values of single numbers in a node's own answer, by their names.
+
+    Args:
+        told: The message's settings.
+        client: The node's name.
+        described: Its answer to `client.steps.measuring.Describe`; None where it gave none.
+    """
+    if told.message.name != "evaluate.membership" or told.forget.level != "client":
+        return {}
+    named = client in told.forget.clients
+    most = {"members": MOST, "others": MOST}
+    if described is not None:
+        most = {
+            "members": float(described["num-examples"]),
+            "others": float(described["num-heldout"]),
+        }
+    return {
+        "num-members": most["members"] if named else 0.0,
+        "num-others": 0.0 if named else most["others"],
+    }
 
 
 def check(content: RecordDict, expected: Expected) -> tuple[ArrayRecord, dict[str, Any]]:
@@ -190,6 +215,12 @@ def _metrics(told: Mapping[str, Any], expected: Expected) -> dict[str, Any]:
             f"num-examples must be at most {expected.most:.10g}, which the node was asked for and "
             f"has described, got {_shown(examples)}"
         )
+    for name, most in expected.bounds.items():
+        if found.get(name, 0.0) > most:
+            raise BadReply(
+                f"{name} must be at most {most:.10g}, which the node was asked for and has "
+                f"described, got {_shown(found[name])}"
+            )
     _check_counts(found)
     return found
 
@@ -212,7 +243,7 @@ def _value(name: str, kind: Metric, value: Any, num_classes: int) -> Any:
 
 
 def _check_counts(found: Mapping[str, Any]) -> None:
-    """Check that counts by class are parts of the whole, and right answers parts of all."""
+    """Check that counts are parts of the whole, and right answers and confidence parts of all."""
     whole = found["num-examples"]
     counts = {name: n for name, n in found.items() if "count" in name and isinstance(n, list)}
     # Parts of a sum are no whole numbers, and rounded.
@@ -225,6 +256,19 @@ def _check_counts(found: Mapping[str, Any]) -> None:
         right = found.get(name.replace("count", "correct"), count)
         if any(r > c for r, c in zip(right, count, strict=True)):
             raise BadReply(f"{name.replace('count', 'correct')} must be at most {name} everywhere")
+    sides = [name for name in ("members", "others") if f"num-{name}" in found]
+    for name in sides:
+        sure, number = found[f"{name}-confidence"], found[f"num-{name}"]
+        if sure > number * (1 + ROUNDING):
+            raise BadReply(
+                f"{name}-confidence must be at most num-{name}, {_shown(number)}, got "
+                f"{_shown(sure)}"
+            )
+    if sides and (both := sum(found[f"num-{n}"] for n in sides)) > whole * (1 + ROUNDING):
+        raise BadReply(
+            f"num-members and num-others must add up to at most num-examples, {_shown(whole)}, got "
+            f"{_shown(both)}"
+        )
     for name in ("num-forget", "num-retain"):
         if found.get(name, 0) > whole:
             raise BadReply(

@@ -10,11 +10,12 @@ from flwr.app import Array, ArrayRecord, Error, Message, MetricRecord, RecordDic
 from flwr.supercore.task_identity import TaskIdentity
 
 from client.data import class_names
-from client.steps.measuring import Heldout
+from client.steps.measuring import Heldout, Membership
 from strategies.rounds.base import ClientLost, Rounds
 from strategies.rounds.failures import cleaned, failure_in
-from strategies.rounds.replies import BadReply, Expected, check
+from strategies.rounds.replies import BadReply, Expected, bounds, check
 from tests.attacks.replies import EVIL, Played, play
+from tests.messages import told
 
 HEADER = b"\x93NUMPY\x01\x00"
 
@@ -242,6 +243,41 @@ def test_held_out_counts_that_cannot_be_are_that_sites_failure(lie: Numbers, wor
     good = RecordDict({"a": ArrayRecord(), "m": MetricRecord(dict(HELD))})
     assert check(good, expected)[1]["num-examples"] == 100
     bad = RecordDict({"a": ArrayRecord(), "m": MetricRecord({**HELD, **lie})})
+    with pytest.raises(BadReply, match=words):
+        check(bad, expected)
+
+
+SURE = {
+    "num-members": 70.0, "num-others": 0.0, "members-confidence": 50.0, "others-confidence": 0.0,
+    "num-examples": 70, "samples": 70, "seconds": 1.0, "partition": -1,
+}  # fmt: skip
+OTHER = {"num-members": 0.0, "num-others": 30.0, "members-confidence": 0.0, "num-examples": 30}
+
+
+@pytest.mark.parametrize(
+    ("client", "lie", "words"),
+    [
+        (EVIL, {"members-confidence": 70.1}, "members-confidence must be at most num-members, 70"),
+        (EVIL, {"members-confidence": -1.0}, "from 0 to"),
+        (EVIL, {"members-confidence": float("nan")}, "finite"),
+        (EVIL, {"others-confidence": 1.0}, "others-confidence must be at most num-others, 0"),
+        (EVIL, {"num-members": 70.5}, "num-members must be at most 70"),
+        (EVIL, {"num-members": 60.0, "num-others": 1.0}, "num-others must be at most 0"),
+        (EVIL, {"num-examples": 60}, "must add up to at most num-examples, 60"),
+        ("client-1", {}, "num-members must be at most 0"),  # who stays has none
+        ("client-1", {**OTHER, "num-others": 31.0}, "num-others must be at most 30"),
+    ],
+)
+def test_confidence_that_cannot_be_is_that_sites_failure(
+    client: str, lie: Numbers, words: str
+) -> None:
+    named = told(Membership, forget_level="client", forget_clients=[EVIL])
+    most = bounds(named, client, {"num-examples": 70, "num-heldout": 30})
+    expected = Expected(Membership.message, {}, 10, 100.0, most, same_code=False)
+    honest = SURE if client == EVIL else {**SURE, **OTHER, "others-confidence": 30.0}
+    good = RecordDict({"a": ArrayRecord(), "m": MetricRecord(dict(honest))})
+    assert check(good, expected)[1]["seconds"] == 1.0
+    bad = RecordDict({"a": ArrayRecord(), "m": MetricRecord({**SURE, **lie})})
     with pytest.raises(BadReply, match=words):
         check(bad, expected)
 

@@ -14,7 +14,7 @@ from client.messages import ForgetSpec
 from client.orders import order_bytes
 from client.policy import Policy
 from client.steps.ascent import Ascend
-from client.steps.measuring import Describe
+from client.steps.measuring import Describe, Membership
 from client.steps.recovery import Descend
 from client.steps.store import Settle
 from client.steps.training import Fit
@@ -195,3 +195,18 @@ def test_a_site_without_its_key_carries_nothing_out(site: Hospital) -> None:
     (site.policy.parent / "site.key").unlink()
     assert "PolicyError" in site.refusal(Settle, **settled("forget", "r2", NINE))
     assert not (site.store / "state.json").exists()
+
+
+def test_what_was_forgotten_is_not_asked_after_as_a_member(tmp_path: Path) -> None:
+    site = hospital(tmp_path, coordinators=f'["{public_text(COORDINATOR)}"]')
+
+    def members(**said: Any) -> float:
+        return float(site.ask(Membership, **{"forget_classes": [], **said}).metrics["num-members"])
+
+    every = members(**ITSELF)
+    assert every > 1000
+    site.ask(Settle, **settled("forget", "r2", NINE))
+    assert 100 < every - members(**ITSELF) < every  # an earlier request's are no members
+    site.ask(Settle, **settled("forget", "r3", {"forget_classes": [], **ITSELF}))
+    for said in (ITSELF, {**ITSELF, "request": "r3"}, {**ITSELF, "request": "r4"}):
+        assert members(**said) == 0

@@ -447,6 +447,34 @@ def test_a_client_is_judged_by_accuracy_and_by_whether_its_members_show(
         assert any("nothing but accuracy tells" in text for text in reasons(found, "client"))
 
 
+@pytest.mark.parametrize(("others", "words"), [(1, "one site says"), (2, "2 sites say"), (3, "")])
+def test_of_few_sites_whose_unseen_examples_are_compared_it_is_said(
+    others: int, words: str
+) -> None:
+    sites = (
+        SiteScores("client-0", 60.0, None, 100, 0),
+        *(SiteScores(f"client-{n + 1}", None, 70.0, 0, 100) for n in range(others)),
+    )
+    by_sites = replace(scores(60.0), membership=51.0, heldout=Heldout(60.0, 70.0, sites=sites))
+    stock = tuple(
+        Retraining(n, n, replace(scores(58.0 + n), membership=50.0 + n / 2)) for n in range(5)
+    )
+    found = decide(
+        "client",
+        by_sites,
+        original=replace(scores(90.0), membership=70.0),
+        retrained=stock[0].scores,
+        limits=LIMITS,
+        retrainings=stock,
+    )
+    finding = found.finding("few-others")
+    assert found.state == "passed"
+    assert (finding is None) == (not words)
+    if finding is not None:
+        assert (finding.state, finding.sites) == ("remark", others)
+        assert any(words in text for text in reasons(found, "client"))
+
+
 def test_retraining_itself_passes_where_nothing_can_tell() -> None:
     assert client_told((60.0, 51.0), (60.0, 51.0), method="retraining").state == "passed"
     assert client_told((90.0, 51.0), (60.0, 51.0), method="retraining").state == "passed"

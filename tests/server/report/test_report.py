@@ -266,6 +266,19 @@ def test_the_accuracy_table_opens_with_original_and_retrained_and_shows_each_gap
     assert rows["Recovered"] == ["0.4", "+0.4", "94.5", "−0.6", "0.402", "59.3", "+1.0"]
 
 
+def test_what_is_said_of_membership_is_whether_it_was_measured() -> None:
+    neither = "This page tests neither membership inference"
+    assert neither in page_of(record()).prose
+    told = {"forget": {"level": "client", "classes": [], "clients": ["client-1"]}}
+    for name in ("original", "recovered", "retrained"):
+        told[name] = {**record()[name], "membership": 5.0}
+    page = page_of(record(**told))
+    assert neither not in page.prose
+    assert "a difference of means, read beside retrained models" in page.prose
+    assert "No attack on single examples was run" in page.prose
+    assert "attacker" not in page.prose
+
+
 def test_the_sentence_names_subject_versions_and_both_comparisons() -> None:
     found = shown(record())
 

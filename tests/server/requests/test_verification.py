@@ -15,13 +15,17 @@ from typer.testing import CliRunner
 from client.app import app as of_clients
 from server.cli import app
 from server.cli.command import NOT_VERIFIED, STOPPED, USAGE
+from server.evidence.record import Record
+from server.evidence.scores import ModelScores
+from server.evidence.verdict import Limits
 from server.nodes.engines.inline import InlineGrid
 from server.nodes.grid import ClientsMissing, NamedGrid
 from server.requests import features
 from server.requests.attendance import await_clients
 from server.requests.claims import claimed
 from server.requests.intake import Service
-from server.requests.verification import settings_of
+from server.requests.verification import _beside, settings_of
+from server.settings import RunSettings
 from server.storage.home import Home
 from server.storage.ledger import Ledger
 from server.storage.registry import WEIGHTS_NAME, Registry, note_of, pack, unpack
@@ -239,6 +243,7 @@ def test_what_a_client_held_is_measured_again_by_the_clients(
     for name in ("original", "recovered"):
         assert found[name]["heldout"] == kept[name]["heldout"]
         assert found[name]["forget_accuracy"] == kept[name]["forget_accuracy"]
+        assert found[name]["membership"] == kept[name]["membership"] is not None
     scores = [one["scores"] for one in record(own, "r0004")["stock"]]
     assert [one["scores"]["heldout"] for one in found["stock"]] == [s["heldout"] for s in scores]
     verdict = found["verdict"]
@@ -248,6 +253,28 @@ def test_what_a_client_held_is_measured_again_by_the_clients(
     assert not (own / "runs" / "r0005" / "journal").exists()
     page = (own / "reports" / "r0005.html").read_text()
     assert "the clients (client-0, client-1) and the coordinator" in page
+
+
+@pytest.mark.parametrize(
+    ("now", "words"),
+    [
+        (30.3, []),
+        (
+            31.0,
+            ["how much surer the result is of training examples is +31.0 points now, and +30.0"],
+        ),
+        (None, ["was measured then, and not now: a site that has erased them looks at them no"]),
+    ],
+)
+def test_a_membership_that_differs_or_is_not_measured_any_more_is_said(
+    now: float | None, words: list[str]
+) -> None:
+    then = Record(original=ModelScores(membership=60.0), recovered=ModelScores(membership=30.0))
+    before = None if now is None else ModelScores(membership=60.0)
+    again = replace(then, original=before, recovered=ModelScores(membership=now))
+    told = list(_beside(then, again, RunSettings(), Limits()))
+    assert len(told) == len(words)
+    assert all(text in line for text, line in zip(words, told, strict=True))
 
 
 def noting(push: Any, asked: list[str]) -> Any:
