@@ -160,7 +160,9 @@ class Result:
     def verify(
         self, *, data: str = "", by: str = "", why: str = "", progress: Watcher = None
     ) -> Verdict:
-        """Judge again what a request to forget made, by today's default limits.
+        """Judge again what a request to forget made, by limits of today.
+
+        These are the defaults, or those of the request where they are narrower.
 
         Its record, order and weights are checked against their signatures first. Then the version
         before, the result and all retrained models that are kept by now are measured: of classes on

@@ -111,10 +111,11 @@ def verify(
     if not recorded or not home.writable:
         return verification.verified(home, ledger, identifier, told)
     claims = claimed(home, ledger, identifier)
-    found, subject = verification.begun(claims, verification.limits_of(told)), claims.subject
+    found, subject = verification.begun(claims, told), claims.subject
     if subject is None:
         return found
     settings = verification.settings_of(subject, told, home)
+    verification.check_limits(subject, settings)
     data, _ = verification.data_of(subject, settings)
     asks = verification.asks_clients(subject.row.level, data)
     record = run(settings, listener) if asks else _alone(settings, listener)

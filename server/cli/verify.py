@@ -56,7 +56,7 @@ def verify(
 
     Checks its record, order and weights against the signatures first. What it finds is a request of
     its own, sealed in the ledger; the record that it is about stays, its report and certificate say
-    so.
+    so. Limits wider than its own and the defaults are taken with --unrecorded only.
 
     Classes are measured on the coordinator's test examples. What a client held, and where only
     clients have data, the clients measure, who must be online.

@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final, Literal
 
 from server.evidence.verdict import State
 from server.evidence.wording import STATES
+
+WORST_FIRST: Final = ("failed", "not-shown", "passed")
 
 
 @dataclass(frozen=True)
@@ -19,6 +21,8 @@ class Later:
         state: Its verdict's; None if its record does not verify any more.
         retrainings: How many retrained models it was compared with.
         false_alarms: As in a verdict; None where the limits were set by hand.
+        limits: Where its limits come from: "by-hand", or "by-spread" of the retrained models.
+            None if its record does not verify any more.
         asked_clients: Whether clients measured anything anew.
         record_sha256: Of its record, as the ledger seals it.
     """
@@ -31,29 +35,57 @@ class Later:
     false_alarms: float | None = None
     asked_clients: bool = False
     record_sha256: str | None = None
+    limits: Literal["by-hand", "by-spread"] | None = None
 
 
-def otherwise(own: str | None, found: Sequence[Mapping[str, Any]]) -> str | None:
-    """Return what the newest verification says, where that is another verdict than a request's own.
+def otherwise(
+    own: str | None, found: Sequence[Mapping[str, Any]], retrainings: int | None = None
+) -> str | None:
+    """Return what verifications say, where that is another verdict than a request's own.
+
+    One takes back what was judged before it, by the request itself or another verification, with at
+    most as many retrained models: more of them tell more. Of the verdicts that are left the worst
+    is said, of equal ones the newest; nothing if that is the request's own.
 
     Args:
         own: State of the request's verdict.
         found: The verifications as JSON, oldest first.
+        retrainings: How many retrained models the request's verdict was compared with.
     """
-    known = [one for one in found if one["state"] is not None]
-    if not known or known[-1]["state"] == own:
+    left: list[tuple[str | None, str, int]] = [] if own is None else [(None, own, retrainings or 0)]
+    for one in found:
+        if one["state"] is not None:
+            count = one["retrainings"] or 0
+            left = [other for other in left if other[2] > count]
+            left.append((one["request"], one["state"], count))
+    if not left:
         return None
-    one = known[-1]
-    return f"Judged again since, by {one['request']}: {STATES[one['state']]}"
+    worst = min(WORST_FIRST.index(state) for _, state, _ in left)
+    request, state, _ = [one for one in left if WORST_FIRST.index(one[1]) == worst][-1]
+    if request is None or state == own:
+        return None
+    return f"Judged again since, by {request}: {STATES[state]}"
 
 
 def sentences(found: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return a sentence for each verification, from its JSON."""
     return [
-        f"Judged again at {one['finished']} by {one['request']}: {STATES[one['state']]}, beside "
-        f"{_models(one['retrainings'])}, {_who(one)}."
+        f"Judged again at {one['finished']} by {one['request']}: "
+        + (
+            "its record does not verify any more."
+            if one["state"] is None
+            else f"{STATES[one['state']]}, beside {_models(one['retrainings'])}, "
+            f"{_limits(one)}, {_who(one)}."
+        )
         for one in found
     ]
+
+
+def _limits(one: Mapping[str, Any]) -> str:
+    """Return where the limits come from."""
+    if one["false_alarms"] is None:
+        return "limits set by hand"
+    return f"limits by the spread of these {one['retrainings']}"
 
 
 def _models(count: int | None) -> str:

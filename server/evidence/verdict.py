@@ -35,6 +35,7 @@ Code = Literal[
     "membership",
     "nothing-below",
     "only-accuracy",
+    "by-method",
     "too-deep",
     "below-retrained",
     "class-damaged",
@@ -186,6 +187,9 @@ def decide(
     retraining passes even where no client could be asked. Where the model before the request lies
     within the limit of accuracy as well, there is nothing to show.
 
+    Of a client retraining passes as what it is where no measure can tell, which is said
+    ("by-method"). So whoever did not see it run must not name it.
+
     Args:
         level: "class" or "client".
         result: Scores of the result.
@@ -193,7 +197,8 @@ def decide(
         retrained: Scores of the yardstick, or None if it was not measured.
         limits: What was asked for.
         erased_before: Classes that earlier requests erased: they must stay away.
-        method: The method's name; retraining is its own yardstick.
+        method: The method's name; retraining is its own yardstick. Empty for whoever judges by
+            what is measured alone.
         crept_back: What the guard of recovery gave up at.
         retrainings: The stock that `retrained` is of.
         features: What lies below the last layers.
@@ -262,6 +267,20 @@ def decide(
         state = "failed"
     elif shown and not nothing and not blind and "below" not in states:
         state = "passed"
+    if state == "passed" and level == "client" and itself:
+        alone = decide(
+            level,
+            result,
+            original=original,
+            retrained=retrained if yardstick == "retrained" else None,
+            limits=limits,
+            erased_before=erased_before,
+            crept_back=crept_back,
+            retrainings=retrainings,
+            features=features,
+        )
+        if alone.state != "passed":
+            findings.append(Finding("by-method", "remark"))
     found_values = stock.values(level, retrainings)
     return Verdict(
         state,

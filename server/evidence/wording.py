@@ -112,6 +112,11 @@ def reason(
             "nothing but accuracy tells Original from the retrained models: a model can be tuned "
             "to have it, so that it alone does not show that the client's data are forgotten"
         )
+    if f.code == "by-method":
+        return (
+            "remark: what was measured does not show that the client's data are forgotten: it "
+            "passes for its method, retraining from scratch without them"
+        )
     if f.code == "few-sites":
         one = f.sites == 1
         return (

@@ -67,7 +67,11 @@ def render(found: Mapping[str, Any], public: str) -> str:
         request=asked["id"],
         tone=TONES[told["verdict"]["state"]],
         state=STATES[told["verdict"]["state"]],
-        otherwise=otherwise(told["verdict"]["state"], told.get("verifications", [])),
+        otherwise=otherwise(
+            told["verdict"]["state"],
+            told.get("verifications", []),
+            told["verdict"].get("retrainings"),
+        ),
         says=sentences(found)[:-1],
         facts=[(name, str(value)) for name, value in facts if value],
         measures=measures,

@@ -41,6 +41,7 @@ _TITLES: Final = {
     "membership": "Surer of members",
     "nothing-below": "Below the last layer",
     "only-accuracy": "Beside accuracy",
+    "by-method": "Beside the measures",
     "too-deep": "Too deep",
     "below-retrained": "Too deep",
     "class-damaged": "Another class",
@@ -240,6 +241,9 @@ def _line(finding: Finding, record: Record) -> Line:
             text += f" (expected at least {as_percent(f.limit)}; it does not decide the verdict)."
     elif f.code in ("few-sites", "few-others"):
         label = "few sites"
+        text = capitalised(wording.reason(f, "").removeprefix("remark: ")) + "."
+    elif f.code == "by-method":
+        label = "by its method"
         text = capitalised(wording.reason(f, "").removeprefix("remark: ")) + "."
     elif f.code in ("too-deep", "below-retrained", "class-damaged"):
         told = wording.reason(f, "", (), record.class_names).removeprefix("remark: ")

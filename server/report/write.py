@@ -102,7 +102,9 @@ def render(record: Record, later: Sequence[Later] = (), *, linked: bool = False)
         only_stock=record.kind == "yardstick",
         later=later_table(later),
         otherwise=otherwise(
-            None if record.verdict is None else record.verdict.state, plain(list(later))
+            None if record.verdict is None else record.verdict.state,
+            plain(list(later)),
+            None if record.verdict is None else record.verdict.retrainings,
         ),
         notes=() if record.verifies is None else record.verifies.notes,
         judged=record.verifies is not None,

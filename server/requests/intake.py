@@ -160,6 +160,7 @@ class Service(Workspace):
     def _prepare_verify(self, settings: RunSettings) -> ResolvedRequest:
         """Write a verification down, whose settings `verification.settings_of` made."""
         subject = checked(self.home, self.ledger, settings.verifies)
+        verification.check_limits(subject, settings)
         _, said = verification.data_of(subject, settings)
         row = self._write_down(
             settings,

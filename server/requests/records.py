@@ -190,6 +190,9 @@ def later(home: Home, ledger: Ledger, row: RequestRow) -> tuple[Later, ...]:
                 false_alarms=None if verdict is None else verdict.false_alarms,
                 asked_clients=bool(record and record.verifies and record.verifies.asked_clients),
                 record_sha256=one.record_sha256,
+                limits=None
+                if verdict is None
+                else ("by-hand" if verdict.false_alarms is None else "by-spread"),
             )
         )
     return tuple(found)

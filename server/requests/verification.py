@@ -43,9 +43,10 @@ from server.storage.seal_check import Problem
 
 # Points. The same weights on another machine may give an image or two another class.
 SAME: Final = 0.5
+LIMITS: Final = ("max-forget-accuracy", "max-relearning-gap")
 # What a request was told and a verification is told anew, or takes the default of.
 ANEW: Final = (
-    *("max-forget-accuracy", "max-relearning-gap", "data", "asked-by", "why", "by-default"),
+    *(*LIMITS, "data", "asked-by", "why", "by-default"),
     *("round-timeout", "join-timeout", "version", "request", "trial", "compare", "accept"),
     *("destroy", "allow-forgotten", "count"),
 )
@@ -110,9 +111,18 @@ class Measures:
         )
 
 
-def begun(claims: Claims, limits: Limits) -> Verified:
-    """Return what is found before anything is measured."""
+def begun(claims: Claims, told: Mapping[str, Any]) -> Verified:
+    """Return what is found before anything is measured.
+
+    Args:
+        claims: What was found of the request's claims.
+        told: Settings that were given, by kebab-case key.
+
+    Raises:
+        BadSetting: If a limit is out of range.
+    """
     subject = claims.subject
+    limits = limits_of({**_by_key(widest(claims.row.settings)), **told})
     return Verified(
         claims.row.id,
         claims.before.id,
@@ -125,6 +135,8 @@ def begun(claims: Claims, limits: Limits) -> Verified:
 
 def settings_of(subject: Subject, told: Mapping[str, Any], home: Home) -> RunSettings:
     """Return the settings of a verification: the request's own, and what it is told anew.
+
+    Limits that it is not told are the widest that one may be recorded with (`widest`).
 
     Args:
         subject: What is judged again.
@@ -143,7 +155,7 @@ def settings_of(subject: Subject, told: Mapping[str, Any], home: Home) -> RunSet
         "method": subject.row.method,
         "home": str(home.path),
     }
-    settings = parse({**kept, **told, **asked})
+    settings = parse({**kept, **_by_key(widest(own)), **told, **asked})
     if settings.simulated != parse(own).simulated:
         wanted = "inline or ray" if parse(own).simulated else "superlink"
         raise BadSetting(
@@ -196,7 +208,7 @@ def verified(
         PrunedError: If the weights before or after it were pruned.
     """
     claims = claimed(home, ledger, identifier)
-    found, subject = begun(claims, limits_of(told)), claims.subject
+    found, subject = begun(claims, told), claims.subject
     if subject is None:
         return found
     settings = settings_of(subject, told, home)
@@ -275,7 +287,7 @@ def measured(
         retrained=None if retrained is None else retrained.scores,
         limits=limits,
         erased_before=earlier["classes"],
-        method=row.method,
+        # No method is named: whoever verifies did not see it run.
         retrainings=retrainings,
         features=below,
     )
@@ -383,6 +395,39 @@ def limits_of(values: Mapping[str, Any]) -> Limits:
     Raises:
         BadSetting: If one is out of range.
     """
-    names = ("max-forget-accuracy", "max-relearning-gap")
-    told = parse({name: values[name] for name in names if name in values})
+    told = parse({name: values[name] for name in LIMITS if name in values})
     return Limits(told.max_forget_accuracy, told.max_relearning_gap)
+
+
+def widest(own: Mapping[str, Any]) -> Limits:
+    """Return the widest limits of a verification that is recorded: no request chose them to pass.
+
+    Args:
+        own: Settings of the request that it is about. The narrower of its limits and the defaults
+            holds.
+    """
+    asked, usual = limits_of(own), Limits()
+    return Limits(
+        min(asked.forget_accuracy, usual.forget_accuracy),
+        min(asked.relearning_gap, usual.relearning_gap),
+    )
+
+
+def check_limits(subject: Subject, settings: RunSettings) -> None:
+    """Check that a verification that is to be recorded is judged by no wider limits than `widest`.
+
+    Raises:
+        BadSetting: If one is wider.
+    """
+    asked = _by_key(Limits(settings.max_forget_accuracy, settings.max_relearning_gap))
+    for name, most in _by_key(widest(subject.row.settings)).items():
+        if asked[name] > most:
+            raise BadSetting(
+                f"{name} must be at most {most:g}, got {asked[name]:g}: a verification that is "
+                f"recorded is judged by no wider limits than {subject.row.id} and the defaults; "
+                f"leave --{name} out, or add --unrecorded to look only"
+            )
+
+
+def _by_key(limits: Limits) -> dict[str, float]:
+    return dict(zip(LIMITS, (limits.forget_accuracy, limits.relearning_gap), strict=True))

@@ -475,9 +475,22 @@ def test_of_few_sites_whose_unseen_examples_are_compared_it_is_said(
         assert any(words in text for text in reasons(found, "client"))
 
 
-def test_retraining_itself_passes_where_nothing_can_tell() -> None:
-    assert client_told((60.0, 51.0), (60.0, 51.0), method="retraining").state == "passed"
-    assert client_told((90.0, 51.0), (60.0, 51.0), method="retraining").state == "passed"
+@pytest.mark.parametrize("original", [(60.0, 51.0), (90.0, 51.0)])
+def test_retraining_itself_passes_where_nothing_can_tell_and_that_is_said(
+    original: tuple[float, float],
+) -> None:
+    found = client_told(original, (60.0, 51.0), method="retraining")
+    assert found.state == "passed"
+    assert any("it passes for its method" in text for text in reasons(found, "client"))
+    # Whoever names no method gets what the measures say.
+    assert client_told(original, (60.0, 51.0)).state == "not-shown"
+
+
+def test_where_the_measures_tell_retraining_does_not_pass_for_its_name() -> None:
+    found = client_told((90.0, 70.0), (60.0, 51.0), method="retraining")
+    assert (found.state, found.finding("by-method")) == ("passed", None)
+    assert of_client(60.0, 60.0, 60.0, method="retraining").finding("by-method") is not None
+    assert of_client(90.0, 60.0, 60.0, method="retraining").finding("by-method") is None
 
 
 def test_of_classes_that_only_the_client_held_what_is_measured_of_a_class_decides() -> None:

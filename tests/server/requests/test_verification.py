@@ -135,6 +135,37 @@ def test_it_is_judged_by_the_limits_that_are_named_and_those_of_the_request_are_
     assert found["recorded"]["findings"][0]["code"] == "forget-accuracy"
 
 
+def test_limits_of_one_that_is_recorded_are_no_wider_than_the_request_s_and_the_defaults(
+    own: Path,
+) -> None:
+    for words, said in {
+        ("--max-forget-accuracy", "60"): "max-forget-accuracy must be at most 5, got 60",
+        ("--max-relearning-gap", "15.5"): "max-relearning-gap must be at most 15, got 15.5",
+    }.items():
+        found = run(own, "verify", "r0002", *words)
+        assert found.exit_code == USAGE
+        assert said in " ".join(found.stderr.split()), found.stderr
+    kept = json.loads(run(own, "requests", "--json").stdout)["requests"]
+    assert [row["id"] for row in kept] == ["r0001", "r0002"]
+    narrow = ("--max-forget-accuracy", "2", "--max-relearning-gap", "10")
+    found = verify(own, "r0002", *narrow, code=0)
+    assert found["limits"] == {"forget_accuracy": 2.0, "relearning_gap": 10.0}
+    (later,) = json.loads(run(own, "show", "r0002", "--json").stdout)["verifications"]
+    assert (later["state"], later["retrainings"], later["limits"]) == ("passed", 1, "by-hand")
+    # A request that asked for narrower ones is judged by these, and by no wider.
+    done(own, "forget", *CLASS_3, "--compare", "retrain", "--trial", *narrow)
+    found = verify(own, "r0004", code=0)
+    assert found["limits"] == {"forget_accuracy": 2.0, "relearning_gap": 10.0}
+    assert run(own, "verify", "r0004", "--max-forget-accuracy", "3").exit_code == USAGE
+    # Wider ones of its own are none that another goes by.
+    done(own, "forget", *CLASS_3, "--trial", *EASY)
+    assert verify(own, "r0006", code=0)["limits"] == {
+        "forget_accuracy": 5.0,
+        "relearning_gap": 15.0,
+    }
+    assert run(own, "verify", "r0006", *EASY).exit_code == USAGE
+
+
 def test_the_verdict_changes_when_more_retrained_models_have_come(own: Path) -> None:
     done(own, "forget", "--class", "3", "--method", "sga", "--trial")
     kept = record(own, "r0003")["verdict"]
@@ -313,10 +344,9 @@ def test_where_only_clients_have_data_they_measure_classes_as_well(tmp_path: Pat
     np.savez(tmp_path / "d.npz", train_images=images, train_labels=digits.target[:400])
     done(home, "train", *TINY, "--dataset", f"npz:{tmp_path / 'd.npz'}", "--holdout", "0.4")
     done(home, "yardstick", "--class", "3", "--count", "2")
-    told = ("--max-forget-accuracy", "100", "--accept", "not-shown")
-    done(home, "forget", *CLASS_3, *told, "--compare", "retrain")
+    done(home, "forget", *CLASS_3, "--compare", "retrain", "--trial")
     kept = record(home, "r0003")
-    found = json.loads(run(home, "verify", "r0003", *told[:2], "--json").stdout)
+    found = json.loads(run(home, "verify", "r0003", "--json").stdout)
     assert (found["verification"], found["asked_clients"]) == ("r0004", True)
     for name in ("original", "retrained", "recovered"):
         assert found[name]["forget_accuracy"] == kept[name]["forget_accuracy"]
@@ -343,7 +373,7 @@ def test_retrained_models_can_be_added_for_what_is_forgotten_but_not_for_what_wa
     late = run(own, "yardstick", "--class", "3", "--count", "3")
     assert late.exit_code == USAGE
     assert "would know class 4, forgotten since" in " ".join(late.output.split())
-    assert verify(own, "r0003", code=0)["stock"] == []
+    assert verify(own, "r0003", code=NOT_VERIFIED)["stock"] == []
     done(own, "yardstick", "--class", "4", "--count", "1")
     assert len(verify(own, "r0006", code=0)["stock"]) == 1
 
@@ -351,11 +381,16 @@ def test_retrained_models_can_be_added_for_what_is_forgotten_but_not_for_what_wa
 def test_without_a_retrained_model_it_says_what_is_not_measured(own: Path) -> None:
     for path in Home(own).cache.glob("retrained-*.safetensors"):
         path.unlink()
-    found = verify(own, "r0002", code=0)
+    found = verify(own, "r0002", code=NOT_VERIFIED)
     assert (found["retrained"], found["features"], found["stock"]) == (None, None, [])
     assert any("not kept any more: 0" in note for note in found["notes"])
-    # The method is retraining, so that it is its own yardstick.
-    assert found["verdict"]["yardstick"] == "itself"
+    # That the method was retraining is what the record says: nobody who verifies has seen it.
+    assert (found["verdict"]["yardstick"], found["verdict"]["state"]) == (None, "not-shown")
+    assert found["recorded"]["state"] == "passed"
+    # The request's own verdict had one retrained model more: that it was better is not taken back,
+    # but that nothing is shown any more is said.
+    page = (own / "reports" / "r0002.html").read_text()
+    assert "Judged again since, by r0003: not shown" in page
 
 
 def test_a_retrained_model_that_is_another_now_is_said(own: Path) -> None:
