@@ -387,8 +387,7 @@ def test_without_a_retrained_model_it_says_what_is_not_measured(own: Path) -> No
     # That the method was retraining is what the record says: nobody who verifies has seen it.
     assert (found["verdict"]["yardstick"], found["verdict"]["state"]) == (None, "not-shown")
     assert found["recorded"]["state"] == "passed"
-    # The request's own verdict had one retrained model more: that it was better is not taken back,
-    # but that nothing is shown any more is said.
+    # A worse verdict is said, although the request's own had one retrained model more.
     page = (own / "reports" / "r0002.html").read_text()
     assert "Judged again since, by r0003: not shown" in page
 
