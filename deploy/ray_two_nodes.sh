@@ -7,12 +7,19 @@
 # are trained and a class is forgotten on both; the weights must be those of one process
 # (`--engine inline`), bit for bit. What two machines need as well: the same efface installed,
 # and the home (and the data) under the same path on both, as on a shared disk. Needs root, for the
-# namespaces, and iproute2. Everything that it starts it ends.
+# namespaces, and iproute2. FOLDER must be new or empty. Everything that it starts it ends.
 set -euo pipefail
 
 folder=${1:-$(mktemp -d /tmp/efface-ray.XXXXXX)}
+mkdir -p "$folder"
+folder=$(cd "$folder" && pwd)
+if [ -n "$(ls -A "$folder")" ]; then
+  echo "FOLDER must be new or empty, got $folder; name another" >&2
+  exit 2
+fi
 export RAY_TMPDIR
 RAY_TMPDIR=$(mktemp -d /tmp/effray.XXXX) # short, for its sockets; and nobody joins this cluster later
+START_SECONDS=${START_SECONDS:-180} # for each node
 head=effray-head-$$ worker=effray-work-$$
 head_address=10.213.77.1 worker_address=10.213.77.2 port=6379
 pids=()
@@ -58,14 +65,25 @@ echo "two nodes: $head_address (head) and $worker_address, one core each"
 node "$head" --head --node-ip-address="$head_address" --port="$port" --include-dashboard=false
 address=$head_address:$port
 cluster() { # nodes that are alive
-  ip netns exec "$head" python -c "
+  timeout 60 ip netns exec "$head" python -c "
 import ray
 ray.init(address='$address', logging_level='ERROR', log_to_driver=False)
-print(sum(node['Alive'] for node in ray.nodes()))" 2>/dev/null || echo 0
+print(sum(node['Alive'] for node in ray.nodes()))" 2>/dev/null | tail -n 1 || echo 0
 }
-until [ "$(cluster)" -ge 1 ]; do sleep 1; done
+await() { # NODES, NAMESPACE of the one that was started last
+  local limit=$((SECONDS + START_SECONDS)) found
+  until found=$(cluster) && [ "${found:-0}" -ge "$1" ]; do
+    if [ "$SECONDS" -ge "$limit" ]; then
+      echo "Ray must start within $START_SECONDS s, got ${found:-0} of $1 nodes; its log:" >&2
+      cat "$folder/$2.log" >&2
+      exit 1
+    fi
+    sleep 1
+  done
+}
+await 1 "$head"
 node "$worker" --address="$address" --node-ip-address="$worker_address"
-until [ "$(cluster)" -ge 2 ]; do sleep 1; done
+await 2 "$worker"
 
 # Where clients are answered for, while a command runs: processes called ray::Clients.
 watch_clients() {

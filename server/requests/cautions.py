@@ -3,10 +3,12 @@
 import torch
 
 from client.errors import BadSetting
+from client.learning.distillation import NOISE
 from server.format import class_text, target_text
 from server.requests.classes import card_names
 from server.requests.forgotten import target
 from server.requests.planning import Situation
+from server.settings import RunSettings
 from server.storage.ledger import Ledger, RequestRow
 
 KNOWS_NOTHING = 5.0  # percent: a class below it was never learned
@@ -46,6 +48,20 @@ def cautions(situation: Situation, ledger: Ledger, same: RequestRow | None) -> l
         *_held_by_nobody_else(situation),
         *_nothing_to_show(situation),
         *_passed_by(situation, ledger, same),
+    ]
+
+
+def unmatched(settings: RunSettings) -> list[str]:
+    """Return what to know before a training: sets that would stay the noise they start as."""
+    s = settings
+    at_most = RunSettings()
+    moved = s.image_lr > at_most.image_lr or s.image_steps > at_most.image_steps
+    if not s.scale or s.image_start != NOISE or moved:
+        return []
+    return [
+        "synthetic sets that start as noise need a larger rate and more steps, or they stay noise: "
+        f"got image-lr {s.image_lr:g} and image-steps {s.image_steps}; tried were --image-lr 1 "
+        "--image-steps 10"
     ]
 
 

@@ -23,7 +23,7 @@ from server.format import target_text
 from server.nodes.grid import Interrupted, NamedGrid
 from server.provenance import hardware
 from server.requests import forgotten, planning, verification
-from server.requests.cautions import cautions, check_left
+from server.requests.cautions import cautions, check_left, unmatched
 from server.requests.claims import checked
 from server.requests.classes import card_names, check_as_trained, numbered
 from server.requests.context import Work
@@ -146,7 +146,9 @@ class Service(Workspace):
             settings, kind="train", method="fedavg", federation=federation, forget=ForgetSpec()
         )
         learned_again = forgotten.learned_again(touched)
-        self.note_warnings(row, [*notes, *more, *self._edited(), *learned_again])
+        self.note_warnings(
+            row, [*notes, *more, *self._edited(), *learned_again, *unmatched(settings)]
+        )
         return resolve(row, self.registry, settings, data)
 
     def _with_task(self, settings: RunSettings) -> RunSettings:

@@ -5,10 +5,12 @@ longer than a small request works. Started as this module, Flower's SuperExec lo
 each ServerApp is a copy of it (fork), which then does what `flwr-serverapp` does. Nothing of an app
 is imported in the SuperExec itself. Options are those of `flower-superexec`:
 
-    python -m server.nodes.engines.superexec --runtime-api-address 127.0.0.1:8000 \\
+    python -P -m server.nodes.engines.superexec --runtime-api-address 127.0.0.1:8000 \\
         --root-certificates ca.crt
 
-Where a process must not be copied, and with EFFACE_WARM=0, each is a new process, as Flower has it.
+(`-P`: or its working directory is where Python looks first; no ServerApp looks there.) Where a
+process must not be copied, with EFFACE_WARM=0, and where an app's own versions are to be installed,
+each is a new process, as Flower has it.
 """
 
 import importlib
@@ -36,6 +38,7 @@ LOADED: Final = (
     "flwr.serverapp",
     "flwr.clientapp",
 )
+BLAS_THREADS: Final = "OPENBLAS_NUM_THREADS"
 OURS: Final = ("client", "server", "strategies")  # what an app of ours brings itself
 
 
@@ -63,12 +66,17 @@ def main() -> None:
 
 def load() -> str:
     """Import what ServerApps need, unless no copy is to be had; return why not."""
+    if why := warm.obstacle():
+        return why
+    before = os.environ.get(BLAS_THREADS)
     # Or numpy starts threads as it is loaded, and a process with threads cannot be copied.
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    if not (why := warm.obstacle()):
+    os.environ.setdefault(BLAS_THREADS, "1")
+    try:
         warm.load(LOADED, client=False)
-        why = warm.obstacle()
-    return why
+    finally:
+        if before is None:
+            del os.environ[BLAS_THREADS]  # it is read once, and is no ServerApp's setting
+    return warm.obstacle()
 
 
 class Copying:
@@ -87,7 +95,9 @@ class Copying:
         from flwr.supercore.constant import TaskType
         from flwr.supercore.superexec.executor import LaunchResult
 
-        if spec.task_type != TaskType.SERVER_APP or warm.obstacle():
+        # What is loaded here would hide the versions that an app has installed for itself.
+        own = spec.runtime_dependency_install
+        if spec.task_type != TaskType.SERVER_APP or own or warm.obstacle():
             result: LaunchResult = self.usual.launch(spec)
             return result
         try:
@@ -107,7 +117,10 @@ class Copying:
 
 
 def _words(spec: "ExecutionSpec") -> list[str]:
-    """Return the command line of `flwr-serverapp`, as flwr's own executor writes it."""
+    """Return the command line of `flwr-serverapp`, as flwr's own executor writes it.
+
+    Without what has an app's dependencies installed: no copy is made then.
+    """
     words = ["flwr-serverapp", "--runtime-api-address", spec.runtime_api_address]
     words += ["--token", spec.token]
     if spec.insecure:
@@ -116,8 +129,6 @@ def _words(spec: "ExecutionSpec") -> list[str]:
         words += ["--root-certificates", spec.root_certificates_path]
     if spec.parent_pid is not None:
         words += ["--parent-pid", str(spec.parent_pid)]
-    if spec.runtime_dependency_install:
-        words.append("--allow-runtime-dependency-installation")
     return words
 
 
@@ -129,6 +140,8 @@ def _serve(words: list[str], *, silent: bool) -> None:
     exit_handler.registered_exit_handlers.clear()  # the SuperExec's, for its own end
     for name in [name for name in sys.modules if name.partition(".")[0] in OURS]:
         del sys.modules[name]
+    if not sys.flags.safe_path and sys.path[:1] in ([""], [os.getcwd()]):
+        del sys.path[0]  # what `python -m` puts there, and `flwr-serverapp` has not
     if silent:
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, 1)
