@@ -3,6 +3,8 @@
 For many clients and GPU fractions. An actor is a process that answers for one client at a time with
 Flower's ClientApp and the client's own Context. Flower's simulation runtime (1.39) does so, too; it
 pickles the whole app anew with every message, and looks for messages ten times a second.
+
+It is long because who has which message, and what of it is stored where, must be told together.
 """
 
 import math
