@@ -3,6 +3,8 @@
 For many clients and GPU fractions. An actor is a process that answers for one client at a time with
 Flower's ClientApp and the client's own Context. Flower's simulation runtime (1.39) does so, too; it
 pickles the whole app anew with every message, and looks for messages ten times a second.
+
+It is long because who has which message, and what of it is stored where, must be told together.
 """
 
 import math
@@ -36,6 +38,9 @@ class Clients:
     def __init__(self, client_app: ClientApp) -> None:
         self.client_app = client_app
 
+    def started(self) -> None:
+        """Answer, once there is a process that can."""
+
     def answer(
         self, message: Message, context: Context, names: list[str], *arrays: ArrayRecord
     ) -> tuple[Message, RecordDict, float]:
@@ -55,6 +60,24 @@ class Clients:
         except Exception as error:
             reply = raised(error, message)
         return reply, context.state, time.perf_counter() - started
+
+
+@dataclass
+class Stored:
+    """A record that was stored, and what it held then."""
+
+    record: ArrayRecord
+    held: list[tuple[str, Any]]
+    place: Any
+
+    def is_of(self, record: ArrayRecord) -> bool:
+        """Return whether it is this record, and nothing in it was changed since."""
+        if self.record is not record or len(self.held) != len(record):
+            return False
+        return all(
+            name == now and kind == (array.dtype, array.shape, array.stype) and data is array.data
+            for (name, (kind, data)), (now, array) in zip(self.held, record.items(), strict=True)
+        )
 
 
 @dataclass
@@ -100,7 +123,8 @@ class RayGrid(SimulatedGrid):
         self._running: dict[str, Asked] = {}  # by the message's id, in the order of pushes
         self._waiting: dict[str, None] = {}  # those of them that no actor has
         self._longest = math.inf  # seconds of an answer, of late
-        self._shared: tuple[ArrayRecord, Any] | None = None  # the record stored last, and where
+        self._starting: dict[Any, int] = {}  # what actors have not answered yet, and which
+        self._shared: dict[str, Stored] = {}  # by its name in a message: what was stored last
 
     def __enter__(self) -> Self:
         """Start Ray, or join the cluster of RAY_ADDRESS, and the actors.
@@ -145,6 +169,8 @@ class RayGrid(SimulatedGrid):
                 "GPUs on none that has them; lower threads or client-gpus"
             )
         self._actors = [self._new() for _ in range(num_actors)]
+        # Others' work may leave no place for some of them: they get messages once they have begun.
+        self._starting = {actor.started.remote(): i for i, actor in enumerate(self._actors)}
         self._open = [set() for _ in self._actors]
         least, most = AHEAD
         self.under_way = (least * num_actors, most * num_actors)
@@ -170,7 +196,8 @@ class RayGrid(SimulatedGrid):
     def _end(self) -> None:
         for actor in self._actors:
             self._ray.kill(actor)
-        self._actors, self._running, self._waiting, self._shared = [], {}, {}, None
+        self._actors, self._running, self._waiting, self._shared = [], {}, {}, {}
+        self._starting = {}
         if self._own:
             self._ray.shutdown()
 
@@ -193,8 +220,17 @@ class RayGrid(SimulatedGrid):
         self._look()
         least, most = AHEAD
         ahead = min(max(least, int(AHEAD_SECONDS / max(self._longest, 1e-9))), most)
+        if self._starting:
+            # One that failed to start is there, too: its first reply tells why.
+            pending = list(self._starting)
+            for ping in self._ray.wait(pending, num_returns=len(pending), timeout=0)[0]:
+                del self._starting[ping]
+        late = set(self._starting.values())
+        there = [i for i in range(len(self._actors)) if i not in late]
+        if not there:
+            return
         for identifier in list(self._waiting):
-            actor = min(range(len(self._actors)), key=lambda i: len(self._open[i]))
+            actor = min(there, key=lambda i: len(self._open[i]))
             if len(self._open[actor]) >= ahead:
                 return
             asked = self._running[identifier]
@@ -212,17 +248,19 @@ class RayGrid(SimulatedGrid):
         }
         if not large:
             return actor.answer.remote(message, context, [])
-        stored = [self._stored(record) for record in large.values()]
+        stored = [self._stored(name, record) for name, record in large.items()]
         message.content = RecordDict({n: r for n, r in content.items() if n not in large})
         try:
             return actor.answer.remote(message, context, list(large), *stored)
         finally:
             message.content = content
 
-    def _stored(self, record: ArrayRecord) -> Any:
-        if self._shared is None or self._shared[0] is not record:
-            self._shared = (record, self._ray.put(record))
-        return self._shared[1]
+    def _stored(self, name: str, record: ArrayRecord) -> Any:
+        last = self._shared.get(name)
+        if last is None or not last.is_of(record):
+            held = [(n, ((a.dtype, a.shape, a.stype), a.data)) for n, a in record.items()]
+            last = self._shared[name] = Stored(record, held, self._ray.put(record))
+        return last.place
 
     def _look(self) -> None:
         """Note what actors have done whose answers nobody waits for."""
@@ -244,6 +282,8 @@ class RayGrid(SimulatedGrid):
         wanted = {self._running[i].result: i for i in asked if i not in self._waiting}
         # Where no actor has any of them yet, all are busy with what nobody waits for any more.
         results = list(wanted) or [result for some in self._open for result in some]
+        if len(wanted) < len(asked):
+            results += list(self._starting)  # an actor that is there now could have the others
         ready, _ = self._ray.wait(results, num_returns=len(results), timeout=0)
         if not ready:
             ready, _ = self._ray.wait(results, num_returns=1, timeout=LOOK_SECONDS)
@@ -254,6 +294,8 @@ class RayGrid(SimulatedGrid):
             if result in wanted and self._running[wanted[result]].result is result
         ]
         self._give()
+        if not self._running:
+            self._shared = {}  # the round's, which need not stay in memory
         return found
 
     def _reply(self, identifier: str) -> Message:
@@ -284,6 +326,8 @@ class RayGrid(SimulatedGrid):
         """
         self._ray.kill(self._actors[actor])
         self._actors[actor], self._open[actor] = self._new(), set()
+        self._starting = {ping: i for ping, i in self._starting.items() if i != actor}
+        self._starting[self._actors[actor].started.remote()] = actor
         left = [name for name, asked in self._running.items() if asked.actor == actor]
         for name in left:
             self._running[name].actor, self._running[name].result = -1, None
