@@ -925,6 +925,7 @@ def test_an_error_is_a_document_too(trained_home: Path) -> None:
         "error": "BadSetting",
         "code": "bad-setting",
         "message": "class must lie in [0, 10), got 10",
+        "remedy": None,
         "exit_code": USAGE,
     }
 
