@@ -24,6 +24,7 @@ from strategies.methods.sga import GradientAscent
 from strategies.parts.effort import Holding, Network, effort
 from strategies.rehearsal import Known, PlannedRounds, Rehearsal, planned
 from strategies.rounds.base import FederatedAveraging
+from strategies.table import METHODS
 from tests.messages import SPEC, values
 
 
@@ -79,6 +80,7 @@ def test_the_coordinators_own_work_says_its_images_and_their_time() -> None:
 def test_every_message_of_a_round_has_its_effort() -> None:
     # A sum's own messages are counted with the message whose answers are summed.
     no_work = (Describe, Settle, Step)
+    assert "fedosd" in METHODS  # with a message of its own, which it declares
     kinds = [kind for kind in Common.__subclasses__() if kind not in no_work]
     assert Fit in kinds
     unknown = effort.dispatch(Common)
