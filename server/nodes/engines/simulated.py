@@ -1,6 +1,5 @@
 """What the engines of one machine share: nodes that are contexts in this process's memory."""
 
-from collections.abc import Iterable
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -69,14 +68,6 @@ class SimulatedGrid(Grid):
     def get_node_ids(self) -> list[int]:
         """Return all node ids."""
         return list(self.contexts)
-
-    def push_messages(self, messages: Iterable[Message]) -> list[str]:
-        """Start the clients' work."""
-        raise NotImplementedError
-
-    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
-        """Return what is ready; wait for the first if nothing is."""
-        raise NotImplementedError
 
     # -- a Grid must have these ------------------------------------------------------------------
 
