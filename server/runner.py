@@ -24,7 +24,7 @@ from server.evidence.record import Costs, Record, to_json
 from server.nodes import database
 from server.nodes.engines import superlink
 from server.nodes.federation import Cost, Round
-from server.nodes.grid import LOCAL_POLL_SECONDS, REMOTE_POLL_SECONDS, Interrupted, NamedGrid
+from server.nodes.grid import LOCAL_POLL_SECONDS, REMOTE_POLL_SECONDS, NamedGrid
 from server.nodes.naming import name_by_partition
 from server.requests import records, verification
 from server.requests.attendance import await_clients
@@ -492,4 +492,4 @@ class _Tail:
         self.listener.round(done, event["scores"])
 
 
-__all__ = ["Interrupted", "demo", "open_home", "plan", "run", "serve"]
+__all__ = ["demo", "open_home", "plan", "run", "serve"]

@@ -19,7 +19,7 @@ import client
 import server
 import strategies
 from benchmarks.quote import QUOTE, RESULTS, quoted
-from client.errors import EffaceError
+from client.errors import INTERRUPTED, EffaceError
 from server.cli import app
 from server.cli.options import NAMED_DIFFERENTLY, OPTIONS
 from server.settings import RunSettings
@@ -263,7 +263,7 @@ def test_every_error_has_a_code_of_its_own_and_all_are_documented() -> None:
     assert len(set(codes)) == len(codes)
     section = JSON.split("\n## Codes\n")[1].split("\n## ")[0]
     told = re.findall(r"^\| `([a-z-]+)` \|", section, re.MULTILINE)
-    assert sorted(told) == sorted([*codes, "unexpected"])
+    assert sorted(told) == sorted([*codes, INTERRUPTED, "unexpected"])
 
 
 def _below(kind: type) -> Iterator[type]:

@@ -37,7 +37,6 @@ from server.bench.recipe import Cell, Contender, Level, Recipe, slug
 from server.evidence import wording
 from server.evidence.record import Record, Target, to_json
 from server.nodes.federation import Round, from_numpy, to_numpy
-from server.nodes.grid import Interrupted
 from server.provenance import commit, hardware
 from server.requests.context import initial_weights, version_card
 from server.requests.data import own_samples, server_data
@@ -168,7 +167,7 @@ class Bench:
         """Do what a cell has not finished yet.
 
         Raises:
-            KeyboardInterrupt, Interrupted: If it was stopped; what was finished is kept.
+            KeyboardInterrupt: If it was stopped; what was finished is kept.
         """
         missing = [task for task in tasks(self.recipe, cell) if not self.finished(task)]
         if not missing:
@@ -428,7 +427,7 @@ def _tried(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """Return what work gives, or how it ended: refused, failed, or broken by a defect of ours."""
     try:
         return {"state": "done", "reason": "", **work()}
-    except (Interrupted, HomeBusy):
+    except HomeBusy:
         raise  # no result: it can be had another time
     except BadSetting as error:
         return {"state": "refused", "reason": str(error)}

@@ -28,7 +28,6 @@ from server.bench.cells import Bench, Task, tasks
 from server.bench.columns import Row, highest_epsilon, rows
 from server.bench.recipe import Cell
 from server.evidence.costs import overhead
-from server.nodes.grid import Interrupted
 from strategies.table import METHODS
 
 RESULTS: Final = Path("benchmarks") / "results"  # where a folder of each recipe's name is usual
@@ -73,7 +72,7 @@ def bench(run: Bench, console: Console, *, work: bool = True) -> Outcome:
     Raises:
         BadSetting: If nothing is finished, and nothing is to be done.
         CellFailed: If cells could not be trained.
-        KeyboardInterrupt, Interrupted: If it was stopped; what was finished is kept.
+        KeyboardInterrupt: If it was stopped; what was finished is kept.
     """
     everything = [task for cell in run.recipe.cells for task in tasks(run.recipe, cell)]
     kept = sum(run.finished(task) for task in everything)
@@ -121,7 +120,7 @@ def _all_cells(run: Bench, tell: Tell) -> list[str]:
     """Run the cells that are not finished, `run.jobs` at a time; return those that did not end.
 
     Raises:
-        KeyboardInterrupt, Interrupted: If it was stopped.
+        KeyboardInterrupt: If it was stopped.
     """
     waiting = [
         cell
@@ -134,8 +133,6 @@ def _all_cells(run: Bench, tell: Tell) -> list[str]:
             for cell in waiting:
                 try:
                     run.run(cell, lambda kind, text, name=cell.name: tell(name, kind, text))  # type: ignore[misc]
-                except Interrupted:
-                    raise
                 except Exception:
                     _log_failure(cell)
                     failed.append(cell.name)

@@ -1,6 +1,5 @@
 """Flower's Grid with what a request needs: clients by name, deadlines, bytes, a fixed order."""
 
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,12 +27,6 @@ class ClientsMissing(EffaceError):
     """Too few clients are online when the time to wait for them is over."""
 
     code = "clients-missing"
-
-
-class Interrupted(EffaceError):
-    """The operator stopped the work; what was done so far is kept."""
-
-    code = "interrupted"
 
 
 @dataclass
@@ -66,7 +59,6 @@ class NamedGrid(Grid):
     poll_seconds: float = REMOTE_POLL_SECONDS
     names: dict[int, str] = field(default_factory=dict)  # where the inner grid knows none
     traffic: Traffic = field(default_factory=Traffic)
-    stop: threading.Event = field(default_factory=threading.Event)
     only: frozenset[str] = frozenset()  # names of those that take part; the others get no message
     _open: frozenset[int] = frozenset()  # their ids, as last seen
     on_answers: Callable[[int, int], None] | None = None  # told how many of how many have
@@ -98,7 +90,6 @@ class NamedGrid(Grid):
             counted = [name for name in online if name not in without]
             if len(counted) >= needed:
                 break
-            self._check_stop()
             if time.monotonic() > deadline:
                 raise ClientsMissing(
                     f"clients online must be at least {needed}"
@@ -116,7 +107,6 @@ class NamedGrid(Grid):
             missing = sorted(self.only - online - set(without))
             if not missing:
                 break
-            self._check_stop()
             if time.monotonic() > deadline:
                 connected = sorted(n.name or str(n.node_id) for n in self.inner.get_nodes())
                 raise ClientsMissing(
@@ -223,7 +213,6 @@ class NamedGrid(Grid):
         self._drop_late()
         try:
             while answered < len(sent) and time.monotonic() < deadline:
-                self._check_stop()
                 if opened < len(sent) and len(pending) < most_open:
                     following = sent[opened : opened + most_open - len(pending)]
                     for position, message_id in enumerate(self.push_messages(following), opened):
@@ -296,10 +285,6 @@ class NamedGrid(Grid):
                 if meant(reply, sent, place) and reply.metadata.reply_to_message_id in pending:
                     yield reply
                 del reply
-
-    def _check_stop(self) -> None:
-        if self.stop.is_set():
-            raise Interrupted("stopped by the operator")
 
     # -- the rest is the inner grid's ------------------------------------------------------------
 

@@ -20,7 +20,7 @@ from client.wire import ForgetSpec
 from server.evidence.record import Record
 from server.evidence.verdict import YARDSTICK
 from server.format import target_text
-from server.nodes.grid import Interrupted, NamedGrid
+from server.nodes.grid import NamedGrid
 from server.provenance import hardware
 from server.requests import forgotten, planning, verification
 from server.requests.cautions import cautions, check_left, unmatched
@@ -474,7 +474,7 @@ class Service(Workspace):
             Unpublished: If all was done but the report.
             EffaceError: If the request cannot be carried out; it is then `failed`, or where clients
                 are away or their fault may pass `interrupted`.
-            KeyboardInterrupt, Interrupted, Unsettled: If it was stopped; it is then `interrupted`.
+            KeyboardInterrupt, Unsettled: If it was stopped; it is then `interrupted`.
         """
         request_id = request.id
         self.ledger.start(request_id)
@@ -491,7 +491,7 @@ class Service(Workspace):
                 if isinstance(error, EffaceError):
                     raise
                 raise _unpublished(now, error) from error
-            goes_on = isinstance(error, Interrupted | Unsettled | DiskFull) or (
+            goes_on = isinstance(error, Unsettled | DiskFull) or (
                 isinstance(error, ClientLost) and error.passing
             )
             if isinstance(error, EffaceError) and not goes_on:

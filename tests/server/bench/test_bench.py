@@ -30,7 +30,6 @@ from server.cli import app
 from server.cli.command import console_for
 from server.evidence.record import Record
 from server.evidence.verdict import Finding
-from server.nodes.grid import Interrupted
 from server.requests.execution import VerificationFailed
 from server.settings import RunSettings
 
@@ -811,11 +810,11 @@ def test_stopping_a_cell_stops_the_benchmark(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stop(settings: RunSettings, listener: Any) -> dict[str, Any]:
-        raise Interrupted("stopped by the operator")
+        raise KeyboardInterrupt
 
     asked = Asked(stop)
     monkeypatch.setattr(cells, "run", asked)
-    with pytest.raises(Interrupted):
+    with pytest.raises(KeyboardInterrupt):
         run(write(tmp_path, more="seeds = [0, 1]"), tmp_path / "out")
     assert asked.modes == ["train "]
 
