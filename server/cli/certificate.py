@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 from client.errors import BadSetting
 from server.cli.command import FORMAT, NOT_VERIFIED, Answer, Call, command
 from server.cli.reading import opened
+from server.cli.running import Force
 
 GROUP: Final = "Look"
 SHOWN_KEY: Final = "Public key"  # how `efface key` begins the line
@@ -64,6 +65,7 @@ def certificate(
         Path | None,
         typer.Option("--html", help="Page to write, to be printed.", show_default=False),
     ] = None,
+    force: Force = False,
 ) -> Answer:
     """Write what a request did as a signed certificate, or verify one (`certificate verify`)."""
     if not request:
@@ -72,8 +74,15 @@ def certificate(
         raise BadSetting("output must be named, by --output or --html, got neither")
     from server.evidence.certificate import PREDICATE_TYPE, read
     from server.requests import certificates
+    from server.requests.exporting import check_output
     from server.storage import keys
 
+    output, html = (path and path.expanduser().absolute() for path in (output, html))
+    if output == html:
+        raise BadSetting(f"html must be another file than output, got {html}")
+    for path in (output, html):
+        if path is not None:
+            check_output(path, force=force)
     home, ledger = opened(call)
     data = certificates.issue(home, ledger, ledger.request(request))
     public = keys.public_keys(home.keys)[0]

@@ -72,6 +72,7 @@ Why = Annotated[
         rich_help_panel=REQUEST,
     ),
 ]
+Force = Annotated[bool, typer.Option("--force", help="Write over a file that is there.")]
 MetricsPort = Annotated[
     int | None,
     typer.Option(

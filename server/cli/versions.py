@@ -9,6 +9,7 @@ import typer
 from client.errors import BadSetting
 from server.cli.command import FORMAT, Answer, Call, command
 from server.cli.reading import opened
+from server.cli.running import Force
 from server.report import display
 from server.report.display import table
 
@@ -31,7 +32,6 @@ Allowed = Annotated[
         show_default=False,
     ),
 ]
-Force = Annotated[bool, typer.Option("--force", help="Write over a file that is there.")]
 
 
 def add_to(app: typer.Typer, of_models: typer.Typer) -> None:

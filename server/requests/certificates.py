@@ -88,12 +88,10 @@ def issue(home: Home, ledger: Ledger, row: RequestRow) -> bytes:
 def write(path: Path, data: bytes) -> Path:
     """Put a certificate, or a page of it, in a file for its owner alone.
 
-    Raises:
-        BadSetting: If its folder does not exist.
+    Args:
+        path: The file, absolute; `exporting.check_output` has looked at it.
+        data: What it is to hold.
     """
-    path = path.expanduser().absolute()
-    if not path.parent.is_dir():
-        raise BadSetting(f"output must lie in a folder that exists, got {path}")
     write_atomic(path, data)
     return path
 

@@ -151,6 +151,21 @@ def test_the_file_is_its_owners_alone_and_the_answer_is_one_document(
     assert document["key"] == public
 
 
+def test_no_file_is_written_over_unless_it_is_said(home: Path, tmp_path: Path) -> None:
+    path, page = tmp_path / "c.json", tmp_path / "c.html"
+    path.write_text("another one")
+    words = ["certificate", "r0002", "-o", str(path), "--html", str(page)]
+    done = run(home, *words)
+    assert done.exit_code == USAGE
+    assert f"output must not be there yet, got {path}; --force writes over a file" in done.stderr
+    assert (path.read_text(), page.exists()) == ("another one", False)
+    assert run(home, *words, "--force").exit_code == 0
+    assert json.loads(path.read_text())["payloadType"]
+    # One file cannot hold both.
+    same = ["certificate", "r0002", "-o", str(path), "--html", str(path), "--force"]
+    assert run(home, *same).exit_code == USAGE
+
+
 def test_the_page_has_no_script_and_loads_nothing(home: Path, tmp_path: Path) -> None:
     page = tmp_path / "page.html"
     assert run(home, "certificate", "r0002", "--html", str(page)).exit_code == 0

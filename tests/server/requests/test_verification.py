@@ -243,7 +243,7 @@ def test_a_verification_is_a_sealed_request_that_leaves_the_one_it_is_about_as_i
     document = own / "runs" / "r0004" / "record.json"
     document.write_text(document.read_text().replace("Yearly", "Nearly"))
     assert run(own, "audit").exit_code == NOT_VERIFIED
-    assert run(own, "certificate", "r0003", "-o", path).exit_code == NOT_VERIFIED
+    assert run(own, "certificate", "r0003", "-o", path, "--force").exit_code == NOT_VERIFIED
     assert (
         json.loads(run(own, "show", "r0003", "--json").stdout)["verifications"][0]["state"] is None
     )
