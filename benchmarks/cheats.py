@@ -622,6 +622,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--lr", type=float, default=0.05)
     parser.add_argument("--count", type=int, default=10, help="retrained models in the stock")
     parser.add_argument("--honest", type=int, default=20)
+    parser.add_argument("--no-cheats", action="store_true", help="honest retrainings alone")
     parser.add_argument("--jobs", type=int, default=1, help="models trained side by side")
     parser.add_argument("--device", default="cpu", choices=["auto", "cpu", "cuda"])
     parser.add_argument("--out", type=Path, required=True)
@@ -647,7 +648,7 @@ def main() -> None:
     stock_names = [f"Retrained {number}" for number in range(told.count)]
     honest_names = [f"Retrained {told.count + number}" for number in range(told.honest)]
     bench = asked.bench(device)
-    cheats = list(Cheater(bench, {}).all)
+    cheats = [] if told.no_cheats else list(Cheater(bench, {}).all)
     tuned = [name for name in cheats if name.startswith("tuned: ")]
     with ProcessPoolExecutor(
         told.jobs, get_context("spawn"), initializer=_start, initargs=(asked, device)
