@@ -82,6 +82,7 @@ class RunSettings(Settings):
     local_epochs: int = setting(at_least(0), 0)
     batch_size: int = setting(at_least(1), 64)
     lr: float = setting(positive(), 0.2)  # eta_theta
+    final_lr: float = setting(between(0.0, 1e6), 0.0)  # of the last round; 0 for lr
     momentum: float = setting(between(0.0, 0.999), 0.0)
     weight_decay: float = setting(between(0.0, 1.0), 0.0)
     proximal: float = setting(between(0.0, 1e6), 0.0)  # mu of FedProx
@@ -258,6 +259,11 @@ class RunSettings(Settings):
         """Return what a trained model depends on, by kebab-case names."""
         return {key: value for key, value in self.plain().items() if key in TRAINING}
 
+    @property
+    def ordinary_lr(self) -> float:
+        """Learning rate of an ordinary round after training: that of training's last."""
+        return self.final_lr or self.lr
+
     def check_training(self) -> None:
         """Check what single rules cannot see, before any work starts.
 
@@ -267,6 +273,11 @@ class RunSettings(Settings):
         self.check_data()
         if not self.local_steps and not self.local_epochs:
             raise BadSetting("local-steps or local-epochs must be positive, got 0 and 0")
+        if self.final_lr > self.lr:
+            raise BadSetting(
+                f"final-lr must be at most lr, {self.lr:g}, got {self.final_lr:g}: the rate falls "
+                "to it; lower it, or raise lr"
+            )
         self.check_sums()
         if self.over_select and self.fraction == 1:
             raise BadSetting(
@@ -469,6 +480,7 @@ TRAINING: Final = frozenset(
         "local-epochs",
         "batch-size",
         "lr",
+        "final-lr",
         "momentum",
         "weight-decay",
         "proximal",

@@ -13,6 +13,7 @@ from client.steps.measuring import Describe
 from client.steps.store import Condense
 from client.steps.training import Fit
 from client.wire import Common, ForgetSpec
+from strategies.parts.schedule import Cosine
 from strategies.rounds.base import Rounds
 
 S = TypeVar("S", bound=Common)
@@ -42,12 +43,14 @@ class Plan:
         min_share: Share of those that must answer.
         over_select: How many more are asked, as a share of them; those who answer last do not
             count.
+        rates: Learning rate of each round; None where all have that of an ordinary round.
     """
 
     num_rounds: int
     fraction: float
     min_share: float
     over_select: float = 0.0
+    rates: Cosine | None = None
 
 
 @dataclass(frozen=True)

@@ -96,6 +96,13 @@ OPTIONS: Final = (
     Option("local-epochs", 0, TRAINING, "Passes over a client's data a round, instead of steps."),
     Option("batch-size", 64, TRAINING, "Examples in a batch."),
     Option("lr", 0.2, TRAINING, "Learning rate of the clients."),
+    Option(
+        "final-lr",
+        0.0,
+        TRAINING,
+        "Learning rate of the last round, to which it falls along half a cosine; 0 where it stays. "
+        "Rounds after training have it, too.",
+    ),
     Option("momentum", 0.0, TRAINING, "Momentum of the clients' SGD, 0 to 0.999."),
     Option("weight-decay", 0.0, TRAINING, "Weight decay of the clients' SGD, 0 to 1."),
     Option("proximal", 0.0, TRAINING, "Weight of FedProx's term; 0 for plain averaging."),

@@ -31,7 +31,6 @@ from server.settings import IMAGE_NETWORK, RunSettings, essence
 from server.storage.history import History
 from server.storage.journal import Journal
 from server.storage.ledger import Outcome, RequestRow
-from strategies.federation import Plan
 from strategies.methods.retraining import train
 from strategies.parts.averaging import PLAIN, Aggregation
 from strategies.table import METHODS
@@ -116,7 +115,7 @@ class Work:
             clip=s.clip_updates,
             training=messages.ordinary(s),
             own_samples=self.request.samples,
-            plan=Plan(s.rounds, s.fraction, s.min_share, s.over_select),
+            plan=messages.plan_of(s),
             first_weights=functools.partial(initial_weights, self.request.spec, s.seed),
             tell=self.listener.note,
             # In sums nobody but the nodes can clip.

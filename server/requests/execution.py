@@ -116,7 +116,7 @@ def _remedy(work: Work, phase: str) -> str:
     s, method = work.request.settings, work.request.method
     if method is None:
         return f"train with smaller steps, such as --lr {s.lr / 10:g} (now {s.lr:g})"
-    return smaller_steps(method, phase, s.forget.level, lr=s.lr)
+    return smaller_steps(method, phase, s.forget.level, lr=s.ordinary_lr)
 
 
 def _train(work: Work) -> None:

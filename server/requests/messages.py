@@ -7,6 +7,8 @@ from client import wire
 from client.learning.models import ModelSpec
 from client.wire import ForgetSpec
 from server.settings import RunSettings
+from strategies.federation import Plan
+from strategies.parts.schedule import Cosine
 
 
 def common(
@@ -45,13 +47,24 @@ def common(
     }
 
 
+def plan_of(settings: RunSettings) -> Plan:
+    """Return how a version of these settings is trained."""
+    s = settings
+    rates = Cosine(s.lr, s.final_lr, s.rounds) if s.final_lr else None
+    return Plan(s.rounds, s.fraction, s.min_share, s.over_select, rates)
+
+
 def ordinary(settings: RunSettings) -> dict[str, Any]:
-    """Return the settings of an ordinary round of training (`client.steps.training.Fit`)."""
+    """Return the settings of an ordinary round of training (`client.steps.training.Fit`).
+
+    Where the learning rate falls in training, an ordinary round is one as at its end: the rounds
+    that a method takes after it go on from there.
+    """
     return {
         "steps": settings.local_steps,
         "epochs": settings.local_epochs,
         "batch_size": settings.batch_size,
-        "lr": settings.lr,
+        "lr": settings.ordinary_lr,
         "momentum": settings.momentum,
         "weight_decay": settings.weight_decay,
         "proximal": settings.proximal,

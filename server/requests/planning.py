@@ -22,12 +22,11 @@ from server.nodes.federation import Cost
 from server.requests.data import check_samples
 from server.requests.holdings import assumed, counted, holdings
 from server.requests.known_to_forget import KNOWN_TO_FORGET
-from server.requests.messages import common, ordinary
+from server.requests.messages import common, ordinary, plan_of
 from server.requests.speed import Speed, speed_of
 from server.settings import RunSettings
 from server.storage.history import History
 from server.storage.ledger import VersionRow
-from strategies.federation import Plan
 from strategies.method import Method
 from strategies.rehearsal import Known, PlannedRounds, planned
 from strategies.rounds.base import NothingTouched, num_drawn
@@ -107,7 +106,7 @@ class Situation:
                 s, self.spec, erased, forget=s.forget, request="planned", lineage="planned"
             ),
             training=ordinary(s),
-            plan=Plan(s.rounds, s.fraction, s.min_share, s.over_select),
+            plan=plan_of(s),
             nodes=holdings(
                 self._counts(),
                 forget,

@@ -86,7 +86,11 @@ class FedEraser(OrdinaryRelearning, Hyperparameters):
                 # 2. The others train a little from the new model, for the directions, which take
                 #    the lengths of what was kept; their weighted mean is the next step.
                 min_share = federation.plan.min_share
-                replay = CalibratedRound(told, stored, participants=names, min_share=min_share)
+                rates = federation.plan.rates
+                calibrating = told if rates is None else replace(told, lr=rates(kept.number))
+                replay = CalibratedRound(
+                    calibrating, stored, participants=names, min_share=min_share
+                )
             model = federation.run("unlearn", replay, model, num_rounds=1)
             replayed += 1
         if not replayed:

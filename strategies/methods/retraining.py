@@ -43,5 +43,5 @@ def train(federation: Federation, *, phase: str, **values: Any) -> ArrayRecord:
     """
     initial = federation.initial()
     told = federation.ordinary(**values)
-    rounds = FederatedAveraging(told, **as_in_training(federation))
+    rounds = FederatedAveraging(told, rates=federation.plan.rates, **as_in_training(federation))
     return federation.run(phase, rounds, initial, num_rounds=federation.plan.num_rounds)

@@ -8,7 +8,7 @@ It is long because who is asked, whose answer counts and who must answer are one
 """
 
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, ClassVar, Final
 
@@ -261,7 +261,8 @@ class Rounds(FedAvg):
         self._absent = sorted(expected - set(online))
         names = self._drawn([name for name in wanted if name in online], server_round)
         self._asked = {online[name]: name for name in names}
-        config = replace(self.settings, client="unaddressed", server_round=server_round).config()
+        told = replace(self.told(server_round), client="unaddressed", server_round=server_round)
+        config = told.config()
         return [
             Message(
                 RecordDict({"arrays": arrays, "config": told_to(config, name)}),
@@ -271,6 +272,10 @@ class Rounds(FedAvg):
             )
             for name in names
         ]
+
+    def told(self, server_round: int) -> Common:
+        """Return what nodes are told in a round: the same in all of them, but for its number."""
+        return self.settings
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -551,6 +556,26 @@ class FederatedAveraging(Rounds):
 
     ordinary = True
     from_mean = True
+
+    def __init__(
+        self, settings: Common, *, rates: Callable[[int], float] | None = None, **more: Any
+    ) -> None:
+        """Configure the rounds.
+
+        Args:
+            settings: As of any rounds.
+            rates: Learning rate of each round, by its number from 1; None for that of `settings`.
+            more: As of any rounds.
+        """
+        super().__init__(settings, **more)
+        self.rates = rates
+
+    def told(self, server_round: int) -> Common:
+        """Return the settings with the round's learning rate."""
+        if self.rates is None:
+            return self.settings
+        values: dict[str, Any] = {"lr": self.rates(server_round)}
+        return replace(self.settings, **values)
 
     def part_of_mean(self, name: str, answer: Used) -> ArrayRecord:
         """Return a node's model, its update shortened to what may count."""
