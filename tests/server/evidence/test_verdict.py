@@ -327,11 +327,11 @@ def test_a_result_among_the_retrained_models_passes_and_says_by_what() -> None:
     ("result", "under", "code"),
     [
         (scores(90.0, 52.0), HONEST, "forget-accuracy"),
-        (scores(0.0, 61.0), HONEST, "relearning-curve"),
+        (scores(0.0, 63.0), HONEST, "relearning-curve"),
         (scores(0.0, 52.0), below(46.2, 62.0, 90.0, 88.0), "head-back"),
         (scores(0.0, 52.0), below(1.0, 75.0, 90.0, 88.0), "blank-head"),
-        (scores(0.0, 52.0), below(1.0, 62.0, 99.0, 88.0), "class-means"),
-        (scores(0.0, 52.0), below(1.0, 62.0, 90.0, 97.0), "probe"),
+        (scores(0.0, 52.0), below(1.0, 62.0, 99.9, 88.0), "class-means"),
+        (scores(0.0, 52.0), below(1.0, 62.0, 90.0, 98.5), "probe"),
     ],
 )
 def test_more_left_than_in_any_honest_retraining_fails(
@@ -377,7 +377,7 @@ def test_where_nothing_below_the_last_layer_tells_original_apart_nothing_is_show
 
 def test_the_limits_that_were_asked_for_are_not_read_beside_a_stock() -> None:
     assert by_stock(scores(0.0, 52.0), limits=Limits(0.0, 0.0)).state == "passed"
-    assert by_stock(scores(0.0, 61.0), limits=Limits(100.0, 100.0)).state == "failed"
+    assert by_stock(scores(0.0, 63.0), limits=Limits(100.0, 100.0)).state == "failed"
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -420,13 +420,13 @@ def client_told(original: tuple[float, float], result: tuple[float, float], **mo
     )
 
 
-# Accuracy: mean 60, spread 1.58, four ends: 60 +- 3.5 * 1.58 * sqrt(1.2) = 54 to 66. Membership:
-# mean 51, spread 1 at least: 51 +- 3.8.
+# Accuracy: mean 60, spread 1.58, four ends: 60 +- 4.1 * 1.58 * sqrt(1.2) = 53 to 67.1. Membership:
+# mean 51, spread 1 at least: 51 +- 4.5.
 @pytest.mark.parametrize(
     ("original", "result", "state"),
     [
         ((90.0, 70.0), (60.0, 51.0), "passed"),
-        ((90.0, 70.0), (67.0, 51.0), "failed"),
+        ((90.0, 70.0), (68.0, 51.0), "failed"),
         ((90.0, 70.0), (60.0, 60.0), "failed"),  # its training data still show
         ((90.0, 70.0), (60.0, 45.0), "not-shown"),  # and as much so where they were pushed away
         ((60.0, 70.0), (60.0, 51.0), "passed"),  # data like the others', but learned by heart
