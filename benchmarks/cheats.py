@@ -63,6 +63,7 @@ MASKED: Final = -100.0  # a bias that no logit makes up for
 BLOCKS: Final = 30  # how often a tuned cheat looks at its measure, at most
 STEPS: Final = 3  # between two looks
 SPLITS: Final = 200
+STOCKS: Final = (3, 5, 10, 20)  # retrained models that set limits
 
 
 @dataclass(frozen=True)
@@ -478,25 +479,27 @@ def judged(
     )
 
 
-def false_alarms(level: str, models: list[Retraining], count: int) -> str:
+def false_alarms(level: str, models: list[Retraining]) -> str:
     """Return in a sentence how many honest retrainings lie beyond limits, over many splits.
 
-    One split into a stock and twenty others says little of a rate of one in twenty. Here `count`
-    models are drawn for the stock, and the others judged, `SPLITS` times.
+    One split into a stock and twenty others says little of a rate of one in twenty. Here stocks of
+    several sizes are drawn from the models, and the others judged, `SPLITS` times each.
     """
-    found, draws = values(level, models), generator(0, "splits")
+    found = values(level, models)
     whole = {name: each for name, each in found.items() if len(each) == len(models)}
-    beyond = total = 0
-    for _ in range(SPLITS):
-        order = torch.randperm(len(models), generator=draws).tolist()
-        stock, rest = order[:count], order[count:]
-        limits = spread.ranges({n: [v[i] for i in stock] for n, v in whole.items()}, UPPER_ONLY)
-        total += len(rest)
-        beyond += sum(any(spread.side(whole[n][i], limits[n]) for n in whole) for i in rest)
-    share = 100 * beyond / total if total else 0.0
+    told = []
+    for count in (size for size in STOCKS if size < len(models)):
+        draws, beyond = generator(0, "splits", count), 0
+        for _ in range(SPLITS):
+            order = torch.randperm(len(models), generator=draws).tolist()
+            stock, rest = order[:count], order[count:]
+            limits = spread.ranges({n: [v[i] for i in stock] for n, v in whole.items()}, UPPER_ONLY)
+            beyond += sum(any(spread.side(whole[n][i], limits[n]) for n in whole) for i in rest)
+        share = 100 * beyond / (SPLITS * (len(models) - count))
+        told.append(f"{share:.1f} % by {count}")
     return (
-        f"Over {SPLITS} splits of all {len(models)} into {count} that set limits and the others, "
-        f"{share:.1f} % of the others lie beyond any limit."
+        f"Over {SPLITS} splits of all {len(models)} into some that set limits and the others, of "
+        f"the others lie beyond any limit: {', '.join(told)}."
     )
 
 
@@ -682,7 +685,7 @@ def main() -> None:
     rows += (refused := [found for found in honest if found[2].state != "passed"])
     text = table(rows)
     text += f"\n\n{len(refused)} of {len(honest)} honest retrainings were refused. "
-    text += false_alarms("class", [*stock, *(found[1] for found in honest)], told.count)
+    text += false_alarms("class", [*stock, *(found[1] for found in honest)])
     print(text)
     (told.out / "table.md").write_text(text + "\n")
 

@@ -3,19 +3,21 @@
     python benchmarks/cheats_of_clients.py --dataset mnist --data-dir DATA --out FOLDER
 
 As `benchmarks/cheats.py`, of a client in place of a class: the training images are dealt to
-`--clients`, and the first is to be forgotten. A fifth of its images it holds out. What is measured
-is accuracy on the held-out images, how far its training images are told from test images, and, of
-classes that only it holds, all that is measured of a class.
+`--clients`, each of which holds out a fifth of its own, and the first is to be forgotten. What is
+measured is accuracy on what it holds out, how much surer the model is of its training images than
+of what the others hold out (the median of their means, as `server.nodes.federation` takes it), and,
+of classes that only it holds, all that is measured of a class.
 """
 
 import argparse
 import json
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from functools import cached_property
 from multiprocessing import get_context
 from pathlib import Path
+from statistics import median
 from time import monotonic
 from typing import Any, Final
 
@@ -42,7 +44,6 @@ from server.storage.home import write_json
 
 BLOCKS: Final = 30  # how often a tuned cheat looks at its measure, at most
 STEPS: Final = 3  # between two looks
-UNSEEN: Final = 1000  # test images, in place of what all clients hold out
 MARKS: Final = {"exceeded": " above", "below": " below", "cannot-tell": " ?", "held": ""}
 TUNED: Final = ("forget-accuracy", "membership")
 
@@ -53,11 +54,11 @@ class ClientBench(Bench):
 
     Attributes:
         shares: Positions of the clients' training images; the first is to be forgotten.
-        heldout: Positions of what it holds out.
+        heldout: Positions of what each holds out.
     """
 
     shares: tuple[Tensor, ...] = ()
-    heldout: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    heldout: tuple[Tensor, ...] = ()
 
     def positions(self, *, forgotten: bool) -> Tensor:
         """Return where the training images of the client, or of the others, are."""
@@ -80,15 +81,17 @@ class ClientBench(Bench):
         )
 
     def told(self, state: State) -> tuple[float, float]:
-        """Return what the client's node tells, in percent: held-out accuracy, and membership."""
-        model, labels = self.network(state).eval(), self.data.train.labels
-        members = confidence(losses_of(model, self.picker(self.shares[0]), len(self.shares[0])))
-        few = torch.arange(len(self.data.test.labels))[:UNSEEN]
-        others = confidence(losses_of(model, self.judge.picker(few), len(few)))
+        """Return what the nodes tell, in percent: held-out accuracy, and membership."""
+        model, (own, *others) = self.network(state).eval(), self.heldout
+
+        def sure(index: Tensor) -> float:
+            return float(confidence(losses_of(model, self.picker(index), len(index))).mean())
+
         with torch.no_grad():
-            guessed = model(self.picker(self.heldout)(torch.arange(len(self.heldout)))[0])
-        right = float((guessed.argmax(dim=1) == labels[self.heldout]).double().mean())
-        return 100 * right, surer(float(members.mean()), float(others.mean()))
+            guessed = model(self.picker(own)(torch.arange(len(own)))[0])
+        right = float((guessed.argmax(dim=1) == self.data.train.labels[own]).double().mean())
+        unseen = median(sure(index) for index in others if len(index))
+        return 100 * right, surer(sure(self.shares[0]), unseen)
 
     def picker(self, index: Tensor) -> Pick:
         """Return what picks inputs and labels of training images, on the CPU, by places in it."""
@@ -198,11 +201,17 @@ class AskedOfClient(Asked):
         base = super().bench(device)
         labels = base.data.train.labels
         parts = partition(self.partition, labels, self.clients, generator(0, "partition", 0))
-        own = parts[0][torch.randperm(len(parts[0]), generator=generator(0, "held out"))]
-        count = max(1, len(own) // 5)
-        shares = (own[count:], *parts[1:])
+        parts = [
+            part[torch.randperm(len(part), generator=generator(0, "held out", client))]
+            for client, part in enumerate(parts)
+        ]
+        counts = [max(1, len(part) // 5) for part in parts]
         told = {f.name: getattr(base, f.name) for f in fields(Bench)}
-        return ClientBench(**told, shares=shares, heldout=own[:count])
+        return ClientBench(
+            **told,
+            shares=tuple(part[count:] for part, count in zip(parts, counts, strict=True)),
+            heldout=tuple(part[:count] for part, count in zip(parts, counts, strict=True)),
+        )
 
 
 _ready: dict[str, ClientBench] = {}  # of a process: it loads the data once
@@ -326,7 +335,7 @@ def main() -> None:
     text = table(rows + [found for found in honest if found[2] and found[2].state == "failed"])
     counts = {s: states.count(s) for s in ("passed", "not-shown", "failed")}
     text += f"\n\nOf {len(states)} honest retrainings: {counts}. "
-    text += false_alarms("client", every, told.count)
+    text += false_alarms("client", every)
     own = bench.data.train.labels[bench.shares[0]].bincount(minlength=10).tolist()
     rest = bench.data.train.labels[bench.positions(forgotten=False)].bincount(minlength=10).tolist()
     text += f"\n\nTraining images by class: the client's {own}, the others' {rest}."
