@@ -14,7 +14,7 @@ from client.errors import EffaceError
 from strategies.federation import Federation
 from strategies.rounds.base import AscentRounds, RecoveryRounds
 
-MAX_ROLLBACKS = 3
+MAX_ROLLBACKS = 6  # three are too few for a class of all of CIFAR-10
 MAX_MORE_ROUNDS = 6
 
 

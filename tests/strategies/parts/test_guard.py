@@ -90,7 +90,7 @@ def test_a_round_that_lets_it_creep_back_is_rolled_back_and_tried_again_after_an
 def test_it_gives_up_after_too_many_rollbacks_and_says_what_to_change() -> None:
     fake = Fake([12.5] * 9)
     with pytest.raises(
-        CreptBack, match=r"at most 1 %, got 12\.5 % after 3 rollbacks; ascend longer \(unlearn-epo"
+        CreptBack, match=r"at most 1 %, got 12\.5 % after 6 rollbacks; ascend longer \(unlearn-epo"
     ):
         recover(fake, num_rounds=1)
     phases = [phase for phase, _ in fake.done]
