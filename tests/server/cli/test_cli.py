@@ -481,10 +481,10 @@ def test_a_dry_run_shows_the_plan_and_changes_nothing(trained: Efface) -> None:
     assert done.exit_code == 0, done.output
     lines = [line.split() for line in done.stdout.splitlines()]
     assert "v0001 would forget class 9 by quickdrop; nothing was written down" in done.stdout
-    # One round of ascent, three more after rollbacks; two of recovery, nine more; of 3 clients.
+    # One round of ascent, six more after rollbacks; two of recovery, twelve more; of 3 clients.
     assert [line[:5] for line in lines if line[:1] in (["Unlearn"], ["Recover"])] == [
-        ["Unlearn", "1", "to", "4", "3"],
-        ["Recover", "2", "to", "11", "3"],
+        ["Unlearn", "1", "to", "7", "3"],
+        ["Recover", "2", "to", "14", "3"],
     ]
     assert "not known: how many rounds are rolled back" in done.stdout
     assert trained.kept() == before
