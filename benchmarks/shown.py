@@ -64,7 +64,7 @@ def forgets_classes(name: str, tables: list[Models]) -> bool:
         abs(gap(models, name, "forget_accuracy")) <= 2.0
         and gap(models, name, "retain_accuracy") >= -1.5
         and all(
-            gap(models, name, lead) <= gap(models, "Original", lead) / 5
+            lead in models[name] and gap(models, name, lead) <= gap(models, "Original", lead) / 5
             for lead in LEADS
             if lead in models["Retrained"]
         )

@@ -560,6 +560,8 @@ def essence(settings: Mapping[str, Any]) -> dict[str, Any]:
         ways.append("clients")  # which rows of old do not have
     if not settings.get("over-select"):
         ways.append("over-select")
+    if not settings.get("final-lr"):
+        ways.append("final-lr")
     if settings.get("image-start", REAL) == REAL:
         ways.append("image-start")
     if settings.get("mode") != "yardstick":

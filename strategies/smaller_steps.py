@@ -6,7 +6,9 @@ from typing import Any
 from strategies.method import Method
 
 
-def smaller_steps(method: Method, phase: str, level: str, *, lr: float) -> str:
+def smaller_steps(
+    method: Method, phase: str, level: str, *, lr: float, final_lr: float = 0.0
+) -> str:
     """Return the option that makes the steps of a phase smaller, and its value now.
 
     Args:
@@ -14,6 +16,7 @@ def smaller_steps(method: Method, phase: str, level: str, *, lr: float) -> str:
         phase: In which it happened: "unlearn", "recover", "relearn", ...
         level: Of the request.
         lr: Of the version's training, which is that of ordinary rounds.
+        final_lr: To which it fell; ordinary rounds then have this one. 0 where it stayed.
     """
     known: dict[str, Any] = asdict(method) if is_dataclass(method) else {}
     names = [*_of(phase, level)]
@@ -21,7 +24,12 @@ def smaller_steps(method: Method, phase: str, level: str, *, lr: float) -> str:
         names += [*_of("unlearn", level), "lr", "eta_u"]
     for name in names:
         if name in known:
-            return _said(f"--set {name.replace('_', '-')}=", known[name], lr, name)
+            return _said(f"--set {name.replace('_', '-')}=", known[name], final_lr or lr, name)
+    if final_lr:
+        return (
+            f"these rounds take the version's own rates, {lr:g} falling to {final_lr:g}: train "
+            "again with a lower --lr and --final-lr"
+        )
     return f"these rounds take the version's own lr, {lr:g}: train again with a lower --lr"
 
 

@@ -77,12 +77,12 @@ def certificate(
     from server.requests.exporting import check_output
     from server.storage import keys
 
-    output, html = (path and path.expanduser().absolute() for path in (output, html))
+    output, html = (path and path.expanduser().resolve() for path in (output, html))
     if output == html:
         raise BadSetting(f"html must be another file than output, got {html}")
-    for path in (output, html):
+    for name, path in (("output", output), ("html", html)):
         if path is not None:
-            check_output(path, force=force)
+            check_output(path, force=force, name=name)
     home, ledger = opened(call)
     data = certificates.issue(home, ledger, ledger.request(request))
     public = keys.public_keys(home.keys)[0]

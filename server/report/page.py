@@ -345,7 +345,7 @@ footer { margin-top: 3rem; padding-top: .8rem; border-top: 1px solid var(--rule)
 <li>It is statistical evidence, not proof. It shows how the model behaves on test data; it does not show that nothing of the forgotten data is left in the weights.</li>
 <li>Accuracy alone cannot tell hidden from forgotten: a model may score 0 % on a class and yet have it back after a few training steps. That is why relearning is measured beside it{{ "" if curve_measured else "; here it was not" }}.</li>
 {% if by_spread %}
-<li>The limits beside each finding come from {{ record.verdict.retrainings }} retrained models and hold for honest retrainings in {{ (100 * (1 - record.verdict.false_alarms))|round|int }} of 100 cases, where their numbers are normally distributed. Few models give wide limits, within which some of the data may be left.</li>
+<li>The limits beside each finding come from {{ record.verdict.retrainings }} retrained models and are made to hold for honest retrainings in {{ (100 * (1 - record.verdict.false_alarms))|round|int }} of 100 cases or more; on a single small data set it may be some fewer. Few models give wide limits, within which some of the data may be left.</li>
 {% elif retrained %}
 <li>Retrained is a single model from a single seed. Another retraining would differ by some points; differences of that size mean nothing. The limits beside each finding are those that the request asked for.</li>
 {% elif itself %}

@@ -115,8 +115,11 @@ def _remedy(work: Work, phase: str) -> str:
     """Return what to change where a phase's steps went too far."""
     s, method = work.request.settings, work.request.method
     if method is None:
-        return f"train with smaller steps, such as --lr {s.lr / 10:g} (now {s.lr:g})"
-    return smaller_steps(method, phase, s.forget.level, lr=s.ordinary_lr)
+        less, now = f"--lr {s.lr / 10:g}", f"{s.lr:g}"
+        if s.final_lr:
+            less, now = f"{less} --final-lr {s.final_lr / 10:g}", f"{now} and {s.final_lr:g}"
+        return f"train with smaller steps, such as {less} (now {now})"
+    return smaller_steps(method, phase, s.forget.level, lr=s.lr, final_lr=s.final_lr)
 
 
 def _train(work: Work) -> None:

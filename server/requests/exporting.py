@@ -85,16 +85,21 @@ def export(
     return Exported(path, len(data), sha256, told, home.writable)
 
 
-def check_output(path: Path, *, force: bool) -> None:
+def check_output(path: Path, *, force: bool, name: str = "output") -> None:
     """Refuse a file that cannot be written, or that is there already.
+
+    Args:
+        path: The file, absolute.
+        force: Whether it may be written over.
+        name: Of the option that names it.
 
     Raises:
         BadSetting: Saying which.
     """
     if not path.parent.is_dir():
-        raise BadSetting(f"output must lie in a folder that exists, got {path}")
+        raise BadSetting(f"{name} must lie in a folder that exists, got {path}")
     if path.is_dir() or (path.exists() and not force):
-        raise BadSetting(f"output must not be there yet, got {path}; --force writes over a file")
+        raise BadSetting(f"{name} must not be there yet, got {path}; --force writes over a file")
 
 
 def _safetensors(network: nn.Module, told: dict[str, Any]) -> bytes:

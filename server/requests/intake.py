@@ -42,7 +42,14 @@ from server.requests.progress import Listener
 from server.requests.resolved import ResolvedRequest, resolve
 from server.requests.tasks import check_judges, check_level, check_task, with_scale
 from server.requests.workspace import Workspace
-from server.settings import DEFAULT_METHOD, RunSettings, essence, federation_name, parse
+from server.settings import (
+    DEFAULT_METHOD,
+    TRAINING,
+    RunSettings,
+    essence,
+    federation_name,
+    parse,
+)
 from server.storage.ledger import Erased, RequestRow, VersionRow
 from strategies.rounds.base import ClientLost
 from strategies.table import METHODS, method
@@ -515,8 +522,12 @@ class Service(Workspace):
 
 def inherited(settings: RunSettings, base: VersionRow) -> RunSettings:
     """Return `settings` with everything a version was trained with taken from its card."""
+    # What an older release did not know, its versions were trained without: the default, whatever
+    # the request says.
     own = {
-        key: value for key, value in settings.plain().items() if key not in base.card["settings"]
+        key: value
+        for key, value in settings.plain().items()
+        if key not in base.card["settings"] and key not in TRAINING
     }
     # A version may have named no clients, and a request those that they are.
     named = {"clients": base.card["settings"].get("clients") or settings.clients}

@@ -308,8 +308,12 @@ def of_other_code(cache: Path, inputs: Mapping[str, Any]) -> int:
         inputs: What number 0 of the request's stock depends on (`inputs_of`).
     """
 
+    # Settings that have come since have their defaults in a model of an older release.
+    usual = {k: v for k, v in RunSettings().plain().items() if k in inputs["training"]}
+
     def but_code(found: Mapping[str, Any]) -> dict[str, Any]:
-        training = {key: value for key, value in found["training"].items() if key != "seed"}
+        told = {**usual, **found["training"]}
+        training = {key: value for key, value in told.items() if key != "seed"}
         return {**_as_json(found), "training": _as_json(training), "code": ""}
 
     count = 0

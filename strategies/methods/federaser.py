@@ -13,7 +13,8 @@ Departs from the paper:
 4. Calibrated updates are kept in place of the stored ones, so that a later request finds some.
 5. Of training, rounds 1, 1 + Delta t, 1 + 2 Delta t, ... are kept. The public code keeps Delta t,
    2 Delta t, ...: its first step would then come from a model that knows the client.
-6. With `rounds=3`, up to three ordinary rounds follow until the accuracy is back, as where Dhasade
+6. Where the learning rate of training falls, a round is calibrated at the rate that it had.
+7. With `rounds=3`, up to three ordinary rounds follow until the accuracy is back, as where Dhasade
    et al. 2024 (QuickDrop, table 2) measure it.
 """
 

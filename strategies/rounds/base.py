@@ -560,12 +560,12 @@ class FederatedAveraging(Rounds):
     def __init__(
         self, settings: Common, *, rates: Callable[[int], float] | None = None, **more: Any
     ) -> None:
-        """Configure the rounds.
+        """Configure the rounds, at a learning rate that may differ from round to round.
 
         Args:
-            settings: As of any rounds.
+            settings: What every node is told.
             rates: Learning rate of each round, by its number from 1; None for that of `settings`.
-            more: As of any rounds.
+            more: As `Rounds` takes it.
         """
         super().__init__(settings, **more)
         self.rates = rates
@@ -574,7 +574,7 @@ class FederatedAveraging(Rounds):
         """Return the settings with the round's learning rate."""
         if self.rates is None:
             return self.settings
-        values: dict[str, Any] = {"lr": self.rates(server_round)}
+        values: dict[str, Any] = {"lr": self.rates(server_round)}  # not every message has one
         return replace(self.settings, **values)
 
     def part_of_mean(self, name: str, answer: Used) -> ArrayRecord:

@@ -162,8 +162,12 @@ def test_no_file_is_written_over_unless_it_is_said(home: Path, tmp_path: Path) -
     assert run(home, *words, "--force").exit_code == 0
     assert json.loads(path.read_text())["payloadType"]
     # One file cannot hold both.
-    same = ["certificate", "r0002", "-o", str(path), "--html", str(path), "--force"]
-    assert run(home, *same).exit_code == USAGE
+    (tmp_path / "sub").mkdir()
+    for other in (path, tmp_path / "sub" / ".." / path.name):
+        same = ["certificate", "r0002", "-o", str(path), "--html", str(other), "--force"]
+        assert run(home, *same).exit_code == USAGE
+    done = run(home, "certificate", "r0002", "--html", str(page))
+    assert f"html must not be there yet, got {page}" in done.stderr
 
 
 def test_the_page_has_no_script_and_loads_nothing(home: Path, tmp_path: Path) -> None:

@@ -93,6 +93,18 @@ def test_each_method_and_phase_has_an_option(name: str, phase: str, level: str, 
     assert words in smaller_steps(method(name, level, {}), phase, level, lr=0.1)
 
 
+def test_rates_that_fall_are_both_named() -> None:
+    told = smaller_steps(method("sga", "class", {}), "retrain", "class", lr=0.1, final_lr=0.02)
+    assert told == (
+        "these rounds take the version's own rates, 0.1 falling to 0.02: train again with a lower "
+        "--lr and --final-lr"
+    )
+    # No larger than an ordinary round's, which is one as at the end of training.
+    asked = method("sga", "class", {"unlearn-lr": "0.5"})
+    told = smaller_steps(asked, "unlearn", "class", lr=0.1, final_lr=0.02)
+    assert "unlearn-lr=0.02 (now 0.5)" in told
+
+
 def test_the_value_now_is_the_requests() -> None:
     asked = method("sga", "class", {"unlearn-lr": "0.5"})
     assert "unlearn-lr=0.05 (now 0.5)" in smaller_steps(asked, "unlearn", "class", lr=0.1)

@@ -1,4 +1,4 @@
-"""A training whose learning rate falls: which rate each round is told, before and after a stop."""
+"""A training whose learning rate falls: which rate each round is told, a stop between or none."""
 
 from collections import defaultdict
 from collections.abc import Iterator
@@ -11,8 +11,9 @@ from flwr.app import Message
 
 from client.errors import BadSetting
 from server.nodes.grid import NamedGrid
+from server.runner import run
 from server.settings import RunSettings
-from tests.small_job import forget, train, weights
+from tests.small_job import JOB, Silent, forget, train, weights
 
 FALLS: dict[str, Any] = {"rounds": 3, "lr": 0.3, "final_lr": 0.1}
 RATES = [0.3, 0.2, 0.1]  # 0.1 + 0.2 (1 + cos a) / 2 at 0, 90 and 180 degrees
@@ -49,7 +50,6 @@ def test_training_and_retraining_fall_and_later_rounds_go_on_from_there(
         accept="not-shown",
         max_forget_accuracy=100.0,
         max_relearning_gap=100.0,
-        **FALLS,
     )
     assert told["retrain"] == RATES
     assert set(told["recover"]) == {0.1}
@@ -65,9 +65,30 @@ def test_federaser_calibrates_each_round_at_its_own_rate(tmp_path: Path, told: T
         accept="not-shown",
         max_forget_accuracy=100.0,
         max_relearning_gap=100.0,
-        **FALLS,
     )
     assert told["unlearn"] == [0.3, 0.1]  # rounds 1 and 3
+
+
+def test_a_training_that_was_stopped_goes_on_at_the_rate_of_its_round(
+    tmp_path: Path, told: Told
+) -> None:
+    class Stops(Silent):
+        def round(self, done: Any, scores: Any) -> None:
+            if done.number == 2:
+                raise KeyboardInterrupt
+
+    job = {**JOB, "scale": 0, "keep_updates": 0, **FALLS, "home": str(tmp_path)}
+    settings = RunSettings(mode="train", **job, engine="inline").check()
+    with pytest.raises(KeyboardInterrupt):
+        run(settings, Stops())
+    run(settings, Silent())
+    assert told["train"] == [0.3, 0.2, 0.2, 0.1]  # round 2 was not written down
+
+
+def test_in_sums_all_clients_are_told_the_rate_of_the_round(tmp_path: Path, told: Told) -> None:
+    sums = {"secure_aggregation": True, "num_clients": 3}
+    train(tmp_path, "inline", scale=0, keep_updates=0, **sums, **FALLS)
+    assert sorted(set(told["train"]), reverse=True) == RATES
 
 
 def test_a_rate_that_ends_where_it_begins_gives_the_weights_of_one_that_stays(

@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from server.evidence.record import to_json
 from server.nodes.engines.inline import InlineGrid
 from server.nodes.grid import ClientsMissing, NamedGrid
 from server.requests.attendance import await_clients
-from server.requests.intake import Service
+from server.requests.intake import Service, inherited
 from server.runner import run
 from server.settings import RunSettings, essence, federation_name
 from server.storage.home import Home
@@ -215,7 +216,18 @@ def test_names_belong_to_the_federations_identity() -> None:
 
 def test_a_request_of_old_is_still_known_again() -> None:
     now = RunSettings(**JOB).plain()
-    old = {key: value for key, value in now.items() if key not in ("clients", "image-start")}
+    since = ("clients", "image-start", "final-lr")
+    old = {key: value for key, value in now.items() if key not in since}
     assert essence(old) == essence(now)
     assert essence({**now, "clients": "client-1"}) != essence(now)
     assert essence({**now, "image-start": "noise"}) != essence(now)
+    assert essence({**now, "final-lr": 0.01}) != essence(now)
+
+
+def test_what_an_older_release_did_not_know_a_version_was_trained_without() -> None:
+    now = RunSettings(**JOB, final_lr=0.05)
+    card: dict[str, Any] = {"settings": now.training(), "data_dir": ""}
+    version: Any = SimpleNamespace(id="v0001", card=card)
+    assert inherited(RunSettings(**JOB), version).final_lr == 0.05
+    del card["settings"]["final-lr"]
+    assert inherited(now, version).final_lr == 0.0

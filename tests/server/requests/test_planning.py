@@ -440,10 +440,19 @@ def test_without_the_cost_of_training_images_stand_for_time() -> None:
 
 # Means of a table by hand: Retrained, Original, and what a method may miss by.
 TABLE: shown.Models = {
-    "Retrained": {"forget_accuracy": 50.0, "retain_accuracy": 90.0, "relearning": 40.0},
-    "Original": {"forget_accuracy": 90.0, "retain_accuracy": 91.0, "relearning": 80.0},
+    "Retrained": {
+        **{"forget_accuracy": 50.0, "retain_accuracy": 90.0},
+        **{"relearning": 40.0, "head_back": 1.0, "matched_head": 0.0},
+    },
+    "Original": {
+        **{"forget_accuracy": 90.0, "retain_accuracy": 91.0},
+        **{"relearning": 80.0, "head_back": 91.0, "matched_head": 90.0},
+    },
 }
-NEAR = {"forget_accuracy": 51.9, "retain_accuracy": 88.6, "relearning": 47.9}
+NEAR = {
+    **{"forget_accuracy": 51.9, "retain_accuracy": 88.6},
+    **{"relearning": 47.9, "head_back": 18.9, "matched_head": 17.9},
+}
 
 
 def test_what_is_preferred_is_what_the_results_show() -> None:
@@ -457,6 +466,8 @@ def test_what_is_preferred_is_what_the_results_show() -> None:
         ("class", {"forget_accuracy": 47.9}),
         ("class", {"retain_accuracy": 88.4}),
         ("class", {"relearning": 48.1}),  # a fifth of 40 points is 8
+        ("class", {"head_back": 19.1}),  # of 90 it is 18
+        ("class", {"matched_head": 18.1}),
         ("client", {"forget_accuracy": 53.1}),
         ("client", {"retain_accuracy": 88.4}),
     ],
@@ -466,6 +477,16 @@ def test_a_method_that_is_far_from_retrained_is_not_preferred(
 ) -> None:
     assert shown.shown(level, [{**TABLE, "puf": NEAR}]) == ("retraining", "puf")
     assert shown.shown(level, [{**TABLE, "puf": {**NEAR, **worse}}]) == ("retraining",)
+
+
+def test_a_table_without_what_lies_below_the_last_layer_is_read_without_it() -> None:
+    def without(means: dict[str, float]) -> dict[str, float]:
+        return {k: v for k, v in means.items() if k not in ("head_back", "matched_head")}
+
+    table = {name: without(means) for name, means in TABLE.items()}
+    assert shown.shown("class", [{**table, "puf": without(NEAR)}]) == ("retraining", "puf")
+    # But a method of which alone it was not measured is not shown to forget.
+    assert shown.shown("class", [{**TABLE, "puf": without(NEAR)}]) == ("retraining",)
 
 
 def test_a_method_must_stand_in_every_table_to_be_preferred() -> None:

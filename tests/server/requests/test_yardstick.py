@@ -50,14 +50,15 @@ def test_those_that_know_what_was_erased_since_go(tmp_path: Path) -> None:
 
 
 def test_those_of_other_code_are_counted_whatever_their_seed(tmp_path: Path) -> None:
-    def trained(seed: int, rounds: int = 30) -> dict[str, Any]:
-        return {"training": {"seed": seed, "rounds": rounds}}
+    def trained(seed: int, rounds: int = 30, **more: Any) -> dict[str, Any]:
+        return {"training": {"seed": seed, "rounds": rounds, **more}}
 
     old = {"code": "0" * 64}
-    kept(tmp_path, "this", **trained(0))
+    kept(tmp_path, "this", **trained(0, **{"final-lr": 0.0}))  # which older releases did not have
     kept(tmp_path, "old-0", **trained(0), **old)
     kept(tmp_path, "old-1", **trained(17), **old)
     kept(tmp_path, "old-shorter", **trained(0, 20), **old)
+    kept(tmp_path, "old-falling", **trained(0, **{"final-lr": 0.1}), **old)
     kept(tmp_path, "old-elsewhere", **trained(0), **old, federation="theirs")
     (tmp_path / "retrained-broken.safetensors").write_bytes(b"\xff" * 40)
 
