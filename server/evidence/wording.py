@@ -54,7 +54,7 @@ def how_known(verdict: Verdict) -> str:
             f"(efface yardstick --count {ENOUGH} or more trains what can)"
         )
     text = (
-        f"limits by the spread of {count} retrained models: at most "
+        f"limits by the spread of {count} retrained models, made so that at most "
         f"{100 * verdict.false_alarms:g} % of honest retrainings lie beyond any of them"
     )
     if verdict.refused_retrainings:

@@ -313,8 +313,8 @@ def test_a_result_among_the_retrained_models_passes_and_says_by_what() -> None:
     assert found.state == "passed"
     assert (found.retrainings, found.false_alarms, found.refused_retrainings) == (5, 0.05, 0)
     assert reasons(found, "class")[-1] == (
-        "limits by the spread of 5 retrained models: at most 5 % of honest retrainings lie beyond "
-        "any of them"
+        "limits by the spread of 5 retrained models, made so that at most 5 % of honest "
+        "retrainings lie beyond any of them"
     )
     # Mean 52, spread sqrt(2.5), 11 ends: 52 +- 5.46 * 1.58 * sqrt(1.2).
     curve = found.finding("relearning-curve")
