@@ -190,6 +190,13 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
             if {"partition", "partitions"} & own[table].keys():  # one stands for the other
                 under = {k: v for k, v in under.items() if k not in ("partition", "partitions")}
             merged[table] = {**under, **own[table]}
+    options = [as_table(told, "options") for told in (base, own)]
+    if any(options):
+        under, over = options
+        merged["options"] = {
+            method: {**as_table(under, method), **as_table(over, method)}
+            for method in (*under, *(method for method in over if method not in under))
+        }
     return merged
 
 

@@ -156,6 +156,24 @@ def test_a_class_that_the_data_do_not_have_is_refused(tmp_path: Path) -> None:
         check_data(recipe, "", "cpu")
 
 
+def test_options_are_laid_over_method_by_method(tmp_path: Path) -> None:
+    (tmp_path / "base.toml").write_text(
+        'methods = ["sga", "federaser", "quickdrop"]\n'
+        "[options.sga]\nunlearn_lr = 0.5\nunlearn_rounds = 2\n[options.federaser]\nrounds = 3\n"
+        "[[levels]]\nclasses = [3]\n"
+    )
+    path = tmp_path / "over.toml"
+    path.write_text(
+        'extends = "base.toml"\n[options.sga]\nunlearn_lr = 0.1\n'
+        "[options.quickdrop]\nrecover_rounds = 5\n"
+    )
+    assert {one.name: one.options for one in load(path).contenders} == {
+        "sga": "unlearn-lr=0.1,unlearn-rounds=2",
+        "federaser": "rounds=3",
+        "quickdrop": "recover-rounds=5",
+    }
+
+
 def test_a_recipe_lies_over_the_one_it_extends(tmp_path: Path) -> None:
     write(tmp_path, more="seeds = [3]", name="base")
     over = tmp_path / "over.toml"
