@@ -17,9 +17,8 @@ retraining then lies beyond any of them in at most a share `rate` of cases, howe
 hang together. Few models give wide limits: t(1 - 0.03/13, K - 1) is 14.7 at K = 3, 5.7 at K = 5,
 3.7 at K = 10, so that more of them find more.
 
-Values of real models have heavier tails than normal ones: a training now and then ends elsewhere
-than its fellows. So limits are computed for a smaller rate than the one that is stated
-(benchmarks/RESULTS.md has how many honest retrainings lie beyond, on digits and on MNIST).
+Values of real models are not normal. So limits are computed for a smaller rate than the one that is
+stated: benchmarks/RESULTS.md has how many honest retrainings lie beyond, on digits and on MNIST.
 
 Values are percentages, and near 0 and 100 those of retrained models are skewed: one in three may
 have some of a class where the others have none. So the interval is also computed of

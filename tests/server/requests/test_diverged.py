@@ -54,6 +54,21 @@ def test_an_ascent_that_diverges_names_the_option_and_a_value(tmp_path: Path, ta
     assert told.endswith("try smaller steps, such as --set unlearn-lr=1e-05 (now 0.02)")
 
 
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({}, "--lr 1e+08 (now 1e+09)"),
+        ({"final_lr": 1e5}, "--lr 1e+08 --final-lr 10000 (now 1e+09 and 100000)"),
+    ],
+)
+def test_a_training_that_diverges_names_rates_that_go_together(
+    tmp_path: Path, task: str, more: dict[str, float], words: str
+) -> None:
+    with pytest.raises(ClientLost) as lost:
+        ask(tmp_path / "home", task=task, lr=1e9, **more)
+    assert str(lost.value).endswith(f"train with smaller steps, such as {words}")
+
+
 def test_an_ascent_on_a_loss_without_bound_is_held_by_default(tmp_path: Path, task: str) -> None:
     home = tmp_path / "home"
     ask(home, task=task)
