@@ -5,8 +5,9 @@
 As `benchmarks/cheats.py`, of a client in place of a class: the training images are dealt to
 `--clients`, each of which holds out a fifth of its own, and the first is to be forgotten. What is
 measured is accuracy on what it holds out, how much surer the model is of its training images than
-of what the others hold out (the median of their means, as `server.nodes.federation` takes it), and,
-of classes that only it holds, all that is measured of a class.
+of what the others hold out (the median of their means, as `server.nodes.federation` takes it), the
+same of each half of its images when the other half was learned again, and, of classes that only it
+holds, all that is measured of a class.
 """
 
 import argparse
@@ -29,7 +30,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from client.learning.evaluation import losses_of
-from client.learning.membership import confidence, surer
+from client.learning.membership import confidence, relearned, surer
 from client.learning.training import Pick, minibatches
 from client.seeds import derive, generator
 from client.simulation.partition import partition
@@ -45,7 +46,7 @@ from server.storage.home import write_json
 BLOCKS: Final = 30  # how often a tuned cheat looks at its measure, at most
 STEPS: Final = 3  # between two looks
 MARKS: Final = {"exceeded": " above", "below": " below", "cannot-tell": " ?", "held": ""}
-TUNED: Final = ("forget-accuracy", "membership")
+TUNED: Final = ("forget-accuracy", "membership", "client-relearning")
 
 
 @dataclass(frozen=True)
@@ -80,8 +81,8 @@ class ClientBench(Bench):
             self.spec, self.data, ForgetSpec("client", (), ("client-0",)), alone=self.alone
         )
 
-    def told(self, state: State) -> tuple[float, float]:
-        """Return what the nodes tell, in percent: held-out accuracy, and membership."""
+    def told(self, state: State) -> tuple[float, float, float]:
+        """Return what the nodes tell, in percent: held-out accuracy, membership, relearning."""
         model, (own, *others) = self.network(state).eval(), self.heldout
 
         def sure(index: Tensor) -> float:
@@ -91,7 +92,9 @@ class ClientBench(Bench):
             guessed = model(self.picker(own)(torch.arange(len(own)))[0])
         right = float((guessed.argmax(dim=1) == self.data.train.labels[own]).double().mean())
         unseen = median(sure(index) for index in others if len(index))
-        return 100 * right, surer(sure(self.shares[0]), unseen)
+        members = self.shares[0]
+        again = relearned(model, self.picker(members), len(members), 0) / len(members)
+        return 100 * right, surer(sure(members), unseen), surer(again, unseen)
 
     def picker(self, index: Tensor) -> Pick:
         """Return what picks inputs and labels of training images, on the CPU, by places in it."""
@@ -106,11 +109,12 @@ class ClientBench(Bench):
     def measure(self, number: int, seed: int, state: State, original: State) -> Retraining:
         """Return all that a verdict reads of one model."""
         arrays, judge = ArrayRecord(state), self.judge
-        accuracy, membership = self.told(state)
+        accuracy, membership, again = self.told(state)
         scores = {
             **judge.quick(arrays),
             "forget_accuracy": accuracy,
             "membership": membership,
+            "client_relearning": again,
             "relearning_curve": judge.relearning(arrays),
         }
         below = None
@@ -160,7 +164,8 @@ class ClientCheater(Cheater):
         return {
             **self.cheats,
             **{f"tuned: {name}": lambda name=name: self.up(name) for name in TUNED},  # type: ignore[misc]
-            "tuned: both": lambda: self.up(*TUNED),
+            "tuned: accuracy and membership": lambda: self.up(*TUNED[:2]),
+            "tuned: all three": lambda: self.up(*TUNED),
         }
 
     def up(self, *names: str) -> State:

@@ -108,6 +108,11 @@ class Node:
         return derive(told, "site", own) if self.policy.is_real else told
 
     @property
+    def lasting_seed(self) -> int:
+        """The seed of draws that must be the same whatever is asked, and by whom."""
+        return derive(0, "site", self.policy.data.split_seed) if self.policy.is_real else 0
+
+    @property
     def scale(self) -> int:
         """Real images for one that stands in for them, at least as many as the policy says."""
         return max(self.settings.scale, self.policy.synthetic.min_scale)

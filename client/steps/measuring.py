@@ -12,11 +12,11 @@ from client.data.site import erased_mask, forget_mask
 from client.errors import BadSetting
 from client.learning.curvature import fisher_diagonal
 from client.learning.evaluation import BATCH, Scores, evaluate, losses_of
-from client.learning.membership import confidence
+from client.learning.membership import BATCH_SIZE, LR, STEPS, confidence, relearned
 from client.learning.private import noised_counts
 from client.messages import CLASS_3, Common, Declaration
 from client.node import Answer, Metrics, Node, ReplyArrays, answers
-from client.settings import MIN_EXAMPLES, at_least, one_of, setting
+from client.settings import MIN_EXAMPLES, at_least, one_of, positive, rising, setting
 from client.wire import forms, shown_loss
 
 
@@ -85,8 +85,10 @@ def heldout(node: Node, settings: Heldout) -> Answer:
 class Membership(Common):
     """How much surer a model is of training examples that are to go than of what others hold out.
 
-    Each example's loss stays at the node: two sums go up. A client that is to go answers of its
-    training examples, the others of what they hold out.
+    Each example's loss stays at the node: sums go up. A client that is to go answers of its
+    training examples, the others of what they hold out. Of its examples it tells one sum of the
+    model as it is, and one of each half of them when a copy has learned the other half again
+    (`client.learning.membership`); the copies do not leave the node.
     """
 
     message: ClassVar = Declaration(
@@ -98,9 +100,16 @@ class Membership(Common):
             "num-others": "scalar",  # held-out ones, of clients that it does not name
             "members-confidence": "scalar",  # sum of the true class's probability
             "others-confidence": "scalar",
+            "num-relearned": "scalar",  # members, where their halves are large enough; else 0
+            "relearned-confidence": "scalar",  # the same sum, the other half learned again
         },
         sums="sum",
     )
+
+    # SGD steps on a half after which the other is looked at; none not to learn anything again.
+    relearn_steps: list[int] = setting(rising(), list(STEPS))
+    lr: float = setting(positive(), LR)
+    batch_size: int = setting(at_least(1), BATCH_SIZE)
 
 
 @answers(Membership)
@@ -124,7 +133,7 @@ def membership(node: Node, settings: Membership) -> Answer:
     parts = {"members": train.where(members), "others": held.where(others)}
     model = node.model()
     metrics: Metrics = {}
-    used = 0
+    counts: dict[str, int] = {}
     for name, part in parts.items():
         enough = len(part) >= node.least
         chosen = part if enough else part.where(torch.zeros(len(part), dtype=torch.bool))
@@ -138,7 +147,24 @@ def membership(node: Node, settings: Membership) -> Answer:
             f"num-{name}": len(chosen),
             f"{name}-confidence": float(confidence(losses).sum()),
         }
-        used += len(chosen)
+        counts[name] = len(chosen)
+    number, used = counts["members"], sum(counts.values())
+    again = bool(settings.relearn_steps) and number // 2 >= node.least
+    sure = 0.0
+    if again:
+        node.allow(2 * max(settings.relearn_steps))
+        sure = relearned(
+            model,
+            node.pick(parts["members"]),
+            number,
+            node.lasting_seed,
+            steps=settings.relearn_steps,
+            lr=settings.lr,
+            batch_size=settings.batch_size,
+            least=node.policy.answers.min_batch,
+            at_once=node.at_once,
+        )
+    metrics |= {"num-relearned": number if again else 0, "relearned-confidence": sure}
     return {"num-examples": used, "samples": used, **metrics}, None
 
 

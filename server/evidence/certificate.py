@@ -39,7 +39,7 @@ ROLES: Final = ("before", "after")
 # forgotten is that client's alone, and its accuracy is what the certificate is about.
 _SCORES: Final = (
     *("forget_accuracy", "retain_accuracy", "loss", "per_class_accuracy", "relearning_curve"),
-    "membership",
+    *("membership", "client_relearning"),
 )
 _HELDOUT: Final = ("forget_accuracy", "retain_accuracy", "forget_median", "retain_median")
 _MODELS: Final = ("original", "unlearned", "recovered", "retrained")

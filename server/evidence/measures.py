@@ -147,7 +147,9 @@ class Judge:
         numbers = self._numbers(scores if scores is not None else sides.forget + sides.retain)
         if self.forget.level == "client":
             numbers["forget_accuracy"] = heldout.forget_accuracy
-            numbers["membership"] = federation.membership(arrays, self.spec)
+            surer = federation.membership(arrays, self.spec)
+            numbers["membership"] = surer.membership
+            numbers["client_relearning"] = surer.client_relearning
         return replace(read(ModelScores, numbers, "scores"), heldout=heldout)
 
     def relearning(self, arrays: ArrayRecord) -> dict[str, Any] | None:

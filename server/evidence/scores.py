@@ -73,6 +73,8 @@ class ModelScores:
         membership: Of clients: by how many points the model is surer of what they train on than of
             what the other clients hold out (the true class's mean probability). It is of meaning
             beside that of retrained models.
+        client_relearning: The same of each half of them, when a copy of the model has learned the
+            other half again for a few steps, at the client.
         timeline: Of Retrained: its own rounds.
     """
 
@@ -83,6 +85,7 @@ class ModelScores:
     heldout: Heldout | None = None
     relearning_curve: Curve | None = None
     membership: float | None = None
+    client_relearning: float | None = None
     timeline: tuple[RoundScores, ...] | None = None
 
     @property

@@ -47,7 +47,7 @@ COMPUTED_FOR: Final = 0.03  # the share that would be refused if values were nor
 # Points. Values that agree better than this, such as accuracies of 0.0 %, are taken to differ by
 # it: that some retrained models agree to the last image does not say that the next one will.
 LEAST_SPREAD: Final = 1.0
-DIFFERENCES: Final = ("membership",)  # of two shares, which may lie below 0
+DIFFERENCES: Final = ("membership", "client-relearning")  # of two shares, which may lie below 0
 
 
 @dataclass(frozen=True)

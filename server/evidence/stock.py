@@ -21,6 +21,7 @@ Measure = Literal[
     "matched-head",
     "turned-head",
     "membership",
+    "client-relearning",
 ]
 
 
@@ -54,13 +55,20 @@ class Retraining:
             "probe": below.probe,
             "matched head": below.matched_head,
             "turned head": below.turned_head,
-            **({} if scores.membership is None else {"membership": scores.membership}),
+            **{
+                name: value
+                for name, value in (
+                    ("membership", scores.membership),
+                    ("client relearning", scores.client_relearning),
+                )
+                if value is not None
+            },
         }
 
 
 # Each says something of its own: what is answered, how fast it comes back, from the last layer as
 # it was, from an empty one, and of the features without any layer on top. Of clients all but the
-# first and the last are of the classes that only they held.
+# first and the last two are of the classes that only they held.
 _READ: Final[Mapping[Measure, Callable[[ModelScores, FeatureScores], float | None]]] = {
     "forget-accuracy": lambda scores, features: scores.forget_accuracy,
     "relearning-curve": lambda scores, features: scores.curve_mean,
@@ -71,7 +79,9 @@ _READ: Final[Mapping[Measure, Callable[[ModelScores, FeatureScores], float | Non
     "matched-head": lambda scores, features: features.matched_head,
     "turned-head": lambda scores, features: features.turned_head,
     "membership": lambda scores, features: scores.membership,
+    "client-relearning": lambda scores, features: scores.client_relearning,
 }
+OF_CLIENTS: Final[tuple[Measure, ...]] = ("membership", "client-relearning")
 REQUIRED: Final[Mapping[str, tuple[Measure, ...]]] = {
     "class": ("forget-accuracy", "relearning-curve"),
     "client": ("forget-accuracy",),
@@ -100,7 +110,7 @@ def measured(
     return {
         name: value
         for name, value in found.items()
-        if value is not None and (name != "membership" or level == "client")
+        if value is not None and (name not in OF_CLIENTS or level == "client")
     }
 
 

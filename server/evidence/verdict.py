@@ -33,6 +33,7 @@ Code = Literal[
     "matched-head",
     "turned-head",
     "membership",
+    "client-relearning",
     "nothing-below",
     "only-accuracy",
     "by-method",

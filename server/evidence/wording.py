@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
-from server.evidence.spread import ENOUGH
+from server.evidence.spread import DIFFERENCES, ENOUGH
 from server.evidence.verdict import RETAIN_TOLERANCE, YARDSTICK, Finding, Missing, Verdict
 from server.format import class_text
 
@@ -24,10 +24,15 @@ MEASURES: Final = {
     "matched-head": "accuracy with Original's last layer on the features matched to Original's",
     "turned-head": "accuracy with Original's last layer on the features turned onto Original's",
     "membership": "how much surer it is of training examples than of unseen ones",
+    "client-relearning": "how much surer it is of half of them, the other half learned again",
 }
 OF_CLIENTS: Final = {
     "forget-accuracy": "accuracy on the client's held-out data",
     "membership": "how much surer it is of the client's training examples than of unseen ones",
+    "client-relearning": (
+        "how much surer it is of half of the client's training examples than of unseen ones when "
+        "the other half was learned again"
+    ),
 }
 
 
@@ -153,7 +158,7 @@ def reason(
 
 def expected(finding: Finding) -> str:
     """Return which values a spread allows, as far as a share can have them: "at most 13.1 %"."""
-    if finding.code == "membership":  # a difference, which may be below 0
+    if finding.code in DIFFERENCES:  # a difference, which may be below 0
         return f"{finding.low or 0.0:+.1f} to {finding.limit or 0.0:+.1f} points"
     low, high = max(finding.low or 0.0, 0.0), finding.limit or 0.0
     if high >= 100:
@@ -166,7 +171,7 @@ def _by_spread(finding: Finding, level: str) -> str:
     what = MEASURES[f.code]
     if level == "client":
         what = OF_CLIENTS.get(f.code, f"of classes that only the client held, {what}")
-    unit = " points" if f.code == "membership" else " %"
+    unit = " points" if f.code in DIFFERENCES else " %"
     text = f"{what} {_of(f.value)}{unit}, expected of a retrained model {expected(f)}"
     if f.state == "exceeded":
         text += ": more than they know is left"

@@ -149,6 +149,20 @@ def nothing_kept() -> Iterator[StoredRound]:
 OnRound = Callable[[Round, ArrayRecord], dict[str, Any] | None]
 
 
+@dataclass(frozen=True)
+class Surer:
+    """How much surer a model is of training examples that are to go than of unseen ones.
+
+    Attributes:
+        membership: As the model is, in points; None where it was not measured.
+        client_relearning: Of each half of them, when a copy at the client has learned the other
+            half again for a few steps; None also where the halves are too small.
+    """
+
+    membership: float | None = None
+    client_relearning: float | None = None
+
+
 @dataclass
 class GridFederation(RequestValues):
     """Runs a request's rounds on a grid; implements `strategies.federation.Federation`.
@@ -205,7 +219,7 @@ class GridFederation(RequestValues):
     _surveyed: set[str] = field(default_factory=set)
     _said_so: bool = False  # that membership was not measured
     # Examples on both sides by which membership was measured of the first model, by client.
-    _compared: dict[str, tuple[int, int]] | None = None
+    _compared: dict[str, tuple[int, ...]] | None = None
     _alone: tuple[int, ...] | None = None  # classes of the clients to forget, once they are known
     # What all nodes have answered, by what they were asked: nobody is asked the same twice.
     _answered: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -582,7 +596,7 @@ class GridFederation(RequestValues):
             **values,
         )
 
-    def membership(self, model: ArrayRecord, spec: ModelSpec) -> float | None:
+    def membership(self, model: ArrayRecord, spec: ModelSpec) -> Surer:
         """Return how much surer a model is of the clients' training data than of unseen data.
 
         Only the clients to forget are meant. Unseen is what the others hold out: the median of
@@ -599,10 +613,10 @@ class GridFederation(RequestValues):
             its own, or where not the same examples were measured for the first model asked about.
         """
         if self.forget.level != "client" or self.common.get("noise_multiplier"):
-            return None
+            return Surer()
         if spec.task.own_loss:
             self._not_shown(f"task {spec.task.title} has a loss of its own")
-            return None
+            return Surer()
         told = self.settings(
             Membership,
             phase="evaluate",
@@ -614,27 +628,29 @@ class GridFederation(RequestValues):
         except ClientLost as error:
             self._compared = self._compared or {}
             self._not_shown(str(error))
-            return None
-        keys = ("num-members", "num-others", "members-confidence", "others-confidence")
+            return Surer()
+        keys = (
+            *("num-members", "num-others", "num-relearned"),
+            *("members-confidence", "others-confidence", "relearned-confidence"),
+        )
         totals = {key: sum(float(m[key]) for m in answers.values()) for key in keys}
         each = {
-            name: (round(float(m["num-members"])), round(float(m["num-others"])))
-            for name, m in answers.items()
+            name: tuple(round(float(m[key])) for key in keys[:3]) for name, m in answers.items()
         }
         if self.sums:
-            each = dict.fromkeys(answers, (round(totals[keys[0]]), round(totals[keys[1]])))
+            each = dict.fromkeys(answers, tuple(round(totals[key]) for key in keys[:3]))
         if self._compared is None:
             self._compared = each
         elif each != self._compared:
             changed = {n for n in {*each, *self._compared} if each.get(n) != self._compared.get(n)}
             self._not_shown(f"{', '.join(sorted(changed))} did not answer alike of each model")
-            return None
+            return Surer()
         if not round(totals["num-members"]):
             self._not_shown("no client answers of training examples that are to go")
-            return None
+            return Surer()
         if not round(totals["num-others"]):
             self._not_shown("no other client holds out examples")
-            return None
+            return Surer()
         unseen = totals["others-confidence"] / totals["num-others"]
         means = [
             float(m["others-confidence"]) / float(m["num-others"])
@@ -643,7 +659,11 @@ class GridFederation(RequestValues):
         ]
         if not self.sums and len(means) >= FOR_A_MEDIAN:
             unseen = statistics.median(means)
-        return surer(totals["members-confidence"] / totals["num-members"], unseen)
+        again = round(totals["num-relearned"])
+        return Surer(
+            surer(totals["members-confidence"] / totals["num-members"], unseen),
+            surer(totals["relearned-confidence"] / again, unseen) if again else None,
+        )
 
     def _not_shown(self, why: str) -> None:
         """Say once that membership was not measured."""

@@ -294,6 +294,8 @@ def accuracy_table(record: Record) -> Table:
     columns += ["Relearning %"] if curves else []
     told = any(scores.membership is not None for _, scores in rows)
     columns += ["Surer of members"] if told else []
+    again = any(scores.client_relearning is not None for _, scores in rows)
+    columns += ["Half relearned"] if again else []
     cells = []
     for name, scores in rows:
         row = [name.capitalize()]
@@ -301,6 +303,7 @@ def accuracy_table(record: Record) -> Table:
         row += [number(scores.retain_accuracy)]
         row += [number(scores.curve_mean)] if curves else []
         row += [number(scores.membership)] if told else []
+        row += [number(scores.client_relearning)] if again else []
         cells.append(row)
     return table(columns, cells)
 

@@ -11,7 +11,7 @@ OUTPUTS: Final = "Accuracy and relearning, %"
 BELOW: Final = "Below the last layer, %"
 GROUPS: Final = {
     **dict.fromkeys(("forget", "retain", "relearning"), OUTPUTS),
-    "membership": "Surer of members, points",
+    **dict.fromkeys(("membership", "client relearning"), "Surer of members, points"),
 }
 
 

@@ -9,6 +9,7 @@ from typing import Final
 
 from server.evidence import wording
 from server.evidence.record import Record, Target, remedy
+from server.evidence.spread import DIFFERENCES
 from server.evidence.verdict import Code, Finding, Missing, Verdict
 from server.format import class_text
 from server.report.words import (
@@ -39,6 +40,7 @@ _TITLES: Final = {
     "matched-head": "Last layer, features matched",
     "turned-head": "Last layer, features turned",
     "membership": "Surer of members",
+    "client-relearning": "Half of them relearned",
     "nothing-below": "Below the last layer",
     "only-accuracy": "Beside accuracy",
     "by-method": "Beside the measures",
@@ -202,7 +204,7 @@ def _line(finding: Finding, record: Record) -> Line:
     tone, label = _LABELS[finding.state]
     f = finding
     text = f"Result {as_percent(f.value)}"
-    if f.code == "membership":
+    if f.code in DIFFERENCES:
         now, goal, before = (as_gap(v, 0.0) for v in (f.value, f.retrained, f.original))
         text = (
             f"Result {now} points; retrained from scratch {goal} in the mean, expected "

@@ -43,6 +43,10 @@ from server.storage.seal_check import Problem
 
 # Points. The same weights on another machine may give an image or two another class.
 SAME: Final = 0.5
+SURER: Final = {
+    "membership": "training examples",
+    "client_relearning": "each half of these when the other was learned again",
+}
 LIMITS: Final = ("max-forget-accuracy", "max-relearning-gap")
 # What a request was told and a verification is told anew, or takes the default of.
 ANEW: Final = (
@@ -365,12 +369,13 @@ def _beside(record: Record, again: Record, asked: RunSettings, limits: Limits) -
             if was is not None and now is not None and abs(was - now) > SAME:
                 words = {"curve_mean": "relearning"}.get(what, what.replace("_", " "))
                 yield f"{words} of {name} is {now:.1f} % now, and {was:.1f} % in the record"
-        was, now = getattr(old, "membership", None), getattr(new, "membership", None)
-        if was is not None and now is not None and abs(was - now) > SAME:
-            yield (
-                f"how much surer {name} is of training examples is {now:+.1f} points now, and "
-                f"{was:+.1f} in the record"
-            )
+        for what, members in SURER.items():
+            was, now = getattr(old, what, None), getattr(new, what, None)
+            if was is not None and now is not None and abs(was - now) > SAME:
+                yield (
+                    f"how much surer {name} is of {members} is {now:+.1f} points now, and "
+                    f"{was:+.1f} in the record"
+                )
     shown = [old for _, old, _ in pairs if old is not None and old.membership is not None]
     if shown and (again.recovered is None or again.recovered.membership is None):
         yield (

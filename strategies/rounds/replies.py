@@ -127,7 +127,7 @@ def bounds(told: Common, client: str, described: Mapping[str, Any] | None) -> di
     """
     if told.message.name != "evaluate.membership" or told.forget.level != "client":
         return {}
-    named = client in told.forget.clients
+    named, again = client in told.forget.clients, getattr(told, "relearn_steps", [])
     most = {"members": MOST, "others": MOST}
     if described is not None:
         most = {
@@ -137,6 +137,7 @@ def bounds(told: Common, client: str, described: Mapping[str, Any] | None) -> di
     return {
         "num-members": most["members"] if named else 0.0,
         "num-others": 0.0 if named else most["others"],
+        "num-relearned": most["members"] if named and again else 0.0,
     }
 
 
@@ -257,7 +258,7 @@ def _check_counts(found: Mapping[str, Any]) -> None:
         if any(r > c for r, c in zip(right, count, strict=True)):
             raise BadReply(f"{name.replace('count', 'correct')} must be at most {name} everywhere")
     sides = [name for name in ("members", "others") if f"num-{name}" in found]
-    for name in sides:
+    for name in [*sides, "relearned"] if sides else []:
         sure, number = found[f"{name}-confidence"], found[f"num-{name}"]
         if sure > number * (1 + ROUNDING):
             raise BadReply(
@@ -268,6 +269,11 @@ def _check_counts(found: Mapping[str, Any]) -> None:
         raise BadReply(
             f"num-members and num-others must add up to at most num-examples, {_shown(whole)}, got "
             f"{_shown(both)}"
+        )
+    if sides and found["num-relearned"] > found["num-members"] * (1 + ROUNDING):
+        raise BadReply(
+            f"num-relearned must be at most num-members, {_shown(found['num-members'])}, got "
+            f"{_shown(found['num-relearned'])}"
         )
     for name in ("num-forget", "num-retain"):
         if found.get(name, 0) > whole:

@@ -249,9 +249,13 @@ def test_held_out_counts_that_cannot_be_are_that_sites_failure(lie: Numbers, wor
 
 SURE = {
     "num-members": 70.0, "num-others": 0.0, "members-confidence": 50.0, "others-confidence": 0.0,
+    "num-relearned": 70.0, "relearned-confidence": 60.0,
     "num-examples": 70, "samples": 70, "seconds": 1.0, "partition": -1,
 }  # fmt: skip
-OTHER = {"num-members": 0.0, "num-others": 30.0, "members-confidence": 0.0, "num-examples": 30}
+OTHER = {
+    "num-members": 0.0, "num-others": 30.0, "members-confidence": 0.0, "num-examples": 30,
+    "num-relearned": 0.0, "relearned-confidence": 0.0,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -263,6 +267,9 @@ OTHER = {"num-members": 0.0, "num-others": 30.0, "members-confidence": 0.0, "num
         (EVIL, {"others-confidence": 1.0}, "others-confidence must be at most num-others, 0"),
         (EVIL, {"num-members": 70.5}, "num-members must be at most 70"),
         (EVIL, {"num-members": 60.0, "num-others": 1.0}, "num-others must be at most 0"),
+        (EVIL, {"relearned-confidence": 70.1}, "must be at most num-relearned, 70, got 70.1"),
+        (EVIL, {"num-relearned": 70.5}, "num-relearned must be at most 70"),
+        (EVIL, {"num-members": 60.0}, "num-relearned must be at most num-members, 60, got 70"),
         (EVIL, {"num-examples": 60}, "must add up to at most num-examples, 60"),
         ("client-1", {}, "num-members must be at most 0"),  # who stays has none
         ("client-1", {**OTHER, "num-others": 31.0}, "num-others must be at most 30"),

@@ -7,14 +7,17 @@ from typing import Any
 import pytest
 import torch
 from flwr.app import Message
+from torch.nn.functional import cross_entropy
 
 from client.app import app
+from client.data.datasets import load
 from client.data.site import SIMULATED_STORES, open_site
-from client.learning.membership import confidence, surer
+from client.learning.membership import confidence, halves, relearned, surer
+from client.learning.training import local_sgd, minibatches
 from client.opened import Node
 from client.steps.measuring import Membership
 from server.nodes.engines.inline import InlineGrid
-from tests.messages import NUM_CLIENTS, message, network, told, weights
+from tests.messages import NUM_CLIENTS, SPEC, message, network, told, weights
 
 CLIENT = {"forget_level": "client", "forget_clients": ["client-0"], "holdout": 0.3}
 
@@ -100,3 +103,104 @@ def test_a_task_with_a_loss_of_its_own_has_none(
     reply = ask(grid, **CLIENT)
     assert reply.has_error()
     assert "got a loss of its own" in reply.error.reason
+
+
+def test_each_half_is_looked_at_when_the_other_was_learned_again(grid: InlineGrid) -> None:
+    # By hand: SGD on one half, the other's probabilities after 2 and 3 steps, and in turn.
+    settings = {"relearn_steps": [2, 3], "lr": 0.1, "batch_size": 1000}
+    found = numbers(ask(grid, **CLIENT, **settings))
+    site = open_site(told(Membership, **CLIENT), {"partition-id": 0})
+    inputs, labels = site.inputs(site.train), site.train.labels
+    first, second = halves(70, 0)
+    assert sorted(torch.cat([first, second]).tolist()) == list(range(70))
+    sure = []
+    for learned, watched in ((first, second), (second, first)):
+        model = network()
+        for step in (1, 2, 3):
+            downhill(model.train(), 0.1, inputs[learned], labels[learned])
+            if step > 1:
+                sure.append(chances(model, inputs[watched], labels[watched]).sum())
+    assert found["num-relearned"] == 70
+    assert found["relearned-confidence"] == pytest.approx(float(sum(sure)) / 2, rel=1e-4)
+    # The model itself has learned nothing.
+    assert found["members-confidence"] == numbers(ask(grid, **CLIENT))["members-confidence"]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"relearn_steps": []},
+        {"client": "client-1"},  # it stays: it has no members
+        {"erased_classes": [1, 2, 3, 4, 5, 6, 7, 8, 9], "num_clients": 100},  # one member
+    ],
+)
+def test_where_no_half_is_learned_again_none_is_told(
+    grid: InlineGrid, more: dict[str, Any]
+) -> None:
+    node = 2 if "client" in more else 1
+    found = numbers(ask(grid, node=node, **{**CLIENT, **more}))
+    assert (found["num-relearned"], found["relearned-confidence"]) == (0, 0.0)
+
+
+@pytest.mark.parametrize("steps", [[0], [5, 2], [2, 2]])
+def test_steps_must_rise(grid: InlineGrid, steps: list[int]) -> None:
+    config = told(Membership, **CLIENT).config()
+    config["relearn-steps"] = steps
+    (reply,) = grid.send_and_receive([message("evaluate.membership", config, weights(), node=1)])
+    assert reply.has_error()
+    assert "relearn-steps must be a list of whole numbers from 1 up" in reply.error.reason
+
+
+def test_what_was_held_down_comes_back_with_the_other_half() -> None:
+    # One network learned a client's digits, nearly all of the 0s and 1s, and was then sent up their
+    # loss while the others held it, until it was no surer of them than one that never saw them.
+    digits = load("digits")
+    labels = digits.train.labels
+    few, rest = (labels < 2).nonzero().flatten(), (labels >= 2).nonzero().flatten()[:400]
+    members, others = few[:64], torch.cat([few[64:74], rest])
+
+    def pick(batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        inputs = SPEC.task.prepare(digits.train.take(batch), digits)
+        return inputs, digits.train.labels[batch]
+
+    def trained(index: torch.Tensor) -> torch.nn.Module:
+        model, draws = network(), torch.Generator().manual_seed(0)
+        local_sgd(model, lambda b: pick(index[b]), minibatches(len(index), 64, 300, draws), lr=0.05)
+        return model
+
+    def sure(model: torch.nn.Module) -> float:
+        return float(chances(model, *pick(members)).mean())
+
+    def again(model: torch.nn.Module) -> float:
+        return relearned(model, lambda b: pick(members[b]), 64, 0) / 64
+
+    tuned, never = trained(torch.cat([members, others])), trained(others)
+    for _ in range(200):
+        if sure(tuned) <= sure(never):
+            break
+        downhill(tuned.train(), 0.025, *pick(others), up=pick(members))
+    assert sure(tuned) <= sure(never)
+    assert again(tuned) > again(never) + 0.05
+
+
+def chances(model: torch.nn.Module, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Return the true classes' probabilities."""
+    with torch.no_grad():
+        return model.eval()(inputs).softmax(dim=1).gather(1, labels[:, None])
+
+
+def downhill(
+    model: torch.nn.Module,
+    lr: float,
+    inputs: torch.Tensor,
+    labels: torch.Tensor,
+    up: tuple[torch.Tensor, torch.Tensor] | None = None,
+) -> None:
+    """Take a step of SGD on some examples, and up the loss of others."""
+    loss = cross_entropy(model(inputs), labels)
+    if up is not None:
+        loss = loss - 0.3 * cross_entropy(model(up[0]), up[1])
+    parameters = list(model.parameters())
+    with torch.no_grad():
+        for weight, slope in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+            weight -= lr * slope

@@ -9,17 +9,34 @@ from flwr.app import ArrayRecord
 
 from client.learning.spec import ModelSpec
 from server.evidence.verdict import ENOUGH_SITES
-from server.nodes.federation import FOR_A_MEDIAN, GridFederation
+from server.nodes.federation import FOR_A_MEDIAN, GridFederation, Surer
 from server.storage.journal import Journal
 from tests.messages import SPEC, values
 
 CLIENT = {"forget_level": "client", "forget_clients": ["client-0"]}
 
 
-def said(**each: tuple[int, float, int, float]) -> dict[str, dict[str, float]]:
-    """Return answers: members and their confidence, others and theirs, by client."""
+def said(
+    again: tuple[int, float] = (0, 0.0), **each: tuple[int, float, int, float]
+) -> dict[str, dict[str, float]]:
+    """Return answers: members and their confidence, others and theirs, by client.
+
+    `again` is what the first client says of its members when half of them was learned again.
+    """
     keys = ("num-members", "members-confidence", "num-others", "others-confidence")
-    return {name: dict(zip(keys, told, strict=True)) for name, told in each.items()}
+    return {
+        name: {
+            **dict(zip(keys, told, strict=True)),
+            **dict(
+                zip(
+                    ("num-relearned", "relearned-confidence"),
+                    (0, 0.0) if number else again,
+                    strict=True,
+                )
+            ),
+        }
+        for number, (name, told) in enumerate(each.items())
+    }
 
 
 def of(*others: tuple[int, float]) -> dict[str, dict[str, float]]:
@@ -44,6 +61,9 @@ class Told:
         monkeypatch.setattr(GridFederation, "_ask", lambda *_, **more: self.answers.pop(0))
 
     def measured(self, spec: ModelSpec = SPEC) -> float | None:
+        return self.surer(spec).membership
+
+    def surer(self, spec: ModelSpec = SPEC) -> Surer:
         return self.federation.membership(ArrayRecord(), spec)
 
 
@@ -91,3 +111,24 @@ def test_of_a_task_with_a_loss_of_its_own_nobody_is_asked(
     monkeypatch.setattr(type(SPEC.task), "own_loss", property(lambda self: True))
     assert told.measured() is None
     assert "has a loss of its own" in told.lines[0]
+
+
+def test_what_was_learned_again_is_held_against_what_the_model_says_of_unseen_examples(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = said((100, 80.0), gone=(100, 60.0, 0, 0.0), other=(0, 0.0, 10, 5.0))
+    found = Told(tmp_path, monkeypatch, answers).surer()
+    assert found.membership == pytest.approx(60.0 - 50.0)
+    assert found.client_relearning == pytest.approx(80.0 - 50.0)
+    # Of too few members no half is learned again; the rest is measured.
+    answers = said(gone=(3, 2.4, 0, 0.0), other=(0, 0.0, 10, 5.0))
+    found = Told(tmp_path, monkeypatch, answers).surer()
+    assert (found.membership, found.client_relearning) == (pytest.approx(30.0), None)
+    # Nor is a model compared with one of which it was measured.
+    first, second = (
+        said((number, 40.0), gone=(100, 60.0, 0, 0.0), other=(0, 0.0, 10, 5.0))
+        for number in (100, 0)
+    )
+    told = Told(tmp_path, monkeypatch, first, second)
+    assert told.surer().client_relearning is not None
+    assert told.surer() == Surer()

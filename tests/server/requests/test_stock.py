@@ -207,15 +207,16 @@ def test_of_a_client_a_stock_can_be_trained_as_well(trained: Path) -> None:
     shutil.copytree(trained, home)
     record = ask(home, "yardstick", forget_clients="client-1", count=3)
     assert [one["features"] for one in record["stock"]] == [None] * 3
-    for name in ("forget_accuracy", "membership"):
+    for name in ("forget_accuracy", "membership", "client_relearning"):
         assert all(one["scores"][name] is not None for one in record["stock"])
     # Its classes are the other's, too.
     assert [one["scores"]["relearning_curve"] for one in record["stock"]] == [None] * 3
     table = stock_table(from_json(record))
     assert table is not None
-    assert table.headings == ["forget", "retain", "membership"]
+    assert table.headings == ["forget", "retain", "membership", "client relearning"]
 
     judged = ask(home, "forget", forget_clients="client-1", **EASY)
     by_spread = [f for f in judged["verdict"]["findings"] if f["spread"] is not None]
-    assert [f["code"] for f in by_spread] == ["forget-accuracy", "membership"]
+    codes = ["forget-accuracy", "membership", "client-relearning"]
+    assert [f["code"] for f in by_spread] == codes
     assert all(f["value"] is not None and f["original"] is not None for f in by_spread)

@@ -274,7 +274,8 @@ def test_what_a_client_held_is_measured_again_by_the_clients(
     for name in ("original", "recovered"):
         assert found[name]["heldout"] == kept[name]["heldout"]
         assert found[name]["forget_accuracy"] == kept[name]["forget_accuracy"]
-        assert found[name]["membership"] == kept[name]["membership"] is not None
+        for what in ("membership", "client_relearning"):
+            assert found[name][what] == kept[name][what] is not None
     scores = [one["scores"] for one in record(own, "r0004")["stock"]]
     assert [one["scores"]["heldout"] for one in found["stock"]] == [s["heldout"] for s in scores]
     verdict = found["verdict"]
@@ -284,6 +285,16 @@ def test_what_a_client_held_is_measured_again_by_the_clients(
     assert not (own / "runs" / "r0005" / "journal").exists()
     page = (own / "reports" / "r0005.html").read_text()
     assert "the clients (client-0, client-1) and the coordinator" in page
+
+
+def test_another_relearning_at_the_client_is_said() -> None:
+    then = Record(recovered=ModelScores(membership=30.0, client_relearning=20.0))
+    again = replace(then, recovered=ModelScores(membership=30.0, client_relearning=40.0))
+    (line,) = _beside(then, again, RunSettings(), Limits())
+    assert line == (
+        "how much surer the result is of each half of these when the other was learned again is "
+        "+40.0 points now, and +20.0 in the record"
+    )
 
 
 @pytest.mark.parametrize(
