@@ -1,0 +1,122 @@
+"""What Original's row of the last layer makes of turned features, image by image.
+
+    python benchmarks/turned.py HOME --data-dir DATA --class 9 --model sga=v0002 --model again=FILE
+
+The measure *turned head* is an accuracy: it counts the images of the forgotten class that
+Original's row wins over the model's own rows, on features turned onto Original's. Whether it wins
+depends on how loud the row is, and so on how far two models' features agree in all. So beside it
+stand the shares of other classes that the row wins, and, which no loudness changes, how well it
+orders images: the area under the ROC curve between the forgotten class and all others, and between
+it and the other class that Original takes for it most often.
+
+HOME is the home of a training: `~/.efface`, or a cell's `home-*` of a benchmark. Models are its
+versions, or files of a cache of retrained models (`HOME/cache/retrained-*.safetensors`).
+"""
+
+import argparse
+from pathlib import Path
+from typing import cast
+
+import torch
+from flwr.app import ArrayRecord
+from sklearn.metrics import roc_auc_score
+from torch import Tensor, nn
+
+from client.learning.models import ModelSpec, traced
+from client.seeds import generator
+from client.wire import ForgetSpec
+from server.evidence.features import found_head
+from server.evidence.features.layers import features
+from server.evidence.features.turned_head import turn
+from server.evidence.measures import Judge
+from server.nodes.federation import from_numpy
+from server.requests.data import server_data
+from server.requests.workspace import Workspace
+from server.settings import parse
+from server.storage.home import Home
+from server.storage.registry import unpack
+
+ALIGNED = 1000  # images of the retained classes on which two bases are, as in the measure
+
+
+def main() -> None:
+    """Print a table with a row a model, Original first."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("home", type=Path)
+    parser.add_argument("--data-dir", default="")
+    parser.add_argument("--class", dest="label", type=int, required=True)
+    parser.add_argument("--original", default="v0001", help="the version before the request")
+    parser.add_argument("--model", action="append", default=[], help="NAME=VERSION or NAME=FILE")
+    told = parser.parse_args()
+
+    registry = Workspace.open(Home(told.home)).registry
+    arrays, card = registry.load(told.original)
+    spec = ModelSpec.of_card(card["model"])
+    settings = parse({**card["settings"], "data-dir": told.data_dir, "engine": "inline"})
+    judge = Judge(spec, server_data(settings), ForgetSpec("class", (told.label,)))
+    models = {"Original": from_numpy(arrays)}
+    for name, _, place in (one.partition("=") for one in told.model):
+        if place.endswith(".safetensors"):
+            models[name] = from_numpy(unpack(Path(place).read_bytes(), Path(place))[0])
+        else:
+            models[name] = from_numpy(registry.load(place)[0])
+    for line in table(judge, models):
+        print(line)
+
+
+def table(judge: Judge, models: dict[str, ArrayRecord]) -> list[str]:
+    """Return a Markdown table; `models` holds weights by name, Original's first."""
+    seen = {name: _looked_at(judge, arrays) for name, arrays in models.items()}
+    labels = seen["Original"][1]
+    (forgotten,) = judge.forget.classes
+    kept = (labels != forgotten).nonzero().flatten()
+    draws = generator(0, "turned", forgotten)
+    aligned = kept[torch.randperm(len(kept), generator=draws)[:ALIGNED]]
+    first, _, last = seen["Original"]
+    wins = (first @ last[0].T + (last[1] if last[1] is not None else 0)).argmax(dim=1) == forgotten
+    shares = {c: float(wins[labels == c].double().mean()) for c in judge.retained}
+    near = max(shares, key=lambda c: shares[c])
+    lines = [
+        f"| model | turned head % | of class {near} % | of all others % | AUC, all others | "
+        f"AUC, class {near} |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, (found, _, own) in seen.items():
+        shown = found_head.Shown(
+            found[aligned], first[aligned], own, last, [forgotten], judge.retained
+        )
+        weight, bias = found_head.rows(shown, turn)
+        outputs = found.double() @ weight.T + bias
+        won = 100.0 * (outputs.argmax(dim=1) == forgotten).double()
+        numbers = (won[labels == forgotten], won[labels == near], won[labels != forgotten])
+        ordered = outputs[:, forgotten]
+        areas = (
+            _area(ordered, labels, forgotten, kept),
+            _area(ordered, labels, forgotten, (labels == near).nonzero().flatten()),
+        )
+        cells = [f"{float(n.mean()):.1f}" for n in numbers] + [f"{area:.3f}" for area in areas]
+        lines.append(f"| {' | '.join([name, *cells])} |")
+    return lines
+
+
+def _area(ordered: Tensor, labels: Tensor, forgotten: int, others: Tensor) -> float:
+    index = torch.cat([(labels == forgotten).nonzero().flatten(), others])
+    return float(roc_auc_score((labels[index] == forgotten).numpy(), ordered[index].numpy()))
+
+
+def _looked_at(judge: Judge, arrays: ArrayRecord) -> tuple[Tensor, Tensor, found_head.Layer]:
+    """Return a model's features of all test images, their labels, and its last layer."""
+    model, head = judge.model(arrays), str(traced(judge.spec).head)
+    if judge.data is None:
+        raise SystemExit("data must have a test part, got none")
+    count = len(judge.data.test.labels)
+    found, labels = features(
+        model, head, judge.picker(torch.arange(count)), count, batch_size=judge.batch_size()
+    )
+    layer = cast(nn.Linear, model.get_submodule(head))
+    bias = None if layer.bias is None else layer.bias.detach()
+    return found, labels, (layer.weight.detach(), bias)
+
+
+if __name__ == "__main__":
+    main()
