@@ -107,7 +107,7 @@ def _needs_no_method(settings: Common) -> bool:
 
 
 def trains(kind: type[Common]) -> bool:
-    """Return whether a message takes steps on a site's examples."""
+    """Return whether a message's answer is made by steps on a site's examples, and counts them."""
     return STEPS in kind.message.metrics
 
 

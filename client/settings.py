@@ -108,14 +108,6 @@ def list_of(kind: type, words: str, holds: Callable[[Any], bool] = bool) -> Rule
     return Rule(lambda v: all(type(x) is kind and holds(x) for x in v), f"be a list of {words}")
 
 
-def rising() -> Rule:
-    """Return the rule of a list of whole numbers from 1 up, each above the one before it."""
-    return Rule(
-        lambda v: all(type(x) is int and x >= 1 for x in v) and list(v) == sorted(set(v)),
-        "be a list of whole numbers from 1 up, each above the one before",
-    )
-
-
 ANY: Final = Rule(lambda v: True, "be given")
 
 

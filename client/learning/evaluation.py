@@ -133,8 +133,6 @@ def relearning_curve(
     lr: float,
     batch_size: int,
     generator: torch.Generator,
-    least: int = 1,
-    at_once: int | None = None,
 ) -> list[float]:
     """Return the forget accuracy after k SGD steps on a small fixed set, for every k in `steps`.
 
@@ -150,15 +148,13 @@ def relearning_curve(
         lr: Learning rate.
         batch_size: Images a step.
         generator: Orders the images; the same for all models that are compared.
-        least: Images behind a step, at least.
-        at_once: Images that pass through the model together, at most; None for a whole batch.
     """
-    batches = minibatches(num_examples, batch_size, max(steps), generator, least=least)
+    batches = minibatches(num_examples, batch_size, max(steps), generator)
     curve = []
     done = 0
     for target in steps:
         chunk = [next(batches) for _ in range(target - done)]
-        local_sgd(model, pick, iter(chunk), lr=lr, at_once=at_once)
+        local_sgd(model, pick, iter(chunk), lr=lr)
         done = target
         curve.append(forget_accuracy(model))
     return curve

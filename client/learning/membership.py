@@ -14,25 +14,40 @@ Information from Language Model Weights?", 2024, https://arxiv.org/abs/2410.0882
 models so: they train on some facts and ask for others.
 
 Departs from the paper: a few steps in place of training to the end, which would teach the other
-half, too, where examples are alike; and the outcome is a mean confidence.
+half, too, where examples are alike; steps of which no length of channels makes small ones
+(`client.learning.balanced`); and the outcome is a mean confidence.
 """
 
-import copy
-import functools
-import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
-from client.learning.evaluation import BATCH, losses_of, relearning_curve
-from client.learning.training import Pick
+from client.learning.balanced import rates
+from client.learning.evaluation import BATCH, losses_of
+from client.learning.training import Pick, covering, minibatches
 from client.seeds import generator
 
 STEPS: Final = (2, 5, 10)  # after how many steps the other half is looked at
-LR: Final = 0.02
+NUM_STEPS: Final = 2 * max(STEPS)  # of both halves
+RATE: Final = 0.05  # times a weight's own
 BATCH_SIZE: Final = 64
+
+
+@dataclass(frozen=True)
+class Relearned:
+    """What came of learning each half again.
+
+    Attributes:
+        confidence: Summed over all members, each in the mean over `STEPS`.
+        samples: How many examples passed through the model, learned and looked at.
+    """
+
+    confidence: float
+    samples: int
 
 
 def confidence(losses: Tensor) -> Tensor:
@@ -67,55 +82,65 @@ def halves(num_members: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def relearned(
-    model: nn.Module,
+    make: Callable[[], nn.Module],
     pick: Pick,
-    num_members: int,
+    labels: Tensor,
     seed: int,
     *,
-    steps: Sequence[int] = STEPS,
-    lr: float = LR,
-    batch_size: int = BATCH_SIZE,
     least: int = 1,
+    few: int = 1,
     at_once: int | None = None,
-) -> float:
+) -> Relearned:
     """Return how sure a model is of each half of the members when it has learned the other again.
 
     Args:
-        model: A classifier. Not changed: copies are trained.
+        make: Makes the model, a classifier, once for each half; it is trained in place.
         pick: The members, on the model's device.
-        num_members: How many there are; 2 or more.
+        labels: Theirs, `(n,)` int64 on the CPU; two members or more.
         seed: Sets the halves and the order: the same for all models that are compared.
-        steps: Increasing counts of SGD steps.
-        lr: Learning rate, positive.
-        batch_size: Members a step.
         least: Members behind a step, at least.
+        few: Members of a class behind all steps, at least, where there are any.
         at_once: Members that pass through the model together, at most; None for the usual.
-
-    Returns:
-        The sum of the confidence in all members, each in the mean over `steps`.
     """
-    size, total = min(BATCH, at_once or BATCH), 0.0
-    first, second = halves(num_members, seed)
+    size, sure, samples = min(BATCH, at_once or BATCH), 0.0, 0
+    first, second = halves(len(labels), seed)
     for learned, watched in ((first, second), (second, first)):
-        total += statistics.fmean(
-            relearning_curve(
-                copy.deepcopy(model),
-                lambda batch, of=learned: pick(of[batch]),  # type: ignore[misc]
-                len(learned),
-                functools.partial(_sure, pick, watched, size),
-                steps=steps,
-                lr=lr,
-                batch_size=max(batch_size, least),
-                generator=generator(seed, "half learned again"),
-                least=least,
-                at_once=at_once,
-            )
-        )
-    return total
+        model = make()
+        weights = [weight for weight in model.parameters() if weight.requires_grad]
+        own = [RATE * rates(weight) for weight in weights]
+        draws = generator(seed, "half learned again")
+        drawn = minibatches(len(learned), max(BATCH_SIZE, least), max(STEPS), draws, least=least)
+        for step, batch in enumerate(covering(drawn, labels[learned], few, draws), start=1):
+            _downhill(model, weights, own, pick, learned[batch], size)
+            samples += len(batch)
+            if step in STEPS:
+                sure += _sure(model, pick, watched, size) / len(STEPS)
+                samples += len(watched)
+    return Relearned(sure, samples)
 
 
-def _sure(pick: Pick, index: Tensor, batch_size: int, model: nn.Module) -> float:
-    losses = losses_of(
-        model.eval(), lambda batch: pick(index[batch]), len(index), batch_size=batch_size
-    )
-    return float(confidence(losses).sum())
+def _downhill(
+    model: nn.Module,
+    weights: Sequence[Tensor],
+    own: Sequence[Tensor],
+    pick: Pick,
+    batch: Tensor,
+    size: int,
+) -> None:
+    """Take a step on a batch, `size` examples at a time: w <- w - rate * grad L(w; batch)."""
+    model.train()
+    gradients = [torch.zeros_like(weight) for weight in weights]
+    for part in batch.split(size):
+        inputs, wanted = pick(part)
+        loss = cross_entropy(model(inputs), wanted, reduction="sum") / len(batch)
+        torch._foreach_add_(gradients, torch.autograd.grad(loss, list(weights)))
+    with torch.no_grad():
+        for weight, rate, gradient in zip(weights, own, gradients, strict=True):
+            weight -= rate * gradient
+
+
+def _sure(model: nn.Module, pick: Pick, index: Tensor, size: int) -> float:
+    """Return the summed confidence in some members; what is no number any more counts as none."""
+    model.eval()
+    losses = losses_of(model, lambda batch: pick(index[batch]), len(index), batch_size=size)
+    return float(confidence(losses).nan_to_num(nan=0.0).sum())

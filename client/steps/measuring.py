@@ -8,15 +8,15 @@ import torch
 from client.budget import Mechanism
 from client.data import class_names
 from client.data.sampling import at_random
-from client.data.site import erased_mask, forget_mask
+from client.data.site import Part, erased_mask, forget_mask
 from client.errors import BadSetting
 from client.learning.curvature import fisher_diagonal
 from client.learning.evaluation import BATCH, Scores, evaluate, losses_of
-from client.learning.membership import BATCH_SIZE, LR, STEPS, confidence, relearned
+from client.learning.membership import NUM_STEPS, Relearned, confidence, relearned
 from client.learning.private import noised_counts
 from client.messages import CLASS_3, Common, Declaration
 from client.node import Answer, Metrics, Node, ReplyArrays, answers
-from client.settings import MIN_EXAMPLES, at_least, one_of, positive, rising, setting
+from client.settings import ANY, MIN_EXAMPLES, at_least, one_of, setting
 from client.wire import forms, shown_loss
 
 
@@ -106,10 +106,8 @@ class Membership(Common):
         sums="sum",
     )
 
-    # SGD steps on a half after which the other is looked at; none not to learn anything again.
-    relearn_steps: list[int] = setting(rising(), list(STEPS))
-    lr: float = setting(positive(), LR)
-    batch_size: int = setting(at_least(1), BATCH_SIZE)
+    # Whether halves are learned again; how, no message says.
+    relearn: bool = setting(ANY, True)
 
 
 @answers(Membership)
@@ -149,23 +147,30 @@ def membership(node: Node, settings: Membership) -> Answer:
         }
         counts[name] = len(chosen)
     number, used = counts["members"], sum(counts.values())
-    again = bool(settings.relearn_steps) and number // 2 >= node.least
-    sure = 0.0
-    if again:
-        node.allow(2 * max(settings.relearn_steps))
-        sure = relearned(
-            model,
-            node.pick(parts["members"]),
-            number,
-            node.lasting_seed,
-            steps=settings.relearn_steps,
-            lr=settings.lr,
-            batch_size=settings.batch_size,
-            least=node.policy.answers.min_batch,
-            at_once=node.at_once,
-        )
-    metrics |= {"num-relearned": number if again else 0, "relearned-confidence": sure}
-    return {"num-examples": used, "samples": used, **metrics}, None
+    again = _relearned(node, parts["members"]) if settings.relearn and number else None
+    metrics |= {
+        "num-relearned": number if again else 0,
+        "relearned-confidence": again.confidence if again else 0.0,
+    }
+    samples = used + (again.samples if again else 0)
+    return {"num-examples": used, "samples": samples, **metrics}, None
+
+
+def _relearned(node: Node, members: Part) -> Relearned | None:
+    """Learn each half of the members again; None where the policy has no room for it."""
+    answers = node.policy.answers
+    least = max(node.least, answers.min_batch)
+    if len(members) // 2 < least or node.policy.limits.steps < NUM_STEPS:
+        return None
+    return relearned(
+        node.model,
+        node.pick(members),
+        members.labels,
+        node.lasting_seed,
+        least=least,
+        few=answers.min_examples,
+        at_once=node.at_once,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

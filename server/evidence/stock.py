@@ -82,6 +82,8 @@ _READ: Final[Mapping[Measure, Callable[[ModelScores, FeatureScores], float | Non
     "client-relearning": lambda scores, features: scores.client_relearning,
 }
 OF_CLIENTS: Final[tuple[Measure, ...]] = ("membership", "client-relearning")
+# Each further measure widens the limits of all, and those of three or four models are wide already.
+NEEDED: Final[Mapping[Measure, int]] = {"client-relearning": 5}
 REQUIRED: Final[Mapping[str, tuple[Measure, ...]]] = {
     "class": ("forget-accuracy", "relearning-curve"),
     "client": ("forget-accuracy",),
@@ -115,7 +117,11 @@ def measured(
 
 
 def values(level: str, stock: Sequence[Retraining]) -> dict[Measure, list[float]]:
-    """Return by measure what the retrained models have, in their order."""
+    """Return by measure what the retrained models have, in their order.
+
+    What fewer have than it needs is left out (`NEEDED`).
+    """
     each = [measured(level, one.scores, one.features) for one in stock]
     names = dict.fromkeys(name for found in each for name in found)
-    return {name: [found[name] for found in each if name in found] for name in names}
+    known = {name: [found[name] for found in each if name in found] for name in names}
+    return {name: values for name, values in known.items() if len(values) >= NEEDED.get(name, 1)}

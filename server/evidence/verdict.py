@@ -42,7 +42,7 @@ Code = Literal[
     "class-damaged",
 ]
 FindingState = Literal["held", "exceeded", "below", "cannot-tell", "remark", "open"]
-Reason = Literal["no-yardstick", "no-test-images", "no-held-out-data"]
+Reason = Literal["no-yardstick", "no-test-images", "no-held-out-data", "not-answered"]
 
 # Points below Retrained that accuracy on the retain set may have. Beyond it is a remark, no
 # failure: the request was to forget, and an erasure must not be refused for what it cost.
@@ -313,6 +313,9 @@ def _by_spread(
             if code in stock.REQUIRED[level]:
                 why: Reason = "no-test-images" if level == "class" else "no-held-out-data"
                 parts.append(Missing(code, why))
+            elif code == "client-relearning" and "membership" in own:
+                # The client answered of its examples, and not of their halves.
+                parts.append(Missing(code, "not-answered"))
             continue
         side = spread.side(own[code], limit)
         state: FindingState = "held" if side == 0 else "exceeded" if side > 0 else "below"

@@ -211,6 +211,11 @@ def not_measured(missing: Missing, level: str) -> str:
     what = {"forget-accuracy": "forget accuracy", "relearning-curve": "relearning curve"}.get(
         missing.code, missing.code
     )
+    if missing.why == "not-answered":
+        return (
+            "client relearning: the client answers of its examples, and not of half of them (its "
+            "policy has no room for it, or they are too few)"
+        )
     if missing.why == "no-yardstick":
         return f"{what} against Retrained ({missing.remedy})"
     if missing.why == "no-held-out-data":

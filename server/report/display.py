@@ -295,7 +295,7 @@ def accuracy_table(record: Record) -> Table:
     told = any(scores.membership is not None for _, scores in rows)
     columns += ["Surer of members"] if told else []
     again = any(scores.client_relearning is not None for _, scores in rows)
-    columns += ["Half relearned"] if again else []
+    columns += ["Client relearning"] if again else []
     cells = []
     for name, scores in rows:
         row = [name.capitalize()]

@@ -93,7 +93,7 @@ def accuracy_table(record: Record) -> Table | None:
     columns.append(("Loss", "cross-entropy", lambda _, numbers: as_loss(numbers.loss)))
     with_difference("Relearning mean", lambda s: None if s is None else s.curve_mean)
     with_difference("Surer of members", lambda s: None if s is None else s.membership)
-    with_difference("Half relearned", lambda s: None if s is None else s.client_relearning)
+    with_difference("Client relearning", lambda s: None if s is None else s.client_relearning)
     rows: list[tuple[str, Sequence[str], str]] = []
     for key, name, numbers in models:
         mark = "yardstick" if key in ("original", "retrained") else ""

@@ -40,7 +40,7 @@ _TITLES: Final = {
     "matched-head": "Last layer, features matched",
     "turned-head": "Last layer, features turned",
     "membership": "Surer of members",
-    "client-relearning": "Half of them relearned",
+    "client-relearning": "Client relearning",
     "nothing-below": "Below the last layer",
     "only-accuracy": "Beside accuracy",
     "by-method": "Beside the measures",

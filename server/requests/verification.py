@@ -45,7 +45,7 @@ from server.storage.seal_check import Problem
 SAME: Final = 0.5
 SURER: Final = {
     "membership": "training examples",
-    "client_relearning": "each half of these when the other was learned again",
+    "client_relearning": "each half of the training examples when the other half was learned again",
 }
 LIMITS: Final = ("max-forget-accuracy", "max-relearning-gap")
 # What a request was told and a verification is told anew, or takes the default of.
@@ -376,6 +376,12 @@ def _beside(record: Record, again: Record, asked: RunSettings, limits: Limits) -
                     f"how much surer {name} is of {members} is {now:+.1f} points now, and "
                     f"{was:+.1f} in the record"
                 )
+    both = [(old, new) for _, old, new in pairs if old is not None and new is not None]
+    had, has = ({pair[side].client_relearning is not None for pair in both} for side in (0, 1))
+    if had != has:
+        yield "client relearning " + (
+            "is measured now, and was not then" if True in has else "was then, and is not now"
+        )
     shown = [old for _, old, _ in pairs if old is not None and old.membership is not None]
     if shown and (again.recovered is None or again.recovered.membership is None):
         yield (

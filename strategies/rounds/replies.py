@@ -127,7 +127,7 @@ def bounds(told: Common, client: str, described: Mapping[str, Any] | None) -> di
     """
     if told.message.name != "evaluate.membership" or told.forget.level != "client":
         return {}
-    named, again = client in told.forget.clients, getattr(told, "relearn_steps", [])
+    named, again = client in told.forget.clients, getattr(told, "relearn", False)
     most = {"members": MOST, "others": MOST}
     if described is not None:
         most = {
@@ -222,7 +222,7 @@ def _metrics(told: Mapping[str, Any], expected: Expected) -> dict[str, Any]:
                 f"{name} must be at most {most:.10g}, which the node was asked for and has "
                 f"described, got {_shown(found[name])}"
             )
-    _check_counts(found)
+    _check_counts(found, own=bool(expected.bounds))
     return found
 
 
@@ -243,8 +243,11 @@ def _value(name: str, kind: Metric, value: Any, num_classes: int) -> Any:
     return value
 
 
-def _check_counts(found: Mapping[str, Any]) -> None:
-    """Check that counts are parts of the whole, and right answers and confidence parts of all."""
+def _check_counts(found: Mapping[str, Any], *, own: bool) -> None:
+    """Check that counts are parts of the whole, and right answers and confidence parts of all.
+
+    `own` says that they are one node's, and no sum of several.
+    """
     whole = found["num-examples"]
     counts = {name: n for name, n in found.items() if "count" in name and isinstance(n, list)}
     # Parts of a sum are no whole numbers, and rounded.
@@ -273,6 +276,11 @@ def _check_counts(found: Mapping[str, Any]) -> None:
     if sides and found["num-relearned"] > found["num-members"] * (1 + ROUNDING):
         raise BadReply(
             f"num-relearned must be at most num-members, {_shown(found['num-members'])}, got "
+            f"{_shown(found['num-relearned'])}"
+        )
+    if sides and own and found["num-relearned"] not in (0, found["num-members"]):
+        raise BadReply(
+            f"num-relearned must be 0 or num-members, {_shown(found['num-members'])}, got "
             f"{_shown(found['num-relearned'])}"
         )
     for name in ("num-forget", "num-retain"):

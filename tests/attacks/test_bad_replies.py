@@ -270,6 +270,7 @@ OTHER = {
         (EVIL, {"relearned-confidence": 70.1}, "must be at most num-relearned, 70, got 70.1"),
         (EVIL, {"num-relearned": 70.5}, "num-relearned must be at most 70"),
         (EVIL, {"num-members": 60.0}, "num-relearned must be at most num-members, 60, got 70"),
+        (EVIL, {"num-relearned": 1.0, "relearned-confidence": 1.0}, "must be 0 or num-members, 70"),
         (EVIL, {"num-examples": 60}, "must add up to at most num-examples, 60"),
         ("client-1", {}, "num-members must be at most 0"),  # who stays has none
         ("client-1", {**OTHER, "num-others": 31.0}, "num-others must be at most 30"),

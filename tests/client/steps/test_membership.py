@@ -1,5 +1,6 @@
 """What a node tells of whether its training data show in a model."""
 
+import copy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,13 @@ from torch.nn.functional import cross_entropy
 from client.app import app
 from client.data.datasets import load
 from client.data.site import SIMULATED_STORES, open_site
+from client.learning.balanced import rates
 from client.learning.membership import confidence, halves, relearned, surer
 from client.learning.training import local_sgd, minibatches
 from client.opened import Node
 from client.steps.measuring import Membership
 from server.nodes.engines.inline import InlineGrid
+from tests.attacks.site import NAME, hospital
 from tests.messages import NUM_CLIENTS, SPEC, message, network, told, weights
 
 CLIENT = {"forget_level": "client", "forget_clients": ["client-0"], "holdout": 0.3}
@@ -58,7 +61,7 @@ def test_sums_go_up_and_no_loss(grid: InlineGrid) -> None:
     with torch.no_grad():
         chances = model(site.inputs(site.train)).softmax(dim=1)
     sure = float(chances.gather(1, site.train.labels[:, None]).sum())
-    assert found["num-members"] == found["num-examples"] == found["samples"] == 70
+    assert found["num-members"] == found["num-examples"] == 70
     assert found["members-confidence"] == pytest.approx(sure, rel=1e-5)
     # What it holds out is none of the others' examples, before it is forgotten as after.
     assert (found["num-others"], found["others-confidence"]) == (0, 0.0)
@@ -106,9 +109,9 @@ def test_a_task_with_a_loss_of_its_own_has_none(
 
 
 def test_each_half_is_looked_at_when_the_other_was_learned_again(grid: InlineGrid) -> None:
-    # By hand: SGD on one half, the other's probabilities after 2 and 3 steps, and in turn.
-    settings = {"relearn_steps": [2, 3], "lr": 0.1, "batch_size": 1000}
-    found = numbers(ask(grid, **CLIENT, **settings))
+    # By hand: all of one half in every step, the other's probabilities after 2, 5 and 10 steps, and
+    # in turn.
+    found = numbers(ask(grid, **CLIENT))
     site = open_site(told(Membership, **CLIENT), {"partition-id": 0})
     inputs, labels = site.inputs(site.train), site.train.labels
     first, second = halves(70, 0)
@@ -116,20 +119,21 @@ def test_each_half_is_looked_at_when_the_other_was_learned_again(grid: InlineGri
     sure = []
     for learned, watched in ((first, second), (second, first)):
         model = network()
-        for step in (1, 2, 3):
-            downhill(model.train(), 0.1, inputs[learned], labels[learned])
-            if step > 1:
+        own = [0.05 * rates(weight) for weight in model.parameters()]
+        for step in range(1, 11):
+            downhill(model.train(), own, inputs[learned], labels[learned])
+            if step in (2, 5, 10):
                 sure.append(chances(model, inputs[watched], labels[watched]).sum())
-    assert found["num-relearned"] == 70
-    assert found["relearned-confidence"] == pytest.approx(float(sum(sure)) / 2, rel=1e-4)
-    # The model itself has learned nothing.
-    assert found["members-confidence"] == numbers(ask(grid, **CLIENT))["members-confidence"]
+    assert found["num-relearned"] == found["num-examples"] == 70
+    assert found["relearned-confidence"] == pytest.approx(float(sum(sure)) / 3, rel=1e-4)
+    # All are looked at once as the model is; 35 learn ten times and 35 are looked at three times.
+    assert found["samples"] == 70 + 2 * (10 * 35 + 3 * 35)
 
 
 @pytest.mark.parametrize(
     "more",
     [
-        {"relearn_steps": []},
+        {"relearn": False},
         {"client": "client-1"},  # it stays: it has no members
         {"erased_classes": [1, 2, 3, 4, 5, 6, 7, 8, 9], "num_clients": 100},  # one member
     ],
@@ -142,13 +146,60 @@ def test_where_no_half_is_learned_again_none_is_told(
     assert (found["num-relearned"], found["relearned-confidence"]) == (0, 0.0)
 
 
-@pytest.mark.parametrize("steps", [[0], [5, 2], [2, 2]])
-def test_steps_must_rise(grid: InlineGrid, steps: list[int]) -> None:
-    config = told(Membership, **CLIENT).config()
-    config["relearn-steps"] = steps
-    (reply,) = grid.send_and_receive([message("evaluate.membership", config, weights(), node=1)])
-    assert reply.has_error()
-    assert "relearn-steps must be a list of whole numbers from 1 up" in reply.error.reason
+@pytest.mark.parametrize(
+    "policy",
+    [
+        {"steps": "19"},  # both halves take ten
+        {"min_batch": "1000"},  # a half has fewer
+        {"lr": "0.001", "batch_size": "8"},  # what a coordinator may ask for is no matter
+    ],
+)
+def test_a_policy_without_room_for_it_still_tells_of_members(
+    tmp_path: Path, policy: dict[str, str]
+) -> None:
+    site = hospital(tmp_path, **policy)
+    found = site.ask(Membership, forget_level="client", forget_clients=[NAME]).metrics
+    assert found["num-members"] > 1000
+    assert found["num-relearned"] == (found["num-members"] if "lr" in policy else 0)
+    assert (found["relearned-confidence"] > 0) == ("lr" in policy)
+
+
+def test_longer_channels_do_not_slow_it_down() -> None:
+    # The same function: weights before a norm five times as long, and channels between the layers
+    # by factors from a tenth to ten, which the next layer takes back.
+    digits = load("digits")
+    members, others = torch.arange(40), torch.arange(40, 240)
+
+    def pick(index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return SPEC.task.prepare(digits.train.take(index), digits), digits.train.labels[index]
+
+    known = network()
+    draws = torch.Generator().manual_seed(0)
+    local_sgd(known, lambda b: pick(others[b]), minibatches(200, 64, 60, draws), lr=0.05)
+
+    def stretched() -> torch.nn.Module:
+        model = copy.deepcopy(known)
+        layers: Any = model.body
+        factors = torch.logspace(-1, 1, 8)
+        with torch.no_grad():
+            for place in (0, 4):
+                layers[place].weight *= 5
+                layers[place].bias *= 5
+            layers[1].weight *= factors
+            layers[1].bias *= factors
+            layers[4].weight /= factors[None, :, None, None]
+        return model
+
+    inputs, labels = pick(members)
+    before = chances(known, inputs, labels)
+    torch.testing.assert_close(chances(stretched(), inputs, labels), before, rtol=1e-3, atol=1e-5)
+    plain, longer = (
+        relearned(make, lambda b: pick(members[b]), labels, 0).confidence
+        for make in (lambda: copy.deepcopy(known), stretched)
+    )
+    learned = plain - float(before.sum())
+    assert learned > 0.1
+    assert longer - float(before.sum()) == pytest.approx(learned, rel=0.02)
 
 
 def test_what_was_held_down_comes_back_with_the_other_half() -> None:
@@ -172,13 +223,17 @@ def test_what_was_held_down_comes_back_with_the_other_half() -> None:
         return float(chances(model, *pick(members)).mean())
 
     def again(model: torch.nn.Module) -> float:
-        return relearned(model, lambda b: pick(members[b]), 64, 0) / 64
+        found = relearned(
+            lambda: copy.deepcopy(model), lambda b: pick(members[b]), labels[members], 0
+        )
+        return found.confidence / 64
 
+    slow = [torch.tensor(0.025) for _ in network().parameters()]
     tuned, never = trained(torch.cat([members, others])), trained(others)
     for _ in range(200):
         if sure(tuned) <= sure(never):
             break
-        downhill(tuned.train(), 0.025, *pick(others), up=pick(members))
+        downhill(tuned.train(), slow, *pick(others), up=pick(members))
     assert sure(tuned) <= sure(never)
     assert again(tuned) > again(never) + 0.05
 
@@ -191,16 +246,17 @@ def chances(model: torch.nn.Module, inputs: torch.Tensor, labels: torch.Tensor) 
 
 def downhill(
     model: torch.nn.Module,
-    lr: float,
+    rates_of: list[torch.Tensor],
     inputs: torch.Tensor,
     labels: torch.Tensor,
     up: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> None:
-    """Take a step of SGD on some examples, and up the loss of others."""
+    """Take a step on some examples, each weight at its rate, and up the loss of others."""
     loss = cross_entropy(model(inputs), labels)
     if up is not None:
         loss = loss - 0.3 * cross_entropy(model(up[0]), up[1])
     parameters = list(model.parameters())
+    slopes = torch.autograd.grad(loss, parameters)
     with torch.no_grad():
-        for weight, slope in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
-            weight -= lr * slope
+        for weight, slope, rate in zip(parameters, slopes, rates_of, strict=True):
+            weight -= rate * slope

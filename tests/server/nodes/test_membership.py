@@ -27,13 +27,8 @@ def said(
     return {
         name: {
             **dict(zip(keys, told, strict=True)),
-            **dict(
-                zip(
-                    ("num-relearned", "relearned-confidence"),
-                    (0, 0.0) if number else again,
-                    strict=True,
-                )
-            ),
+            "num-relearned": 0 if number else again[0],
+            "relearned-confidence": 0.0 if number else again[1],
         }
         for number, (name, told) in enumerate(each.items())
     }

@@ -292,9 +292,22 @@ def test_another_relearning_at_the_client_is_said() -> None:
     again = replace(then, recovered=ModelScores(membership=30.0, client_relearning=40.0))
     (line,) = _beside(then, again, RunSettings(), Limits())
     assert line == (
-        "how much surer the result is of each half of these when the other was learned again is "
-        "+40.0 points now, and +20.0 in the record"
+        "how much surer the result is of each half of the training examples when the other half "
+        "was learned again is +40.0 points now, and +20.0 in the record"
     )
+
+
+@pytest.mark.parametrize(
+    ("was", "now", "words"),
+    [(None, 3.0, "is measured now, and was not then"), (3.0, None, "was then, and is not now")],
+)
+def test_a_client_relearning_of_one_side_alone_is_said(
+    was: float | None, now: float | None, words: str
+) -> None:
+    then = Record(recovered=ModelScores(membership=30.0, client_relearning=was))
+    again = replace(then, recovered=ModelScores(membership=30.0, client_relearning=now))
+    (line,) = _beside(then, again, RunSettings(), Limits())
+    assert line == f"client relearning {words}"
 
 
 @pytest.mark.parametrize(
