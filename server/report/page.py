@@ -182,7 +182,7 @@ footer { margin-top: 3rem; padding-top: .8rem; border-top: 1px solid var(--rule)
 <h2>Accuracy</h2>
 {{ show(accuracy, "Model", "Test data; accuracy in percent" ~ (", difference to Retrained in percent points" if retrained else "")) }}
 {% if record.original and record.original.membership is not none %}
-<p class="note"><b>Surer of members</b>: by how many points the model is surer of examples that the client trained with than of those that the other clients hold out: a difference in mean confidence (the true class’s probability). By itself it says little, for one client’s examples may be easier than others’; it is to be read beside that of retrained models, which saw neither.{% if record.original.client_relearning is not none %} <b>Client relearning</b> is the same of each half of those examples when a copy of the model has learned the other half again for a few steps, at the client: what was only held down comes back with it.{% endif %}</p>
+<p class="note"><b>Surer of members</b>: by how many points the model is surer of examples that the client trained with than of those that the other clients hold out: a difference in mean confidence (the true class’s probability). By itself it says little, for one client’s examples may be easier than others’; it is to be read beside that of retrained models, which saw neither.{% if client_relearned %} <b>Client relearning</b> is the same of each half of those examples when a copy of the model has learned the other half again for a few steps, at the client: what was only held down comes back with it.{% endif %}</p>
 {% endif %}
 {% if forgets %}
 <p class="note"><b>Original</b> is the model before the request, <b>Retrained</b> the yardstick: retrained from scratch without the forget set. <b>Unlearned</b> and <b>Recovered</b> are the request’s two phases, <b>Relearned</b> the model after the data was given back. The forget set is what was to be forgotten, the retain set all the rest; forget and retain accuracy are measured on them.{% if not retrained and not itself %} Retrained was not measured for this request: <code>{{ adds }}</code> measures it, at the price of one full training.{% endif %}</p>
@@ -246,6 +246,8 @@ footer { margin-top: 3rem; padding-top: .8rem; border-top: 1px solid var(--rule)
 {% elif not retrained and not itself %}
 <p class="note">Retrained’s curve was not measured; <code>{{ adds }}</code> adds it.</p>
 {% endif %}
+{% elif client_relearned %}
+<p>The client held no class alone, so that there is no class to learn again. How its own examples come back is under <a href="#accuracy">Accuracy</a>: client relearning.</p>
 {% else %}
 <p>Not measured for this request.</p>
 {% endif %}
@@ -343,7 +345,7 @@ footer { margin-top: 3rem; padding-top: .8rem; border-top: 1px solid var(--rule)
 <h2>What this evidence can and cannot say</h2>
 <ul>
 <li>It is statistical evidence, not proof. It shows how the model behaves on test data; it does not show that nothing of the forgotten data is left in the weights.</li>
-<li>Accuracy alone cannot tell hidden from forgotten: a model may score 0 % on a class and yet have it back after a few training steps. That is why relearning is measured beside it{{ "" if curve_measured else "; here it was not" }}.</li>
+<li>Accuracy alone cannot tell hidden from forgotten: a model may score 0 % on a class and yet have it back after a few training steps. That is why relearning is measured beside it{{ "" if curve_measured or client_relearned else "; here it was not" }}.</li>
 {% if by_spread %}
 <li>The limits beside each finding come from {{ record.verdict.retrainings }} retrained models and are made to hold for honest retrainings in {{ (100 * (1 - record.verdict.false_alarms))|round|int }} of 100 cases or more; on a single small data set it may be some fewer. Few models give wide limits, within which some of the data may be left.</li>
 {% elif retrained %}

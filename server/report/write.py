@@ -110,6 +110,7 @@ def render(record: Record, later: Sequence[Later] = (), *, linked: bool = False)
         judged=record.verifies is not None,
         adds="--compare retrain" if record.verifies is None else "efface yardstick",
         curve_measured=outcome is not None and outcome.curve_mean is not None,
+        client_relearned=outcome is not None and outcome.client_relearning is not None,
         cost_plot=cost_plot(record),
         costs=cost_table(record),
         round_sizes=round_sizes(record),

@@ -447,6 +447,56 @@ def test_a_client_is_judged_by_accuracy_and_by_whether_its_members_show(
         assert any("nothing but accuracy tells" in text for text in reasons(found, "client"))
 
 
+def relearned_told(count: int, result: float | None) -> Verdict:
+    """Judge a client whose members show no more, beside models of which relearning is known.
+
+    Membership of retrained models: mean 51 of five; relearning: 20 and half a point more each.
+    """
+
+    def at(membership: float, again: float | None) -> ModelScores:
+        return replace(scores(60.0), membership=membership, client_relearning=again)
+
+    stock = tuple(Retraining(n, n, at(50.0 + n / 2, 20.0 + n / 2)) for n in range(count))
+    return decide(
+        "client",
+        at(51.0, result),
+        original=at(70.0, 60.0),
+        retrained=stock[0].scores,
+        limits=LIMITS,
+        retrainings=stock,
+    )
+
+
+# Six ends, five models: 21 +- 4.6 (t of four degrees at 0.25 %, two-sided 0.5) * 1 * sqrt(1.2) = 5.
+@pytest.mark.parametrize(
+    ("result", "state"), [(21.0, "passed"), (27.0, "failed"), (15.0, "not-shown")]
+)
+def test_what_comes_back_at_the_client_decides(result: float, state: str) -> None:
+    found = relearned_told(5, result)
+    finding = found.finding("client-relearning")
+    assert found.state == state
+    assert finding is not None
+    assert finding.limit == pytest.approx(26.0, abs=0.1)
+    assert any("the other half was learned again" in text for text in reasons(found, "client"))
+
+
+def test_beside_fewer_than_five_models_it_decides_nothing() -> None:
+    found = relearned_told(4, 60.0)
+    assert (found.state, found.finding("client-relearning")) == ("passed", None)
+    # Nor do the other measures' limits know of it.
+    finding, without = found.finding("membership"), client_told((90.0, 70.0), (60.0, 51.0))
+    assert finding is not None
+    assert without.finding("client-relearning") is None
+
+
+def test_a_client_that_answers_of_its_examples_and_not_of_half_of_them_shows_nothing() -> None:
+    found = relearned_told(5, None)
+    assert found.state == "not-shown"
+    assert found.missing == (Missing("client-relearning", "not-answered"),)
+    (text,) = [not_measured(one, "client") for one in found.missing]
+    assert "not of half of them" in text
+
+
 @pytest.mark.parametrize(("others", "words"), [(1, "one site says"), (2, "2 sites say"), (3, "")])
 def test_of_few_sites_whose_unseen_examples_are_compared_it_is_said(
     others: int, words: str

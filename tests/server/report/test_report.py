@@ -279,6 +279,28 @@ def test_what_is_said_of_membership_is_whether_it_was_measured() -> None:
     assert "attacker" not in page.prose
 
 
+def test_what_comes_back_at_the_client_is_shown_where_it_was_measured() -> None:
+    told: dict[str, Any] = {"forget": {"level": "client", "classes": [], "clients": ["client-1"]}}
+    for name, again in (("original", 9.0), ("recovered", 4.0), ("retrained", 3.5)):
+        told[name] = {
+            **record()[name],
+            "membership": 5.0,
+            "client_relearning": again,
+            "relearning_curve": None,
+        }
+    page = page_of(record(**told))
+    assert "Client relearning is the same of each half" in page.prose
+    assert "there is no class to learn again" in page.prose
+    assert "here it was not" not in page.prose
+    rows = page.rows("Model")
+    assert rows["Recovered"][-2:] == ["4.0", "+0.5"]
+    for name in ("original", "recovered", "retrained"):
+        told[name]["client_relearning"] = None
+    page = page_of(record(**told))
+    assert "Client relearning" not in page.prose
+    assert "here it was not" in page.prose
+
+
 def test_the_sentence_names_subject_versions_and_both_comparisons() -> None:
     found = shown(record())
 
