@@ -93,6 +93,8 @@ def relearned(
 ) -> Relearned:
     """Return how sure a model is of each half of the members when it has learned the other again.
 
+    It learns as in training: running statistics of norms follow what is learned.
+
     Args:
         make: Makes the model, a classifier, once for each half; it is trained in place.
         pick: The members, on the model's device.
