@@ -7,7 +7,8 @@ Original's row wins over the model's own rows, on features turned onto Original'
 depends on how loud the row is, and so on how far two models' features agree in all. So beside it
 stand the shares of other classes that the row wins, and, which no loudness changes, how well it
 orders images: the area under the ROC curve between the forgotten class and all others, and between
-it and the other class that Original takes for it most often.
+it and the other class that Original takes for it most often. All test images are looked at, and
+bases are found on other images than the measure's, so that its own number differs by some points.
 
 HOME is the home of a training: `~/.efface`, or a cell's `home-*` of a benchmark. Models are its
 versions, or files of a cache of retrained models (`HOME/cache/retrained-*.safetensors`).
@@ -27,6 +28,7 @@ from client.seeds import generator
 from client.wire import ForgetSpec
 from server.evidence.features import found_head
 from server.evidence.features.layers import features
+from server.evidence.features.measures import ALIGNED
 from server.evidence.features.turned_head import turn
 from server.evidence.measures import Judge
 from server.nodes.federation import from_numpy
@@ -35,8 +37,6 @@ from server.requests.workspace import Workspace
 from server.settings import parse
 from server.storage.home import Home
 from server.storage.registry import unpack
-
-ALIGNED = 1000  # images of the retained classes on which two bases are, as in the measure
 
 
 def main() -> None:

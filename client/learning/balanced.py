@@ -38,9 +38,9 @@ def rates(weight: Tensor) -> Tensor:
     """
     if weight.dim() < 2:
         return weight.square()
-    squares = (
-        weight.double().square().flatten(2).sum(2) if weight.dim() > 2 else weight.double() ** 2
-    )
+    squares = weight.double().square()
+    if weight.dim() > 2:
+        squares = squares.flatten(2).sum(2)
     squares = squares.clamp(min=_LEAST)
     count, width = squares.shape
     columns = torch.ones_like(squares[:1])

@@ -70,10 +70,12 @@ def accuracy_table(record: Record) -> Table | None:
     trained_only = record.forget is None
     columns: list[tuple[str, str, Callable[[str, ModelScores], str]]] = []
 
-    def with_difference(group: str, read: Callable[[ModelScores | None], float | None]) -> None:
+    def with_difference(
+        group: str, read: Callable[[ModelScores | None], float | None], unit: str = "%"
+    ) -> None:
         if not any(read(numbers) is not None for *_, numbers in models):
             return
-        columns.append((group, "%", lambda _, numbers: as_number(read(numbers))))
+        columns.append((group, unit, lambda _, numbers: as_number(read(numbers))))
         if retrained and read(retrained) is not None:
             columns.append(
                 (
@@ -92,8 +94,10 @@ def accuracy_table(record: Record) -> Table | None:
     )
     columns.append(("Loss", "cross-entropy", lambda _, numbers: as_loss(numbers.loss)))
     with_difference("Relearning mean", lambda s: None if s is None else s.curve_mean)
-    with_difference("Surer of members", lambda s: None if s is None else s.membership)
-    with_difference("Client relearning", lambda s: None if s is None else s.client_relearning)
+    with_difference("Surer of members", lambda s: None if s is None else s.membership, "points")
+    with_difference(
+        "Client relearning", lambda s: None if s is None else s.client_relearning, "points"
+    )
     rows: list[tuple[str, Sequence[str], str]] = []
     for key, name, numbers in models:
         mark = "yardstick" if key in ("original", "retrained") else ""

@@ -24,6 +24,7 @@ from client.data import class_names
 from client.errors import EffaceError
 from client.learning.models import build
 from client.messages import OF_NOISE, Common, Declaration, Metric
+from client.steps.measuring import Membership
 from client.wire import CodeMismatch, Form, forms
 from strategies.rounds.failures import cleaned
 
@@ -125,9 +126,9 @@ def bounds(told: Common, client: str, described: Mapping[str, Any] | None) -> di
         client: The node's name.
         described: Its answer to `client.steps.measuring.Describe`; None where it gave none.
     """
-    if told.message.name != "evaluate.membership" or told.forget.level != "client":
+    if not isinstance(told, Membership) or told.forget.level != "client":
         return {}
-    named, again = client in told.forget.clients, getattr(told, "relearn", False)
+    named = client in told.forget.clients
     most = {"members": MOST, "others": MOST}
     if described is not None:
         most = {
@@ -137,7 +138,7 @@ def bounds(told: Common, client: str, described: Mapping[str, Any] | None) -> di
     return {
         "num-members": most["members"] if named else 0.0,
         "num-others": 0.0 if named else most["others"],
-        "num-relearned": most["members"] if named and again else 0.0,
+        "num-relearned": most["members"] if named and told.relearn else 0.0,
     }
 
 

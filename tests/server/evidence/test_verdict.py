@@ -447,14 +447,15 @@ def test_a_client_is_judged_by_accuracy_and_by_whether_its_members_show(
         assert any("nothing but accuracy tells" in text for text in reasons(found, "client"))
 
 
-def relearned_told(count: int, result: float | None) -> Verdict:
-    """Judge a client whose members show no more, beside models of which relearning is known.
+def relearned_told(count: int, result: float | None, *, known: bool = True) -> Verdict:
+    """Judge a client whose members show no more, beside models of which relearning is `known`.
 
     Membership of retrained models: mean 51 of five; relearning: 20 and half a point more each.
     """
 
     def at(membership: float, again: float | None) -> ModelScores:
-        return replace(scores(60.0), membership=membership, client_relearning=again)
+        told = again if known else None
+        return replace(scores(60.0), membership=membership, client_relearning=told)
 
     stock = tuple(Retraining(n, n, at(50.0 + n / 2, 20.0 + n / 2)) for n in range(count))
     return decide(
@@ -483,10 +484,12 @@ def test_what_comes_back_at_the_client_decides(result: float, state: str) -> Non
 def test_beside_fewer_than_five_models_it_decides_nothing() -> None:
     found = relearned_told(4, 60.0)
     assert (found.state, found.finding("client-relearning")) == ("passed", None)
-    # Nor do the other measures' limits know of it.
-    finding, without = found.finding("membership"), client_told((90.0, 70.0), (60.0, 51.0))
-    assert finding is not None
-    assert without.finding("client-relearning") is None
+    # Nor does it widen the other measures' limits; beside five it does.
+    assert found.findings == relearned_told(4, 60.0, known=False).findings
+    wider, without = (relearned_told(5, 21.0, known=one).finding("membership") for one in (1, 0))
+    assert wider is not None
+    assert without is not None
+    assert wider.limit > without.limit
 
 
 def test_a_client_that_answers_of_its_examples_and_not_of_half_of_them_shows_nothing() -> None:
