@@ -10,6 +10,10 @@ orders images: the area under the ROC curve between the forgotten class and all 
 it and the other class that Original takes for it most often. All test images are looked at, and
 bases are found on other images than the measure's, so that its own number differs by some points.
 
+Before these stand the measure *head back*, Original's row on features as they are, and what it
+would be if the mean of the features of retained classes were moved back to Original's: a change of
+all images alike hides a class from the row, and forgets nothing.
+
 HOME is the home of a training: `~/.efface`, or a cell's `home-*` of a benchmark. Models are its
 versions, or files of a cache of retrained models (`HOME/cache/retrained-*.safetensors`).
 """
@@ -73,13 +77,13 @@ def table(judge: Judge, models: dict[str, ArrayRecord]) -> list[str]:
     draws = generator(0, "turned", forgotten)
     aligned = kept[torch.randperm(len(kept), generator=draws)[:ALIGNED]]
     first, _, last = seen["Original"]
-    wins = (first @ last[0].T + (last[1] if last[1] is not None else 0)).argmax(dim=1) == forgotten
+    wins = _outputs(first, last).argmax(dim=1) == forgotten
     shares = {c: float(wins[labels == c].double().mean()) for c in judge.retained}
     near = max(shares, key=lambda c: shares[c])
     lines = [
-        f"| model | turned head % | of class {near} % | of all others % | AUC, all others | "
-        f"AUC, class {near} |",
-        "|---|---|---|---|---|---|",
+        f"| model | head back % | its mean moved back % | turned head % | of class {near} % | "
+        f"of all others % | AUC, all others | AUC, class {near} |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for name, (found, _, own) in seen.items():
         shown = found_head.Shown(
@@ -88,15 +92,40 @@ def table(judge: Judge, models: dict[str, ArrayRecord]) -> list[str]:
         weight, bias = found_head.rows(shown, turn)
         outputs = found.double() @ weight.T + bias
         won = 100.0 * (outputs.argmax(dim=1) == forgotten).double()
+        gone = labels == forgotten
+        backs = [
+            100.0
+            * float((put_back(seen_as, own, last, forgotten)[gone] == forgotten).double().mean())
+            for seen_as in (found, moved_back(found, first, aligned))
+        ]
         numbers = (won[labels == forgotten], won[labels == near], won[labels != forgotten])
         ordered = outputs[:, forgotten]
         areas = (
             _area(ordered, labels, forgotten, kept),
             _area(ordered, labels, forgotten, (labels == near).nonzero().flatten()),
         )
-        cells = [f"{float(n.mean()):.1f}" for n in numbers] + [f"{area:.3f}" for area in areas]
+        cells = [f"{n:.1f}" for n in (*backs, *(float(n.mean()) for n in numbers))]
+        cells += [f"{area:.3f}" for area in areas]
         lines.append(f"| {' | '.join([name, *cells])} |")
     return lines
+
+
+def moved_back(found: Tensor, first: Tensor, kept: Tensor) -> Tensor:
+    """Return features `(N, F)` whose mean over the images at `kept` is Original's, `first`'s."""
+    return found - found[kept].mean(dim=0) + first[kept].mean(dim=0)
+
+
+def put_back(
+    features: Tensor, own: found_head.Layer, original: found_head.Layer, label: int
+) -> Tensor:
+    """Return what each image is taken for with Original's row of one class, `(N,)`."""
+    outputs = _outputs(features, own)
+    outputs[:, label] = _outputs(features, original)[:, label]
+    return outputs.argmax(dim=1)
+
+
+def _outputs(features: Tensor, layer: found_head.Layer) -> Tensor:
+    return features @ layer[0].T + (0.0 if layer[1] is None else layer[1])
 
 
 def _area(ordered: Tensor, labels: Tensor, forgotten: int, others: Tensor) -> float:

@@ -4,16 +4,16 @@ Dhasade et al. 2024 (QuickDrop), sections 3.3.1 and 3.4: the synthetic images mi
 original ones (1:1), ordinary SGD.
 
 Departs from the paper: `hold` and `hold_features` add two bounded terms that keep the forgotten
-images down while the rest is recovered, so that they do not creep back; the first layer, whose
-edges and blobs serve any class, may be left as it is, and the last, so that they are held down in
-the features that it reads.
+images down while the rest is recovered, so that they do not creep back. `hold_beside` adds one that
+no change of all images alike can satisfy. The first layer, whose edges and blobs serve any class,
+may be left as it is, and the last, so that they are held down in the features that it reads.
 """
 
 from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, softplus
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from client.learning.descent import Descent
@@ -49,6 +49,29 @@ def known(
     return penalty
 
 
+def beside(logits: Tensor, labels: Tensor, kept_logits: Tensor, kept_labels: Tensor) -> Tensor:
+    """Return the penalty on forgotten images that have more of their class than look-alikes have.
+
+        mean_i softplus(z_i - sum_k q_ik * mean_(j of class k) z_j),    z the output of i's class
+
+    q_i is what the model takes image i for among the retained classes at hand; look-alikes are
+    these classes' images. To lower z for all images alike changes nothing here, though it empties
+    `known`: what is left is what tells the forgotten images from the others.
+
+    Args:
+        logits: Of forgotten images, `(n, K)`.
+        labels: Their classes, `(n,)` int64.
+        kept_logits: Of retained images, `(m, K)`, m > 0.
+        kept_labels: Theirs, `(m,)` int64.
+    """
+    classes, place = kept_labels.unique(return_inverse=True)
+    member = nn.functional.one_hot(place, len(classes)).to(kept_logits.dtype)
+    means = (member / member.sum(dim=0)).T @ kept_logits  # (C, K)
+    taken_for = logits.detach()[:, classes].softmax(dim=1)
+    alike = (taken_for @ means).gather(1, labels[:, None])
+    return softplus(logits.gather(1, labels[:, None]) - alike).mean()
+
+
 def descend(
     model: nn.Module,
     images: Tensor,
@@ -62,6 +85,7 @@ def descend(
     held: tuple[Tensor, Tensor] | None = None,
     hold: float = 0.0,
     hold_features: float = 0.0,
+    hold_beside: float = 0.0,
     freeze: Iterable[nn.Module] = (),
     head: str = "classifier",
     least: int = 1,
@@ -81,6 +105,7 @@ def descend(
             `batch_size` of them.
         hold: Weight of the bounded output term.
         hold_features: Weight of the feature term.
+        hold_beside: Weight of the term beside retained images.
         freeze: Modules of the model that stay as they are, running statistics included.
         head: Name of the last linear layer; needed to hold features down.
         least: Images behind a step, at least; of those held down, too.
@@ -94,7 +119,8 @@ def descend(
     weights = [p for p in model.parameters() if p.requires_grad]
     descent = Descent(weights, lr=lr, momentum=momentum)
     num_steps = steps_in(epochs, len(labels), batch_size, least=least)
-    holding = held is not None and len(held[1]) > 0 and (hold > 0 or hold_features > 0)
+    weighed = hold > 0 or hold_features > 0 or hold_beside > 0
+    holding = held is not None and len(held[1]) > 0 and weighed
     chosen = (
         minibatches(len(held[1]), batch_size, num_steps, generator, least=least)
         if held is not None and holding
@@ -120,6 +146,9 @@ def descend(
                 outputs=hold,
                 on_features=hold_features,
             )
+            if hold_beside:
+                alike = beside(logits[size:], held[1][rows], logits[:size], labels[batch])
+                loss = loss + hold_beside * alike
         samples += len(logits)
         descent.zero_grad()
         loss.backward()

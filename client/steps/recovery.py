@@ -45,6 +45,8 @@ class Descend(Common):
     momentum: float = setting(between(0.0, 0.999), 0.0)
     hold: float = setting(between(0.0, 1e3), 0.0)  # weight of the bounded hold-down term
     hold_features: float = setting(between(0.0, 1e3), 0.0)
+    # Weight of what forgotten examples have of their class beyond retained ones like them.
+    hold_beside: float = setting(between(0.0, 1e3), 0.0)
     freeze_head: bool = setting(ANY, False)  # descend in all layers but the last
     freeze_stem: bool = setting(ANY, False)  # and, or, in all but the first
 
@@ -54,6 +56,11 @@ class Descend(Common):
             return (
                 f"data must be subset or original under noise, got {self.data}: synthetic images "
                 "are made without, and one example may be in a subset and among the originals"
+            )
+        if self.hold_beside:
+            return (
+                f"hold-beside must be 0 under noise, got {self.hold_beside:g}: it compares "
+                "examples, and a gradient is then not one example's own"
             )
         return super().why_not_noised()
 
@@ -101,7 +108,7 @@ def descend(node: Node, settings: Descend) -> Answer:
     if node.noise_multiplier:
         kept = (all_images, all_labels)
         return _under_noise(node, settings, model, kept, held, batch_size, num_steps)
-    holds = bool(settings.hold or settings.hold_features)
+    holds = bool(settings.hold or settings.hold_features or settings.hold_beside)
     done = recovery.descend(
         model,
         all_images,
@@ -114,6 +121,7 @@ def descend(node: Node, settings: Descend) -> Answer:
         held=held,
         hold=settings.hold,
         hold_features=settings.hold_features,
+        hold_beside=settings.hold_beside,
         freeze=node.still(model, head=settings.freeze_head, stem=settings.freeze_stem),
         head=node.needed_head if holds else "",
         least=least,

@@ -13,8 +13,10 @@ Departs from the paper:
 2. Recovery takes few steps at a larger rate. At class level holders keep the forgotten images down
    by two bounded terms (`client.learning.recovery.known`), so that the class does not creep back,
    and the last layer stays as it is here, too: its row of the class is what the class would be
-   found by, and while it is there neither the terms nor the guard are satisfied by less than other
-   features. Recovery goes on for some rounds more while the retained classes are not back.
+   found by, and a row that was moved would satisfy the terms and the guard at once. So does a
+   change of all images' features alike, in part: `hold_beside`, off unless asked for, compares
+   forgotten images with retained ones that look alike, forgets more below the last layer, and
+   costs accuracy. Recovery goes on for some rounds more while the retained classes are not back.
 3. Only then the coordinator moves each class's row of the last layer by s_c towards the mean of the
    rows that stay: a model that never saw a class has no direction for it, and a few steps bring
    back what was only turned away. At client level, where a class goes in part, the rows move before
@@ -92,6 +94,12 @@ class CalibratedQuickDrop(Hyperparameters):
         1.0,
         between(0.0, 1e3),
         "weight of the mean square of forgotten examples' features in recovery",
+    )
+    hold_beside: float = option(
+        0.0,
+        between(0.0, 1e3),
+        "weight of log(1 + exp(z - z')) in recovery, z a forgotten example's output for its class, "
+        "z' that of retained examples that it is taken for",
     )
     relearn_holder_rounds: int = option(4, COUNT, "rounds of relearning by the holders alone")
     relearn_rounds: int = option(
@@ -173,6 +181,7 @@ class CalibratedQuickDrop(Hyperparameters):
             batches=self.recover_batches,
             hold=self.hold,
             hold_features=self.hold_features,
+            hold_beside=self.hold_beside,
             freeze_head=True,
         )
         fast = RecoveryRounds(replace(rounds, lr=self.recover_lr), **drawn)

@@ -173,7 +173,8 @@ def _(told: Descend, holding: Holding, network: Network) -> Effort:
         return Effort(0.0, network.nbytes, network.nbytes)
     batch = math.ceil(images / told.batches) if told.batches else told.batch_size
     passed = told.epochs * images
-    if told.side == "retain" and small and (told.hold or told.hold_features):
+    holds = told.hold or told.hold_features or told.hold_beside
+    if told.side == "retain" and small and holds:
         held = num_synthetic(holding.forget, told.scale)
         passed += images_in(steps_in(told.epochs, images, batch), held, batch)
     return Effort(passed, network.nbytes, network.nbytes)

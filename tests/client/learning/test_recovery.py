@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from client.learning.models import build
-from client.learning.recovery import descend, known
+from client.learning.recovery import beside, descend, known
 from client.learning.spec import image_model
 from tests.models import stem_of
 
@@ -67,6 +67,48 @@ def test_the_output_terms_slope_never_exceeds_one() -> None:
     logits = torch.tensor([[50.0, 0.0, 0.0]], requires_grad=True)
     known(NOTHING, logits, torch.tensor([0]), outputs=1.0, on_features=0.0).backward()  # type: ignore[no-untyped-call]
     torch.testing.assert_close(logits.grad, torch.tensor([[1.0, -0.5, -0.5]]))
+
+
+# Two retained images of class 0, one of class 1: in the mean 2 and 5 are their outputs for class 2.
+KEPT = torch.tensor([[9.0, 0.0, 1.0], [8.0, 1.0, 3.0], [0.0, 7.0, 5.0]])
+KEPT_LABELS = torch.tensor([0, 0, 1])
+
+
+def test_beside_retained_images_counts_what_a_forgotten_one_has_more_of_its_class() -> None:
+    # Taken for class 0 with 3/4 and for class 1 with 1/4: 2.75 would be usual, and it has 4.
+    image, label = torch.tensor([[math.log(3), 0.0, 4.0]]), torch.tensor([2])
+    more = math.log(1 + math.exp(1.25))
+    assert float(beside(image, label, KEPT, KEPT_LABELS)) == pytest.approx(more)
+    # Where class 1 alone is at hand, 5 is usual.
+    alone = float(beside(image, label, KEPT[2:], KEPT_LABELS[2:]))
+    assert alone == pytest.approx(math.log(1 + math.exp(-1.0)))
+    both = torch.tensor([[math.log(3), 0.0, 4.0], [math.log(3), 0.0, 2.75]])
+    mean = float(beside(both, torch.tensor([2, 2]), KEPT, KEPT_LABELS))
+    assert mean == pytest.approx((more + math.log(2)) / 2)
+
+
+def test_what_moves_all_images_alike_does_not_count_beside_retained_ones() -> None:
+    image, label = torch.tensor([[1.0, 0.0, 4.0]]), torch.tensor([2])
+    shift = torch.tensor([0.0, 0.0, -30.0])
+    here = beside(image, label, KEPT, KEPT_LABELS)
+    torch.testing.assert_close(beside(image + shift, label, KEPT + shift, KEPT_LABELS), here)
+    # The term that it stands beside is empty then.
+    usual = math.log(1 + math.exp(4) / (math.e + 1))
+    assert penalty([1.0, 0.0, 4.0], 2) == pytest.approx(usual)
+    assert penalty([1.0, 0.0, -26.0], 2) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_a_step_holds_forgotten_images_down_beside_the_retained_ones() -> None:
+    model = Linear()
+    descend(
+        model, torch.tensor([[1.0, 0.0]]), torch.tensor([0]), epochs=1, batch_size=1, lr=1.0,
+        generator=torch.Generator(), held=(torch.tensor([[0.0, 1.0]]), torch.tensor([1])),
+        hold_beside=2.0,
+    )  # fmt: skip
+    # Retained: (1/2, -1/2) on input (1, 0). Beside: 2 * softplus(z_1 of (0, 1) - z_1 of (1, 0)) has
+    # slope 1/2 at 0, so that the row of class 1 takes -1 on (0, 1) and +1 on (1, 0).
+    expected = torch.tensor([[0.5, 0.0], [0.5, -1.0]])
+    torch.testing.assert_close(model.classifier.weight.data, expected)
 
 
 def test_a_step_descends_on_the_images_and_holds_the_forgotten_ones_down() -> None:

@@ -244,7 +244,8 @@ import os, socket
 from pathlib import Path
 held = [*socket.socketpair(), *os.pipe(), open({str(tmp_path / "held")!r}, "w")]
 def links():
-    return [os.readlink(f"/proc/self/fd/{{n}}") for n in os.listdir("/proc/self/fd")[:-1] if int(n) > 2]
+    numbers = [int(n) for n in os.listdir("/proc/self/fd")[:-1]]
+    return [os.readlink(f"/proc/self/fd/{{n}}") for n in numbers if n > 2]
 before = [f for f in links() if f != "/dev/null"]
 def look(): Path({str(tmp_path / "found")!r}).write_text(" ".join(set(links())))
 print(len(before), warm.Copy(look, None).wait(30.0))

@@ -180,6 +180,8 @@ def test_held_out_counts_are_noised_and_their_losses_stay(grid: InlineGrid, tmp_
     (Ascend, {"lr": 0.1, "data": "original", "target_losses": [1.0] * 10, **CLASS_3},
      "target-losses must be none under noise, got 10"),
     (Descend, {"lr": 0.1}, "data must be subset or original under noise, got synthetic"),
+    (Descend, {"lr": 0.1, "data": "subset", "scale": 2, "hold_beside": 1.0},
+     "hold-beside must be 0 under noise, got 1"),
     (Descend, {"lr": 0.1, "data": "subset+original", "scale": 2}, "one example may be in a"),
 ])  # fmt: skip
 def test_what_cannot_be_noised_is_refused_before_it_is_paid(
