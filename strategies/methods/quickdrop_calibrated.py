@@ -98,8 +98,7 @@ class CalibratedQuickDrop(Hyperparameters):
     hold_beside: float = option(
         0.0,
         between(0.0, 1e3),
-        "weight of log(1 + exp(z - z')) in recovery, z a forgotten example's output for its class, "
-        "z' that of retained examples that it is taken for",
+        "weight of what forgotten examples have of their class beyond retained look-alikes",
     )
     relearn_holder_rounds: int = option(4, COUNT, "rounds of relearning by the holders alone")
     relearn_rounds: int = option(
