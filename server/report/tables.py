@@ -136,9 +136,10 @@ def heldout_table(record: Record) -> Table | None:
 def site_table(record: Record) -> Table | None:
     """Return each client's accuracies on what it holds out, of Original, Retrained and the result.
 
-    The median and all together come last. Examples are those of the result's measuring.
+    The median and all together come last. Examples are those of the result's measuring. What was
+    learned again afterwards stands beside what was forgotten.
     """
-    result = record.result
+    result = record.recovered or record.result
     heldout = None if result is None else result.heldout
     if heldout is None or not heldout.sites:
         return None
@@ -148,6 +149,9 @@ def site_table(record: Record) -> Table | None:
         if scores is not None and scores is not result and scores.heldout is not None
     ]
     models = [*before, ("result", heldout)]
+    again = record.relearned
+    if again is not None and again is not result and again.heldout is not None:
+        models.append(("relearned", again.heldout))
     centre = heldout.forget_median or 0.0
     rows: list[tuple[str, Sequence[str], str]] = []
     for site in _cut(heldout.sites, lambda site: -abs((site.forget_accuracy or 0.0) - centre)):

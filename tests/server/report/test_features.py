@@ -1,5 +1,7 @@
 """The report's table of what lies below the last layer."""
 
+from dataclasses import replace
+
 from server.evidence.features.scores import FeatureMeasures, FeatureScores, Layer
 from server.evidence.record import Record, Target, from_json, to_json
 from server.evidence.scores import Curve, Heldout, ModelScores, SiteScores
@@ -64,3 +66,28 @@ def test_a_site_s_accuracies_stand_before_and_after_so_that_nobody_pays_alone() 
     assert cells["a"] == ["1.0", "1.0", "1.0", "5", "80.0", "82.0", "79.0", "50"]
     assert cells["b"] == ["2.0", "2.0", "2.0", "6", "81.0", "83.0", "40.0", "60"]
     assert cells["all together"][4:] == ["70.0", "70.0", "70.0", ""]
+
+
+def test_what_was_learned_again_is_no_site_s_result_of_forgetting() -> None:
+    def scores(forget: float) -> ModelScores:
+        sites = (SiteScores("a", forget, 90.0, 5, 50),)
+        heldout = Heldout(forget, 90.0, forget, 90.0, None, sites)
+        return ModelScores(forget, 90.0, 0.1, heldout=heldout)
+
+    forgotten = Record(
+        kind="forget",
+        forget=Target("class", (9,)),
+        original=scores(80.0),
+        recovered=scores(1.0),
+        relearned=scores(77.0),
+    )
+    found = site_table(forgotten)
+    assert found is not None
+    assert list(found.headings) == ["Original", "result", "relearned", "examples"] * 2
+    cells = {name: list(cells) for name, cells, _ in found.rows}
+    assert cells["a"][:4] == ["80.0", "1.0", "77.0", "5"]
+    # Of a request to relearn it is the result.
+    found = site_table(replace(forgotten, kind="relearn", recovered=None))
+    assert found is not None
+    assert list(found.headings) == ["Original", "result", "examples"] * 2
+    assert list(found.rows[0][1][:3]) == ["80.0", "77.0", "5"]
