@@ -10,6 +10,7 @@ from client.errors import BadSetting, EffaceError
 from client.learning.models import ModelSpec
 from client.learning.spec import image_model
 from client.steps.measuring import Describe
+from client.steps.recovery import Descend
 from client.steps.secure import Step
 from client.steps.store import Settle
 from client.steps.training import Fit
@@ -87,6 +88,20 @@ def test_every_message_of_a_round_has_its_effort() -> None:
     assert [kind.__name__ for kind in kinds if effort.dispatch(kind) is unknown] == []
     with pytest.raises(EffaceError, match="must have its effort declared, got Describe"):
         effort(Rehearsal(known()).settings(Describe), Holding((), ()), Network(SPEC))
+
+
+def test_what_is_held_down_is_passed_whatever_the_term() -> None:
+    told = Rehearsal(known()).settings(Descend, data="subset", scale=1, lr=0.1)
+    # Eight retained examples, two forgotten, all of them in one batch.
+    holding, network = Holding((0.0, 2.0), (8.0, 0.0)), Network(SPEC)
+    without = effort(told, holding, network).images
+    terms = (
+        replace(told, hold=1.0),
+        replace(told, hold_features=1.0),
+        replace(told, hold_beside=1.0),
+    )
+    held = {effort(one, holding, network).images for one in terms}
+    assert held == {without + 2.0}
 
 
 def test_a_plan_leaves_what_is_known_as_it_was() -> None:
