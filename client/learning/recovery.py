@@ -55,8 +55,9 @@ def beside(logits: Tensor, labels: Tensor, kept_logits: Tensor, kept_labels: Ten
         mean_i softplus(z_i - sum_k q_ik * mean_(j of class k) z_j),    z the output of i's class
 
     q_i is what the model takes image i for among the retained classes at hand; look-alikes are
-    these classes' images. To lower z for all images alike changes nothing here, though it empties
-    `known`: what is left is what tells the forgotten images from the others.
+    these classes' images, of those in the step's batch alone. To lower z for all images alike
+    changes nothing here, though it empties `known`: q is constant, and the gradient goes to both
+    sides, so that a common shift gets none. It raises retained images' output for the class, too.
 
     Args:
         logits: Of forgotten images, `(n, K)`.
@@ -147,8 +148,12 @@ def descend(
                 on_features=hold_features,
             )
             if hold_beside:
-                alike = beside(logits[size:], held[1][rows], logits[:size], labels[batch])
-                loss = loss + hold_beside * alike
+                kept = logits[:size]
+                if norms:  # both sides under the same statistics, or a common shift would count
+                    apart = _under_running(model, head, images[batch], norms)
+                    kept = model.get_submodule(head)(apart)
+                penalty = beside(logits[size:], held[1][rows], kept, labels[batch])
+                loss = loss + hold_beside * penalty
         samples += len(logits)
         descent.zero_grad()
         loss.backward()
@@ -176,12 +181,19 @@ def _features(
     if not norms:
         return _into(model, head, torch.cat([images, held]))
     features = _into(model, head, images)
+    return torch.cat([features, _under_running(model, head, held, norms)])
+
+
+def _under_running(
+    model: nn.Module, head: str, images: Tensor, norms: Sequence[nn.Module]
+) -> Tensor:
+    """Return features `(n, F)` under the running statistics of `norms`, which stay as they are."""
     for norm in norms:
         norm.eval()
-    apart = _into(model, head, held)
+    found = _into(model, head, images)
     for norm in norms:
         norm.train()
-    return torch.cat([features, apart])
+    return found
 
 
 def _into(model: nn.Module, head: str, inputs: Tensor) -> Tensor:

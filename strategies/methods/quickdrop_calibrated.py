@@ -15,8 +15,9 @@ Departs from the paper:
    and the last layer stays as it is here, too: its row of the class is what the class would be
    found by, and a row that was moved would satisfy the terms and the guard at once. So does a
    change of all images' features alike, in part: `hold_beside`, off unless asked for, compares
-   forgotten images with retained ones that look alike, forgets more below the last layer, and
-   costs accuracy. Recovery goes on for some rounds more while the retained classes are not back.
+   forgotten images with retained ones that look alike, which left less below the last layer where
+   it was tried, and cost accuracy. Recovery goes on for some rounds more while the retained
+   classes are not back.
 3. Only then the coordinator moves each class's row of the last layer by s_c towards the mean of the
    rows that stay: a model that never saw a class has no direction for it, and a few steps bring
    back what was only turned away. At client level, where a class goes in part, the rows move before
@@ -98,7 +99,7 @@ class CalibratedQuickDrop(Hyperparameters):
     hold_beside: float = option(
         0.0,
         between(0.0, 1e3),
-        "weight of what forgotten examples have of their class beyond retained look-alikes",
+        "weight of a forgotten example's output for its class above look-alikes', at class level",
     )
     relearn_holder_rounds: int = option(4, COUNT, "rounds of relearning by the holders alone")
     relearn_rounds: int = option(

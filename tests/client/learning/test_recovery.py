@@ -111,6 +111,32 @@ def test_a_step_holds_forgotten_images_down_beside_the_retained_ones() -> None:
     torch.testing.assert_close(model.classifier.weight.data, expected)
 
 
+def test_under_batchnorm_a_common_shift_gets_no_gradient_either() -> None:
+    class Normed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+            self.classifier = nn.Linear(2, 2, bias=False)
+
+        def forward(self, images: Tensor) -> Tensor:
+            logits: Tensor = self.classifier(self.body(images))
+            return logits
+
+    draws = torch.Generator().manual_seed(0)
+    images, held = torch.randn(6, 2, generator=draws), torch.randn(4, 2, generator=draws)
+    torch.manual_seed(0)
+    model = Normed()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    descend(
+        model, images, torch.zeros(6, dtype=torch.int64), epochs=1, batch_size=6, lr=1.0,
+        generator=draws, held=(held, torch.ones(4, dtype=torch.int64)), hold_beside=5.0,
+    )  # fmt: skip
+    after = model.state_dict()
+    # It moves all images alike, whatever the statistics; batch statistics undo it in the loss.
+    torch.testing.assert_close(after["body.0.bias"], before["body.0.bias"], atol=1e-5, rtol=0.0)
+    assert not torch.allclose(after["body.0.weight"], before["body.0.weight"], atol=1e-3)
+
+
 def test_a_step_descends_on_the_images_and_holds_the_forgotten_ones_down() -> None:
     model = Linear()
     images, labels = torch.tensor([[1.0, 0.0]]), torch.tensor([0])
