@@ -81,10 +81,11 @@ def table(judge: Judge, models: dict[str, ArrayRecord]) -> list[str]:
     shares = {c: float(wins[labels == c].double().mean()) for c in judge.retained}
     near = max(shares, key=lambda c: shares[c])
     lines = [
-        f"| model | head back % | its mean moved back % | turned head % | of class {near} % | "
-        f"of all others % | AUC, all others | AUC, class {near} |",
+        f"| model | head back % | head back, mean moved back % | turned head % | "
+        f"of class {near} % | of all others % | AUC, all others | AUC, class {near} |",
         "|---|---|---|---|---|---|---|---|",
     ]
+    gone = labels == forgotten
     for name, (found, _, own) in seen.items():
         shown = found_head.Shown(
             found[aligned], first[aligned], own, last, [forgotten], judge.retained
@@ -92,13 +93,12 @@ def table(judge: Judge, models: dict[str, ArrayRecord]) -> list[str]:
         weight, bias = found_head.rows(shown, turn)
         outputs = found.double() @ weight.T + bias
         won = 100.0 * (outputs.argmax(dim=1) == forgotten).double()
-        gone = labels == forgotten
         backs = [
             100.0
             * float((put_back(seen_as, own, last, forgotten)[gone] == forgotten).double().mean())
             for seen_as in (found, moved_back(found, first, aligned))
         ]
-        numbers = (won[labels == forgotten], won[labels == near], won[labels != forgotten])
+        numbers = (won[gone], won[labels == near], won[~gone])
         ordered = outputs[:, forgotten]
         areas = (
             _area(ordered, labels, forgotten, kept),

@@ -98,6 +98,13 @@ def test_what_moves_all_images_alike_does_not_count_beside_retained_ones() -> No
     assert penalty([1.0, 0.0, -26.0], 2) == pytest.approx(0.0, abs=1e-6)
 
 
+def test_what_an_image_is_taken_for_gets_no_gradient_beside_retained_ones() -> None:
+    image = torch.tensor([[math.log(3), 0.0, 2.75]], requires_grad=True)
+    beside(image, torch.tensor([2]), KEPT, KEPT_LABELS).backward()  # type: ignore[no-untyped-call]
+    # 2.75 is usual: the slope of softplus at 0, on the class's own output alone.
+    torch.testing.assert_close(image.grad, torch.tensor([[0.0, 0.0, 0.5]]))
+
+
 def test_a_step_holds_forgotten_images_down_beside_the_retained_ones() -> None:
     model = Linear()
     descend(
