@@ -152,6 +152,7 @@ def descend(
                 if norms:  # both sides under the same statistics, or a common shift would count
                     apart = _under_running(model, head, images[batch], norms)
                     kept = model.get_submodule(head)(apart)
+                    samples += size
                 penalty = beside(logits[size:], held[1][rows], kept, labels[batch])
                 loss = loss + hold_beside * penalty
         samples += len(logits)

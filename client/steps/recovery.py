@@ -50,6 +50,15 @@ class Descend(Common):
     freeze_head: bool = setting(ANY, False)  # descend in all layers but the last
     freeze_stem: bool = setting(ANY, False)  # and, or, in all but the first
 
+    @property
+    def holds(self) -> bool:
+        """Whether forgotten examples are held down."""
+        return bool(self.hold or self.hold_features or self.hold_beside)
+
+    def batch_of(self, examples: int) -> int:
+        """Return the size of a batch where an epoch has so many examples."""
+        return math.ceil(examples / self.batches) if self.batches else self.batch_size
+
     def why_not_noised(self) -> str | None:
         """Return why this message cannot be answered under noise, None if it can."""
         if self.data not in ("subset", "original"):
@@ -98,17 +107,13 @@ def descend(node: Node, settings: Descend) -> Answer:
     model = node.model()
     if not len(all_labels):
         return worked(0), model
-    batch_size = settings.batch_size
-    if settings.batches:
-        batch_size = math.ceil(len(all_labels) / settings.batches)
     least = node.policy.answers.min_batch
-    batch_size = max(batch_size, least)
+    batch_size = max(settings.batch_of(len(all_labels)), least)
     num_steps = steps_in(settings.epochs, len(all_labels), batch_size, least=least)
     node.allow(num_steps)
     if node.noise_multiplier:
         kept = (all_images, all_labels)
         return _under_noise(node, settings, model, kept, held, batch_size, num_steps)
-    holds = bool(settings.hold or settings.hold_features or settings.hold_beside)
     done = recovery.descend(
         model,
         all_images,
@@ -123,7 +128,7 @@ def descend(node: Node, settings: Descend) -> Answer:
         hold_features=settings.hold_features,
         hold_beside=settings.hold_beside,
         freeze=node.still(model, head=settings.freeze_head, stem=settings.freeze_stem),
-        head=node.needed_head if holds else "",
+        head=node.needed_head if settings.holds else "",
         least=least,
     )
     # An original may be in the subset, too, or behind a synthetic image.

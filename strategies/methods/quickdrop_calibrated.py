@@ -13,11 +13,11 @@ Departs from the paper:
 2. Recovery takes few steps at a larger rate. At class level holders keep the forgotten images down
    by two bounded terms (`client.learning.recovery.known`), so that the class does not creep back,
    and the last layer stays as it is here, too: its row of the class is what the class would be
-   found by, and a row that was moved would satisfy the terms and the guard at once. So does a
-   change of all images' features alike, in part: `hold_beside`, off unless asked for, compares
-   forgotten images with retained ones that look alike, which left less below the last layer where
-   it was tried, and cost accuracy. Recovery goes on for some rounds more while the retained
-   classes are not back.
+   found by, and a row that was moved would satisfy the terms and the guard at once. So would a
+   change of all images' features alike: in all rounds but the last a third term compares forgotten
+   images with retained ones that look alike (`client.learning.recovery.beside`). It costs accuracy,
+   which the last round brings back without it; that is repeated while the retained classes are not
+   back.
 3. Only then the coordinator moves each class's row of the last layer by s_c towards the mean of the
    rows that stay: a model that never saw a class has no direction for it, and a few steps bring
    back what was only turned away. At client level, where a class goes in part, the rows move before
@@ -46,7 +46,9 @@ from strategies.parts.guard import guarded_recovery, retained
 from strategies.parts.participation import as_in_training
 from strategies.rounds.base import AscentRounds, FederatedAveraging, RecoveryRounds
 
-REMEDY = "hold harder (hold, hold-features) or recover less (recover-lr, recover-rounds)"
+REMEDY = (
+    "hold harder (hold, hold-features, hold-beside) or recover less (recover-lr, recover-rounds)"
+)
 WHOLE = 10**9  # a batch size that takes everything
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
@@ -70,7 +72,7 @@ class CalibratedQuickDrop(Hyperparameters):
         4, COUNT, "rounds of recovery at client level; some more while accuracy is missing"
     )
     recover_batches: int = option(
-        2,
+        4,
         COUNT,
         "batches that the retained set, S without S_f, makes in a round of recovery at class level",
     )
@@ -97,9 +99,9 @@ class CalibratedQuickDrop(Hyperparameters):
         "weight of the mean square of forgotten examples' features in recovery",
     )
     hold_beside: float = option(
-        0.0,
+        1.0,
         between(0.0, 1e3),
-        "weight of a forgotten example's output for its class above look-alikes', at class level",
+        "weight of forgotten examples' outputs for their class above look-alikes'; 0 in the end",
     )
     relearn_holder_rounds: int = option(4, COUNT, "rounds of relearning by the holders alone")
     relearn_rounds: int = option(
@@ -114,8 +116,9 @@ class CalibratedQuickDrop(Hyperparameters):
         "percent of forget accuracy above which a round of recovery is rolled back; 100 for never",
     )
     tolerance: float = option(
-        3.0, PERCENT, "percent points of retain accuracy that recovery may leave missing"
+        1.0, PERCENT, "percent points of retain accuracy that recovery may leave missing, by class"
     )
+    client_tolerance: float = option(3.0, PERCENT, "the same at client level")
 
     needs: ClassVar[Needs] = Needs(
         float_inputs=True,
@@ -135,7 +138,8 @@ class CalibratedQuickDrop(Hyperparameters):
         """Return `model` without what the request names."""
         classes = federation.forget.level == "class"
         share = share_forgotten(federation)
-        wanted = retained(federation, model, self.tolerance)
+        tolerance = self.tolerance if classes else self.client_tolerance
+        wanted = retained(federation, model, tolerance)
 
         # 1. Ascend: every class as far as the share of it that goes.
         ascending = self.message(
@@ -185,7 +189,8 @@ class CalibratedQuickDrop(Hyperparameters):
             freeze_head=True,
         )
         fast = RecoveryRounds(replace(rounds, lr=self.recover_lr), **drawn)
-        last = RecoveryRounds(replace(rounds, lr=self.recover_last_lr), **drawn)
+        settling = replace(rounds, lr=self.recover_last_lr, hold_beside=0.0)
+        last = RecoveryRounds(settling, **drawn)
         number = self.recover_rounds - 1
         model = watched(model, ascent, fast, num_rounds=number, threshold=self.threshold)
         model = watched(model, ascent, last, num_rounds=1, threshold=self.threshold, wanted=wanted)

@@ -18,7 +18,7 @@ from torch import nn
 from client.channels.layout import Layer, from_text, layout
 from client.channels.slices import take, to_row
 from client.errors import EffaceError
-from client.learning.models import ModelSpec, build, state_of
+from client.learning.models import ModelSpec, build, state_of, traced
 from client.learning.training import images_in, steps_in
 from client.steps.ascent import Ascend
 from client.steps.channels import Ablation, FitChannels, Representation
@@ -171,12 +171,13 @@ def _(told: Descend, holding: Holding, network: Network) -> Effort:
     images = small + real
     if not images:
         return Effort(0.0, network.nbytes, network.nbytes)
-    batch = math.ceil(images / told.batches) if told.batches else told.batch_size
+    batch = told.batch_of(images)
     passed = told.epochs * images
-    holds = told.hold or told.hold_features or told.hold_beside
-    if told.side == "retain" and small and holds:
+    if told.side == "retain" and small and told.holds:
         held = num_synthetic(holding.forget, told.scale)
         passed += images_in(steps_in(told.epochs, images, batch), held, batch)
+        if told.hold_beside and held and traced(network.spec).mixes_examples:
+            passed += told.epochs * images  # once more, under the running statistics
     return Effort(passed, network.nbytes, network.nbytes)
 
 

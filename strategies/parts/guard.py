@@ -51,7 +51,8 @@ def guarded_recovery(
 
     A round after which the forget accuracy exceeds `threshold` is rolled back; the holders ascend
     once more from the model before it, and the round is tried again. Rounds beyond `num_rounds`
-    are a bonus: the first that lets it creep back is left out, and recovery ends.
+    are a bonus: the first that lets it creep back, or leaves the rest no better, is left out, and
+    recovery ends.
 
     Args:
         federation: Runs the rounds and measures.
@@ -69,21 +70,24 @@ def guarded_recovery(
     """
     rollbacks = completed = 0
     back = wanted is None
+    kept: float | None = None  # retain accuracy of `model`, where it was measured
     while completed < num_rounds or (completed < num_rounds + MAX_MORE_ROUNDS and not back):
         candidate = federation.run("recover", recovery, model, num_rounds=1)
         if threshold >= 100 and wanted is None:  # nothing to watch
             model, completed = candidate, completed + 1
             continue
         found = federation.accuracies(candidate)
-        if found.forget is None or found.forget <= threshold:
-            model = candidate
+        holds = found.forget is None or found.forget <= threshold
+        no_better = kept is not None and found.retain is not None and found.retain <= kept
+        if completed >= num_rounds and (not holds or no_better):
+            break
+        if holds:
+            model, kept = candidate, found.retain
             completed += 1
             back = wanted is None or found.retain is None or found.retain >= wanted
             continue
-        if completed >= num_rounds:
-            break
         rollbacks += 1
-        if rollbacks > MAX_ROLLBACKS:
+        if rollbacks > MAX_ROLLBACKS and found.forget is not None:
             raise CreptBack(
                 f"forget accuracy after recovery must be at most {threshold:g} %, got "
                 f"{found.forget:.1f} % after {MAX_ROLLBACKS} rollbacks; {remedy}",

@@ -102,6 +102,10 @@ def test_what_is_held_down_is_passed_whatever_the_term() -> None:
     )
     held = {effort(one, holding, network).images for one in terms}
     assert held == {without + 2.0}
+    # Under BatchNorm the retained ones pass once more to be compared with.
+    normed = Network(WIDE)
+    assert effort(terms[2], holding, normed).images == without + 2.0 + 8.0
+    assert effort(terms[0], holding, normed).images == without + 2.0
 
 
 def test_a_plan_leaves_what_is_known_as_it_was() -> None:

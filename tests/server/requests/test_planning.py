@@ -89,11 +89,11 @@ def measured(times: int) -> tuple[Any, ...]:
             "quickdrop",
             [("unlearn", 1, 3, 24, *WHOLE), ("recover", 2, 5, 540, *WHOLE), measured(2)],
         ),
-        # Up to 30 passes over 8 images; one over 2 * 90, and 8 held down in each of two batches:
+        # Up to 30 passes over 8 images; one over 2 * 90, and 8 held down in each of four batches:
         # of that half.
         (
             "quickdrop-calibrated",
-            [("unlearn", 1, 3, 240, *WHOLE), ("recover", 4, 5, 98, *WHOLE), measured(4)],
+            [("unlearn", 1, 3, 240, *WHOLE), ("recover", 4, 5, 106, *WHOLE), measured(4)],
         ),
         # Ten epochs over 80 examples, measured after each of two rounds, too.
         ("sga", [("unlearn", 2, 3, 800.0, *WHOLE), TUNED, measured(11)]),

@@ -119,15 +119,22 @@ def test_recovery_goes_on_until_the_rest_is_back() -> None:
 
 
 def test_recovery_does_not_go_on_for_ever() -> None:
-    fake = Fake([0.0] * 99, [60.0] * 99)
+    fake = Fake([0.0] * 99, [60.0 + n / 10 for n in range(99)])
     assert recover(fake, num_rounds=2, wanted=90.0) == 2 + MAX_MORE_ROUNDS
 
 
 def test_a_round_more_that_lets_it_creep_back_is_left_out() -> None:
-    fake = Fake([0.0, 0.0, 7.0], [60.0] * 9)
+    fake = Fake([0.0, 0.0, 7.0], [60.0, 61.0, 62.0])
     # Rounds 1 and 2 hold; the third brings the forgotten back: the model before it is the answer.
     assert recover(fake, num_rounds=1, wanted=90.0) == 2
     assert [phase for phase, _ in fake.done] == ["recover"] * 3
+
+
+def test_a_round_more_that_leaves_the_rest_no_better_is_left_out() -> None:
+    fake = Fake([0.0] * 4, [80.0, 80.0, 81.0, 81.0])
+    # Of the two rounds that must be the second may be no better; of those beyond the first is.
+    assert recover(fake, num_rounds=2, wanted=95.0) == 3
+    assert fake.measured == [1, 2, 3, 4]
 
 
 def test_what_recovery_aims_at_is_the_accuracy_before_less_the_tolerance() -> None:
