@@ -12,13 +12,15 @@ bases are found on other images than the measure's, so that its own number diffe
 
 Before these stand the measure *head back*, Original's row on features as they are, and what it
 would be if the mean of the features of retained classes were moved back to Original's: a change of
-all images alike hides a class from the row, and forgets nothing.
+all images alike hides a class from the row, and forgets nothing. Then comes the measure *matched
+head*.
 
 HOME is the home of a training: `~/.efface`, or a cell's `home-*` of a benchmark. Models are its
 versions, or files of a cache of retrained models (`HOME/cache/retrained-*.safetensors`).
 """
 
 import argparse
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -32,6 +34,7 @@ from client.seeds import generator
 from client.wire import ForgetSpec
 from server.evidence.features import found_head
 from server.evidence.features.layers import features
+from server.evidence.features.matched_head import matching
 from server.evidence.features.measures import ALIGNED
 from server.evidence.features.turned_head import turn
 from server.evidence.measures import Judge
@@ -41,6 +44,8 @@ from server.requests.workspace import Workspace
 from server.settings import parse
 from server.storage.home import Home
 from server.storage.registry import unpack
+
+Seen = tuple[Tensor, Tensor, found_head.Layer]  # features (N, F), labels (N,), last layer
 
 
 def main() -> None:
@@ -64,32 +69,34 @@ def main() -> None:
             models[name] = from_numpy(unpack(Path(place).read_bytes(), Path(place))[0])
         else:
             models[name] = from_numpy(registry.load(place)[0])
-    for line in table(judge, models):
+    seen = {name: looked_at(judge, arrays) for name, arrays in models.items()}
+    for line in table(seen, told.label, judge.retained):
         print(line)
 
 
-def table(judge: Judge, models: dict[str, ArrayRecord]) -> list[str]:
-    """Return a Markdown table; `models` holds weights by name, Original's first."""
-    seen = {name: _looked_at(judge, arrays) for name, arrays in models.items()}
-    labels = seen["Original"][1]
-    (forgotten,) = judge.forget.classes
+def table(seen: Mapping[str, Seen], forgotten: int, retained: Sequence[int]) -> list[str]:
+    """Return a Markdown table.
+
+    Args:
+        seen: What every model makes of the same images, by name; Original's first.
+        forgotten: The class.
+        retained: The others.
+    """
+    first, labels, last = seen["Original"]
     kept = (labels != forgotten).nonzero().flatten()
     draws = generator(0, "turned", forgotten)
     aligned = kept[torch.randperm(len(kept), generator=draws)[:ALIGNED]]
-    first, _, last = seen["Original"]
     wins = _outputs(first, last).argmax(dim=1) == forgotten
-    shares = {c: float(wins[labels == c].double().mean()) for c in judge.retained}
+    shares = {c: float(wins[labels == c].double().mean()) for c in retained}
     near = max(shares, key=lambda c: shares[c])
     lines = [
-        f"| model | head back % | head back, mean moved back % | turned head % | "
+        f"| model | head back % | head back, mean moved back % | matched head % | turned head % | "
         f"of class {near} % | of all others % | AUC, all others | AUC, class {near} |",
-        "|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     gone = labels == forgotten
     for name, (found, _, own) in seen.items():
-        shown = found_head.Shown(
-            found[aligned], first[aligned], own, last, [forgotten], judge.retained
-        )
+        shown = found_head.Shown(found[aligned], first[aligned], own, last, [forgotten], retained)
         weight, bias = found_head.rows(shown, turn)
         outputs = found.double() @ weight.T + bias
         won = 100.0 * (outputs.argmax(dim=1) == forgotten).double()
@@ -98,13 +105,16 @@ def table(judge: Judge, models: dict[str, ArrayRecord]) -> list[str]:
             * float((put_back(seen_as, own, last, forgotten)[gone] == forgotten).double().mean())
             for seen_as in (found, moved_back(found, first, aligned))
         ]
+        matched = found_head.accuracy(found[gone], labels[gone], shown, matching)
         numbers = (won[gone], won[labels == near], won[~gone])
         ordered = outputs[:, forgotten]
         areas = (
             _area(ordered, labels, forgotten, kept),
             _area(ordered, labels, forgotten, (labels == near).nonzero().flatten()),
         )
-        cells = [f"{n:.1f}" for n in (*backs, *(float(n.mean()) for n in numbers))]
+        cells = [f"{n:.1f}" for n in backs]
+        cells.append("–" if matched is None else f"{matched:.1f}")
+        cells += [f"{float(n.mean()):.1f}" for n in numbers]
         cells += [f"{area:.3f}" for area in areas]
         lines.append(f"| {' | '.join([name, *cells])} |")
     return lines
@@ -133,7 +143,7 @@ def _area(ordered: Tensor, labels: Tensor, forgotten: int, others: Tensor) -> fl
     return float(roc_auc_score((labels[index] == forgotten).numpy(), ordered[index].numpy()))
 
 
-def _looked_at(judge: Judge, arrays: ArrayRecord) -> tuple[Tensor, Tensor, found_head.Layer]:
+def looked_at(judge: Judge, arrays: ArrayRecord) -> Seen:
     """Return a model's features of all test images, their labels, and its last layer."""
     model, head = judge.model(arrays), str(traced(judge.spec).head)
     if judge.data is None:

@@ -3,8 +3,9 @@
 import torch
 from flwr.app import ArrayRecord
 
-from benchmarks.turned import moved_back, put_back, table
-from tests.server.evidence.features.test_measures import JUDGE, ORIGINAL, RETRAINED
+from benchmarks.turned import looked_at, moved_back, put_back, table
+from tests.server.evidence.features.test_measures import JUDGE, ORIGINAL
+from tests.server.evidence.features.test_measures import RETRAINED as NEW
 
 # Three classes by their own feature; the row of class 2 reads the third.
 LAYER = (torch.eye(3), torch.zeros(3))
@@ -32,9 +33,33 @@ def test_the_row_put_back_is_originals_and_the_others_are_the_models_own() -> No
     assert put_back(FIRST, LAYER, masked, 2).tolist() == [0, 1, 0]
 
 
+def cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
 def test_a_row_a_model_with_original_first() -> None:
-    models = {"Original": ArrayRecord(ORIGINAL), "Retrained": ArrayRecord(RETRAINED)}
-    _, _, original, retrained = table(JUDGE, models)
-    cells = [cell.strip() for cell in original.strip("|").split("|")]
-    assert cells[:4] == ["Original", "100.0", "100.0", "100.0"]
-    assert retrained.startswith("| Retrained | ")
+    seen = {n: looked_at(JUDGE, ArrayRecord(m)) for n, m in (("Original", ORIGINAL), ("New", NEW))}
+    head, _, original, new = table(seen, 2, [0, 1])
+    assert cells(original)[:5] == ["Original", *["100.0"] * 4]
+    assert cells(new)[0] == "New"
+    assert len(cells(head)) == len(cells(original)) == len(cells(new))
+
+
+def test_what_was_shifted_is_found_by_all_but_head_back_and_what_was_lost_by_none() -> None:
+    draws = torch.Generator().manual_seed(0)
+    labels = torch.arange(300) % 3
+    features = 5.0 * torch.eye(3)[labels] + torch.randn(300, 3, generator=draws) / 10
+    shifted = features - torch.tensor([0.0, 0.0, 9.0])
+    lost = features.clone()  # images of class 2 have the features of class 0
+    lost[labels == 2] = lost[labels == 2].roll(1, dims=1)
+    seen = {
+        name: (found, labels, LAYER)
+        for name, found in (("Original", features), ("Shifted", shifted), ("Lost", lost))
+    }
+    _, _, *rows = table(seen, 2, [0, 1])
+    # Head back, the same with the mean moved back, matched head, turned head.
+    assert [cells(row)[1:5] for row in rows] == [
+        ["100.0", "100.0", "100.0", "100.0"],
+        ["0.0", "100.0", "100.0", "100.0"],
+        ["0.0", "0.0", "0.0", "0.0"],
+    ]
