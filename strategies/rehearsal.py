@@ -31,8 +31,8 @@ from strategies.rounds.sums import STEPS, in_sums
 
 # What the nodes measure of the model once it has changed. "planned": they do not say, so that
 # nothing ends early and nothing is done again. "shortest": all is forgotten, and the accuracy back,
-# at once. "longest": the accuracy is never back, and recovery brings what is forgotten back as
-# often as a method puts up with it.
+# at once. "longest": the accuracy rises and is never back, and recovery brings what is forgotten
+# back as often as a method puts up with it.
 Course = Literal["planned", "shortest", "longest"]
 GUARD: Final = "guard"  # the phase of measuring on the way
 

@@ -16,8 +16,8 @@ Departs from the paper:
    found by, and a row that was moved would satisfy the terms and the guard at once. So would a
    change of all images' features alike: in all rounds but the last a third term compares forgotten
    images with retained ones that look alike (`client.learning.recovery.beside`). It costs accuracy,
-   which the last round brings back without it; that is repeated while the retained classes are not
-   back.
+   so that the last round goes without it, and so do the rounds more that follow while the retained
+   classes are not back.
 3. Only then the coordinator moves each class's row of the last layer by s_c towards the mean of the
    rows that stay: a model that never saw a class has no direction for it, and a few steps bring
    back what was only turned away. At client level, where a class goes in part, the rows move before
@@ -101,7 +101,7 @@ class CalibratedQuickDrop(Hyperparameters):
     hold_beside: float = option(
         1.0,
         between(0.0, 1e3),
-        "weight of forgotten examples' outputs for their class above look-alikes'; 0 in the end",
+        "weight of how far forgotten examples stand out from retained ones like them; 0 for never",
     )
     relearn_holder_rounds: int = option(4, COUNT, "rounds of relearning by the holders alone")
     relearn_rounds: int = option(
@@ -116,9 +116,11 @@ class CalibratedQuickDrop(Hyperparameters):
         "percent of forget accuracy above which a round of recovery is rolled back; 100 for never",
     )
     tolerance: float = option(
-        1.0, PERCENT, "percent points of retain accuracy that recovery may leave missing, by class"
+        1.0, PERCENT, "points of retain accuracy that recovery may leave missing, at class level"
     )
-    client_tolerance: float = option(3.0, PERCENT, "the same at client level")
+    client_tolerance: float = option(
+        3.0, PERCENT, "points of retain accuracy that recovery may leave missing, at client level"
+    )
 
     needs: ClassVar[Needs] = Needs(
         float_inputs=True,

@@ -3,9 +3,10 @@
 Published QuickDrop runs show a forgotten class at 7 % again after five recovery rounds that never
 saw it: the retained classes pull its features back. And an ascent of fixed depth destroys more of
 one model than of another. So every recovery round is checked on the nodes' held-out data: what
-was forgotten must stay away, and recovery goes on while the rest is not back.
+was forgotten must stay away, and recovery goes on while the rest is not back, but comes back.
 """
 
+import math
 from collections.abc import Callable
 
 from flwr.app import ArrayRecord
@@ -16,6 +17,7 @@ from strategies.rounds.base import AscentRounds, RecoveryRounds
 
 MAX_ROLLBACKS = 6  # three are too few for a class of all of CIFAR-10
 MAX_MORE_ROUNDS = 6
+MAX_IN_VAIN = 2  # of those: few held-out examples make an accuracy jump from round to round
 
 
 class CreptBack(EffaceError):
@@ -51,8 +53,8 @@ def guarded_recovery(
 
     A round after which the forget accuracy exceeds `threshold` is rolled back; the holders ascend
     once more from the model before it, and the round is tried again. Rounds beyond `num_rounds`
-    are a bonus: the first that lets it creep back, or leaves the rest no better, is left out, and
-    recovery ends.
+    are a bonus: the first that lets it creep back is left out, and recovery ends; it ends, too,
+    after `MAX_IN_VAIN` in a row that brought nothing, with the best model by then.
 
     Args:
         federation: Runs the rounds and measures.
@@ -61,33 +63,38 @@ def guarded_recovery(
         recovery: How the nodes recover.
         num_rounds: Recovery rounds that must hold.
         threshold: Forget accuracy in percent that is still accepted; 100 accepts any.
-        wanted: Retain accuracy in percent until which at most `MAX_MORE_ROUNDS` rounds more are
-            run; None for none.
+        wanted: Retain accuracy in percent for which at most `MAX_MORE_ROUNDS` rounds more are run;
+            None for none.
         remedy: What to change if nothing helps.
 
     Raises:
         CreptBack: If a round had to be rolled back more than `MAX_ROLLBACKS` times.
     """
-    rollbacks = completed = 0
+    rollbacks = completed = in_vain = 0
     back = wanted is None
-    kept: float | None = None  # retain accuracy of `model`, where it was measured
+    best, most = model, -math.inf  # of the rounds that held, and its retain accuracy
     while completed < num_rounds or (completed < num_rounds + MAX_MORE_ROUNDS and not back):
         candidate = federation.run("recover", recovery, model, num_rounds=1)
         if threshold >= 100 and wanted is None:  # nothing to watch
-            model, completed = candidate, completed + 1
+            model = best = candidate
+            completed += 1
             continue
         found = federation.accuracies(candidate)
-        holds = found.forget is None or found.forget <= threshold
-        no_better = kept is not None and found.retain is not None and found.retain <= kept
-        if completed >= num_rounds and (not holds or no_better):
-            break
-        if holds:
-            model, kept = candidate, found.retain
-            completed += 1
-            back = wanted is None or found.retain is None or found.retain >= wanted
+        if found.forget is None or found.forget <= threshold:
+            model, completed = candidate, completed + 1
+            retain = math.inf if found.retain is None else found.retain
+            back = wanted is None or retain >= wanted
+            if completed <= num_rounds or retain > most:
+                best, most, in_vain = model, retain, 0
+                continue
+            in_vain += 1
+            if in_vain == MAX_IN_VAIN:
+                break
             continue
+        if completed >= num_rounds:
+            break
         rollbacks += 1
-        if rollbacks > MAX_ROLLBACKS and found.forget is not None:
+        if rollbacks > MAX_ROLLBACKS:
             raise CreptBack(
                 f"forget accuracy after recovery must be at most {threshold:g} %, got "
                 f"{found.forget:.1f} % after {MAX_ROLLBACKS} rollbacks; {remedy}",
@@ -96,7 +103,7 @@ def guarded_recovery(
                 threshold=threshold,
             )
         model = federation.run("unlearn", ascent(rollbacks), model, num_rounds=1)
-    return model
+    return best
 
 
 def retained(federation: Federation, model: ArrayRecord, tolerance: float) -> float | None:

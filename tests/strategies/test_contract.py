@@ -62,14 +62,15 @@ JOB: dict[str, Any] = {
     "max_relearning_gap": 100.0,
     "accept": "not-shown",
 }
+CALIBRATED = (
+    "recover-rounds=2,client-recover-rounds=2,threshold=100,tolerance=100,client-tolerance=100"
+)
 # Work short enough for a test, and the same on every machine: nothing waits for an accuracy where
 # a method lets one choose. A method that is not named here runs as it is by default.
 OPTIONS = {
     "quickdrop": "recover-epochs=1,threshold=100,tolerance=100",
-    "quickdrop-calibrated": "recover-rounds=2,client-recover-rounds=2,threshold=100,tolerance=100",
-    "quickdrop-calibrated-subset": (
-        "recover-rounds=2,client-recover-rounds=2,threshold=100,tolerance=100"
-    ),
+    "quickdrop-calibrated": CALIBRATED,
+    "quickdrop-calibrated-subset": CALIBRATED,
     "quickdrop-subset": "recover-epochs=1,threshold=100,tolerance=100",
     "class-pruning": "rounds=2,target=100",
     "influential-de": "rounds=2",

@@ -11,6 +11,7 @@ from client.errors import BadSetting
 from client.steps.ascent import Ascend
 from client.steps.recovery import Descend
 from client.wire import ForgetSpec
+from strategies.federation import Accuracies
 from strategies.methods.quickdrop import QuickDrop
 from strategies.methods.quickdrop_calibrated import (
     CalibratedQuickDrop,
@@ -129,6 +130,35 @@ def test_the_calibrated_recovery_compares_with_look_alikes_but_in_its_last_round
     rounds = [step for step in federation.steps if step.phase == "recover"]
     weights = [step.settings.hold_beside for step in rounds for _ in range(step.num_rounds)]
     assert weights == [2.0, 2.0, 0.0]  # which brings back the accuracy that it costs
+
+
+class TwoPointsShort(Recording):
+    """A federation in which recovery ends at 97 % of the retained, from 99."""
+
+    def accuracies(self, model: Any) -> Accuracies:
+        known = super().accuracies(model)
+        return replace(known, retain=97.0) if "recover" in self.phases else known
+
+
+@pytest.mark.parametrize(
+    ("level", "options", "more"),
+    [
+        ("class", {}, 2),  # a round more, and another: they bring nothing
+        ("class", {"tolerance": 2.0}, 0),
+        ("class", {"client_tolerance": 0.0, "tolerance": 2.0}, 0),
+        ("client", {}, 0),
+        ("client", {"tolerance": 0.0}, 0),
+        ("client", {"client_tolerance": 1.0}, 2),
+    ],
+)
+def test_how_much_accuracy_may_be_missing_is_said_for_each_level(
+    level: str, options: dict[str, float], more: int
+) -> None:
+    client = ForgetSpec("client", (), ("client-0",))
+    federation: Any = TwoPointsShort(client) if level == "client" else TwoPointsShort()
+    CalibratedQuickDrop(**options).forget(federation, MODEL)
+    rounds = [step.num_rounds for step in federation.steps if step.phase == "recover"]
+    assert sum(rounds) == 4 + more
 
 
 def test_a_clients_classes_go_as_far_as_it_alone_knew_them() -> None:

@@ -106,6 +106,8 @@ def test_what_is_held_down_is_passed_whatever_the_term() -> None:
     normed = Network(WIDE)
     assert effort(terms[2], holding, normed).images == without + 2.0 + 8.0
     assert effort(terms[0], holding, normed).images == without + 2.0
+    nothing = Holding((0.0, 0.0), (8.0, 0.0))  # to hold down
+    assert effort(terms[2], nothing, normed).images == without
 
 
 def test_a_plan_leaves_what_is_known_as_it_was() -> None:

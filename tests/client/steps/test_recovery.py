@@ -56,5 +56,3 @@ def test_a_node_holds_forgotten_images_down_beside_its_retained_ones(grid: Inlin
     moved = [name for name in plain if not np.array_equal(plain[name], beside[name])]
     assert moved
     assert any(not np.array_equal(beside[name], harder[name]) for name in moved)
-    # The last layer stays; features alone move.
-    assert not [name for name in moved if name.startswith("classifier")]

@@ -130,11 +130,17 @@ def test_a_round_more_that_lets_it_creep_back_is_left_out() -> None:
     assert [phase for phase, _ in fake.done] == ["recover"] * 3
 
 
-def test_a_round_more_that_leaves_the_rest_no_better_is_left_out() -> None:
-    fake = Fake([0.0] * 4, [80.0, 80.0, 81.0, 81.0])
-    # Of the two rounds that must be the second may be no better; of those beyond the first is.
-    assert recover(fake, num_rounds=2, wanted=95.0) == 3
-    assert fake.measured == [1, 2, 3, 4]
+def test_rounds_more_end_when_two_in_a_row_brought_nothing_with_the_best_model() -> None:
+    fake = Fake([0.0] * 9, [80.0, 80.0, 79.0, 81.0, 81.0, 80.9, 99.0])
+    # The second of the two that must be may be no better; then the fourth is, after one that is
+    # not, and the two that follow are not.
+    assert recover(fake, num_rounds=2, wanted=95.0) == 4
+    assert fake.measured == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_round_more_after_one_in_vain_may_be_what_was_wanted() -> None:
+    fake = Fake([0.0] * 3, [80.0, 79.0, 96.0])
+    assert recover(fake, num_rounds=1, wanted=95.0) == 3
 
 
 def test_what_recovery_aims_at_is_the_accuracy_before_less_the_tolerance() -> None:
