@@ -239,5 +239,8 @@ class Federation(Protocol):
     def explain(self, **findings: Any) -> None:
         """Put what the method found, as JSON values, into the request's record."""
 
+    def say(self, text: str) -> None:
+        """Tell those who follow the request what the method decided, in a line."""
+
     def condense(self, settings: Condense) -> None:
         """Have every node that holds synthetic data fine-tune it (dataset condensation)."""

@@ -358,6 +358,9 @@ class Rehearsal(RequestValues):
     def explain(self, **findings: Any) -> None:
         """Take no note: nothing was found."""
 
+    def say(self, text: str) -> None:
+        """Tell nobody: nothing happens."""
+
     @property
     def sums_only(self) -> bool:
         """Whether nodes' answers are seen in sums alone."""

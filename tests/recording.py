@@ -48,6 +48,7 @@ class Recording:
     nobody: bool = False
     asked_for_synthetic: list[bool] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
+    said: list[str] = field(default_factory=list)
 
     def settings(self, kind: Any, **more: Any) -> Any:
         return kind(
@@ -119,6 +120,9 @@ class Recording:
     def accuracies(self, model: ArrayRecord) -> Accuracies:
         self.steps.append(Step("measure", model=model))
         return Accuracies(self.accuracy, self.retain)
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
 
     def condense(self, settings: Condense) -> None:
         self.steps.append(Step("condense", settings))

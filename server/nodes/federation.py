@@ -268,6 +268,10 @@ class GridFederation(RequestValues):
         """Put what the method found into the request's record."""
         self.findings |= findings
 
+    def say(self, text: str) -> None:
+        """Tell those who follow the request what the method decided."""
+        self.tell(text)
+
     def run(
         self, phase: str, rounds: Rounds, model: ArrayRecord, *, num_rounds: int
     ) -> ArrayRecord:

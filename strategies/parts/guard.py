@@ -92,6 +92,7 @@ def guarded_recovery(
                 break
             continue
         if completed >= num_rounds:
+            federation.say("recover: the last round brought the forgotten back, and is left out")
             break
         rollbacks += 1
         if rollbacks > MAX_ROLLBACKS:
@@ -103,6 +104,11 @@ def guarded_recovery(
                 threshold=threshold,
             )
         model = federation.run("unlearn", ascent(rollbacks), model, num_rounds=1)
+    if in_vain:
+        federation.say(f"recover: {in_vain} rounds brought no more accuracy, and are left out")
+    if wanted is not None and most < wanted:
+        short = f"{most:.1f} % of held-out data, {wanted:.1f} was the aim"
+        federation.say(f"recover: retain accuracy ends at {short}")
     return best
 
 
