@@ -101,7 +101,8 @@ class CalibratedQuickDrop(Hyperparameters):
     hold_beside: float = option(
         1.0,
         between(0.0, 1e3),
-        "weight of how far forgotten examples stand out from retained ones like them; 0 for never",
+        "weight of how far forgotten examples stand out from retained ones like them, until the "
+        "last round",
     )
     relearn_holder_rounds: int = option(4, COUNT, "rounds of relearning by the holders alone")
     relearn_rounds: int = option(

@@ -92,7 +92,7 @@ def guarded_recovery(
                 break
             continue
         if completed >= num_rounds:
-            federation.say("recover: the last round brought the forgotten back, and is left out")
+            federation.say("recover: the last round brought the forgotten back: left out")
             break
         rollbacks += 1
         if rollbacks > MAX_ROLLBACKS:
@@ -105,8 +105,9 @@ def guarded_recovery(
             )
         model = federation.run("unlearn", ascent(rollbacks), model, num_rounds=1)
     if in_vain:
-        federation.say(f"recover: {in_vain} rounds brought no more accuracy, and are left out")
-    if wanted is not None and most < wanted:
+        which = "the last round" if in_vain == 1 else f"the last {in_vain} rounds"
+        federation.say(f"recover: {which} brought no more accuracy: left out")
+    if wanted is not None and -math.inf < most < wanted:
         short = f"{most:.1f} % of held-out data, {wanted:.1f} was the aim"
         federation.say(f"recover: retain accuracy ends at {short}")
     return best

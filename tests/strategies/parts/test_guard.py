@@ -133,7 +133,7 @@ def test_a_round_more_that_lets_it_creep_back_is_left_out() -> None:
     assert recover(fake, num_rounds=1, wanted=90.0) == 2
     assert [phase for phase, _ in fake.done] == ["recover"] * 3
     assert fake.said == [
-        "recover: the last round brought the forgotten back, and is left out",
+        "recover: the last round brought the forgotten back: left out",
         "recover: retain accuracy ends at 61.0 % of held-out data, 90.0 was the aim",
     ]
 
@@ -145,9 +145,16 @@ def test_rounds_more_end_when_two_in_a_row_brought_nothing_with_the_best_model()
     assert recover(fake, num_rounds=2, wanted=95.0) == 4
     assert fake.measured == [1, 2, 3, 4, 5, 6]
     assert fake.said == [
-        "recover: 2 rounds brought no more accuracy, and are left out",
+        "recover: the last 2 rounds brought no more accuracy: left out",
         "recover: retain accuracy ends at 81.0 % of held-out data, 95.0 was the aim",
     ]
+
+
+def test_one_round_in_vain_is_left_out_where_no_more_may_follow() -> None:
+    retained = [80.0, 81.0, 82.0, 83.0, 84.0, 85.0, 84.5]
+    fake = Fake([0.0] * 7, retained)
+    assert recover(fake, num_rounds=1, wanted=95.0) == MAX_MORE_ROUNDS
+    assert fake.said[0] == "recover: the last round brought no more accuracy: left out"
 
 
 def test_a_round_more_after_one_in_vain_may_be_what_was_wanted() -> None:
