@@ -5,7 +5,7 @@ Data Generation", Middleware 2024, https://arxiv.org/abs/2311.15603, sections 3.
 
 Departs from the paper:
 1. A recovery round after which the forgotten class is back is rolled back, and recovery goes on for
-   some rounds more while the rest comes back and is not there (`strategies.parts.guard`).
+   some rounds more while the rest is still coming back (`strategies.parts.guard`).
 2. Recovery takes a rate of 0.03, where the paper has 0.01, in batches of 16 over six epochs: chosen
    on MNIST. `--set recover-lr=0.01` is the paper's.
 3. Relearning passes over the holders' whole synthetic sets and their originals, because on S_f

@@ -3,7 +3,7 @@
 Published QuickDrop runs show a forgotten class at 7 % again after five recovery rounds that never
 saw it: the retained classes pull its features back. And an ascent of fixed depth destroys more of
 one model than of another. So every recovery round is checked on the nodes' held-out data: what
-was forgotten must stay away, and recovery goes on while the rest is not back, but comes back.
+was forgotten must stay away, and recovery goes on while the rest is still coming back.
 """
 
 import math
@@ -86,10 +86,10 @@ def guarded_recovery(
             back = wanted is None or retain >= wanted
             if completed <= num_rounds or retain > most:
                 best, most, in_vain = model, retain, 0
-                continue
-            in_vain += 1
-            if in_vain == MAX_IN_VAIN:
-                break
+            else:
+                in_vain += 1
+                if in_vain == MAX_IN_VAIN:
+                    break
             continue
         if completed >= num_rounds:
             federation.say("recover: the last round brought the forgotten back: left out")

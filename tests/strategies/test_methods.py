@@ -129,7 +129,7 @@ def test_the_calibrated_recovery_compares_with_look_alikes_but_in_its_last_round
     CalibratedQuickDrop(hold_beside=2.0, recover_rounds=3).forget(federation, MODEL)
     rounds = [step for step in federation.steps if step.phase == "recover"]
     weights = [step.settings.hold_beside for step in rounds for _ in range(step.num_rounds)]
-    assert weights == [2.0, 2.0, 0.0]  # which brings back the accuracy that it costs
+    assert weights == [2.0, 2.0, 0.0]  # it costs accuracy, which is to come back
 
 
 class TwoPointsShort(Recording):
