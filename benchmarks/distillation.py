@@ -135,6 +135,9 @@ PLAN: Final[Sequence[tuple[int, Variant]]] = (
     (100, Variant()),
     (100, Variant("noise", steps=0)),
     (100, Variant("noise", lr=1.0, steps=10)),
+    (100, Variant("noise", lr=1.0, steps=10, every=10)),
+    (100, Variant("noise", lr=1.0, steps=3)),
+    (100, Variant("noise", lr=3.0, steps=3)),
     (100, Variant("real", lr=5.0, steps=10)),
     (100, Variant("noise", lr=5.0, steps=10)),
     (1000, Variant("noise", lr=5.0, steps=10, augment=True)),
@@ -238,7 +241,7 @@ class Case:
             dataset=dataset,
             max_samples=told.max_samples,
             num_clients=told.clients,
-            partition="iid",
+            partition=told.partition,
             model_width=told.width,
             model_depth=3 if dataset != "digits" else 2,
             rounds=told.rounds,
@@ -600,8 +603,9 @@ def table(told: argparse.Namespace) -> str:
         seconds = torch.load(folder / "trajectory.pt", weights_only=True, mmap=True)["seconds"]
         lines += [
             "",
-            f"{dataset}: {told.max_samples:,} training images, {told.clients} clients, IID, "
-            f"ConvNet of width {told.width}, {told.rounds} rounds of 10 steps, class {told.label}; "
+            f"{dataset}: {told.max_samples:,} training images, {told.clients} clients, "
+            f"{told.partition}, ConvNet of width {told.width}, {told.rounds} rounds of 10 steps, "
+            f"class {told.label}; "
             f"Original F {before['forget']:.1f}, R {before['retain']:.1f} %; real images lie "
             f"{first['psnr_real']:.1f} dB from the nearest other in the median; the training took "
             f"{seconds:.0f} CPU seconds.",
@@ -624,6 +628,10 @@ def main() -> None:
     parser.add_argument("--datasets", nargs="*", default=["mnist", "cifar10"])
     parser.add_argument("--max-samples", type=int, default=4000, help="Training images.")
     parser.add_argument("--clients", type=int, default=2)
+    parser.add_argument("--partition", default="iid", help="How images are dealt to clients.")
+    parser.add_argument(
+        "--scales", type=int, nargs="*", default=[10, 100, 1000], help="Those of the grid to make."
+    )
     parser.add_argument("--width", type=int, default=32, help="Channels of a layer.")
     parser.add_argument("--rounds", type=int, default=20, help="Of training.")
     parser.add_argument("--class", dest="label", type=int, default=9, help="What is forgotten.")
@@ -635,6 +643,8 @@ def main() -> None:
         cases = [Case.of(dataset, told) for dataset in told.datasets]
         done = [trained(case) for case in cases]
         for scale, variant in PLAN:
+            if scale not in told.scales:
+                continue
             for case, one in zip(cases, done, strict=True):
                 part(case, scale, variant, one)
                 write_atomic(told.out / "table.md", table(told).encode())

@@ -22,7 +22,6 @@ from efface.result import Result
 from efface.source import Source
 from efface.version import Version
 from server import runner
-from server.cli.options import OF_VERIFY
 from server.evidence.record import Record
 from server.evidence.scores import ModelScores
 from server.evidence.serial import read
@@ -37,6 +36,7 @@ from server.storage.ledger import Ledger, RequestRow, VersionRow
 from server.storage.opened import give_up, opened
 from server.storage.registry import Arrays, Registry
 from server.storage.seals import EditedError
+from server.verify_options import OF_VERIFY
 
 log = logging.getLogger("efface.api")
 

@@ -15,12 +15,8 @@ import strategies
 from client import wire
 from server.format import masked
 from server.settings import TRAINING, RunSettings
+from server.verify_options import OF_VERIFY
 
-# What a verification takes from the request that it is about.
-OF_THE_REQUEST: Final = (
-    *("method", "method-options", "server-samples", "forget-classes", "forget-clients", "compare"),
-    *("count", "accept", "destroy", "trial", "evaluate-every", "allow-forgotten", "by-default"),
-)
 PRODUCT: Final = ("client", "strategies", "server", "pyproject.toml")
 
 
@@ -38,7 +34,7 @@ def command(settings: RunSettings, kind: str) -> str:
             or key in own
             or (kind == "yardstick" and key == "method")  # which it does not take
             or (kind != "train" and key in TRAINING)
-            or (kind == "verify" and key in OF_THE_REQUEST)  # likewise
+            or (kind == "verify" and key not in OF_VERIFY)  # likewise
         ):
             continue
         name = {"forget-classes": "class", "forget-clients": "client", "method-options": "set"}

@@ -18,7 +18,7 @@ ROOMS = (
     ("server.evidence",),
     ("server.nodes",),
     ("server.storage",),
-    ("server.settings", "server.provenance", "server.format"),
+    ("server.settings", "server.provenance", "server.format", "server.verify_options"),
 )
 STRANGERS = {"server.report", "server.requests"}
 # Publishing a record writes its page; the import waits until then, so that whoever only reads

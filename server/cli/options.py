@@ -13,6 +13,8 @@ from typing import Annotated, Any, Final
 
 import typer
 
+from server.verify_options import OF_VERIFY
+
 DATA: Final = "Data"
 MODEL: Final = "Model"
 TRAINING: Final = "Training"
@@ -333,11 +335,6 @@ def given(options: Iterable[Option], values: Mapping[str, Any]) -> dict[str, Any
 # A request computes as its version was trained.
 _OF_THE_VERSION: Final = ("seed", "threads", "precision")
 DEMO_METHOD: Final = "quickdrop"
-# What is measured again is measured as the request did; who asks may reach the clients otherwise.
-OF_VERIFY: Final[tuple[str, ...]] = (
-    *("data", "max-forget-accuracy", "max-relearning-gap"),
-    *("device", "round-timeout", "join-timeout", "engine", "connection", "client-gpus"),
-)
 # What each command that works with the clients takes.
 OF_COMMAND: Final[Mapping[str, list[Option]]] = {
     "train": chosen([*LEARNING, RUNNING]),

@@ -71,7 +71,7 @@ def guarded_recovery(
         CreptBack: If a round had to be rolled back more than `MAX_ROLLBACKS` times.
     """
     rollbacks = completed = in_vain = 0
-    back = wanted is None
+    back, crept = wanted is None, False
     best, most = model, -math.inf  # of the rounds that held, and its retain accuracy
     while completed < num_rounds or (completed < num_rounds + MAX_MORE_ROUNDS and not back):
         candidate = federation.run("recover", recovery, model, num_rounds=1)
@@ -92,6 +92,7 @@ def guarded_recovery(
                     break
             continue
         if completed >= num_rounds:
+            crept = True
             federation.say("recover: the last round brought the forgotten back: left out")
             break
         rollbacks += 1
@@ -105,7 +106,9 @@ def guarded_recovery(
             )
         model = federation.run("unlearn", ascent(rollbacks), model, num_rounds=1)
     if in_vain:
-        which = "the last round" if in_vain == 1 else f"the last {in_vain} rounds"
+        which = "the round before it" if crept else "the last round"
+        if in_vain > 1:
+            which = f"the last {in_vain} rounds"
         federation.say(f"recover: {which} brought no more accuracy: left out")
     if wanted is not None and -math.inf < most < wanted:
         short = f"{most:.1f} % of held-out data, {wanted:.1f} was the aim"

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from server import provenance
+from server.settings import RunSettings
 
 
 def git(where: Path, *told: str) -> str:
@@ -46,6 +47,21 @@ def test_it_stays_that_of_the_start(checkout: Path) -> None:
     (checkout / "client" / "b.py").write_text("two\n")
     git(checkout, "commit", "-q", "-a", "-m", "two")
     assert provenance.commit() == before
+
+
+def test_the_command_of_a_verification_names_no_option_that_it_does_not_take() -> None:
+    told = RunSettings(
+        mode="verify",
+        verifies="r-1",
+        data_dir="images",
+        data="moved",
+        method="sga",
+        forget_classes="9",
+        engine="inline",
+        destroy=True,
+        rounds=3,
+    )
+    assert provenance.command(told, "verify") == "efface verify r-1 --data moved --engine inline"
 
 
 def test_outside_a_checkout_there_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

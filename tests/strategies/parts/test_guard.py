@@ -157,6 +157,16 @@ def test_one_round_in_vain_is_left_out_where_no_more_may_follow() -> None:
     assert fake.said[0] == "recover: the last round brought no more accuracy: left out"
 
 
+def test_a_round_in_vain_and_one_that_lets_it_creep_back_are_told_apart() -> None:
+    fake = Fake([0.0, 0.0, 7.0], [60.0, 59.0, 62.0])
+    assert recover(fake, num_rounds=1, wanted=90.0) == 1
+    assert fake.said == [
+        "recover: the last round brought the forgotten back: left out",
+        "recover: the round before it brought no more accuracy: left out",
+        "recover: retain accuracy ends at 60.0 % of held-out data, 90.0 was the aim",
+    ]
+
+
 def test_a_round_more_after_one_in_vain_may_be_what_was_wanted() -> None:
     fake = Fake([0.0] * 3, [80.0, 79.0, 96.0])
     assert recover(fake, num_rounds=1, wanted=95.0) == 3
