@@ -162,7 +162,7 @@ def expected(finding: Finding) -> str:
         return f"{finding.low or 0.0:+.1f} to {finding.limit or 0.0:+.1f} points"
     low, high = max(finding.low or 0.0, 0.0), finding.limit or 0.0
     if high >= 100:
-        return f"{low:.1f} % or more" if low > 0 else "whatever it is"
+        return f"{low:.1f} % or more" if low > 0 else "anything from 0 to 100 %"
     return f"{low:.1f} to {high:.1f} %" if low > 0 else f"at most {high:.1f} %"
 
 

@@ -7,7 +7,7 @@ from server.evidence.features.scores import FeatureMeasures, FeatureScores
 from server.evidence.record import Record
 from server.format import class_text
 from server.report.tables import Table
-from server.report.words import as_number, as_percent, outcome_of, subject_of
+from server.report.words import BELOW, as_number, as_percent, outcome_of, subject_of
 
 WHY_NOT: Final = {
     "no-last-layer": "They do not apply: the network does not end in one linear layer.",
@@ -33,7 +33,7 @@ def feature_table(record: Record) -> Table | None:
     return Table(
         [("Accuracy on the forget set, %", 6), ("Like Retrained, 0 to 1", 4)],
         [
-            *("head back", "blank head", "class means", "probe", "matched head", "turned head"),
+            *BELOW.values(),
             *("CKA, forget", "CKA, retain", "neighbours, forget", "neighbours, retain"),
         ],
         [(name, _cells(scores), mark) for name, scores, mark in models if scores is not None],

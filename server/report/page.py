@@ -85,7 +85,7 @@ table { border-collapse: collapse; width: 100%; font-size: .93rem; font-variant-
 caption { text-align: left; color: var(--muted); font-size: .87rem; padding-bottom: .35rem; }
 th, td { padding: .34rem .6rem; text-align: right; white-space: nowrap; }
 th:first-child, td:first-child { padding-left: 0; } th:last-child, td:last-child { padding-right: 0; }
-thead th { font-weight: 600; color: var(--muted); font-size: .84rem; vertical-align: bottom; border-bottom: 1px solid var(--ink); }
+thead th { font-weight: 600; white-space: normal; color: var(--muted); font-size: .84rem; vertical-align: bottom; border-bottom: 1px solid var(--ink); }
 thead th.group { border-bottom: 0; padding-bottom: 0; color: var(--ink); }
 tbody th { font-weight: 500; text-align: left; } thead th.name { text-align: left; }
 tbody tr + tr > * { border-top: 1px solid var(--rule); }
@@ -276,10 +276,10 @@ footer { margin-top: 3rem; padding-top: .8rem; border-top: 1px solid var(--rule)
 <p>The coordinator has no test examples: clients measured what needs only counts from them.</p>
 {% endif %}
 <ul class="note">
-<li><b>Head back</b>: how much is recognised with Original’s last layer put back. A high number is a find; a low one shows nothing by itself.</li>
-<li><b>Blank head</b>: how fast the class is learned again from a last layer that says nothing of it; the mean of the relearning curve.</li>
+<li><b>Last layer put back</b> (head back): how much is recognised with Original’s last layer in the model’s own place. A high number is a find; a low one shows nothing by itself.</li>
+<li><b>Empty last layer</b> (blank head): how fast the class is learned again from a last layer that says nothing of it; the mean of the relearning curve.</li>
 <li><b>Class means</b> and <b>probe</b>: how much is recognised with a simple new last layer, made of few labelled examples (50 and 10 of each class). Any model tells classes apart that it never saw: read them against Retrained’s row.</li>
-<li><b>Matched head</b> and <b>turned head</b>: head back for a model whose features are Original’s in another order, or turned. How that came about is found on examples of what was to stay.</li>
+<li><b>Features matched</b> and <b>turned</b> (matched head, turned head): the last layer put back on a model whose features are Original’s in another order, or turned. How that came about is found on examples of what was to stay.</li>
 <li><b>CKA</b> and <b>neighbours</b>: how alike the model and Retrained see the same examples; 1 is the same, and another retraining would not reach it either.</li>
 </ul>
 {% else %}

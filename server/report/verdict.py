@@ -13,6 +13,7 @@ from server.evidence.spread import DIFFERENCES
 from server.evidence.verdict import Code, Finding, Missing, Verdict
 from server.format import class_text
 from server.report.words import (
+    BELOW,
     as_gap,
     as_number,
     as_percent,
@@ -33,12 +34,7 @@ _TITLES: Final = {
     "sites-disagree": "Between the sites",
     "few-sites": "Measured by",
     "few-others": "Unseen examples of",
-    "head-back": "Last layer put back",
-    "blank-head": "Empty last layer",
-    "class-means": "Class means",
-    "probe": "Probe",
-    "matched-head": "Last layer, features matched",
-    "turned-head": "Last layer, features turned",
+    **{name.replace(" ", "-"): text.capitalize() for name, text in BELOW.items()},
     "membership": "Surer of members",
     "client-relearning": "Client relearning",
     "nothing-below": "Below the last layer",

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from math import isfinite, isinf
-from typing import Any
+from typing import Any, Final
 
 from server.evidence.record import Record, Target
 from server.evidence.scores import ModelScores
@@ -17,6 +17,15 @@ MODELS = {
     "unlearned": "Unlearned",
     "recovered": "Recovered",
     "relearned": "Relearned",
+}
+# Measures below the last layer, by their short names, as verdict and tables say them.
+BELOW: Final = {
+    "head back": "last layer put back",
+    "blank head": "empty last layer",
+    "class means": "class means",
+    "probe": "probe",
+    "matched head": "last layer, features matched",
+    "turned head": "last layer, features turned",
 }
 MINUS = "\N{MINUS SIGN}"
 MOST_NAMES = 10

@@ -5,8 +5,10 @@ from dataclasses import replace
 from server.evidence.features.scores import FeatureMeasures, FeatureScores, Layer
 from server.evidence.record import Record, Target, from_json, to_json
 from server.evidence.scores import Curve, Heldout, ModelScores, SiteScores
+from server.evidence.verdict import Code, Finding, Verdict
 from server.report.features import feature_table
 from server.report.tables import site_table
+from server.report.verdict import worded
 from server.report.write import render
 
 ORIGINAL = FeatureScores(
@@ -15,6 +17,10 @@ ORIGINAL = FeatureScores(
 RETRAINED = FeatureScores(0.0, Curve((5,), (65.0,), 65.0), 91.0, 90.0)
 RESULT = FeatureScores(
     46.2, Curve((5,), (67.8,), 67.8), 92.2, 91.0, (Layer("features", 0.6, 0.9),), 0.3, None
+)
+
+BELOW_LAST_LAYER: tuple[Code, ...] = (
+    *("head-back", "blank-head", "class-means", "probe", "matched-head", "turned-head"),
 )
 
 
@@ -31,6 +37,19 @@ def test_original_and_retrained_come_first_and_what_is_not_compared_stays_empty(
         ("Retrained", ["0.0", "65.0", "91.0", "90.0", "–", "–", "", "", "", ""]),
         ("Recovered", ["46.2", "67.8", "92.2", "91.0", "–", "–", "0.60", "0.90", "0.30", "–"]),
     ]
+
+
+def test_a_measure_has_one_name_in_the_verdict_and_in_the_table() -> None:
+    findings = tuple(
+        Finding(code, "held", value=0.0, low=0.0, limit=5.0, original=90.0, retrained=0.0, spread=1)
+        for code in BELOW_LAST_LAYER
+    )
+    told = record(FeatureMeasures(ORIGINAL, RETRAINED, RESULT))
+    table = feature_table(told)
+    lines = worded(replace(told, verdict=Verdict("passed", findings))).findings
+    assert table is not None
+    assert [line.title.lower() for line in lines[:6]] == list(table.headings[:6])
+    assert "last layer put back" in table.headings
 
 
 def test_the_page_shows_it_says_why_not_or_leaves_it_out() -> None:
