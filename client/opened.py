@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from client import wire
 from client.budget import Budget, Mechanism
+from client.channels.compact import shrink_
 from client.channels.layout import from_text
 from client.channels.masks import freeze
 from client.data.site import (
@@ -139,6 +140,13 @@ class Node:
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if spec.pruned and not spec.compact:  # there, where the gradients will be
             freeze(network, from_text(spec.pruned))
+        return network
+
+    def model_without_pruned(self) -> nn.Module:
+        """Return the network without its pruned channels, which computes the same."""
+        network, spec = self.model(), self.settings.model_spec
+        if spec.pruned and not spec.compact:
+            shrink_(network, from_text(spec.pruned))
         return network
 
     @property

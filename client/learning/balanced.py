@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 ROUNDS: Final = 50  # of balancing; factors far apart need some tens
-_LEAST: Final = 1e-30  # squares of 0 have no length: their rate is as good as 0
+_LEAST: Final = 1e-30  # single zeros, which could leave no balance
 
 
 @torch.no_grad()
@@ -34,18 +34,21 @@ def rates(weight: Tensor) -> Tensor:
     Returns:
         Of a matrix, r_m * c_n such that squares / (r_m * c_n), summed over what follows, has the
         same sum in each row, 1, and in each column, M / N; about the squared length of a row where
-        columns are alike. Of a vector, its squares.
+        columns are alike. Rows and columns of zeros count neither there nor in M and N: the
+        network is the same without those channels. Of a vector, its squares.
     """
     if weight.dim() < 2:
         return weight.square()
     squares = weight.double().square()
     if weight.dim() > 2:
         squares = squares.flatten(2).sum(2)
-    squares = squares.clamp(min=_LEAST)
-    count, width = squares.shape
-    columns = torch.ones_like(squares[:1])
-    for _ in range(ROUNDS):
-        rows = (squares / columns).sum(1, keepdim=True)
-        columns = (squares / rows).sum(0, keepdim=True) * (width / count)
-    found = (rows * columns).to(weight.dtype)
-    return found.reshape(count, width, *[1] * (weight.dim() - 2))
+    found = torch.zeros_like(squares)
+    written, read = (squares.sum(place).nonzero().flatten() for place in (1, 0))
+    if len(written):
+        squares = squares[written][:, read].clamp(min=_LEAST)
+        columns = torch.ones_like(squares[:1])
+        for _ in range(ROUNDS):
+            rows = (squares / columns).sum(1, keepdim=True)
+            columns = (squares / rows).sum(0, keepdim=True) * (len(read) / len(written))
+        found[written[:, None], read] = rows * columns
+    return found.to(weight.dtype).reshape(*found.shape, *[1] * (weight.dim() - 2))

@@ -37,4 +37,15 @@ def test_where_there_is_nothing_nothing_moves() -> None:
     found = rates(weight)
     assert torch.isfinite(found).all()
     assert found[0].min() > 0
-    assert found[1:].max() < 1e-12
+    assert found[1:].max() == 0
+    assert rates(torch.zeros(3, 2)).max() == 0
+
+
+def test_channels_of_zeros_change_no_other_s_rate() -> None:
+    weight = torch.randn(4, 3, 3, 3, generator=torch.Generator().manual_seed(2))
+    wider = torch.zeros(6, 4, 3, 3)
+    rows, columns = torch.tensor([0, 1, 3, 5]), torch.tensor([0, 2, 3])
+    wider[rows[:, None], columns] = weight
+    found = rates(wider)
+    torch.testing.assert_close(found[rows][:, columns], rates(weight))
+    assert int((found > 0).sum()) == 12

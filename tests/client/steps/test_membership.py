@@ -2,19 +2,23 @@
 
 import copy
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from flwr.app import Message
+from flwr.app import ArrayRecord, Message
 from torch.nn.functional import cross_entropy
 
 from client.app import app
+from client.channels.layout import from_text
+from client.channels.masks import zero_
 from client.data.datasets import load
 from client.data.site import SIMULATED_STORES, open_site
 from client.learning.balanced import rates
 from client.learning.membership import confidence, halves, relearned, surer
+from client.learning.models import compact, state_of
 from client.learning.training import local_sgd, minibatches
 from client.opened import Node
 from client.steps.measuring import Membership
@@ -33,10 +37,11 @@ def grid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[InlineGrid
         yield made
 
 
-def ask(grid: InlineGrid, node: int = 1, **said: Any) -> Message:
-    """Ask a node; by default the first, which is called client-0."""
+def ask(grid: InlineGrid, node: int = 1, arrays: ArrayRecord | None = None, **said: Any) -> Message:
+    """Ask a node; by default the first, which is called client-0, of a new network."""
     config = told(Membership, **said).config()
-    (reply,) = grid.send_and_receive([message("evaluate.membership", config, weights(), node=node)])
+    asked = message("evaluate.membership", config, arrays or weights(), node=node)
+    (reply,) = grid.send_and_receive([asked])
     return reply
 
 
@@ -128,6 +133,25 @@ def test_each_half_is_looked_at_when_the_other_was_learned_again(grid: InlineGri
     assert found["relearned-confidence"] == pytest.approx(float(sum(sure)) / 3, rel=1e-4)
     # All are looked at once as the model is; 35 learn ten times and 35 are looked at three times.
     assert found["samples"] == 70 + 2 * (10 * 35 + 3 * 35)
+
+
+def test_channels_that_were_pruned_change_nothing_of_what_is_learned_again(
+    grid: InlineGrid,
+) -> None:
+    pruned = ("body.0:0,1,2,3", "body.4:4")
+    state = dict(state_of(SPEC, network()))
+    spec, small = compact(replace(SPEC, pruned=pruned), state)
+    whole = network()
+    zero_(whole, from_text(pruned))
+    found = [
+        numbers(ask(grid, arrays=ArrayRecord(arrays), model_pruned=list(pruned), **more, **CLIENT))
+        for arrays, more in (
+            (state_of(SPEC, whole), {}),
+            (small, {"model_compact": spec.compact}),
+        )
+    ]
+    for key in ("members-confidence", "relearned-confidence"):
+        assert found[0][key] == pytest.approx(found[1][key], rel=1e-5)
 
 
 @pytest.mark.parametrize(
