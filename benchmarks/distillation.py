@@ -89,6 +89,7 @@ class Variant:
         every: Match at every so-manyth local step; a multiple of `MATCHED_AT`.
         augment: Flips, shifts and brightness, drawn the same for real and synthetic images.
         initial: Networks with new weights to match on afterwards, fifty steps each.
+        batch: Images of a class that a match moves, in turn; 0 for all.
         draw: Which draw of a control, which is not matched at all; 0 for none.
     """
 
@@ -98,15 +99,15 @@ class Variant:
     every: int = 5
     augment: bool = False
     initial: int = 0
+    batch: int = 0
     draw: int = 0
 
     def name(self, scale: int) -> str:
         """Return the name of the part's file."""
         if self.draw:
             return f"s{scale}-control-{self.draw}"
-        more = ("-augmented" if self.augment else "") + (
-            f"-on-{self.initial}-new" * bool(self.initial)
-        )
+        more = f"-of{self.batch}" * bool(self.batch) + "-augmented" * self.augment
+        more += f"-on-{self.initial}-new" * bool(self.initial)
         return f"s{scale}-{self.start}-lr{self.lr:g}-steps{self.steps}-every{self.every}{more}"
 
     @property
@@ -117,6 +118,7 @@ class Variant:
         if not self.steps:
             return f"{self.start}, not matched"
         words = [f"{self.start}, {self.lr:g}, {self.steps} x every {self.every}"]
+        words += [f"{self.batch} of a class"] if self.batch else []
         words += ["augmented"] if self.augment else []
         words += [f"and {self.initial} new networks"] if self.initial else []
         return ", ".join(words)
@@ -132,6 +134,8 @@ PLAN: Final[Sequence[tuple[int, Variant]]] = (
     (1000, Variant("noise", lr=5.0, steps=10)),
     (1000, Variant("real", lr=5.0, steps=10)),
     *((100, control) for control in CONTROLS),
+    (100, Variant("noise", lr=10.0, steps=3, batch=4)),
+    (100, Variant("noise", lr=3.0, steps=3, batch=4)),
     (100, Variant()),
     (100, Variant("noise", steps=0)),
     (100, Variant("noise", lr=1.0, steps=10)),
@@ -147,6 +151,8 @@ PLAN: Final[Sequence[tuple[int, Variant]]] = (
     (1000, Variant("noise", lr=5.0, steps=10, initial=2)),
     (1000, Variant("real", lr=1.0, steps=10)),
     *((10, control) for control in CONTROLS),
+    (10, Variant("noise", lr=10.0, steps=3, batch=4)),
+    (10, Variant("noise", lr=3.0, steps=3, batch=4)),
     (10, Variant()),
     (10, Variant("noise", steps=0)),
     (10, Variant("noise", lr=20.0)),
@@ -429,12 +435,22 @@ def made(
     if variant.draw or not variant.steps:
         return found
     changed = Augment(generator(0, "change", 0, site.name), flips=case.flips)
+    turn = 0
     for one in passed:
         if one.client != site.name or one.step % variant.every:
             continue
         model: nn.Module = loaded(spec, one.state).train()
         if not variant.augment:
-            matcher = Matcher(found, lr=variant.lr, momentum=0.5, num_steps=variant.steps)
+            matcher = Matcher(
+                found,
+                lr=variant.lr,
+                momentum=0.5,
+                num_steps=variant.steps,
+                batch=variant.batch,
+                generator=generator(0, "matched", 0, site.name),
+                turn=turn,
+            )
+            turn += 1
             matcher.match(model, real_gradients(model, one.inputs, one.labels)[2])
             continue
         model = nn.Sequential(changed, model)

@@ -1,6 +1,6 @@
 """Show a site's operator what the node's store holds: the contact sheet of synthetic examples.
 
-Synthetic images resemble real ones closely, so they are personal data. This page is for the
+Synthetic images may resemble real ones closely, so they are personal data. This page is for the
 site alone: it is written for its owner only, and no message of the node ever carries it. In the
 store, under the name `client.store.REPORT`, it is destroyed together with the images.
 """
@@ -90,8 +90,8 @@ img { display: block; image-rendering: pixelated; max-width: 100%; height: auto;
 <p class="over">Efface · site report</p>
 <h1>{{ node }}</h1>
 <p class="warning"><b>For this site only.</b> The examples that the store holds are synthetic,
-but they were made from this site’s data and resemble it closely: treat them as personal data. The
-node never sends them, and neither should you.</p>
+but they were made from this site’s data and may resemble it closely: treat them as personal data.
+The node never sends them, and neither should you.</p>
 <h2>What the store holds</h2>
 {% if counts %}
 <div class="scroll"><table>

@@ -2,7 +2,7 @@
 
 A ClientApp may be a new process at every message and a new run starts with empty state, so what
 must last lives here, in a folder that the site's operator names. Only its owner may read it: the
-synthetic images resemble real ones closely, they are personal data.
+synthetic images may resemble real ones closely, they are personal data.
 
     <folder>/state.json                          tombstones and applied requests
     <folder>/state.copy.json                     the same once more: a loss of either is noticed

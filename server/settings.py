@@ -104,6 +104,7 @@ class RunSettings(Settings):
     image_lr: float = setting(positive(), 0.1)  # eta_S
     image_steps: int = setting(at_least(1), 1)  # varsigma_S
     image_momentum: float = setting(between(0.0, 0.999), 0.5)
+    image_batch: int = setting(at_least(0), 0)  # of a class, moved at a match in turn; 0 for all
     distill_every: int = setting(at_least(1), 5)
     distill_fraction: float = setting(between(0.0, 1.0), 1.0)
 
@@ -498,6 +499,7 @@ TRAINING: Final = frozenset(
         "image-lr",
         "image-steps",
         "image-momentum",
+        "image-batch",
         "distill-every",
         "distill-fraction",
         "seed",
@@ -564,6 +566,8 @@ def essence(settings: Mapping[str, Any]) -> dict[str, Any]:
         ways.append("final-lr")
     if settings.get("image-start", REAL) == REAL:
         ways.append("image-start")
+    if not settings.get("image-batch"):
+        ways.append("image-batch")
     if settings.get("mode") != "yardstick":
         ways.append("count")  # likewise
     if not settings.get("verifies"):

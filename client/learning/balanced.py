@@ -34,8 +34,8 @@ def rates(weight: Tensor) -> Tensor:
     Returns:
         Of a matrix, r_m * c_n such that squares / (r_m * c_n), summed over what follows, has the
         same sum in each row, 1, and in each column, M / N; about the squared length of a row where
-        columns are alike. Rows and columns of zeros count neither there nor in M and N: the
-        network is the same without those channels. Of a vector, its squares.
+        columns are alike. Rows and columns of zeros count neither there nor in M and N: what
+        they multiply is nothing. Of a vector, its squares.
     """
     if weight.dim() < 2:
         return weight.square()

@@ -11,6 +11,8 @@ then the weight gradient of its own rows, and their count-weighted mean is the b
 That holds for ordinary Conv2d and Linear layers. A network with trained weights of another kind
 (attention, 1-d convolutions, adapters, layers that are called more than once) takes one backward
 pass a class. Norm layers with running statistics are frozen while the synthetic images pass.
+A match may move a few images of each class, in turn: what it takes then does not grow with the
+sets. These may begin as noise.
 
 Inputs may have any shape, but must be floating-point numbers: the gradient goes down to them.
 
@@ -405,7 +407,15 @@ class Matcher:
     """Updates a node's synthetic images by the gradients its training computes anyway."""
 
     def __init__(
-        self, synthetic: SyntheticSet, *, lr: float, momentum: float, num_steps: int
+        self,
+        synthetic: SyntheticSet,
+        *,
+        lr: float,
+        momentum: float,
+        num_steps: int,
+        batch: int = 0,
+        generator: torch.Generator | None = None,
+        turn: int = 0,
     ) -> None:
         """Take a set to improve.
 
@@ -414,19 +424,36 @@ class Matcher:
             lr: eta_S.
             momentum: Of the images' SGD; the velocity starts at zero in every round.
             num_steps: varsigma_S, image steps for one real gradient.
+            batch: Images of a class that a match moves, at most, in turn; 0 for all.
+            generator: Draws their order; not needed where all are moved. It is the same in every
+                round, so that they take turns over the whole training.
+            turn: How many matches there were before, in earlier rounds.
 
         Raises:
             BadSetting: If the inputs are not floating-point numbers.
+            ValueError: If there is a batch and nothing to draw the order from.
         """
         check_inputs(synthetic.images)
         self.synthetic = synthetic
         self.lr, self.momentum, self.num_steps = lr, momentum, num_steps
+        self.batch, self.turn = batch, turn
+        self.order: dict[int, Tensor] = {}
+        if batch:
+            if generator is None:
+                raise ValueError("generator must be given with a batch, got None")
+            self.order = {
+                label: of_class[torch.randperm(len(of_class), generator=generator)]
+                for label in synthetic.labels.unique().tolist()
+                for of_class in [(synthetic.labels == label).nonzero().flatten().cpu()]
+            }
         self.velocity = torch.zeros_like(synthetic.images)
 
     def cost(self, labels: Tensor) -> float:
         """Return what a matching step costs, in real images' training passes."""
-        present = torch.isin(self.synthetic.labels, labels.unique())
-        return MATCHING_COST * self.num_steps * float(present.sum())
+        own = self.synthetic.labels
+        counts = torch.bincount(own[torch.isin(own, labels)])
+        moved = counts.clamp(max=self.batch) if self.batch else counts
+        return MATCHING_COST * self.num_steps * float(moved.sum())
 
     def match(self, model: nn.Module, real: dict[int, list[Tensor]]) -> float:
         """Move the images of the classes in `real` towards its gradients; return the distance.
@@ -434,8 +461,7 @@ class Matcher:
         Raises:
             BadSetting: If a part of the network cannot be differentiated twice.
         """
-        classes = torch.tensor(sorted(real), device=self.synthetic.labels.device)
-        rows = torch.isin(self.synthetic.labels, classes).nonzero().flatten()
+        rows = self._rows(sorted(real))
         if not len(rows):
             return 0.0
         labels = self.synthetic.labels[rows]
@@ -450,6 +476,22 @@ class Matcher:
             self.synthetic.images[rows] -= self.lr * self.velocity[rows]
             value = float(total.detach())
         return value
+
+    def _rows(self, classes: Sequence[int]) -> Tensor:
+        """Return which images this match moves, as positions, int64: the next of each class."""
+        labels = self.synthetic.labels
+        if not self.batch:
+            wanted = torch.tensor(classes, dtype=torch.int64, device=labels.device)
+            return torch.isin(labels, wanted).nonzero().flatten()
+        chosen = [torch.empty(0, dtype=torch.int64)]
+        for label in classes:
+            order = self.order.get(label, chosen[0])
+            many = min(self.batch, len(order))
+            if many:
+                first = self.turn * many
+                chosen.append(order[torch.arange(first, first + many) % len(order)])
+        self.turn += 1
+        return torch.cat(chosen).sort().values.to(labels.device)
 
 
 def due(step: int, every: int, fraction: float, spent: float, planned: float, cost: float) -> bool:

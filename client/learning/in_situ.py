@@ -29,9 +29,11 @@ class InSitu:
         keep: Tensor,
         *,
         planned: int,
+        num_training_steps: int,
         lr: float,
         momentum: float,
         num_steps: int,
+        batch: int,
         every: int,
         fraction: float,
         start: str,
@@ -42,9 +44,11 @@ class InSitu:
             node: Whose data and store.
             keep: Which training examples may be used, bool `(n,)`.
             planned: Images that local training passes through the model.
+            num_training_steps: Its steps, in every round.
             lr: Step size on the images.
             momentum: Of these steps, in [0, 1).
             num_steps: Of them at each match.
+            batch: Images of a class that a match moves, at most, in turn; 0 for all.
             every: Match at every so-manyth step of training.
             fraction: Largest share of the work that matching may take, in [0, 1].
             start: What a new set is made of, "real" or "noise".
@@ -61,6 +65,9 @@ class InSitu:
             lr=lr,
             momentum=momentum,
             num_steps=num_steps,
+            batch=batch,
+            generator=generator(node.seed, "matched", 0, told.client),
+            turn=(told.server_round - 1) * -(-num_training_steps // every),
         )
         self.every = every
         self.fraction = fraction

@@ -49,6 +49,7 @@ class Fit(Common):
     image_lr: float = setting(positive(), 0.1)  # eta_S
     image_steps: int = setting(at_least(1), 1)  # varsigma_S
     image_momentum: float = setting(between(0.0, 0.999), 0.5)
+    image_batch: int = setting(at_least(0), 0)  # of a class, moved at a match in turn; 0 for all
     distill_every: int = setting(at_least(1), 1)
     distill_fraction: float = setting(between(0.0, 1.0), 1.0)
 
@@ -90,9 +91,11 @@ def fit(node: Node, settings: Fit) -> Answer:
             node,
             keep,
             planned=num_steps * min(settings.batch_size, int(keep.sum())),
+            num_training_steps=num_steps,
             lr=settings.image_lr,
             momentum=settings.image_momentum,
             num_steps=settings.image_steps,
+            batch=settings.image_batch,
             every=settings.distill_every,
             fraction=settings.distill_fraction,
             start=settings.image_start,

@@ -169,6 +169,12 @@ OPTIONS: Final = (
     Option("image-lr", 0.1, DISTILLATION, "Learning rate of the synthetic examples."),
     Option("image-steps", 1, DISTILLATION, "Steps on them at every matching."),
     Option("image-momentum", 0.5, DISTILLATION, "Momentum of those steps, 0 to 0.999."),
+    Option(
+        "image-batch",
+        0,
+        DISTILLATION,
+        "Synthetic examples of a class that a matching moves, in turn; 0 for all.",
+    ),
     Option("distill-every", 5, DISTILLATION, "Match gradients at every so many SGD steps."),
     Option(
         "distill-fraction",

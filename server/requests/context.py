@@ -59,6 +59,7 @@ class Work:
             "image_lr": s.image_lr,
             "image_steps": s.image_steps,
             "image_momentum": s.image_momentum,
+            "image_batch": s.image_batch,
             "distill_every": s.distill_every,
             "distill_fraction": s.distill_fraction,
         }

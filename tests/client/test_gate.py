@@ -110,7 +110,7 @@ def test_some_messages_tell_of_one_site_and_some_do_not() -> None:
 def test_every_count_of_work_has_a_limit() -> None:
     # Whatever a message may ask for without an end of its own is limited by the policy, or by the
     # data: a new setting must be one of these.
-    by_the_data = {"max_examples", "samples_per_class", "batches"}
+    by_the_data = {"max_examples", "samples_per_class", "batches", "image_batch"}
     open_ended = set()
     for kind in KINDS:
         for name, spec in kind.__dataclass_fields__.items():

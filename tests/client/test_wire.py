@@ -572,6 +572,7 @@ def test_a_whole_number_is_a_number_but_not_the_other_way_round() -> None:
         (Fit, "image-lr", -0.1, "be positive"),
         (Fit, "image-steps", 0, "be at least 1"),
         (Fit, "image-momentum", 1.5, "lie in [0, 0.999]"),
+        (Fit, "image-batch", -1, "be at least 0"),
         (Fit, "distill-every", 0, "be at least 1"),
         (Fit, "distill-fraction", 1.5, "lie in [0, 1]"),
         (Fit, "side", "both", "be one of retain, forget, all"),

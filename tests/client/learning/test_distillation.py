@@ -235,6 +235,56 @@ def test_matching_lowers_the_distance_and_leaves_the_model_alone() -> None:
     assert all(torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True))
 
 
+def test_a_match_moves_so_many_images_of_a_class_in_turn() -> None:
+    model = make("convnet")
+    images, labels = make_batch()
+    real = oracle(model, images + 1.0, labels)
+    del real[3]  # the real batch shows classes 0 and 2 only, of which there are three images each
+
+    def matcher(turn: int = 0) -> Matcher:
+        made = SyntheticSet(images.clone(), labels)
+        draws = torch.Generator().manual_seed(0)
+        return Matcher(made, lr=0.1, momentum=0.5, num_steps=2, batch=2, generator=draws, turn=turn)
+
+    found, moved = matcher(), []
+    for _ in range(3):
+        before = found.synthetic.images.clone()
+        found.match(model, real)
+        changed = (found.synthetic.images != before).flatten(1).any(1)
+        assert [int(changed[labels == label].sum()) for label in (0, 2, 3)] == [2, 2, 0]
+        moved.append(changed)
+    # Three matches of two are each of the three images twice.
+    assert torch.equal(torch.stack(moved).sum(0), torch.where(labels == 3, 0, 2))
+    # A later round goes on where the earlier ones ended.
+    later = matcher(turn=2)
+    later.match(model, real)
+    assert torch.equal((later.synthetic.images != images).flatten(1).any(1), moved[2])
+    # Three passes an image and step.
+    assert found.cost(torch.tensor([0, 2, 2])) == 3 * 2 * (2 + 2)
+    found.batch = 0
+    assert found.cost(torch.tensor([0, 2, 2])) == 3 * 2 * (3 + 3)
+
+
+def test_turns_need_an_order_that_is_drawn() -> None:
+    images, labels = make_batch()
+    with pytest.raises(ValueError, match="generator must be given with a batch, got None"):
+        Matcher(SyntheticSet(images, labels), lr=0.1, momentum=0.5, num_steps=1, batch=2)
+
+
+def test_a_limit_that_no_class_reaches_changes_nothing() -> None:
+    model = make("convnet")
+    images, labels = make_batch()
+    real = oracle(model, images + 1.0, labels)
+    ends = []
+    for limit in (0, len(labels)):
+        made = SyntheticSet(images.clone(), labels)
+        draws = torch.Generator().manual_seed(0)
+        matcher = Matcher(made, lr=0.1, momentum=0.5, num_steps=2, batch=limit, generator=draws)
+        matcher.match(model, real)
+        ends.append(made.images)
+    torch.testing.assert_close(ends[1], ends[0], rtol=1e-7, atol=1e-10)
+
+
 def test_classes_without_synthetic_images_are_passed_over() -> None:
     model = make("convnet")
     images, labels = make_batch()

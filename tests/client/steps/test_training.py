@@ -62,6 +62,24 @@ def test_matching_changes_noise_and_goes_on_from_it(grid: InlineGrid, tmp_path: 
     assert torch.equal(second.images, first.images)
 
 
+def test_a_match_moves_a_few_images_of_a_class_and_the_next_round_the_others(
+    grid: InlineGrid, tmp_path: Path
+) -> None:
+    few = {"image_lr": 1.0, "image_batch": 1, "distill_every": 4}  # a match a round
+    begun = start("real")
+    before, moved = begun.images, torch.zeros(len(begun.labels), dtype=torch.bool)
+    most = int(begun.labels.bincount().max())
+    assert most > 1
+    for server_round in range(1, most + 1):
+        found, _ = trained(grid, tmp_path, server_round=server_round, **few)
+        changed = (found.images != before).flatten(1).any(1)
+        assert begun.labels[changed].bincount().max() == 1
+        assert not (moved & changed & (begun.labels.bincount()[begun.labels] == most)).any()
+        before, moved = found.images, moved | changed
+    largest = int(begun.labels.bincount().argmax())
+    assert moved[begun.labels == largest].all()  # each has had its turn
+
+
 def test_real_images_are_the_default_and_the_model_is_the_same_with_either(
     grid: InlineGrid, tmp_path: Path
 ) -> None:

@@ -216,7 +216,7 @@ def test_names_belong_to_the_federations_identity() -> None:
 
 def test_a_request_of_old_is_still_known_again() -> None:
     now = RunSettings(**JOB).plain()
-    since = ("clients", "image-start", "final-lr")
+    since = ("clients", "image-start", "image-batch", "final-lr")
     old = {key: value for key, value in now.items() if key not in since}
     assert essence(old) == essence(now)
     assert essence({**now, "clients": "client-1"}) != essence(now)
