@@ -447,7 +447,9 @@ def made(
                 momentum=0.5,
                 num_steps=variant.steps,
                 batch=variant.batch,
-                generator=generator(0, "matched", 0, site.name),
+                draws=lambda label, times: generator(
+                    0, f"matched of class {label}", times, site.name
+                ),
                 turn=turn,
             )
             turn += 1

@@ -414,7 +414,7 @@ class Matcher:
         momentum: float,
         num_steps: int,
         batch: int = 0,
-        generator: torch.Generator | None = None,
+        draws: Callable[[int, int], torch.Generator] | None = None,
         turn: int = 0,
     ) -> None:
         """Take a set to improve.
@@ -425,27 +425,20 @@ class Matcher:
             momentum: Of the images' SGD; the velocity starts at zero in every round.
             num_steps: varsigma_S, image steps for one real gradient.
             batch: Images of a class that a match moves, at most, in turn; 0 for all.
-            generator: Draws their order; not needed where all are moved. It is the same in every
-                round, so that they take turns over the whole training.
-            turn: How many matches there were before, in earlier rounds.
+            draws: Returns what a class's order is drawn from, of a class and of how often all of
+                its images had their turn before; not needed where all are moved.
+            turn: How many matches earlier rounds may have had.
 
         Raises:
             BadSetting: If the inputs are not floating-point numbers.
-            ValueError: If there is a batch and nothing to draw the order from.
+            ValueError: If there is a batch and nothing to draw an order from.
         """
         check_inputs(synthetic.images)
         self.synthetic = synthetic
         self.lr, self.momentum, self.num_steps = lr, momentum, num_steps
-        self.batch, self.turn = batch, turn
-        self.order: dict[int, Tensor] = {}
-        if batch:
-            if generator is None:
-                raise ValueError("generator must be given with a batch, got None")
-            self.order = {
-                label: of_class[torch.randperm(len(of_class), generator=generator)]
-                for label in synthetic.labels.unique().tolist()
-                for of_class in [(synthetic.labels == label).nonzero().flatten().cpu()]
-            }
+        self.batch, self.draws, self.turn = batch, draws, turn
+        if batch and draws is None:
+            raise ValueError("draws must be given with a batch, got None")
         self.velocity = torch.zeros_like(synthetic.images)
 
     def cost(self, labels: Tensor) -> float:
@@ -480,18 +473,20 @@ class Matcher:
     def _rows(self, classes: Sequence[int]) -> Tensor:
         """Return which images this match moves, as positions, int64: the next of each class."""
         labels = self.synthetic.labels
-        if not self.batch:
-            wanted = torch.tensor(classes, dtype=torch.int64, device=labels.device)
-            return torch.isin(labels, wanted).nonzero().flatten()
-        chosen = [torch.empty(0, dtype=torch.int64)]
-        for label in classes:
-            order = self.order.get(label, chosen[0])
-            many = min(self.batch, len(order))
-            if many:
-                first = self.turn * many
-                chosen.append(order[torch.arange(first, first + many) % len(order)])
+        wanted = torch.tensor(classes, dtype=torch.int64, device=labels.device)
+        rows = torch.isin(labels, wanted).nonzero().flatten()
+        if not self.batch or self.draws is None:
+            return rows
+        chosen = [rows[:0]]
+        for label in labels[rows].unique().tolist():
+            own = rows[labels[rows] == label]
+            # All have had their turn after so many matches; then each class has a new order, so
+            # that what a match more or less passes over is not the same again and again.
+            times, now = divmod(self.turn, -(-len(own) // self.batch))
+            order = torch.randperm(len(own), generator=self.draws(label, times)).to(own.device)
+            chosen.append(own[order[now * self.batch : (now + 1) * self.batch]])
         self.turn += 1
-        return torch.cat(chosen).sort().values.to(labels.device)
+        return torch.cat(chosen).sort().values
 
 
 def due(step: int, every: int, fraction: float, spent: float, planned: float, cost: float) -> bool:

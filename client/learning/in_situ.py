@@ -66,7 +66,9 @@ class InSitu:
             momentum=momentum,
             num_steps=num_steps,
             batch=batch,
-            generator=generator(node.seed, "matched", 0, told.client),
+            draws=lambda label, times: generator(
+                node.seed, f"matched of class {label}", times, told.client
+            ),
             turn=(told.server_round - 1) * -(-num_training_steps // every),
         )
         self.every = every

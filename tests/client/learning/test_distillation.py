@@ -243,31 +243,37 @@ def test_a_match_moves_so_many_images_of_a_class_in_turn() -> None:
 
     def matcher(turn: int = 0) -> Matcher:
         made = SyntheticSet(images.clone(), labels)
-        draws = torch.Generator().manual_seed(0)
-        return Matcher(made, lr=0.1, momentum=0.5, num_steps=2, batch=2, generator=draws, turn=turn)
+        return Matcher(made, lr=0.1, momentum=0.5, num_steps=2, batch=2, draws=drawn, turn=turn)
 
     found, moved = matcher(), []
-    for _ in range(3):
+    for _ in range(8):
         before = found.synthetic.images.clone()
         found.match(model, real)
-        changed = (found.synthetic.images != before).flatten(1).any(1)
-        assert [int(changed[labels == label].sum()) for label in (0, 2, 3)] == [2, 2, 0]
-        moved.append(changed)
-    # Three matches of two are each of the three images twice.
-    assert torch.equal(torch.stack(moved).sum(0), torch.where(labels == 3, 0, 2))
+        moved.append((found.synthetic.images != before).flatten(1).any(1))
+    # Of three images two have the first turn and one the second, and then anew in another order.
+    for now, changed in enumerate(moved):
+        many = 1 if now % 2 else 2
+        assert [int(changed[labels == label].sum()) for label in (0, 2, 3)] == [many, many, 0]
+    for now in range(0, 8, 2):
+        assert torch.equal(moved[now] | moved[now + 1], labels != 3)
+    assert len({tuple(changed.tolist()) for changed in moved[::2]}) > 1
     # A later round goes on where the earlier ones ended.
-    later = matcher(turn=2)
+    later = matcher(turn=3)
     later.match(model, real)
-    assert torch.equal((later.synthetic.images != images).flatten(1).any(1), moved[2])
+    assert torch.equal((later.synthetic.images != images).flatten(1).any(1), moved[3])
     # Three passes an image and step.
     assert found.cost(torch.tensor([0, 2, 2])) == 3 * 2 * (2 + 2)
     found.batch = 0
     assert found.cost(torch.tensor([0, 2, 2])) == 3 * 2 * (3 + 3)
 
 
+def drawn(label: int, times: int) -> torch.Generator:
+    return torch.Generator().manual_seed(10 * times + label)
+
+
 def test_turns_need_an_order_that_is_drawn() -> None:
     images, labels = make_batch()
-    with pytest.raises(ValueError, match="generator must be given with a batch, got None"):
+    with pytest.raises(ValueError, match="draws must be given with a batch, got None"):
         Matcher(SyntheticSet(images, labels), lr=0.1, momentum=0.5, num_steps=1, batch=2)
 
 
@@ -278,8 +284,7 @@ def test_a_limit_that_no_class_reaches_changes_nothing() -> None:
     ends = []
     for limit in (0, len(labels)):
         made = SyntheticSet(images.clone(), labels)
-        draws = torch.Generator().manual_seed(0)
-        matcher = Matcher(made, lr=0.1, momentum=0.5, num_steps=2, batch=limit, generator=draws)
+        matcher = Matcher(made, lr=0.1, momentum=0.5, num_steps=2, batch=limit, draws=drawn)
         matcher.match(model, real)
         ends.append(made.images)
     torch.testing.assert_close(ends[1], ends[0], rtol=1e-7, atol=1e-10)
