@@ -163,7 +163,7 @@ def _relearned(node: Node, members: Part) -> Relearned | None:
     if len(members) // 2 < least or node.policy.limits.steps < NUM_STEPS:
         return None
     return relearned(
-        node.model_without_pruned,  # which would raise the others' rates
+        node.model_without_pruned,  # pruned channels would raise the others' rates
         node.pick(members),
         members.labels,
         node.lasting_seed,

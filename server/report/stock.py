@@ -8,7 +8,7 @@ from server.report.tables import Table
 from server.report.words import BELOW, as_number
 
 OUTPUTS: Final = "Accuracy and relearning, %"
-UNDER: Final = "Below the last layer, %"
+BELOW_GROUP: Final = "Below the last layer, %"
 GROUPS: Final = {
     **dict.fromkeys(("forget", "retain", "relearning"), OUTPUTS),
     **dict.fromkeys(("membership", "client relearning"), "Surer of members, points"),
@@ -23,7 +23,7 @@ def stock_table(record: Record) -> Table | None:
         (group, name)
         for name in {name: None for one in record.stock for name in one.numbers}
         if any(one.numbers.get(name) is not None for one in record.stock)
-        for group in [GROUPS.get(name, UNDER)]
+        for group in [GROUPS.get(name, BELOW_GROUP)]
     ]
     rows = [
         (f"Retrained {one.number}", [as_number(one.numbers.get(name)) for _, name in shown], "")

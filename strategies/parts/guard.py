@@ -106,9 +106,9 @@ def guarded_recovery(
             )
         model = federation.run("unlearn", ascent(rollbacks), model, num_rounds=1)
     if in_vain:
-        which = "the round before it" if crept else "the last round"
-        if in_vain > 1:
-            which = f"the last {in_vain} rounds"
+        which = f"the last {in_vain} rounds" if in_vain > 1 else "the last round"
+        if crept:  # after which there is but one
+            which = "the round before it"
         federation.say(f"recover: {which} brought no more accuracy: left out")
     if wanted is not None and -math.inf < most < wanted:
         short = f"{most:.1f} % of held-out data, {wanted:.1f} was the aim"

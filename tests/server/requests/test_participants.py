@@ -221,6 +221,7 @@ def test_a_request_of_old_is_still_known_again() -> None:
     assert essence(old) == essence(now)
     assert essence({**now, "clients": "client-1"}) != essence(now)
     assert essence({**now, "image-start": "noise"}) != essence(now)
+    assert essence({**now, "image-batch": 4}) != essence(now)
     assert essence({**now, "final-lr": 0.01}) != essence(now)
 
 
