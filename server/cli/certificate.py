@@ -23,9 +23,21 @@ class _RequestOrCommand(TyperGroup):
     """A group that takes a command under it, or else an argument of its own."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        ctx.meta[__name__] = inner = any(word in self.commands for word in args)
+        ctx.meta[__name__] = inner = self._first(ctx, args) in self.commands
         ctx.allow_interspersed_args = not inner
         return super().parse_args(ctx, args)
+
+    def _first(self, ctx: click.Context, args: list[str]) -> str | None:
+        """Return the first word that is neither an option nor the value of one."""
+        options = [one for one in self.get_params(ctx) if isinstance(one, click.Option)]
+        valued = {name for one in options if not one.is_flag for name in one.opts}
+        words = iter(args)
+        for word in words:
+            if not word.startswith("-"):
+                return word
+            if word in valued:
+                next(words, None)
+        return None
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         found = super().get_params(ctx)
@@ -130,6 +142,7 @@ def verify(
     ] = None,
 ) -> Answer:
     """Verify a certificate with the file and the key alone, and say what it certifies."""
+    from server.evidence import attested
     from server.evidence.certificate import read, sentences
     from server.evidence.envelope import InvalidCertificate
 
@@ -159,7 +172,8 @@ def verify(
     except InvalidCertificate as error:
         document["problem"] = str(error)
         return Answer(document, [f"Not valid: {error}."], NOT_VERIFIED)
-    document |= {"valid": True, "says": sentences(found), "statement": found}
+    says = [*sentences(found), *attested.unchecked(found["predicate"], sites)]
+    document |= {"valid": True, "says": says, "statement": found}
     return Answer(document, ["Valid: signed by this key, and unchanged.", *document["says"]])
 
 

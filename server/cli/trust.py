@@ -90,5 +90,6 @@ def audit(
         shown.append(f"Unsigned, older than the key: {', '.join(document['unsigned'])}")
     shown.append(f"Newest seal: {newest or 'none'}")
     shown += [p.text + (f" in {p.file}" if p.file else "") for p in found.problems]
-    shown.append("It does not verify." if found.problems else "All verifies.")
+    good = "All that is signed verifies." if found.ledger.unsigned else "All verifies."
+    shown.append("It does not verify." if found.problems else good)
     return Answer(document, shown, NOT_VERIFIED if found.problems else 0)

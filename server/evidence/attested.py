@@ -33,6 +33,7 @@ def check(told: Mapping[str, Any], site_keys: Mapping[str, str]) -> None:
         except BadAttestation as error:
             raise InvalidCertificate(str(error)) from error
         names.append(one["statement"]["site"])
+        _check_destroyed(one["statement"], told["order"])
         pinned = site_keys.get(names[-1])
         if pinned is not None and one["key"] != pinned:
             raise InvalidCertificate(
@@ -42,6 +43,32 @@ def check(told: Mapping[str, Any], site_keys: Mapping[str, str]) -> None:
         raise InvalidCertificate("attestations must be one a site, got two of one")
     if missing := sorted(set(site_keys) - set(names)):
         raise InvalidCertificate(f"{missing[0]!a} must have attested the order, got nothing of it")
+
+
+def _check_destroyed(statement: Mapping[str, Any], order: Mapping[str, Any]) -> None:
+    """Check that a site destroyed no more than the order had it destroy."""
+    allowed = {"none"}
+    if statement["site"] in order["clients"]:
+        allowed.add("all")
+    elif order["level"] == "class" and order["destroy"]:
+        allowed.add("classes")
+    if statement["destroyed"] not in allowed:
+        raise InvalidCertificate(
+            f"attestation of {statement['site']!a} must be of what the order had it destroy, got "
+            f"{ascii(statement['destroyed'])[:80]}"
+        )
+
+
+def unchecked(told: Mapping[str, Any], site_keys: Mapping[str, str]) -> list[str]:
+    """Return in words whose attestations were checked with no key but the one in them."""
+    signed = [one["statement"] for one in told.get("attestations", [])]
+    names = [one["site"] for one in signed if not one["simulated"] and one["site"] not in site_keys]
+    if not names:
+        return []
+    return [
+        f"Not checked: whether the keys that sign for {', '.join(names)} are theirs; whoever holds "
+        "the coordinator's key can make others. Name them by --site-key."
+    ]
 
 
 def sentences(told: Mapping[str, Any]) -> list[str]:
@@ -63,6 +90,8 @@ def sentences(told: Mapping[str, Any]) -> list[str]:
             f"No site stands behind {', '.join(derived)}: the keys of simulated clients follow "
             "from their names, and their signatures show nothing."
         )
+    if odd := [one["site"] for one in signed if one["code_sha256"] != told["run"]["code_sha256"]]:
+        found.append(f"Made to last by other code than the request ran: {', '.join(odd)}.")
     took = {one["client"] for one in told["participants"] if one["answered"]}
     if silent := sorted(took - set(names) - set(told["waiting"])):
         found.append(f"Took part and attested nothing: {', '.join(silent)}.")

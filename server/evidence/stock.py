@@ -34,12 +34,16 @@ class Retraining:
         seed: Its seed, the only thing by which it differs from the others.
         scores: Of its outputs.
         features: Of what lies below its last layer; None where that was not measured.
+        file: Name of its file in the cache; None in records of an earlier Efface, as `sha256`.
+        sha256: Of its weights, by which it is noticed if another model lies there later.
     """
 
     number: int = 0
     seed: int = 0
     scores: ModelScores = field(default_factory=ModelScores)
     features: FeatureScores | None = None
+    file: str | None = None
+    sha256: str | None = None
 
     @property
     def numbers(self) -> dict[str, float | None]:

@@ -59,7 +59,7 @@ def all_of(home: Home, row: RequestRow, record: Record) -> list[Mapping[str, Any
 def problems(
     home: Home, ledger: Ledger, row: RequestRow, record: Record, checked: Checked
 ) -> list[Problem]:
-    """Return what is wrong with a request's attestations, and who gave none.
+    """Return what is wrong with a request's attestations, who gave none, and a missing order.
 
     Args:
         home: Where they are.
@@ -68,10 +68,15 @@ def problems(
         record: Its record, as it was sealed.
         checked: What the ledger's seals say.
     """
-    path = home.runs / row.id / LATE
+    path, ordered = home.runs / row.id / LATE, home.runs / row.id / orders.NAME
     try:
         found, late = all_of(home, row, record), _late(path)
-        order = orders.read(home.runs / row.id / orders.NAME)
+        if not ordered.exists():
+            if record.attestations is None and not late:  # a trial, or of an earlier Efface
+                return []
+            text = f"order of {row.id}, which its sites were given, must be there, got none"
+            return [Problem(text, row.id, file=str(ordered))]
+        order = orders.read(ordered)
         pinned = keys.site_keys(home.keys)
     except (EffaceError, KeyFileError) as error:
         return [Problem(str(error), row.id, file=str(path))]

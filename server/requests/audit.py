@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from client.errors import EffaceError
-from server.requests import attestations, orders, records
+from server.requests import attestations, orders, records, yardstick
 from server.storage import keys
 from server.storage.home import Home
 from server.storage.ledger import Ledger, RequestRow, VersionRow
@@ -28,8 +28,8 @@ class Audit:
     Attributes:
         ledger: What the seals say of the rows.
         problems: All that does not verify.
-        counts: Seals, requests, records, orders, attestations and versions looked at; how many of
-            the versions are pruned.
+        counts: Seals, requests, records, orders, attestations, versions and retrained models
+            looked at; how many of the versions are pruned.
     """
 
     ledger: Checked
@@ -51,18 +51,24 @@ def audit(home: Home, ledger: Ledger, *, publics: Sequence[str] = (), head: str 
     done = Audit(found, list(found.problems), {"seals": len(found.hashes)})
     if head and head not in found.hashes:
         done.problems.append(Problem(f"seals must hold {head[:12]}... as noted, got none of it"))
-    kinds = ("requests", "records", "orders", "attestations", "versions", "pruned")
+    kinds = ("requests", "records", "orders", "attestations", "versions", "pruned", "retrained")
     done.counts |= dict.fromkeys(kinds, 0)
     for row in ledger.requests():
         done.counts["requests"] += 1
         done.counts["records"] += (home.runs / row.id / records.RECORD).exists()
         wrong = records.problems(home, row, trusted)
-        if (path := home.runs / row.id / orders.NAME).exists():
-            done.counts["orders"] += 1
-            wrong += orders.problems(path, row, trusted)
+        path = home.runs / row.id / orders.NAME
+        done.counts["orders"] += path.exists()
+        wrong += orders.problems(path, row, trusted)
         done.problems += [Problem(text, row.id, file=str(file)) for text, file in wrong]
         if not wrong:
             _attested(home, ledger, row, done)
+        beside = home.runs / row.id / records.SIGNATURE
+        if row.id in found.unsigned and beside.exists():
+            text = f"{row.id} must have a seal, for its record was signed, got none: removed"
+            done.problems.append(Problem(text, row.id, file=str(beside)))
+    done.problems += _without_rows(home)
+    done.problems += _retrained(home, ledger, done)
     for version in ledger.versions():
         done.counts["versions"] += 1
         pruned = version.id in found.pruned
@@ -71,12 +77,44 @@ def audit(home: Home, ledger: Ledger, *, publics: Sequence[str] = (), head: str 
     return done
 
 
+def _without_rows(home: Home) -> list[Problem]:
+    """Return what requests left that the ledger does not know: their rows were removed.
+
+    Versions are not looked at: a stop leaves their files as well, until the home is written to.
+    """
+    left = sorted(path for path in home.runs.glob("r[0-9]*") if path.is_dir())
+    with Ledger.look(home) as now:  # once more, after the folders: a row is there before its own
+        known = {row.id for row in now.requests()}
+    return [
+        Problem(f"what {path.name} left must have a row of it, got none: removed", file=str(path))
+        for path in left
+        if path.name not in known
+    ]
+
+
+def _retrained(home: Home, ledger: Ledger, done: Audit) -> list[Problem]:
+    """Compare the retrained models that are kept with what the records have of them."""
+    found = []
+    for federation in sorted({row.federation for row in ledger.requests()}):
+        sealed: dict[str, str] = {}
+        with suppress(EffaceError):  # a record that does not verify is a problem already
+            sealed = records.stock_hashes(home, ledger, federation)
+        for path in sorted(home.cache / name for name in sealed):
+            if path.exists():
+                done.counts["retrained"] += 1
+                try:
+                    yardstick.loaded(path, sealed)
+                except EffaceError as error:
+                    found.append(Problem(str(error)))
+    return found
+
+
 def _attested(home: Home, ledger: Ledger, row: RequestRow, done: Audit) -> None:
     """Check what the sites signed of a request whose record and order verify."""
     if row.kind not in ("forget", "relearn") or row.state != "done":
         return
     record = records.read(home, row)
-    if record is None or not (home.runs / row.id / orders.NAME).exists():
+    if record is None:
         return
     wrong = attestations.problems(home, ledger, row, record, done.ledger)
     done.problems += wrong

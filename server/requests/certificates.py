@@ -37,15 +37,19 @@ def issue(home: Home, ledger: Ledger, row: RequestRow) -> bytes:
     publics = keys.public_keys(home.keys)
     checked = ledger.checked(home, every_signature=True)
     edited = [*checked.problems, *records.problems_of(home, row)]
+    record = None if edited else records.read(home, row)
+    if record is not None:
+        edited += attestations.problems(home, ledger, row, record, checked)
     if edited:
         raise EditedError(f"{edited[0].sentence}. No certificate is made of it; see `efface audit`")
     seal = checked.sealed.get(row.id)
-    record = records.read(home, row)
     path = home.runs / row.id / orders.NAME
     if seal is None or record is None or row.record_sha256 is None or not path.exists():
+        why = (
+            "a trial" if row.settings.get("trial") else "one that ended before this home had a key"
+        )
         raise BadSetting(
-            f"request must be sealed, with its record and its order, got {row.id}, which ended "
-            "before this home had a key",
+            f"request must be sealed, with its record and its order, got {row.id}, {why}",
             see="efface show " + row.id,
         )
     before, after = ledger.version(str(row.base_version)), ledger.version(str(row.result_version))
@@ -58,10 +62,6 @@ def issue(home: Home, ledger: Ledger, row: RequestRow) -> bytes:
     verifications = records.later(home, ledger, row)
     for one in verifications:
         wrong += [p.sentence for p in records.problems_of(home, ledger.request(one.request))]
-    signed = [] if wrong else attestations.all_of(home, row, record)
-    if not wrong:
-        found = attestations.problems(home, ledger, row, record, checked)
-        wrong += [problem.sentence for problem in found]
     if wrong:
         raise EditedError(f"{wrong[0]}. No certificate is made of it; see `efface audit`")
     order = orders.read(path)
@@ -76,7 +76,7 @@ def issue(home: Home, ledger: Ledger, row: RequestRow) -> bytes:
         order=asdict(order),
         signed=order.signed.decode(),
         seal=seal,
-        attestations=signed,
+        attestations=attestations.all_of(home, row, record),
         derived=[one.pathless() for one in derived.of_request(home, ledger, row)],
         verifications=verifications,
         waiting=sorted(p.client for p in ledger.pending() if p.request == row.id),

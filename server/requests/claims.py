@@ -122,15 +122,13 @@ def _claims(
     ids = {version.id for version in versions}
     wrong = [p for p in checked.problems if p.request in (row.id, None) or p.version in ids]
     wrong += records.problems_of(home, row)
-    path = home.runs / row.id / orders.NAME
-    if path.exists():
-        found = orders.problems(path, row, keys.public_keys(home.keys))
-        wrong += [Problem(text, row.id, file=str(file)) for text, file in found]
+    found = orders.problems(home.runs / row.id / orders.NAME, row, keys.public_keys(home.keys))
+    wrong += [Problem(text, row.id, file=str(file)) for text, file in found]
     for version in versions:
         wrong += audit.of_version(home, version, pruned=version.id in checked.pruned)
     if wrong:
         return None, list(dict.fromkeys(wrong))
     record = records.read(home, row)
-    if record is not None and path.exists():
+    if record is not None:
         wrong += attestations.problems(home, ledger, row, record, checked)
     return record, wrong

@@ -13,6 +13,7 @@ from client.wire import ForgetSpec
 from server.evidence.features.scores import FeatureMeasures
 from server.evidence.measures import Judge, measuring_device
 from server.nodes.federation import from_numpy
+from server.requests import records
 from server.requests.classes import card_names, check_as_trained, class_number
 from server.requests.data import version_data
 from server.requests.forgotten import check_data
@@ -120,7 +121,8 @@ def evaluated(
     if features:
         named = tuple(sorted({class_number(text, names, spec.num_classes) for text in features}))
         before = _before(registry, row, named)
-        below = _below(home, registry, row, before, named, data, spec, model, data_now)
+        sealed = records.stock_hashes(home, ledger, row.federation)
+        below = _below(home, registry, row, before, named, data, spec, model, data_now, sealed)
     return Evaluated(
         version=row.id,
         dataset=settings.dataset,
@@ -163,6 +165,7 @@ def _below(
     spec: ModelSpec,
     model: ArrayRecord,
     data_now: str,
+    sealed: Mapping[str, str],
 ) -> FeatureMeasures:
     """Return what a version, the one before and Retrained know below their last layers."""
     # Only here: scikit-learn takes a second to load.
@@ -172,7 +175,7 @@ def _below(
     first = settings.model_spec(data)
     earlier = before.card["erased"]
     forget = ForgetSpec("class", classes)
-    yardstick = kept(home.cache, row.federation, forget, earlier, settings.training())
+    yardstick = kept(home.cache, row.federation, forget, earlier, settings.training(), sealed)
     device = measuring_device(settings.device)
     judge = Judge(first, data, forget, tuple(earlier["classes"]), device)
     return feature_measures(

@@ -414,7 +414,14 @@ def _retrained(work: Work, federation: GridFederation) -> list[Yardstick]:
             "them anew"
         )
     numbers = federation.journal.value("stock", lambda: there or [0])
-    return [_retraining(work, federation, inputs, number) for number in numbers]
+    sealed = _sealed(work)
+    return [_retraining(work, federation, inputs, number, sealed) for number in numbers]
+
+
+def _sealed(work: Work) -> dict[str, str]:
+    """Return what sealed records have of the retrained models."""
+    workspace = work.workspace
+    return records.stock_hashes(workspace.home, workspace.ledger, work.request.row.federation)
 
 
 def _inputs(work: Work, federation: GridFederation) -> dict[str, Any]:
@@ -431,7 +438,11 @@ def _seeded(work: Work, number: int) -> Work:
 
 
 def _retraining(
-    work: Work, federation: GridFederation, inputs: Mapping[str, Any], number: int
+    work: Work,
+    federation: GridFederation,
+    inputs: Mapping[str, Any],
+    number: int,
+    sealed: Mapping[str, str],
 ) -> Yardstick:
     """Return a model retrained without what this request and earlier ones forget."""
     seeded = _seeded(work, number)
@@ -461,6 +472,7 @@ def _retraining(
         train,
         work.listener.note,
         number,
+        sealed,
     )
 
 
@@ -473,10 +485,10 @@ def _stock(work: Work) -> None:
     names = _agreed_classes(work, federation, card)
     judge = replace(judge, alone=federation.classes_alone())
     original = (federation.spec, from_numpy(base.arrays))
-    stock, models, inputs = [], [], _inputs(work, federation)
+    stock, models, inputs, sealed = [], [], _inputs(work, federation), _sealed(work)
     for number in range(s.count):
         work.listener.note(f"retrained model {number + 1} of {s.count}")
-        models.append(_retraining(work, federation, inputs, number))
+        models.append(_retraining(work, federation, inputs, number, sealed))
         stock.append(with_features(judge, federation, original, models[-1]))
     record = work.record(
         federation,

@@ -96,7 +96,12 @@ def order_of(home: Home, row: RequestRow, settings: RunSettings, lineage: str) -
 
 
 def problems(path: Path, row: RequestRow, publics: Sequence[str]) -> list[tuple[str, Path]]:
-    """Return what of a kept order does not verify, with its file."""
+    """Return what of a kept order does not verify, with its file.
+
+    Nothing of one that is not there: `attestations.problems` says whether sites have signed it.
+    """
+    if not path.exists():
+        return []
     try:
         found = read(path)
     except EffaceError as error:

@@ -198,6 +198,33 @@ def later(home: Home, ledger: Ledger, row: RequestRow) -> tuple[Later, ...]:
     return tuple(found)
 
 
+def stock_hashes(home: Home, ledger: Ledger, federation: str) -> dict[str, str]:
+    """Return the SHA-256 of retrained models' weights by file, as the newest record has each.
+
+    Args:
+        home: Where the records are.
+        ledger: The home's.
+        federation: Whose.
+
+    Raises:
+        EditedError: If a record that may have one is not what the ledger has of it.
+        EffaceError: If it cannot be read.
+    """
+    found: dict[str, str] = {}
+    for row in ledger.requests(federation):
+        if row.kind in ("forget", "yardstick", "verify"):
+            document, path = _document(home, row)
+            if document is not None and (problem := _unlike(document, row)):
+                raise EditedError(
+                    f"record of {row.id} must be as it was when the request ended, got {problem} "
+                    f"in {path}; see `efface audit`"
+                )
+            for one in (document or {}).get("stock", ()):
+                if one.get("file") and one.get("sha256"):
+                    found[one["file"]] = one["sha256"]
+    return found
+
+
 def _unlike(document: Mapping[str, Any], row: RequestRow) -> str:
     """Return how a record differs from what its row says of it; nothing for those of old."""
     if row.record_sha256 is None:

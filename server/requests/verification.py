@@ -29,7 +29,7 @@ from server.evidence.serial import read
 from server.evidence.stock import Retraining
 from server.evidence.verdict import Limits, Verdict, decide
 from server.nodes.federation import Cost, GridFederation, from_numpy
-from server.requests import features, yardstick
+from server.requests import features, records, yardstick
 from server.requests.claims import Claims, Subject, claimed
 from server.requests.classes import check_as_trained
 from server.requests.data import moved, own_samples, version_data
@@ -38,7 +38,7 @@ from server.requests.yardstick import Yardstick, name_of
 from server.settings import RunSettings, parse
 from server.storage.home import Home
 from server.storage.ledger import Ledger
-from server.storage.registry import Registry, unpack
+from server.storage.registry import Registry
 from server.storage.seal_check import Problem
 
 # Points. The same weights on another machine may give an image or two another class.
@@ -272,12 +272,13 @@ def measured(
     result = _scores(replace(judge, spec=result_spec), last, federation, "recovered")
     if changed := _other_data(found, federation):
         left.append(f"{', '.join(changed)} held other data when the retrained models were trained")
-    stock = []
+    stock, sealed = [], records.stock_hashes(home, ledger, row.federation)
     for one in found:
-        weights = from_numpy(unpack(one.path.read_bytes(), one.path)[0])
-        name = name_of("retrained", one.number)
-        scores = _scores(judge, weights, federation, name)
-        stock.append(Yardstick(scores, Cost(), True, weights, one.number, one.seed))
+        arrays, _, digest = yardstick.loaded(one.path, sealed)
+        weights = from_numpy(arrays)
+        scores = _scores(judge, weights, federation, name_of("retrained", one.number))
+        own = (one.number, one.seed, one.path.name, digest)
+        stock.append(Yardstick(scores, Cost(), True, weights, *own))
     retrained = stock[0] if stock else None
     known = (first_spec, first), (result_spec, last)
     below = features.measured(judge, federation, *known, retrained)

@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 from flwr.app import ArrayRecord
@@ -27,7 +28,8 @@ from server.provenance import code
 from server.requests.costs import timeline
 from server.settings import RunSettings
 from server.storage.ledger import Erased
-from server.storage.registry import RegistryError, note_of, pack, unpack
+from server.storage.registry import Arrays, RegistryError, note_of, pack, unpack
+from server.storage.seals import EditedError
 
 CODE: Final = "strategies.methods.retraining"
 PATTERN: Final = "retrained-*.safetensors"
@@ -37,7 +39,7 @@ MOST: Final = 100  # retrained models of one request
 @dataclass(frozen=True)
 class Yardstick:
     """One retrained model: its number and seed, its scores, what its training cost, whether it was
-    in the cache, and its weights."""
+    in the cache, its weights, and their file and SHA-256."""
 
     scores: ModelScores
     cost: Cost
@@ -45,11 +47,19 @@ class Yardstick:
     weights: ArrayRecord
     number: int = 0
     seed: int = 0
+    file: str | None = None
+    sha256: str | None = None
 
     @property
     def measured(self) -> Retraining:
         """What the record keeps of it; its rounds are told of number 0 alone."""
-        return Retraining(self.number, self.seed, replace(self.scores, timeline=None))
+        return Retraining(
+            self.number,
+            self.seed,
+            replace(self.scores, timeline=None),
+            file=self.file,
+            sha256=self.sha256,
+        )
 
 
 def seed_of(seed: int, number: int) -> int:
@@ -98,6 +108,33 @@ def path_of(cache: Path, inputs: Mapping[str, Any]) -> Path:
     return cache / f"retrained-{digest}.safetensors"
 
 
+def sha256(arrays: Arrays) -> str:
+    """Return the SHA-256 of a retrained model's weights, without what its training took."""
+    return hashlib.sha256(pack(arrays)).hexdigest()
+
+
+def loaded(path: Path, sealed: Mapping[str, str]) -> tuple[Arrays, Any, str]:
+    """Return a retrained model's weights, its note, and the SHA-256 of the weights.
+
+    Args:
+        path: Its file.
+        sealed: What sealed records have of it, by the file's name (`records.stock_hashes`).
+
+    Raises:
+        EditedError: If it is another model than the newest record read.
+        RegistryError: If it cannot be read.
+    """
+    arrays, note = unpack(path.read_bytes(), path)
+    found = sha256(arrays)
+    if (wanted := sealed.get(path.name, found)) != found:
+        raise EditedError(
+            f"retrained model must have the weights of the SHA-256 {wanted[:12]}... that the "
+            f"record of its last request has, got {found[:12]}... in {path}: it was put there by "
+            "hand. Remove the file: it is trained anew where a request needs it"
+        )
+    return arrays, note, found
+
+
 def retrained(
     judge: Judge,
     federation: GridFederation,
@@ -106,6 +143,7 @@ def retrained(
     train: Callable[[], tuple[ArrayRecord, GridFederation]],
     note: Callable[[str], None],
     number: int = 0,
+    sealed: Mapping[str, str] = MappingProxyType({}),
 ) -> Yardstick:
     """Return one retrained model from the cache, or train it and keep it there.
 
@@ -117,11 +155,12 @@ def retrained(
         train: Trains it; returns the model and the federation that it was trained on.
         note: Told when it was found.
         number: Its place in the stock.
+        sealed: See `loaded`.
     """
     path = path_of(cache, inputs)
     cached = path.exists()
     if cached:
-        arrays, kept = unpack(path.read_bytes(), path)
+        arrays, kept, digest = loaded(path, sealed)
         cost, notes = Cost(**kept["cost"]), kept.get("timeline", [])
         which = f" {number}" if number else ""
         note(f"retraining{which} was found in the cache")
@@ -130,13 +169,15 @@ def retrained(
         arrays, cost, notes = to_numpy(model), own.costs["retrain"], own.notes
         kept = {"cost": vars(cost), "inputs": inputs, "timeline": notes}
         write_atomic(path, pack(arrays, kept))
+        digest = sha256(arrays)
     weights = from_numpy(arrays)
     scores = replace(
         judge.full(weights, federation),
         relearning_curve=relearning(judge, weights, federation, name_of("retrained", number)),
         timeline=timeline(notes),
     )
-    return Yardstick(scores, cost, cached, weights, number, int(inputs["training"]["seed"]))
+    seed = int(inputs["training"]["seed"])
+    return Yardstick(scores, cost, cached, weights, number, seed, path.name, digest)
 
 
 def name_of(what: str, number: int) -> str:
@@ -150,6 +191,7 @@ def kept(
     forget: ForgetSpec,
     erased: Mapping[str, Sequence[Any]],
     training: Mapping[str, Any],
+    sealed: Mapping[str, str],
 ) -> ArrayRecord | None:
     """Return a yardstick that a request has left in the cache, None if none did.
 
@@ -159,6 +201,10 @@ def kept(
         forget: What the yardstick was trained without.
         erased: What had been forgotten before: "classes" and "clients".
         training: All that the version's training depended on.
+        sealed: See `loaded`.
+
+    Raises:
+        EditedError: As `loaded`.
     """
     gone = [sorted(erased["classes"]), sorted(erased["clients"])]
     named = [forget.level, sorted(forget.classes), sorted(forget.clients)]
@@ -170,7 +216,7 @@ def kept(
         same &= (inputs["federation"], inputs["code"]) == (federation, code(CODE))
         same &= all(training.get(key) == value for key, value in inputs["training"].items())
         if same:
-            return from_numpy(unpack(path.read_bytes(), path)[0])
+            return from_numpy(loaded(path, sealed)[0])
     return None
 
 

@@ -784,7 +784,9 @@ class Ledger:
             if found is None:
                 session.add(_Format(format=LEDGER_FORMAT))
             if self._sealing is not None and self._last_seal(session) is None:
-                self._seal(session, "began", "", seals.beginning(_rows(session)))
+                rows = _rows(session)
+                self._sealing.check_none_before(rows)
+                self._seal(session, "began", "", seals.beginning(rows))
             return LEDGER_FORMAT if found is None else found
 
     def _check_format(self, found: int, shown: str) -> None:

@@ -12,6 +12,7 @@ from server.storage.seals import (
     Rows,
     Seal,
     digest,
+    sealed_once,
     version_digest,
 )
 
@@ -79,6 +80,10 @@ def check(
         problems = []
         if head is not None:
             problems = [Problem(f"seals must reach number {head['number']} of {HEAD}, got none")]
+        problems += [
+            Problem(f"{name} ended under a seal, got none: seals were removed", name)
+            for name in sealed_once(rows)
+        ]
         ended = {name for name, row in rows.requests.items() if row["state"] in ENDED}
         return Checked(tuple(problems), frozenset(ended))
     hashes = [seal.hash for seal in chain]
@@ -165,6 +170,8 @@ def _chain(
                     named,
                 )
             )
+    if head is None and len(chain) > 1:
+        problems.append(Problem(f"{HEAD} must note the newest seal, got no such file: removed"))
     if head is not None and head["hash"] not in hashes:
         problems.append(
             Problem(

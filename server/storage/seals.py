@@ -90,6 +90,23 @@ class Sealing:
         """Return that of a home, whose key is made if it has none."""
         return cls(keys.signer(home.keys), home.keys)
 
+    def check_none_before(self, rows: "Rows") -> None:
+        """Check that a ledger without any seal never had one, before a chain begins in it.
+
+        Raises:
+            EditedError: If a seal was noted, or a row bears what only a sealed request has.
+        """
+        head, known = noted_head(self.folder), sealed_once(rows)
+        says = [f"{name} ended under one" for name in known]
+        if head is not None:
+            says.append(f"{HEAD} notes number {head['number']}")
+        if not says:
+            return
+        raise EditedError(
+            f"ledger must hold the seals of this home, got none, while {says[0]}: they were "
+            "removed. Restore the ledger from a backup; without one, begin in another home"
+        )
+
     def seal(
         self, last: Seal | None, kind: Kind, subject: str, content: Mapping[str, Any], at: datetime
     ) -> Seal:
@@ -144,6 +161,11 @@ def digest(row: Mapping[str, Any]) -> str:
 def version_digest(row: Mapping[str, Any]) -> str:
     """Return the SHA-256 of what never changes of a version: all but its state."""
     return digest({key: value for key, value in row.items() if key != "state"})
+
+
+def sealed_once(rows: Rows) -> list[str]:
+    """Return the requests whose rows bear the hash of a record: each of them ended under a seal."""
+    return sorted(name for name, row in rows.requests.items() if row.get("record_sha256"))
 
 
 # ---- what is sealed -----------------------------------------------------------------------------

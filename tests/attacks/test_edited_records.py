@@ -96,6 +96,7 @@ def test_an_audit_counts_what_it_looked_at(efface: Efface) -> None:
         "attestations": 2,
         "versions": 2,
         "pruned": 0,
+        "retrained": 0,
     }
     assert found["keys"] == [efface.json("key")["public_key"]]
     assert {row["seal"] for row in efface.json("requests")["requests"]} == {"sealed"}
@@ -238,10 +239,62 @@ def test_an_order_that_was_edited(efface: Efface) -> None:
     assert (problem["request"], problem["file"]) == ("r0002", str(path))
 
 
+def test_an_order_that_was_removed(efface: Efface, tmp_path: Path) -> None:
+    path = efface.home / "runs" / "r0002" / "order.json"
+    path.unlink()
+    (problem,) = efface.json("audit", code=NOT_VERIFIED)["problems"]
+    assert (problem["request"], problem["file"]) == ("r0002", str(path))
+    for words in (["verify", "r0002"], ["certificate", "r0002", "-o", str(tmp_path / "c.json")]):
+        done = efface(*words)
+        assert done.exit_code == NOT_VERIFIED, words
+        assert "order of r0002, which its sites were given, must be there" in done.output
+
+
+def test_a_chain_is_not_begun_again_over_what_was_edited(efface: Efface, tmp_path: Path) -> None:
+    """Whoever can write the ledger alone: the coordinator would sign the forgery itself."""
+    efface.sql("UPDATE requests SET asked_by = 'Eve' WHERE id = 'r0002'", "DELETE FROM seals")
+    done = efface("export", "v0002", "-o", str(tmp_path / "m.safetensors"))
+    assert done.exit_code == NOT_VERIFIED
+    assert "ledger must hold the seals of this home, got none" in done.stderr
+    assert efface("audit").exit_code == NOT_VERIFIED
+
+
+def test_a_home_made_to_look_older_than_its_key(efface: Efface) -> None:
+    efface.sql("DELETE FROM seals", "UPDATE requests SET asked_by = 'Eve', record_sha256 = NULL")
+    (efface.home / "keys" / "head.json").unlink()
+    found = efface.json("audit", code=NOT_VERIFIED)["problems"]
+    assert [one["text"] for one in found] == [
+        f"{name} must have a seal, for its record was signed, got none: removed"
+        for name in ("r0001", "r0002")
+    ]
+
+
+def test_an_end_that_was_cut_off_with_its_note(efface: Efface) -> None:
+    with sqlite3.connect(efface.home / "ledger.db") as database:
+        number, told = database.execute(
+            "SELECT number, before FROM seals ORDER BY number DESC LIMIT 1"
+        ).fetchone()
+    efface.sql(
+        "DELETE FROM seals WHERE subject = 'r0002'",
+        "DELETE FROM versions WHERE id = 'v0002'",
+        "DELETE FROM pending WHERE request = 'r0002'",
+        "DELETE FROM requests WHERE id = 'r0002'",
+        "UPDATE versions SET state = 'in-service' WHERE id = 'v0001'",
+    )
+    note = {"number": number - 1, "hash": told}
+    (efface.home / "keys" / "head.json").write_text(json.dumps(note))
+    (problem,) = efface.json("audit", code=NOT_VERIFIED)["problems"]
+    assert problem["text"] == "what r0002 left must have a row of it, got none: removed"
+
+
 def test_all_made_anew_with_another_key(efface: Efface) -> None:
     """Whoever may write to the home can forge it whole, but not what is known outside it."""
     pinned, head = efface.json("key")["public_key"], efface.json("audit")["head"]
-    efface.sql("UPDATE requests SET asked_by = 'Eve' WHERE id = 'r0002'", "DELETE FROM seals")
+    efface.sql(
+        "DELETE FROM seals",
+        "UPDATE requests SET record_sha256 = NULL",
+        "UPDATE requests SET asked_by = 'Eve' WHERE id = 'r0002'",
+    )
     shutil.rmtree(efface.home / "keys")
     for path in (efface.home / "runs").glob("r*/record.signature.json"):
         path.unlink()

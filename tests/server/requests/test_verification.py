@@ -416,12 +416,42 @@ def test_without_a_retrained_model_it_says_what_is_not_measured(own: Path) -> No
     assert "Judged again since, by r0003: not shown" in page
 
 
-def test_a_retrained_model_that_is_another_now_is_said(own: Path) -> None:
-    (path,) = Home(own).cache.glob("retrained-*.safetensors")
-    # Original in its place, with the note of a retrained model.
-    weights = own / "versions" / "v0001" / WEIGHTS_NAME
+def original_as_retrained(home: Path) -> Path:
+    """Put Original in the place of a retrained model, with that one's note; return the file."""
+    (path,) = Home(home).cache.glob("retrained-*.safetensors")
+    weights = home / "versions" / "v0001" / WEIGHTS_NAME
     arrays, _ = unpack(weights.read_bytes(), weights)
     path.write_bytes(pack(arrays, note_of(path)))
+    return path
+
+
+def test_a_retrained_model_that_was_put_there_is_not_read(own: Path) -> None:
+    """By its limits whatever Original does would be as Retrained does it."""
+    path = original_as_retrained(own)
+    for words in (
+        ["verify", "r0002"],
+        ["yardstick", "--class", "3", "--count", "1"],
+        ["forget", *CLASS_3, "--compare", "retrain", "--trial"],
+        ["evaluate", "v0002", "--features", "3"],
+    ):
+        refused = run(own, *words)
+        assert refused.exit_code == NOT_VERIFIED, words
+        assert "retrained model must have the weights of the SHA-256" in refused.stderr
+    found = json.loads(run(own, "audit", "--json").stdout)
+    assert found["checked"]["retrained"] == 1
+    assert [str(path) in one["text"] for one in found["problems"]] == [True]
+    path.unlink()
+    done(own, "yardstick", "--class", "3", "--count", "1")
+    made = max(path.parent.name for path in Home(own).runs.glob("*/record.json"))
+    assert record(own, made)["stock"][0]["sha256"] == record(own, "r0002")["stock"][0]["sha256"]
+    assert run(own, "audit").exit_code == 0
+
+
+def test_of_an_earlier_record_it_is_said_that_a_retrained_model_is_another_now(
+    own: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original_as_retrained(own)
+    monkeypatch.setattr("server.requests.records.stock_hashes", lambda *_: {})
     found = verify(own, "r0002", code=NOT_VERIFIED)
     assert any("of Retrained 0 is" in note for note in found["notes"])
 

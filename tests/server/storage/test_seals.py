@@ -143,11 +143,28 @@ def test_a_chain_without_its_end_is_noticed(home: Home) -> None:
 
 def test_a_chain_that_is_gone_is_noticed(home: Home) -> None:
     by_hand(home, "DELETE FROM seals")
-    assert texts(home) == ["seals must reach number 4 of head.json, got none"]
-    # Nor does it begin anew unseen when the ledger is next written to.
+    gone = ["seals must reach number 4 of head.json, got none"]
+    gone += ["r0003 ended under a seal, got none: seals were removed"]  # it bears a record's hash
+    assert texts(home) == gone
+    # Nor does it begin anew when the ledger is next written to: that would sign what was edited.
+    with pytest.raises(EditedError, match="must hold the seals of this home, got none"):
+        Ledger.of(home)
+    assert texts(home) == gone
+    (home.keys / HEAD).unlink()
+    with pytest.raises(EditedError, match="got none, while r0003 ended under one"):
+        Ledger.of(home)
+
+
+def test_a_chain_begins_where_nothing_was_sealed_yet(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    Sealing.of(home)  # a key alone, as `efface key` makes it
     Ledger.of(home).close()
-    assert not any("head" in text for text in texts(home))
-    assert checked(home).unsigned == {"r0001", "r0002", "r0003"}
+    assert texts(home) == []
+
+
+def test_a_note_of_the_head_that_is_gone_is_noticed(home: Home) -> None:
+    (home.keys / HEAD).unlink()
+    assert texts(home) == ["head.json must note the newest seal, got no such file: removed"]
 
 
 def test_seals_that_were_moved_are_noticed(home: Home) -> None:
@@ -310,7 +327,6 @@ def test_a_thousand_requests_are_checked_quickly(tmp_path: Path) -> None:
         for _ in range(1000):
             row = ledger.new_request(kind="train", method="fedavg", federation=FEDERATION)
             ledger.abort(row.id)
-        (home.keys / HEAD).unlink()
         started = time.perf_counter()
         found = ledger.checked(home)
         seconds = time.perf_counter() - started
