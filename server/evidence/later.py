@@ -44,7 +44,9 @@ def otherwise(
     """Return what verifications say, where that is another verdict than a request's own.
 
     One takes back what was judged before it, by the request itself or another verification, with at
-    most as many retrained models: more of them tell more. Of the verdicts that are left the worst
+    most as many retrained models: more of them tell more. One that shows nothing without any is
+    left aside where another had some: retrained models go when what they know is forgotten later,
+    which is no evidence against what they showed. Of the verdicts that are left the worst
     is said, of equal ones the newest; nothing if that is the request's own.
 
     Args:
@@ -56,6 +58,8 @@ def otherwise(
     for one in found:
         if one["state"] is not None:
             count = one["retrainings"] or 0
+            if one["state"] == "not-shown" and not count and any(other[2] for other in left):
+                continue
             left = [other for other in left if other[2] > count]
             left.append((one["request"], one["state"], count))
     if not left:

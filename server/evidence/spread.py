@@ -113,8 +113,8 @@ def refused(
 
 
 def side(value: float, limits: Range) -> int:
-    """Return 1 above the limits, -1 below them, 0 within."""
-    if value > limits.high:
+    """Return 1 above the limits, -1 below them, 0 within; what is no number is not within."""
+    if value > limits.high or math.isnan(value):
         return 1
     return -1 if limits.low is not None and value < limits.low else 0
 

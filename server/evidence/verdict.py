@@ -40,6 +40,7 @@ Code = Literal[
     "too-deep",
     "below-retrained",
     "class-damaged",
+    "left-below",
 ]
 FindingState = Literal["held", "exceeded", "below", "cannot-tell", "remark", "open"]
 Reason = Literal["no-yardstick", "no-test-images", "no-held-out-data", "not-answered"]
@@ -50,6 +51,9 @@ RETAIN_TOLERANCE: Final = 2.0
 # Points below Retrained that one class of the retain set may have: beyond it the forgetting harmed
 # a neighbour, which the mean over all classes hides. Models trained alike differ by some.
 CLASS_TOLERANCE: Final = 10.0
+# Points above Retrained by which Original's last layer, put back, may read what was to be
+# forgotten, where retrained models are too few for their spread to say so.
+LEFT_BELOW: Final = 10.0
 # Sites from which on one of them cannot turn a verdict that rests on what they say: below it a
 # median is no more than the mean of two.
 ENOUGH_SITES: Final = 3
@@ -171,15 +175,20 @@ def decide(
 
     With `spread.ENOUGH` retrained models or more their spread sets the limits, on both sides and at
     a stated rate of false alarms (`server.evidence.spread`), and those of the request for accuracy
-    and curve are not read. What lies above fails it. What lies below is not shown to have
-    forgotten as it should: a model that knows less than one that never saw the data says that they
-    were there. It passes if nothing lies beyond, nothing is missing, and some measure tells the
-    result from the model before: of those below the last layer, where there are any, one too.
+    and curve are not read, with the one exception below. What lies above fails it. What lies below
+    is not shown to have forgotten as it should: a model that knows less than one that never saw the
+    data says that they were there. It passes if nothing lies beyond, nothing is missing, and some
+    measure tells the result from the model before: of those below the last layer, where there are
+    any, one too.
     Otherwise a last layer that hides the class would pass, and nothing is shown. Of a client, some
     measure other than accuracy must tell: whether its training data show as such, or, of classes
     that only it held, those of a class.
 
-    With fewer, the limits are those that the request names, chosen by hand.
+    Where no retrained model has more of a class than the request's own limit allows, that limit
+    holds as well: three accuracies of 0 % would allow 17.
+
+    With fewer, the limits are those that the request names, chosen by hand, and what lies below the
+    last layer is a remark at most.
     Any limit exceeded fails it. It passes if something that decides held and nothing that decides
     is missing. Of a class, accuracy must hold and the relearning curve must be measured against
     Retrained; where Original's curve lies within the limit as well, the curve cannot tell, which is
@@ -211,7 +220,7 @@ def decide(
     enough = len(retrainings) >= spread.ENOUGH
     parts: list[Finding | Missing]
     if enough:
-        parts = _by_spread(level, result, original, retrainings, features)
+        parts = _by_spread(level, result, original, retrainings, features, limits)
     else:
         parts = [_accuracy(level, result, original, retrained, limits, itself=itself)]
         if level == "class":
@@ -221,7 +230,7 @@ def decide(
         middle, before = _of_medians(result), original and _of_medians(original)
         if enough:
             medians = [replace(one, scores=_of_medians(one.scores)) for one in retrainings]
-            return _by_spread(level, middle, before, medians, features)[0]
+            return _by_spread(level, middle, before, medians, features, limits)[0]
         goal = retrained and _of_medians(retrained)
         return _accuracy(level, middle, before, goal, limits, itself=itself)
 
@@ -251,6 +260,7 @@ def decide(
     too_much = _too_much(level, result, original, retrained, limits)
     # A spread says by itself what lies too deep; of the other classes it says nothing.
     findings += [f for f in too_much if not enough or f.code == "class-damaged"]
+    findings += [] if enough else _left_below(features)
     states = {finding.state for finding in decisive}
     nothing = any(
         finding.code in ("nothing-to-show", "sites-disagree")
@@ -300,10 +310,16 @@ def _by_spread(
     original: ModelScores | None,
     retrainings: Sequence[Retraining],
     features: FeatureMeasures | None,
+    asked: Limits,
 ) -> list[Finding | Missing]:
     """Return what each measure says beside the spread of the retrained models, accuracy first."""
     below = features or FeatureMeasures()
-    limits = spread.ranges(stock.values(level, retrainings), stock.UPPER_ONLY)
+    values = stock.values(level, retrainings)
+    limits = spread.ranges(values, stock.UPPER_ONLY)
+    known = limits.get("forget-accuracy")
+    if level == "class" and known and max(values["forget-accuracy"]) <= asked.forget_accuracy:
+        least = min(known.high, asked.forget_accuracy)
+        limits["forget-accuracy"] = replace(known, high=least)
     own = stock.measured(level, result, below.result)
     before = stock.measured(level, original, below.original)
     parts: list[Finding | Missing] = []
@@ -342,6 +358,24 @@ def _blind(findings: Sequence[Finding]) -> list[Finding]:
     if not under or any(f.state != "cannot-tell" and f.original is not None for f in under):
         return []
     return [Finding("nothing-below", "cannot-tell")]
+
+
+def _left_below(features: FeatureMeasures | None) -> list[Finding]:
+    """Return a remark where Original's last layer still reads what was to be forgotten.
+
+    On the features as they are and on the matched ones: a training from other first weights need
+    not have Original's features in Original's order, and has another one's then.
+    """
+    if features is None or features.result is None or features.retrained is None:
+        return []
+    own, goal = features.result, features.retrained
+    pairs = [(own.head_back, goal.head_back), (own.matched_head, goal.matched_head)]
+    known = [(value, least) for value, least in pairs if value is not None and least is not None]
+    if not known or any(value - least <= LEFT_BELOW for value, least in known):
+        return []
+    value, least = min(known)
+    before = None if features.original is None else features.original.head_back
+    return [Finding("left-below", "remark", value, least + LEFT_BELOW, least, before)]
 
 
 def _by_accuracy_alone(findings: Sequence[Finding]) -> list[Finding]:

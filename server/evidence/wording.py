@@ -145,6 +145,12 @@ def reason(
             f"remark: retain accuracy {_of(f.value)} % is {lost:.1f} points "
             f"below Retrained's, more than {RETAIN_TOLERANCE:g}"
         )
+    if f.code == "left-below":
+        return (
+            f"remark: with Original's last layer put back it is recognised in {_of(f.value)} %, in "
+            f"{_of(f.retrained)} % of Retrained: it may be hidden rather than forgotten, which "
+            f"{ENOUGH} retrained models would tell"
+        )
     if f.code in ("too-deep", "below-retrained", "class-damaged"):
         return f"remark: {_too_much(f, names)}"
     if f.code == "crept-back":

@@ -278,7 +278,7 @@ footer { margin-top: 3rem; padding-top: .8rem; border-top: 1px solid var(--rule)
 <ul class="note">
 <li><b>Last layer put back</b> (head back): how much is recognised with Original’s last layer in the model’s own place. A high number is a find; a low one shows nothing by itself.</li>
 <li><b>Empty last layer</b> (blank head): how fast the class is learned again from a last layer that says nothing of it; the mean of the relearning curve.</li>
-<li><b>Class means</b> and <b>probe</b>: how much is recognised with a simple new last layer, made of few labelled examples (50 and 10 of each class). Any model tells classes apart that it never saw: read them against Retrained’s row.</li>
+<li><b>Class means</b> and <b>probe</b>: how much is recognised with a simple new last layer, made of few labelled examples (at most 50 and 10 of each class). Any model tells classes apart that it never saw: read them against Retrained’s row.</li>
 <li><b>Features matched</b> and <b>turned</b> (matched head, turned head): the last layer put back on a model whose features are Original’s in another order, or turned. How that came about is found on examples of what was to stay.</li>
 <li><b>CKA</b> and <b>neighbours</b>: how alike the model and Retrained see the same examples; 1 is the same, and another retraining would not reach it either.</li>
 </ul>

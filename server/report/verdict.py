@@ -10,7 +10,7 @@ from typing import Final
 from server.evidence import wording
 from server.evidence.record import Record, Target, remedy
 from server.evidence.spread import DIFFERENCES
-from server.evidence.verdict import Code, Finding, Missing, Verdict
+from server.evidence.verdict import RETAIN_TOLERANCE, Code, Finding, Missing, Verdict
 from server.format import class_text
 from server.report.words import (
     BELOW,
@@ -43,6 +43,7 @@ _TITLES: Final = {
     "too-deep": "Too deep",
     "below-retrained": "Too deep",
     "class-damaged": "Another class",
+    "left-below": "Below the last layer",
 }
 _LABELS: Final = {
     "held": ("pass", "within the limit"),
@@ -145,9 +146,10 @@ def _rest(record: Record, verdict: Verdict) -> str:
         if finding.state in ("exceeded", "below") or finding.code == "forget-accuracy":
             parts.append(wording.reason(finding, forget.level or ""))
     if by_spread and verdict.passed:
+        those = "them" if plural else "it"
         parts.append(
-            f"nothing that was measured lies beyond {verdict.retrainings} models retrained from "
-            f"scratch without {'them' if plural else 'it'}"
+            f"nothing that was measured of {those} lies beyond {verdict.retrainings} models "
+            f"retrained from scratch without {those}"
         )
     accuracy = None if by_spread else verdict.finding("forget-accuracy")
     nothing = verdict.finding("nothing-to-show")
@@ -187,6 +189,12 @@ def _rest(record: Record, verdict: Verdict) -> str:
         earlier = finding.code == "erased-earlier" and finding.state != "held"
         if earlier or finding.code == "sites-disagree":
             parts.append(wording.reason(finding, forget.level or ""))
+    names = record.class_names
+    parts += [
+        "but " + wording.reason(finding, forget.level or "", (), names).removeprefix("remark: ")
+        for finding in verdict.findings
+        if finding.code in ("class-damaged", "left-below") and finding.state == "remark"
+    ]
     parts += [
         f"not measured: {wording.not_measured(missing, forget.level or '')}"
         for missing in verdict.missing
@@ -230,13 +238,18 @@ def _line(finding: Finding, record: Record) -> Line:
         elif _deeper(f):
             label, text = "slower", text + " It went deeper than retraining would."
     elif f.code == "retain-accuracy":
-        label = "kept" if f.state == "held" else label
+        if f.state == "held":
+            lost = (f.original or 0.0) - (f.value or 0.0) > RETAIN_TOLERANCE
+            label = "as retrained" if lost else "kept"
         text += f", Original {as_percent(f.original)}"
         if f.retrained is None:
             text += "; not compared with retraining from scratch."
         else:
             text += f", retrained from scratch {as_percent(f.retrained)}"
             text += f" (expected at least {as_percent(f.limit)}; it does not decide the verdict)."
+    elif f.code == "left-below":
+        label = "not judged"
+        text = capitalised(wording.reason(f, "").removeprefix("remark: ")) + "."
     elif f.code in ("few-sites", "few-others"):
         label = "few sites"
         text = capitalised(wording.reason(f, "").removeprefix("remark: ")) + "."

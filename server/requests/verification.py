@@ -351,7 +351,8 @@ def _scores(
 def _beside(record: Record, again: Record, asked: RunSettings, limits: Limits) -> Iterator[str]:
     """Return what differs from the request's own measuring."""
     own = Limits(asked.max_forget_accuracy, asked.max_relearning_gap)
-    if own != limits:
+    by_hand = [one.verdict is None or one.verdict.false_alarms is None for one in (record, again)]
+    if own != limits and any(by_hand):
         yield (
             f"the request was judged by other limits: forget accuracy {own.forget_accuracy:g} %, "
             f"relearning {own.relearning_gap:g} points"

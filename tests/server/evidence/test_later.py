@@ -41,6 +41,11 @@ FAILED, PASSED, OPEN = "failed", "passed", "not-shown"
         ((PASSED, 5), [(OPEN, 3), (FAILED, 1)], "r0004: failed"),
         ((PASSED, 5), [(OPEN, 3), (FAILED, 1), (PASSED, 1)], "r0003: not shown"),
         ((PASSED, 5), [(FAILED, 1), (PASSED, 1)], None),
+        # One that had no retrained model any more shows nothing, and takes nothing back.
+        ((PASSED, 1), [(OPEN, 0)], None),
+        ((PASSED, 0), [(PASSED, 3), (OPEN, 0)], None),
+        ((PASSED, 1), [(FAILED, 0)], "r0003: failed"),
+        ((PASSED, 0), [(OPEN, 0)], "r0003: not shown"),
         # The request's own is not bettered by one with fewer.
         ((FAILED, 5), [(PASSED, 1)], None),
         ((FAILED, 5), [(PASSED, 5)], "r0003: passed"),

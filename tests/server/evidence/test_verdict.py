@@ -375,6 +375,27 @@ def test_where_nothing_below_the_last_layer_tells_original_apart_nothing_is_show
     assert by_stock(scores(0.0, 52.0), features=left).state == "failed"
 
 
+def test_what_a_request_allows_of_a_class_holds_beside_a_stock_that_has_none_of_it() -> None:
+    # Three accuracies of 0 %: by the least spread, 1 point, and two degrees of freedom 17 %.
+    def judged(value: float, *more: Retraining) -> tuple[str, float]:
+        few = (*STOCK[: 3 - len(more)], *more)
+        told = by_stock(scores(value, 51.0), retrainings=few, limits=Limits(5.0, 15.0))
+        found = told.finding("forget-accuracy")
+        assert found is not None
+        assert found.limit is not None
+        return found.state, found.limit
+
+    assert judged(5.0) == ("held", 5.0)
+    assert judged(5.1) == ("exceeded", 5.0)
+    # Where one of them has more, another may have more as well.
+    state, limit = judged(10.0, replace(STOCK[2], scores=scores(6.0, 52.0)))
+    assert (state != "exceeded", limit > 10.0) == (True, True)
+
+
+def test_what_is_no_number_is_within_no_limit() -> None:
+    assert by_stock(scores(float("nan"), 52.0)).state == "failed"
+
+
 def test_the_limits_that_were_asked_for_are_not_read_beside_a_stock() -> None:
     assert by_stock(scores(0.0, 52.0), limits=Limits(0.0, 0.0)).state == "passed"
     assert by_stock(scores(0.0, 63.0), limits=Limits(100.0, 100.0)).state == "failed"
@@ -385,8 +406,21 @@ def test_of_one_or_two_retrained_models_it_is_said_how_little_they_tell(count: i
     found = by_stock(scores(0.0, 52.0), retrainings=STOCK[:count])
     assert (found.state, found.retrainings, found.false_alarms) == ("passed", count, None)
     assert "the limits were set by hand" in reasons(found, "class")[-1]
-    # And the features decide nothing yet.
-    assert by_stock(scores(0.0, 52.0), KNOWING, retrainings=STOCK[:count]).state == "passed"
+    assert found.finding("left-below") is None
+    # And the features decide nothing yet; what they show is said.
+    hidden = by_stock(scores(0.0, 52.0), KNOWING, retrainings=STOCK[:count])
+    assert hidden.state == "passed"
+    said = [text for text in reasons(hidden, "class") if "Original's last layer put back" in text]
+    assert said == [
+        "remark: with Original's last layer put back it is recognised in 90.0 %, in 0.0 % of "
+        "Retrained: it may be hidden rather than forgotten, which 3 retrained models would tell"
+    ]
+    # Features of another training's order are read by chance, and the matched ones are not.
+    other = replace(KNOWING, matched_head=5.0)
+    goal = replace(HONEST, head_back=0.0, matched_head=0.0)
+    told = FeatureMeasures(KNOWING, goal, other)
+    apart = by_stock(scores(0.0, 52.0), features=told, retrainings=STOCK[:count])
+    assert apart.finding("left-below") is None
 
 
 def test_without_a_last_layer_accuracy_and_curve_decide() -> None:
