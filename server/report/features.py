@@ -52,6 +52,25 @@ def at_clients(record: Record) -> bool:
     return scores is not None and scores.heldout is not None and scores.heldout.decides
 
 
+def named_sentence(record: Record) -> str | None:
+    """Return whether both models together tell which class went; None where that was not asked."""
+    found = record.features
+    if found is None or found.result is None or not found.result.named or record.forget is None:
+        return None
+    wanted = {*(found.classes or record.forget.classes)}
+
+    def right(scores: FeatureScores) -> str:
+        return f"{len(wanted.intersection(scores.named))} of {len(wanted)}"
+
+    text = (
+        "Which class went? Whoever holds the models before and after, and no example of it, names "
+        f"{right(found.result)} right by how both answer the others"
+    )
+    if found.retrained is not None and found.retrained.named:
+        text += f"; with a retrained model in place of the result, {right(found.retrained)}"
+    return text + "."
+
+
 def feature_sentence(record: Record) -> str | None:
     """Return what the measures come to for whoever reads one sentence, None where there is none."""
     found = record.features

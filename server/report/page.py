@@ -275,6 +275,7 @@ footer { margin-top: 3rem; padding-top: .8rem; border-top: 1px solid var(--rule)
 {% if at_clients %}
 <p>The coordinator has no test examples: clients measured what needs only counts from them.</p>
 {% endif %}
+{% if named_sentence %}<p>{{ named_sentence }}</p>{% endif %}
 <ul class="note">
 <li><b>Last layer put back</b> (head back): how much is recognised with Original’s last layer in the model’s own place. A high number is a find; a low one shows nothing by itself.</li>
 <li><b>Empty last layer</b> (blank head): how fast the class is learned again from a last layer that says nothing of it; the mean of the relearning curve.</li>

@@ -15,7 +15,13 @@ from server.evidence.participation import remarks
 from server.evidence.record import Record
 from server.evidence.serial import plain
 from server.report.channels import channel_section
-from server.report.features import at_clients, feature_sentence, feature_table, why_no_features
+from server.report.features import (
+    at_clients,
+    feature_sentence,
+    feature_table,
+    named_sentence,
+    why_no_features,
+)
 from server.report.later import later_table
 from server.report.page import PAGE
 from server.report.pictures import cost_plot, phases_plot, relearning_plot
@@ -91,6 +97,7 @@ def render(record: Record, later: Sequence[Later] = (), *, linked: bool = False)
         relearning=relearning_table(record),
         features=feature_table(record),
         feature_sentence=feature_sentence(record),
+        named_sentence=named_sentence(record),
         at_clients=at_clients(record),
         stock=stock_table(record),
         by_spread=record.verdict is not None and record.verdict.false_alarms is not None,

@@ -5,15 +5,17 @@ of them, and the probe learns from the first 10; accuracies are on others, and s
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, cast
 
 import torch
 from flwr.app import ArrayRecord
 from torch import Tensor, nn
+from torch.nn import functional
 
 from client.learning.models import ModelSpec, traced
 from client.seeds import generator
+from server.evidence.attacks.which_class import which_classes
 from server.evidence.features import found_head
 from server.evidence.features.blank_head import blank_rows
 from server.evidence.features.class_means import nearest_class_mean
@@ -84,7 +86,7 @@ def feature_measures(
         return _scores(judge, weights, first, drawn, yardstick if compare else None)
 
     return FeatureMeasures(
-        original=scores(original),
+        original=replace(scores(original), named=()),
         retrained=None if retrained is None else scores(retrained, compare=False),
         result=scores(result),
     )
@@ -131,8 +133,14 @@ def _scores(
             original.last,
             classes,
         )
+        others = _features(judge, weights, drawn.aligned, model)[0]
+        named = which_classes(
+            functional.linear(original.features, *original.last),
+            functional.linear(others, *last),
+            len(classes),
+        )
         shared = found_head.Shown(
-            _features(judge, weights, drawn.aligned, model)[0],
+            others,
             original.features,
             last,
             original.last,
@@ -157,6 +165,7 @@ def _scores(
         neighbours_retain=retain,
         matched_head=matched,
         turned_head=turned,
+        named=named,
     )
 
 

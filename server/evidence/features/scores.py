@@ -34,6 +34,9 @@ class FeatureScores:
         neighbours_forget: Share of the nearest neighbours at the features that are Retrained's,
             too, from 0 to 1, on forget images.
         neighbours_retain: On retain images.
+        named: The classes that whoever holds Original and this model would name as forgotten, by
+            their answers on retain images (`server.evidence.attacks.which_class`); empty of
+            Original, and where it was not asked.
     """
 
     head_back: float | None = None
@@ -45,6 +48,7 @@ class FeatureScores:
     neighbours_retain: float | None = None
     matched_head: float | None = None
     turned_head: float | None = None
+    named: tuple[int, ...] = ()
 
     @property
     def blank_mean(self) -> float | None:

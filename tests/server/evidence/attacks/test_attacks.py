@@ -22,6 +22,7 @@ from server.evidence.attacks.success import (
     wilson,
 )
 from server.evidence.attacks.threshold import loss_threshold
+from server.evidence.attacks.which_class import which_classes
 
 
 def t(*numbers: float) -> Tensor:
@@ -201,3 +202,16 @@ def test_shadows_that_look_alike_inside_and_out_tell_nothing() -> None:
     assert area(signal[:10], signal[10:]).value == 0.5
     with pytest.raises(ValueError, match="shadows"):
         shadow_attack([], part)
+
+
+def test_the_class_whose_probability_fell_most_is_named() -> None:
+    # Of two examples class 0 has 1/2, 1/4, 1/4 before; then class 2 has nothing to speak of.
+    before = torch.tensor([[0.5, 0.25, 0.25], [0.5, 0.25, 0.25]]).log()
+    after = torch.tensor([[0.5, 0.4, 0.1], [0.7, 0.2, 0.1]]).log()
+    assert which_classes(before, after, 1) == (2,)
+    # The others did not fall: 0 by log(0.5 / 0.7) / 2 < 0, 1 by log(0.25 / 0.4 / 0.8) / 2 < 0.
+    assert which_classes(before, after, 2) == (2,)
+    assert which_classes(before, before, 2) == ()
+    # A class that neither knows, for it went earlier, has not fallen.
+    gone = torch.full((2, 1), -torch.inf)
+    assert which_classes(torch.cat([before, gone], 1), torch.cat([after, gone], 1), 1) == (2,)
