@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
@@ -63,8 +64,19 @@ def audit(
             show_default=False,
         ),
     ] = "",
+    site: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--site",
+            metavar="NAME=STORE",
+            help="A site's store, or a copy of its log: it must have what the site attested. May "
+            "be repeated.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> Answer:
     """Check ledger, records, orders, weights and what sites attested against the signatures."""
+    from server.requests import site_logs
     from server.requests.audit import audit as audited
     from server.storage import keys
 
@@ -73,7 +85,18 @@ def audit(
         keys.fingerprint(one)
     if head and not HASH.fullmatch(head):
         raise BadSetting(f"head must be a SHA-256 in 64 hexadecimal digits, got {head!r}")
+    stores: dict[str, Path] = {}
+    for told in site or ():
+        name, equals, folder = told.partition("=")
+        if not (name and equals and folder) or name in stores:
+            raise BadSetting(f"site must be NAME=STORE, once a site, got {told[:80]!r}")
+        stores[name] = Path(folder).expanduser()
     found = audited(home, ledger, publics=public or (), head=head)
+    found.counts["site_lines"] = 0
+    for name, store in stores.items():
+        wrong, lines = site_logs.problems(home, ledger, name, store)
+        found.problems.extend(wrong)
+        found.counts["site_lines"] += lines
     trusted = public or keys.public_keys(home.keys)
     newest = found.ledger.hashes[-1] if found.ledger.hashes else None
     document: dict[str, Any] = {
@@ -85,7 +108,8 @@ def audit(
         "unsigned": sorted(found.ledger.unsigned),
         "problems": [asdict(problem) for problem in found.problems],
     }
-    shown = ["Checked: " + ", ".join(f"{number} {what}" for what, number in found.counts.items())]
+    counts = [f"{number} {what.replace('_', ' ')}" for what, number in found.counts.items()]
+    shown = ["Checked: " + ", ".join(counts)]
     if found.ledger.unsigned:
         shown.append(f"Unsigned, older than the key: {', '.join(document['unsigned'])}")
     shown.append(f"Newest seal: {newest or 'none'}")

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from client.logbook import Logbook
 from server.cli import app
 from server.cli.command import NOT_VERIFIED, USAGE
 
@@ -97,6 +98,7 @@ def test_an_audit_counts_what_it_looked_at(efface: Efface) -> None:
         "versions": 2,
         "pruned": 0,
         "retrained": 0,
+        "site_lines": 0,
     }
     assert found["keys"] == [efface.json("key")["public_key"]]
     assert {row["seal"] for row in efface.json("requests")["requests"]} == {"sealed"}
@@ -315,6 +317,32 @@ def test_a_key_that_is_none_is_refused(efface: Efface) -> None:
     done = efface("audit", "--key", "nonsense")
     assert done.exit_code == USAGE
     assert "public key must be base64 of a 32-byte Ed25519 public key" in done.stderr
+
+
+def test_a_sites_log_must_have_what_the_site_attested(efface: Efface, tmp_path: Path) -> None:
+    """As a real site writes it; simulated clients keep none."""
+    record = json.loads(efface.record.read_text())
+    (token,) = {one["statement"]["request"] for one in record["attestations"]}
+    book = Logbook(tmp_path / "store")
+    line = {"message": "query.settle", "request": token, "outcome": "answered"}
+    book.write({**line, "message": "train.fit"})
+    site = f"--site=client-1={tmp_path / 'store'}"
+
+    (problem,) = efface.json("audit", site, code=NOT_VERIFIED)["problems"]
+    assert "log of client-1 must have that it made r0002 last, as it attested" in problem["text"]
+    book.write(line)
+    found = efface.json("audit", site)
+    assert (found["verified"], found["checked"]["site_lines"]) == (True, 2)
+    # A request that this home does not know of: its row was removed here.
+    book.write({**line, "request": "r0003-0123456789ab"})
+    (problem,) = efface.json("audit", site, code=NOT_VERIFIED)["problems"]
+    assert "r0003-0123456789ab last, got no such request in this home" in problem["text"]
+    (file,) = book.files()
+    file.write_bytes(file.read_bytes().replace(b"answered", b"refused!", 1))
+    found = efface.json("audit", site, code=NOT_VERIFIED)["problems"]
+    assert any("lines were altered" in one["text"] for one in found)
+    assert efface("audit", "--site", "client-1").exit_code == USAGE
+    assert efface("audit", f"--site=client-1={tmp_path}").exit_code == USAGE
 
 
 def test_looking_changes_nothing(efface: Efface) -> None:

@@ -13,6 +13,7 @@ from server.cli.site_run import installed_bundle
 from server.evidence import certificate
 from server.evidence.record import to_json
 from server.nodes.grid import ClientsMissing
+from server.requests import site_logs
 from server.requests.audit import audit
 from server.requests.certificates import issue
 from server.requests.verification import Verified
@@ -96,6 +97,10 @@ def test_two_sites_judge_a_class_and_a_client_again_and_one_that_left_is_named(
     with Ledger.of(opened) as ledger:
         rows = [(row.id, row.kind, row.state) for row in ledger.requests()]
         assert audit(opened, ledger).problems == []
+        for name in NAMES:  # what each attested stands in its own log, and nothing else
+            store = running.folder / "sites" / name / "store"
+            wrong, lines = site_logs.problems(opened, ledger, name, store)
+            assert (wrong, lines > 0) == ([], True)
         late = ledger.request("r0007")
         public = keys.public_keys(opened.keys)[0]
         told = certificate.read(issue(opened, ledger, ledger.request("r0005")), public)
