@@ -21,6 +21,7 @@ from server.storage import keys
 from server.storage.keys import Signer
 
 LARGEST: Final = 16 << 20  # bytes of a file that is read at all
+MOST_DIGITS: Final = 40  # of a whole number
 
 
 class InvalidCertificate(EffaceError):
@@ -87,9 +88,14 @@ def parsed(data: bytes, what: str) -> dict[str, Any]:
         raise InvalidCertificate(f"{what} must be at most {LARGEST} bytes, got {len(data)}")
     try:
         found = json.loads(
-            data.decode("utf-8"), object_pairs_hook=_once, parse_constant=_no_constant
+            data.decode("utf-8"),
+            object_pairs_hook=_once,
+            parse_constant=_no_constant,
+            parse_int=_whole,
         )
-    except (ValueError, RecursionError) as error:
+    except RecursionError as error:
+        raise InvalidCertificate(f"{what} must be one JSON object, got a nest of many") from error
+    except ValueError as error:
         raise InvalidCertificate(f"{what} must be one JSON object, got {error}") from error
     if not isinstance(found, dict):
         raise InvalidCertificate(f"{what} must be one JSON object, got {type(found).__name__}")
@@ -105,6 +111,12 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_constant(name: str) -> None:
     raise ValueError(f"{name}, which is no JSON")
+
+
+def _whole(text: str) -> int:
+    if len(text) > MOST_DIGITS:
+        raise ValueError(f"a number of {len(text)} digits")
+    return int(text)
 
 
 def _check_keys(value: Any, wanted: set[str], what: str) -> None:

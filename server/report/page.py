@@ -268,7 +268,7 @@ footer { margin-top: 3rem; padding-top: .8rem; border-top: 1px solid var(--rule)
 {% if features %}
 {% if feature_sentence %}<p>{{ feature_sentence }}</p>{% endif %}
 <p>A model’s last layer can be edited so that it no longer names a class, while the layers below still know it. These measures look below. A result that forgot reads as Retrained does in every column; one that lies nearer to Original still holds some of the class, whatever it answers.{% if by_spread %} All but CKA and neighbours decide the verdict.{% else %} They are for information: to decide the verdict they need three retrained models or more.{% endif %}</p>
-{{ show(features, "Model", "On examples that clients held out" if at_clients else "On test examples") }}
+{{ show(features, "Model", "On examples that clients held out" if at_clients else "On " ~ record.features.examples ~ " test examples of what was forgotten" if record.features.examples else "On test examples") }}
 {% if record.features.classes %}
 <p>What a client shares with others is not forgotten with it, so that only the classes that it alone held are measured here.</p>
 {% endif %}

@@ -14,6 +14,7 @@ from server.evidence.verdict import RETAIN_TOLERANCE, Code, Finding, Missing, Ve
 from server.format import class_text
 from server.report.words import (
     BELOW,
+    MINUS,
     as_gap,
     as_number,
     as_percent,
@@ -212,7 +213,7 @@ def _line(finding: Finding, record: Record) -> Line:
         now, goal, before = (as_gap(v, 0.0) for v in (f.value, f.retrained, f.original))
         text = (
             f"Result {now} points; retrained from scratch {goal} in the mean, expected "
-            f"{wording.expected(f)}; Original {before}."
+            f"{wording.expected(f).replace('-', MINUS)}; Original {before}."
         )
         return Line(_TITLES[f.code], tone, label, text)
     if f.spread is not None:
@@ -257,6 +258,7 @@ def _line(finding: Finding, record: Record) -> Line:
         label = "by its method"
         text = capitalised(wording.reason(f, "").removeprefix("remark: ")) + "."
     elif f.code in ("too-deep", "below-retrained", "class-damaged"):
+        label = "damaged" if f.code == "class-damaged" else label
         told = wording.reason(f, "", (), record.class_names).removeprefix("remark: ")
         text = capitalised(told) + "."
     elif f.code in ("crept-back", "sites-disagree", "nothing-below", "only-accuracy"):

@@ -9,7 +9,7 @@ from server.requests import attestations, audit, orders, records
 from server.storage import keys
 from server.storage.home import Home
 from server.storage.ledger import Ledger, RequestRow, VersionRow
-from server.storage.registry import Registry
+from server.storage.registry import PrunedError, Registry
 from server.storage.seal_check import Checked, Problem
 from server.storage.seals import EditedError
 
@@ -69,7 +69,15 @@ def claimed(home: Home, ledger: Ledger, identifier: str) -> Claims:
         )
     registry = Registry(home, ledger, sweep=False)
     for version in (before, after):
-        registry.check_kept(version)
+        try:
+            registry.check_kept(version)
+        except PrunedError as error:
+            raise PrunedError(
+                f"request must have the weights before and after it to be judged again, got "
+                f"{row.id}, whose {version.id} was pruned: its record and what was found of it "
+                "earlier stay",
+                see=f"efface show {row.id}",
+            ) from error
     return Claims(row, before, after, (), Subject(row, before, after, record))
 
 

@@ -8,7 +8,6 @@ from typing import Final
 
 KNOWN_TO_FORGET: Final[Mapping[str, tuple[str, ...]]] = {
     "class": (
-        "quickdrop-calibrated",
         "retraining",
         "sga",
         "puf",

@@ -89,6 +89,7 @@ def feature_measures(
         original=replace(scores(original), named=()),
         retrained=None if retrained is None else scores(retrained, compare=False),
         result=scores(result),
+        examples=len(drawn.forgotten),
     )
 
 

@@ -73,6 +73,8 @@ class FeatureMeasures:
             are; empty where the request names classes.
         why_not: "no-last-layer": the network does not end in one Linear; "too-few-images": a side
             has fewer than two test images. Then the three are None.
+        examples: How many test images of what was forgotten the accuracies are on; 0 where clients
+            measured, and in records of an earlier Efface.
     """
 
     original: FeatureScores | None = None
@@ -80,3 +82,4 @@ class FeatureMeasures:
     result: FeatureScores | None = None
     why_not: Reason | None = None
     classes: tuple[int, ...] = ()
+    examples: int = 0

@@ -458,7 +458,9 @@ def test_methods_say_what_they_need_and_what_an_option_must_be() -> None:
         "up": "be at least 1",
         "rounds": "be at least 1",
     }
-    assert found["quickdrop-calibrated"]["shown_to_forget"] == ["class", "client"]
+    assert found["quickdrop-calibrated-subset"]["shown_to_forget"] == ["class", "client"]
+    # On all of CIFAR-10 it leaves more of a class below the last layer than the rule allows.
+    assert found["quickdrop-calibrated"]["shown_to_forget"] == ["client"]
     assert found["s2u"]["meanings"]["up"] == "factor on the others' updates"
     for key in ("rules", "meanings"):
         assert all(set(one[key]) == set(one["options"]) for one in found.values())

@@ -489,7 +489,9 @@ def test_a_version_whose_weights_are_pruned_is_refused(own: Path) -> None:
         Registry(opened, ledger).prune(ledger.version("v0001"))
     found = run(own, "verify", "r0003", "--json")
     assert found.exit_code == USAGE
-    assert "weights still, got v0001, pruned" in json.loads(found.stdout)["message"]
+    told = json.loads(found.stdout)
+    assert told["code"] == "pruned"
+    assert "got r0003, whose v0001 was pruned" in told["message"]
 
 
 def test_what_cannot_be_judged_again_is_refused_with_its_reason(own: Path) -> None:
