@@ -94,7 +94,9 @@ def parsed(data: bytes, what: str) -> dict[str, Any]:
             parse_int=_whole,
         )
     except RecursionError as error:
-        raise InvalidCertificate(f"{what} must be one JSON object, got a nest of many") from error
+        raise InvalidCertificate(
+            f"{what} must be one JSON object, got one nested too deep"
+        ) from error
     except ValueError as error:
         raise InvalidCertificate(f"{what} must be one JSON object, got {error}") from error
     if not isinstance(found, dict):

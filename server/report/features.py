@@ -59,15 +59,18 @@ def named_sentence(record: Record) -> str | None:
         return None
     wanted = {*(found.classes or record.forget.classes)}
 
-    def right(scores: FeatureScores) -> str:
-        return f"{len(wanted.intersection(scores.named))} of {len(wanted)}"
+    def told(scores: FeatureScores) -> str:
+        right = len(wanted.intersection(scores.named))
+        if len(wanted) > 1:
+            return f"can name {right} of {len(wanted)}"
+        return "can name it" if right else "cannot name it"
 
     text = (
-        "Which class went? Whoever holds the models before and after, and no example of it, names "
-        f"{right(found.result)} right by how both answer the others"
+        "Which class went? Whoever holds the models before and after, and no example of it, "
+        f"{told(found.result)} by how both answer the others"
     )
     if found.retrained is not None and found.retrained.named:
-        text += f"; with a retrained model in place of the result, {right(found.retrained)}"
+        text += f"; with a retrained model in place of the result, {told(found.retrained)}"
     return text + "."
 
 

@@ -194,7 +194,8 @@ def _rest(record: Record, verdict: Verdict) -> str:
     parts += [
         "but " + wording.reason(finding, forget.level or "", (), names).removeprefix("remark: ")
         for finding in verdict.findings
-        if finding.code in ("class-damaged", "left-below") and finding.state == "remark"
+        if finding.code in ("retain-accuracy", "class-damaged", "left-below")
+        and finding.state == "remark"
     ]
     parts += [
         f"not measured: {wording.not_measured(missing, forget.level or '')}"

@@ -6,7 +6,7 @@ from server.evidence.features.scores import FeatureMeasures, FeatureScores, Laye
 from server.evidence.record import Record, Target, from_json, to_json
 from server.evidence.scores import Curve, Heldout, ModelScores, SiteScores
 from server.evidence.verdict import Code, Finding, Verdict
-from server.report.features import feature_table
+from server.report.features import feature_table, named_sentence
 from server.report.tables import site_table
 from server.report.verdict import worded
 from server.report.write import render
@@ -58,6 +58,36 @@ def test_the_page_shows_it_says_why_not_or_leaves_it_out() -> None:
     assert "46.2" in shown
     assert "one linear layer" in render(record(FeatureMeasures(why_not="no-last-layer")))
     assert 'id="features"' not in render(record(None))
+
+
+def test_whether_both_models_tell_which_class_went() -> None:
+    right, wrong = replace(RESULT, named=(9,)), replace(RETRAINED, named=(4,))
+    shown = render(record(FeatureMeasures(ORIGINAL, wrong, right, examples=21)))
+    assert "no example of it, can name it by how both answer the others; with a " in shown
+    assert "in place of the result, cannot name it." in shown
+    assert "On 21 test examples of what was forgotten" in shown
+    two = replace(record(None), forget=Target("class", (4, 9)))
+    found = FeatureMeasures(ORIGINAL, replace(RETRAINED, named=(4, 9)), right)
+    said = named_sentence(replace(two, features=found))
+    assert said is not None
+    assert "can name 1 of 2 by how" in said
+    assert said.endswith("in place of the result, can name 2 of 2.")
+    assert named_sentence(record(FeatureMeasures(ORIGINAL, RETRAINED, RESULT))) is None
+
+
+def test_what_it_cost_the_others_is_in_the_verdict_s_sentence() -> None:
+    findings = (
+        Finding("forget-accuracy", "held", 0.0, 13.1, 0.0, 90.0, low=0.0, spread=1.0),
+        Finding("retain-accuracy", "held", 70.0, 69.0, 71.0, 95.0),
+        Finding("class-damaged", "remark", 21.2, 72.7, 82.7, 97.1, label=3),
+    )
+    told = record(FeatureMeasures(ORIGINAL, RETRAINED, RESULT))
+    said = worded(replace(told, verdict=Verdict("passed", findings, retrainings=3)))
+    assert "nothing that was measured of it lies beyond 3 models" in said.sentence
+    assert "but class 3, which was to stay, has 21.2 %, 61.5 points below" in said.sentence
+    labels = {line.title: line.label for line in said.findings}
+    # As low as a retrained model's, and far below what it was.
+    assert (labels["Retain accuracy"], labels["Another class"]) == ("as retrained", "damaged")
 
 
 def test_it_goes_through_a_record_s_json() -> None:
