@@ -45,6 +45,8 @@ _SHOWN_SECRETS: Final = (
     # user:password@host, up to the last @ of the word; or of the line, unless it begins as a port
     (re.compile(r"(\w[\w+.-]*://[^\s/?#:@]*:)\S*@"), r"\1***@"),
     (re.compile(r"(\w[\w+.-]*://[^\s/?#:@]*:)(?!\*\*\*@|\d{1,5}(?:[/?#\s]|$))[^\n]*@"), r"\1***@"),
+    # which a password may as well, before a blank: a host and a path behind the @ tell
+    (re.compile(r"(\w[\w+.-]*://[^\s/?#:@]*:)\d{1,5} [^\n]*@(?=[^\s/@:]+(?::\d+)?/)"), r"\1***@"),
     (re.compile(r"(%3A%2F%2F(?:[^\s%]|%(?!3A))*%3A)\S*%40", re.IGNORECASE), r"\1***%40"),
     # ?password=... and password='...' of a connection text
     (re.compile(rf"(\w*{_SECRET}\s*(?:=|%3D)\s*){_QUOTED}?[^\s&]*", re.I), r"\1***"),

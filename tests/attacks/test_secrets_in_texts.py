@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import quote, quote_plus
 
 import pytest
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import URL
 from sqlalchemy.exc import OperationalError
@@ -50,17 +50,14 @@ def url_of(password: str, **query: str) -> str:
 
 
 @given(password=passwords)
+@example(password="0000 0")  # begins as a port does
 @relaxed
 def test_no_url_shows_its_password(password: str) -> None:
-    encoded = quote(password, safe="")
-    url = url_of(password)
-    for text in (url, f"cannot connect to {url} (timeout)", f"{{'url': '{url}'}}"):
-        found = masked(text)
-        assert encoded not in found or encoded in "postgresql+psycopg://efface:***@db.example.org"
-        assert "***@db.example.org:5432/efface" in found
+    url, shown = url_of(password), url_of("***").replace("%2A", "*")
+    for text in ("{}", "cannot connect to {} (timeout)", "{{'url': '{}'}}"):
+        assert masked(text.format(url)) == text.format(shown)
     whole = masked(f"see {quote(url, safe='')}")
-    assert quote(encoded, safe="") not in whole
-    assert "***%40db.example.org" in whole
+    assert whole == f"see {quote(shown, safe='*')}"
 
 
 @given(password=passwords, key=st.sampled_from(["password", "sslpassword", "PASSWORD", "token"]))
