@@ -222,8 +222,8 @@ OPTIONS: Final = (
         "max-forget-accuracy",
         5.0,
         REQUEST,
-        "Highest accuracy in percent that counts as forgotten; not read where three retrained "
-        "models or more set the limits.",
+        "Highest accuracy in percent that counts as forgotten; beside three retrained models or "
+        "more only of a class of which none has more.",
     ),
     Option(
         "max-relearning-gap",

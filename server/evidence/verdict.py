@@ -6,6 +6,7 @@ which the request's record keeps. `server.evidence.wording` puts it into words.
 It is long because a verdict's types and the one function that decides it stand together.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
@@ -185,7 +186,7 @@ def decide(
     that only it held, those of a class.
 
     Where no retrained model has more of a class than the request's own limit allows, that limit
-    holds as well: three accuracies of 0 % would allow 17.
+    holds as well: three accuracies of 0 % would allow 16 and more.
 
     With fewer, the limits are those that the request names, chosen by hand, and what lies below the
     last layer is a remark at most.
@@ -316,10 +317,9 @@ def _by_spread(
     below = features or FeatureMeasures()
     values = stock.values(level, retrainings)
     limits = spread.ranges(values, stock.UPPER_ONLY)
-    known = limits.get("forget-accuracy")
-    if level == "class" and known and max(values["forget-accuracy"]) <= asked.forget_accuracy:
-        least = min(known.high, asked.forget_accuracy)
-        limits["forget-accuracy"] = replace(known, high=least)
+    most = asked.forget_accuracy if level == "class" else math.inf
+    if max(values.get("forget-accuracy", [math.inf])) > most:
+        most = math.inf
     own = stock.measured(level, result, below.result)
     before = stock.measured(level, original, below.original)
     parts: list[Finding | Missing] = []
@@ -334,6 +334,10 @@ def _by_spread(
                 parts.append(Missing(code, "not-answered"))
             continue
         side = spread.side(own[code], limit)
+        if code == "forget-accuracy" and side == 0 and own[code] > most:
+            sides = (own[code], most, limit.mean, before.get(code))
+            parts.append(Finding(code, "exceeded", *sides))
+            continue
         state: FindingState = "held" if side == 0 else "exceeded" if side > 0 else "below"
         if side == 0 and code in before and spread.side(before[code], limit) == 0:
             state = "cannot-tell"

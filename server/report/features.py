@@ -55,7 +55,7 @@ def at_clients(record: Record) -> bool:
 def named_sentence(record: Record) -> str | None:
     """Return whether both models together tell which class went; None where that was not asked."""
     found = record.features
-    if found is None or found.result is None or not found.result.named or record.forget is None:
+    if found is None or found.result is None or not found.examples or record.forget is None:
         return None
     wanted = {*(found.classes or record.forget.classes)}
 
@@ -69,7 +69,7 @@ def named_sentence(record: Record) -> str | None:
         "Which class went? Whoever holds the models before and after, and no example of it, "
         f"{told(found.result)} by how both answer the others"
     )
-    if found.retrained is not None and found.retrained.named:
+    if found.retrained is not None:
         text += f"; with a retrained model in place of the result, {told(found.retrained)}"
     return text + "."
 

@@ -152,7 +152,9 @@ def _rest(record: Record, verdict: Verdict) -> str:
             f"nothing that was measured of {those} lies beyond {verdict.retrainings} models "
             f"retrained from scratch without {those}"
         )
-    accuracy = None if by_spread else verdict.finding("forget-accuracy")
+    accuracy = verdict.finding("forget-accuracy")
+    if accuracy in by_spread:
+        accuracy = None
     nothing = verdict.finding("nothing-to-show")
     if accuracy is not None:
         beyond = (accuracy.value or 0.0) > (accuracy.limit or 0.0)

@@ -29,7 +29,8 @@ class Audit:
         ledger: What the seals say of the rows.
         problems: All that does not verify.
         counts: Seals, requests, records, orders, attestations, versions and retrained models
-            looked at; how many of the versions are pruned.
+            looked at; how many of the versions are pruned; how many retrained models no record has,
+            which no verdict reads.
     """
 
     ledger: Checked
@@ -63,10 +64,8 @@ def audit(home: Home, ledger: Ledger, *, publics: Sequence[str] = (), head: str 
         done.problems += [Problem(text, row.id, file=str(file)) for text, file in wrong]
         if not wrong:
             _attested(home, ledger, row, done)
-        beside = home.runs / row.id / records.SIGNATURE
-        if row.id in found.unsigned and beside.exists():
-            text = f"{row.id} must have a seal, for its record was signed, got none: removed"
-            done.problems.append(Problem(text, row.id, file=str(beside)))
+        if row.id in found.unsigned:
+            done.problems += _signed_once(home, row)
     done.problems += _without_rows(home)
     done.problems += _retrained(home, ledger, done)
     for version in ledger.versions():
@@ -75,6 +74,20 @@ def audit(home: Home, ledger: Ledger, *, publics: Sequence[str] = (), head: str 
         done.counts["pruned"] += pruned
         done.problems += of_version(home, version, pruned=pruned)
     return done
+
+
+def _signed_once(home: Home, row: RequestRow) -> list[Problem]:
+    """Return what shows that a request without a seal had one: what only a later Efface signs."""
+    beside = home.runs / row.id / records.SIGNATURE
+    if beside.exists():
+        text = f"{row.id} must have a seal, for its record was signed, got none: removed"
+        return [Problem(text, row.id, file=str(beside))]
+    with suppress(EffaceError):  # a record that cannot be read is a problem already
+        record = records.read(home, row)
+        if record is not None and record.attestations:
+            text = f"{row.id} must have a seal, for sites attested it, got none: removed"
+            return [Problem(text, row.id, file=str(home.runs / row.id / records.RECORD))]
+    return []
 
 
 def _without_rows(home: Home) -> list[Problem]:
@@ -94,11 +107,12 @@ def _without_rows(home: Home) -> list[Problem]:
 
 def _retrained(home: Home, ledger: Ledger, done: Audit) -> list[Problem]:
     """Compare the retrained models that are kept with what the records have of them."""
-    found = []
+    found, known = [], set[str]()
     for federation in sorted({row.federation for row in ledger.requests()}):
         sealed: dict[str, str] = {}
         with suppress(EffaceError):  # a record that does not verify is a problem already
             sealed = records.stock_hashes(home, ledger, federation)
+        known |= set(sealed)
         for path in sorted(home.cache / name for name in sealed):
             if path.exists():
                 done.counts["retrained"] += 1
@@ -106,6 +120,8 @@ def _retrained(home: Home, ledger: Ledger, done: Audit) -> list[Problem]:
                     yardstick.loaded(path, sealed)
                 except EffaceError as error:
                     found.append(Problem(str(error)))
+    there = {path.name for path in home.cache.glob(yardstick.PATTERN)}
+    done.counts["unrecorded"] = len(there - known)
     return found
 
 

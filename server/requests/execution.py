@@ -187,6 +187,8 @@ def _change(work: Work) -> None:
     before = replace(judge, spec=federation.spec)
     if (picked := work.workspace.chosen(row)) is not None:
         work.listener.note(f"method {row.method} was chosen: {picked['why']}")
+    if forgetting and s.compare == "retrain":
+        _sealed(work)  # what it cannot be compared by is said before any round
     original = before.full(first, federation)
     usual = _score_ascents(work, federation, before)
     kept = work.workspace.history(card)
@@ -407,14 +409,20 @@ def _retrained(work: Work, federation: GridFederation) -> list[Yardstick]:
     Others that come while the request is stopped are no part of it: its steps are those it began.
     """
     inputs, cache = _inputs(work, federation), work.workspace.home.cache
-    there = [n for n in range(MOST) if path_of(cache, of_number(inputs, n)).exists()]
+    sealed = _sealed(work)
+    paths = [path_of(cache, of_number(inputs, number)) for number in range(MOST)]
+    # Of the others only those that a record has: whoever can write the folder could add some.
+    there = [
+        number
+        for number, path in enumerate(paths)
+        if path.exists() and (not number or not sealed or path.name in sealed)
+    ]
     if others := of_other_code(cache, inputs):
         work.listener.note(
             f"retrained models of other code were left out: {others}; efface yardstick trains "
             "them anew"
         )
     numbers = federation.journal.value("stock", lambda: there or [0])
-    sealed = _sealed(work)
     return [_retraining(work, federation, inputs, number, sealed) for number in numbers]
 
 

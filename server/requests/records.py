@@ -212,14 +212,15 @@ def stock_hashes(home: Home, ledger: Ledger, federation: str) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     for row in ledger.requests(federation):
-        if row.kind in ("forget", "yardstick", "verify"):
+        if row.kind in ("forget", "yardstick", "verify") and row.record_sha256 is not None:
             document, path = _document(home, row)
-            if document is not None and (problem := _unlike(document, row)):
+            problem = "none" if document is None else _unlike(document, row)
+            if document is None or problem:
                 raise EditedError(
                     f"record of {row.id} must be as it was when the request ended, got {problem} "
                     f"in {path}; see `efface audit`"
                 )
-            for one in (document or {}).get("stock", ()):
+            for one in document.get("stock", ()):
                 if one.get("file") and one.get("sha256"):
                     found[one["file"]] = one["sha256"]
     return found

@@ -28,20 +28,30 @@ def problems(home: Home, ledger: Ledger, name: str, store: Path) -> tuple[list[P
         store: Its store, or a folder with a copy of the store's folder of that name.
 
     Raises:
-        BadSetting: If no log is there.
+        BadSetting: If no log is there, or nobody of that name attested anything.
     """
     folder = store / FOLDER
     if not folder.is_dir():
         raise BadSetting(f"site must name a folder that holds a site's {FOLDER}, got {store}")
+    attested = list(_attested(home, ledger, name))
+    if not attested:
+        raise BadSetting(f"site must be one that attested a request, got {name!r}")
     book = Logbook(store)
-    found = [Problem(f"log of {name}: {text}", file=str(folder)) for text in book.verify()]
-    entries = list(book.entries())
+    try:
+        found = [Problem(f"log of {name}: {text}", file=str(folder)) for text in book.verify()]
+        entries = list(book.entries())
+    except OSError as error:
+        return [Problem(f"log of {name} must be readable, got {error}", file=str(folder))], 0
     if found:
         return found, len(entries)
     settled = {str(one.get("request")): one for one in entries if _settled(one)}
+    others = sorted({str(one.get("client")) for one in settled.values()} - {name})
+    if others:
+        text = f"log of {name} must be that site's own, got one of {', '.join(others)}"
+        return [Problem(text, file=str(folder))], len(entries)
     # Older files go as a log grows: it speaks of nothing before its first line.
     begins = str(entries[0].get("time", "")) if entries and entries[0]["number"] > 1 else ""
-    for request, statement in _attested(home, ledger, name):
+    for request, statement in attested:
         if statement["request"] not in settled and str(statement["time"]) >= begins:
             text = f"log of {name} must have that it made {request} last, as it attested, got none"
             found.append(Problem(text, request, file=str(folder)))

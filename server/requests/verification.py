@@ -260,8 +260,9 @@ def measured(
         for version in (before, after)
     )
     left: list[str] = []
+    sealed = records.stock_hashes(home, ledger, row.federation)
     found, left_out = yardstick.stock(
-        home.cache, settings, asdict(spec), forget, earlier, row.federation, ledger.erased
+        home.cache, settings, asdict(spec), forget, earlier, row.federation, ledger.erased, sealed
     )
     if federation is not None:  # those that come while it is stopped are no part of it
         numbers = federation.journal.value("stock", lambda: [one.number for one in found])
@@ -272,7 +273,7 @@ def measured(
     result = _scores(replace(judge, spec=result_spec), last, federation, "recovered")
     if changed := _other_data(found, federation):
         left.append(f"{', '.join(changed)} held other data when the retrained models were trained")
-    stock, sealed = [], records.stock_hashes(home, ledger, row.federation)
+    stock = []
     for one in found:
         arrays, _, digest = yardstick.loaded(one.path, sealed)
         weights = from_numpy(arrays)
@@ -352,7 +353,10 @@ def _beside(record: Record, again: Record, asked: RunSettings, limits: Limits) -
     """Return what differs from the request's own measuring."""
     own = Limits(asked.max_forget_accuracy, asked.max_relearning_gap)
     by_hand = [one.verdict is None or one.verdict.false_alarms is None for one in (record, again)]
-    if own != limits and any(by_hand):
+    of_class = record.forget is not None and record.forget.level == "class"
+    if own != limits and (
+        any(by_hand) or (of_class and own.forget_accuracy != limits.forget_accuracy)
+    ):
         yield (
             f"the request was judged by other limits: forget accuracy {own.forget_accuracy:g} %, "
             f"relearning {own.relearning_gap:g} points"

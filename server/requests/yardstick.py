@@ -210,6 +210,8 @@ def kept(
     named = [forget.level, sorted(forget.classes), sorted(forget.clients)]
     for path in sorted(cache.glob(PATTERN)):
         inputs = note_of(path)["inputs"]
+        if not _counts(path, inputs, sealed):
+            continue
         told = inputs["forget"]
         same = [told["level"], sorted(told["classes"]), sorted(told["clients"])] == named
         same &= [sorted(part) for part in inputs["erased"]] == gone
@@ -241,6 +243,7 @@ def stock(
     erased: Mapping[str, Sequence[Any]],
     federation: str,
     now: Callable[[str], Erased],
+    sealed: Mapping[str, str],
 ) -> tuple[list[Kept], int]:
     """Return the retrained models that a request would read, without asking a client.
 
@@ -255,6 +258,7 @@ def stock(
         erased: What had been forgotten before: "classes" and "clients".
         federation: Its name.
         now: What a federation has forgotten now; models that know of it are left alone.
+        sealed: See `loaded`. Models that no record has do not count where records have any.
 
     Returns:
         By number; and how many were left out, for they were trained on other data.
@@ -267,6 +271,8 @@ def stock(
         if not _may_stay(path, now):
             continue
         inputs = note_of(path)["inputs"]
+        if not _counts(path, inputs, sealed):
+            continue
         own = inputs["training"]
         same = (inputs["federation"], inputs["forget"]) == (federation, told)
         same &= [sorted(part) for part in inputs["erased"]] == gone
@@ -282,6 +288,15 @@ def stock(
     sorted_groups = [[group[number] for number in sorted(group)] for group in groups.values()]
     best = max(sorted_groups, key=lambda group: (len(group), -group[0].number), default=[])
     return best, sum(map(len, sorted_groups)) - len(best)
+
+
+def _counts(path: Path, inputs: Mapping[str, Any], sealed: Mapping[str, str]) -> bool:
+    """Return whether a verdict may read a file: under its own name, and known to a record.
+
+    Whoever can write the folder could put models there that differ as the result does. A home
+    whose records are of an earlier Efface has no hashes: there all count.
+    """
+    return path_of(path.parent, inputs) == path and (not sealed or path.name in sealed)
 
 
 def _as_json(value: Any) -> Any:

@@ -104,7 +104,8 @@ class Sealing:
             return
         raise EditedError(
             f"ledger must hold the seals of this home, got none, while {says[0]}: they were "
-            "removed. Restore the ledger from a backup; without one, begin in another home"
+            "removed, or the ledger is another (EFFACE_DATABASE_URL). Restore it from a backup; "
+            "without one, begin in another home"
         )
 
     def seal(

@@ -99,6 +99,7 @@ def test_an_audit_counts_what_it_looked_at(efface: Efface) -> None:
         "pruned": 0,
         "retrained": 0,
         "site_lines": 0,
+        "unrecorded": 0,
     }
     assert found["keys"] == [efface.json("key")["public_key"]]
     assert {row["seal"] for row in efface.json("requests")["requests"]} == {"sealed"}
@@ -269,6 +270,12 @@ def test_a_home_made_to_look_older_than_its_key(efface: Efface) -> None:
         f"{name} must have a seal, for its record was signed, got none: removed"
         for name in ("r0001", "r0002")
     ]
+    for path in (efface.home / "runs").glob("r*/record.signature.json"):
+        path.unlink()
+    found = efface.json("audit", code=NOT_VERIFIED)["problems"]
+    assert [one["text"] for one in found] == [
+        "r0002 must have a seal, for sites attested it, got none: removed"
+    ]
 
 
 def test_an_end_that_was_cut_off_with_its_note(efface: Efface) -> None:
@@ -325,6 +332,7 @@ def test_a_sites_log_must_have_what_the_site_attested(efface: Efface, tmp_path: 
     (token,) = {one["statement"]["request"] for one in record["attestations"]}
     book = Logbook(tmp_path / "store")
     line = {"message": "query.settle", "request": token, "outcome": "answered"}
+    line["client"] = "client-1"
     book.write({**line, "message": "train.fit"})
     site = f"--site=client-1={tmp_path / 'store'}"
 
@@ -333,6 +341,11 @@ def test_a_sites_log_must_have_what_the_site_attested(efface: Efface, tmp_path: 
     book.write(line)
     found = efface.json("audit", site)
     assert (found["verified"], found["checked"]["site_lines"]) == (True, 2)
+    # It is that site's and no other's, and nobody else attested anything.
+    other = f"--site=client-0={tmp_path / 'store'}"
+    (problem,) = efface.json("audit", other, code=NOT_VERIFIED)["problems"]
+    assert "log of client-0 must be that site's own, got one of client-1" in problem["text"]
+    assert efface("audit", f"--site=client-7={tmp_path / 'store'}").exit_code == USAGE
     # A request that this home does not know of: its row was removed here.
     book.write({**line, "request": "r0003-0123456789ab"})
     (problem,) = efface.json("audit", site, code=NOT_VERIFIED)["problems"]

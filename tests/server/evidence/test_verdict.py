@@ -376,7 +376,7 @@ def test_where_nothing_below_the_last_layer_tells_original_apart_nothing_is_show
 
 
 def test_what_a_request_allows_of_a_class_holds_beside_a_stock_that_has_none_of_it() -> None:
-    # Three accuracies of 0 %: by the least spread, 1 point, and two degrees of freedom 17 %.
+    # Three accuracies of 0 %: by the least spread, 1 point, and two degrees of freedom 16 %.
     def judged(value: float, *more: Retraining) -> tuple[str, float]:
         few = (*STOCK[: 3 - len(more)], *more)
         told = by_stock(scores(value, 51.0), retrainings=few, limits=Limits(5.0, 15.0))
@@ -385,8 +385,13 @@ def test_what_a_request_allows_of_a_class_holds_beside_a_stock_that_has_none_of_
         assert found.limit is not None
         return found.state, found.limit
 
-    assert judged(5.0) == ("held", 5.0)
+    held, by_spread = judged(5.0)
+    assert (held, by_spread > 15.0) == ("held", True)
     assert judged(5.1) == ("exceeded", 5.0)
+    assert judged(18.0) == ("exceeded", by_spread)
+    # It is said as the request's own limit, and not as what retrained models have.
+    few = by_stock(scores(5.1, 51.0), retrainings=STOCK[:3], limits=Limits(5.0, 15.0))
+    assert reasons(few, "class")[0] == "forget accuracy 5.1 %, above 5.0 %"
     # Where one of them has more, another may have more as well.
     state, limit = judged(10.0, replace(STOCK[2], scores=scores(6.0, 52.0)))
     assert (state != "exceeded", limit > 10.0) == (True, True)

@@ -67,7 +67,7 @@ def test_whether_both_models_tell_which_class_went() -> None:
     assert "in place of the result, cannot name it." in shown
     assert "On 21 test examples of what was forgotten" in shown
     two = replace(record(None), forget=Target("class", (4, 9)))
-    found = FeatureMeasures(ORIGINAL, replace(RETRAINED, named=(4, 9)), right)
+    found = FeatureMeasures(ORIGINAL, replace(RETRAINED, named=(4, 9)), right, examples=21)
     said = named_sentence(replace(two, features=found))
     assert said is not None
     assert "can name 1 of 2 by how" in said

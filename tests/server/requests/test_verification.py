@@ -20,7 +20,7 @@ from server.evidence.scores import ModelScores
 from server.evidence.verdict import Limits
 from server.nodes.engines.inline import InlineGrid
 from server.nodes.grid import ClientsMissing, NamedGrid
-from server.requests import features
+from server.requests import features, yardstick
 from server.requests.attendance import await_clients
 from server.requests.claims import claimed
 from server.requests.intake import Service
@@ -446,6 +446,56 @@ def test_a_retrained_model_that_was_put_there_is_not_read(own: Path) -> None:
     made = max(path.parent.name for path in Home(own).runs.glob("*/record.json"))
     assert record(own, made)["stock"][0]["sha256"] == record(own, "r0002")["stock"][0]["sha256"]
     assert run(own, "audit").exit_code == 0
+
+
+def test_models_that_no_record_has_are_not_read(own: Path) -> None:
+    """Whoever can write the folder adds some as like the result as need be."""
+    done(own, "yardstick", "--class", "3", "--count", "3")
+    before = verify(own, "r0002", "--unrecorded", code=0)["stock"]
+    cache = Home(own).cache
+    paths = {note_of(path)["inputs"]["training"]["seed"]: path for path in cache.iterdir()}
+    first = paths[before[0]["seed"]]
+    inputs = note_of(first)["inputs"]
+    arrays, _ = unpack((own / "versions" / "v0001" / WEIGHTS_NAME).read_bytes(), first)
+    # Under a name that is read first, and as the next of the stock.
+    (cache / f"retrained-{'0' * 16}.safetensors").write_bytes(pack(arrays, note_of(first)))
+    fourth = yardstick.of_number(inputs, 3)
+    note = {**note_of(first), "inputs": fourth}
+    yardstick.path_of(cache, fourth).write_bytes(pack(arrays, note))
+    assert verify(own, "r0002", "--unrecorded", code=0)["stock"] == before
+    audited = json.loads(run(own, "audit", "--json").stdout)
+    assert (audited["verified"], audited["checked"]["unrecorded"]) == (True, 2)
+
+
+def test_no_record_but_a_sealed_one_says_which_retrained_model_is_right(own: Path) -> None:
+    path = original_as_retrained(own)
+    forged = yardstick.sha256(unpack(path.read_bytes(), path)[0])
+    with Ledger.of(Home(own)) as ledger:
+        about = ledger.request("r0002")
+        row = ledger.new_request(
+            kind="yardstick",
+            method="retraining",
+            federation=about.federation,
+            level="class",
+            classes=about.classes,
+        )
+        ledger.abort(row.id)
+    folder = own / "runs" / row.id
+    folder.mkdir(exist_ok=True)
+    told = {"stock": [{"file": path.name, "sha256": forged}]}
+    (folder / "record.json").write_text(json.dumps(told))
+    assert "retrained model must have the weights" in run(own, "verify", "r0002").stderr
+
+
+def test_a_record_of_the_stock_that_is_gone_is_no_reason_to_read_what_is_there(own: Path) -> None:
+    done(own, "yardstick", "--class", "3", "--count", "2")
+    (own / "runs" / "r0003" / "record.json").unlink()
+    for words in (["verify", "r0002"], ["forget", *CLASS_3, "--compare", "retrain", "--trial"]):
+        refused = run(own, *words)
+        assert refused.exit_code == NOT_VERIFIED, words
+        assert "record of r0003 must be as it was when the request ended, got none" in (
+            refused.stderr
+        )
 
 
 def test_of_an_earlier_record_it_is_said_that_a_retrained_model_is_another_now(
