@@ -8,6 +8,8 @@
 The ledger alone says whether the request has ended: a stop between its transaction and the page
 loses nothing, and whoever opens the home next publishes what is left. That transaction seals the
 record's SHA-256 without what only the transaction itself decides; those fields are the row's.
+
+It is long because whoever writes a record and whoever checks one must agree to the byte.
 """
 
 import hashlib
