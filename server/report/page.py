@@ -133,11 +133,11 @@ footer { margin-top: 3rem; padding-top: .8rem; border-top: 1px solid var(--rule)
 <h1>{{ title }}</h1>
 </header>
 <main>
-<section class="verdict {{ verdict.tone }}" aria-label="Verdict">
-<p class="stamp">{{ verdict.label }}</p>
+<section class="verdict {{ "open" if otherwise else verdict.tone }}" aria-label="Verdict">
 {% if otherwise %}
-<p class="stamp"><span class="tone-open">{{ otherwise }}</span></p>
+<p class="stamp">{{ otherwise }}</p>
 {% endif %}
+<p class="stamp">{{ verdict.label }}</p>
 <p class="sentence">{{ verdict.sentence }}</p>
 {% if facts %}
 <dl class="facts first">

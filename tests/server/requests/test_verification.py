@@ -234,6 +234,8 @@ def test_a_verification_is_a_sealed_request_that_leaves_the_one_it_is_about_as_i
     done(own, "certificate", "r0003", "-o", path, "--html", str(html))
     for page in (own / "reports" / "r0003.html", html):
         assert "Judged again since, by r0004: passed" in page.read_text()
+    text = (own / "reports" / "r0003.html").read_text()
+    assert text.index("Judged again since") < text.index("Verdict: ")
     key.write_text(done(own, "key").stdout)
     told = json.loads(done(own, "certificate", "verify", path, "--key", str(key), "--json").stdout)
     (one,) = told["statement"]["predicate"]["verifications"]
