@@ -29,8 +29,8 @@ class Audit:
         ledger: What the seals say of the rows.
         problems: All that does not verify.
         counts: Seals, requests, records, orders, attestations, versions and retrained models
-            looked at; how many of the versions are pruned; how many retrained models no record has,
-            which no verdict reads.
+            looked at; how many of the versions are pruned; how many retrained models no record has:
+            of those a verdict reads number 0 at most, where records have others.
     """
 
     ledger: Checked

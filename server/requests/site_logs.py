@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -50,9 +51,11 @@ def problems(home: Home, ledger: Ledger, name: str, store: Path) -> tuple[list[P
         text = f"log of {name} must be that site's own, got one of {', '.join(others)}"
         return [Problem(text, file=str(folder))], len(entries)
     # Older files go as a log grows: it speaks of nothing before its first line.
-    begins = str(entries[0].get("time", "")) if entries and entries[0]["number"] > 1 else ""
+    older = bool(entries) and entries[0]["number"] > 1
+    begins = datetime.fromisoformat(entries[0]["time"]) if older else None
     for request, statement in attested:
-        if statement["request"] not in settled and str(statement["time"]) >= begins:
+        before = begins is not None and datetime.fromisoformat(statement["time"]) < begins
+        if statement["request"] not in settled and not before:
             text = f"log of {name} must have that it made {request} last, as it attested, got none"
             found.append(Problem(text, request, file=str(folder)))
     known = {row.token for row in ledger.requests()}

@@ -358,6 +358,19 @@ def test_a_sites_log_must_have_what_the_site_attested(efface: Efface, tmp_path: 
     assert efface("audit", f"--site=client-1={tmp_path}").exit_code == USAGE
 
 
+def test_a_site_s_log_whose_oldest_lines_have_gone_speaks_of_nothing_before_it(
+    efface: Efface, tmp_path: Path
+) -> None:
+    book = Logbook(tmp_path / "store")
+    for _ in range(2):
+        book.write({"message": "train.fit", "client": "client-1", "outcome": "answered"})
+    site = f"--site=client-1={tmp_path / 'store'}"
+    assert efface("audit", site).exit_code == NOT_VERIFIED
+    (file,) = book.files()
+    file.write_bytes(file.read_bytes().partition(b"\n")[2])
+    assert efface.json("audit", site)["verified"] is True
+
+
 def test_looking_changes_nothing(efface: Efface) -> None:
     def state() -> dict[str, bytes]:
         # SQLite's own files beside the database come and go with readers.
